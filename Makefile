@@ -1,0 +1,48 @@
+# Every target makes .venv first; nothing is launched from anywhere else.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= pipelines.yaml
+
+SEED ?=
+CRAWL ?=
+OUT ?=
+PIPELINE ?= default
+ARGS ?=
+
+.PHONY: setup demo curate test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo                    curate the built-in sample (no download)"
+	@echo "make test                    run the tests"
+	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=... ARGS='--set key=value']"
+	@echo "make lint                    ruff and the import contracts"
+
+# uv comes from PATH, or is installed into .venv by the Python that made it.
+.venv/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) on PATH: install Python 3.11 or 3.12, or name one: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { echo "make: $(PYTHON) is not Python 3.11 or 3.12: name one: make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ]; then $(BIN)/python -m pip install --quiet uv && uv=$(BIN)/uv; fi; \
+	echo "installing into .venv (seconds from uv's cache, else about 5 GB to fetch)"; \
+	$$uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: .venv/installed
+
+demo: setup
+	@$(BIN)/lvd-curate demo $(ARGS)
+
+curate: setup
+	@$(BIN)/lvd-curate run --config $(CONFIG) --pipeline $(PIPELINE) $(if $(SEED),--seed $(SEED)) $(if $(CRAWL),--crawl $(CRAWL)) $(if $(OUT),--out $(OUT)) $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+test: setup
+	@$(BIN)/pytest
+
+clean:
+	rm -rf .venv runs build *.egg-info

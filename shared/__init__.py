@@ -1,0 +1,1 @@
+"""What both stages need: datasets, decoding, embedders, shards, configuration, storage."""

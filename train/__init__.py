@@ -1,0 +1,1 @@
+"""Stage two, the trainer: reads the shards that stage one writes. Not built yet."""
