@@ -1,0 +1,239 @@
+"""Stage dedup: near copies by search inside clusters, with margin multi-probe.
+
+For unit centroids, two vectors of cosine >= t lie within delta = sqrt(2 - 2t). A vector x of the
+cluster with centroid c1 is searched in cluster j too when
+
+    cos(x, c1) - cos(x, cj) <= (delta / 2) * |c1 - cj|,
+
+that is, when x is within delta / 2 of the bisector of c1 and cj. Of a pair that a bisector splits,
+one end is: when every vector queries, every pair is found. The probes are ranked by the left side
+minus the right and capped; `recall` measures what the cap loses.
+
+Units: `search` (map over ranges of clusters) gives edges between images, `groups.py` makes groups
+of them. Edges are pairs of *ranks* (0 is the best image), worse before better.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.cluster import Clusters, LoadedClusters
+from curate.collection import Collection
+from curate.groups import COVERED, UNDECIDED, EdgeBuffer
+from curate.search import nearest, neighbours, unit, use_threads
+from shared.errors import LvdError
+
+VERSION = 1
+ROUNDING = 1e-5
+ABSURD_NEIGHBOURS = 5
+
+
+class DedupSettings(BaseModel):
+    """What counts as a copy, and how hard copies are looked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: float | Literal["auto"] | None = Field(None)
+    """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
+    groups: Literal["greedy", "components"] = "greedy"
+    """greedy: every member reaches the threshold with its representative. components: chains."""
+    probes: int = Field(64, ge=1)
+    """At most as many clusters are searched for a vector, its own included."""
+    edges_per_image: int = Field(64, ge=1)
+    """Edges held for an image at a time; groups larger than this take another pass."""
+    recall_sample: int = Field(256, ge=0)
+    """Images whose copies are looked for in all others too, to measure the recall."""
+    max_pair_share: float = Field(0.01, gt=0, le=1)
+    """The run stops when more of the pairs of different images than this reach the threshold."""
+    seed: int = 0
+
+
+def probes(
+    vectors: np.ndarray, own: int, centroids: np.ndarray, threshold: float, cap: int
+) -> np.ndarray:
+    """Return which clusters the vectors of cluster `own` are searched in: bool [n, k].
+
+    `vectors` are float32 unit vectors [n, d], `centroids` float32 unit vectors [k, d].
+    """
+    delta = np.sqrt(max(0.0, 2 - 2 * threshold))
+    cosines = vectors @ centroids.T
+    apart = np.sqrt(np.maximum(0, 2 - 2 * (centroids @ centroids[own])))
+    margin = cosines[:, own : own + 1] - cosines - (delta / 2) * apart - ROUNDING
+    margin[:, own] = -np.inf
+    chosen = margin <= 0
+    if cap < len(centroids):
+        crowded = np.flatnonzero(chosen.sum(1) > cap)
+        if len(crowded):
+            ranked = np.argpartition(margin[crowded], cap - 1, axis=1)[:, :cap]
+            chosen[crowded] = False
+            chosen[crowded[:, None], ranked] = True
+    return chosen
+
+
+def search(
+    collection: Collection,
+    clusters: Clusters,
+    first: int,
+    last: int,
+    threshold: float,
+    settings: DedupSettings,
+    status: Path | None,
+    threads: int,
+    *,
+    out: Path,
+) -> dict:
+    """Write the edges of the vectors in clusters `first` to `last`: int64 ranks [e, 2].
+
+    `status` is what earlier passes left (see `groups.py`): images that are covered neither ask nor
+    answer, and only undecided ones are the worse end of an edge.
+    """
+    use_threads(threads)
+    loaded = clusters.load()
+    rank = collection.rank
+    state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    edges = EdgeBuffer(settings.groups, settings.edges_per_image)
+    for visited, numbers, vectors in _visits(
+        loaded, first, last, threshold, settings.probes, state
+    ):
+        base, base_numbers = _alive(*loaded.of(visited), state)
+        for row, found in neighbours(vectors, unit(base), threshold):
+            a, b = rank[numbers[row]], rank[base_numbers[found]]
+            worse, better = np.maximum(a, b), np.minimum(a, b)
+            keep = worse > better
+            if state is not None:
+                number = np.where(a > b, numbers[row], base_numbers[found])
+                keep &= state[number] == UNDECIDED
+            edges.add(worse[keep], better[keep])
+    found, truncated = edges.result()
+    np.save(out / "edges.npy", found)
+    np.save(out / "truncated.npy", truncated)
+    return {"edges": len(found), "truncated": len(truncated)}
+
+
+def _visits(
+    loaded: LoadedClusters,
+    first: int,
+    last: int,
+    threshold: float,
+    cap: int,
+    state: np.ndarray | None,
+):
+    """Yield (visited cluster, numbers, unit vectors) for the vectors of a range of clusters."""
+    numbers: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
+    visits: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
+    for own in range(first, last):
+        stored, number = _alive(*loaded.of(own), state)
+        for at in range(0, len(stored), 16_384):
+            some = unit(stored[at : at + 16_384])
+            row, cluster = np.nonzero(probes(some, own, loaded.centroids, threshold, cap))
+            numbers.append(number[at : at + 16_384])
+            vectors.append(some)
+            visits.append((cluster.astype(np.int32), (row + count).astype(np.int32)))
+            count += len(some)
+    if not count:
+        return
+    number, vector = np.concatenate(numbers), np.concatenate(vectors)
+    cluster, row = (np.concatenate(column) for column in zip(*visits, strict=True))
+    order = np.argsort(cluster, kind="stable")
+    edges = np.flatnonzero(np.diff(cluster[order])) + 1
+    for where in np.split(order, edges):
+        rows = row[where]
+        yield int(cluster[where[0]]), number[rows], vector[rows]
+
+
+def _alive(
+    vectors: np.ndarray, numbers: np.ndarray, state: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if state is None:
+        return vectors, numbers
+    alive = state[numbers] != COVERED
+    return vectors[alive], numbers[alive]
+
+
+def sanity(collection: Collection, threshold: float, settings: DedupSettings, *, out: Path) -> dict:
+    """Stop with an explanation when an absurd share of sampled pairs reaches the threshold."""
+    rng = np.random.default_rng(settings.seed)
+    usable = collection.usable
+    sample = np.sort(rng.choice(usable, min(len(usable), 2_000), replace=False))
+    vectors = unit(collection.vectors(sample))
+    pairs = sum(len(row) for row, _ in neighbours(vectors, vectors, threshold)) - len(vectors)
+    share = pairs / max(1, len(vectors) * (len(vectors) - 1))
+    each = share * (len(usable) - 1)
+    if share > settings.max_pair_share and each >= ABSURD_NEIGHBOURS:
+        raise LvdError(
+            f"dedup.threshold {threshold:.4f} would call {share:.1%} of all pairs of images copies "
+            f"(about {each:.0f} copies of every image; more than {settings.max_pair_share:.0%} is "
+            "absurd): it does not fit this embedder. Run `lvd-curate calibrate`, set a higher "
+            "dedup.threshold, name a trained embedder, or raise dedup.max_pair_share"
+        )
+    return {"pairs": int(pairs // 2), "share": share}
+
+
+def recall(
+    collection: Collection,
+    clusters: Clusters,
+    threshold: float,
+    settings: DedupSettings,
+    threads: int,
+    *,
+    out: Path,
+) -> dict:
+    """Measure on a sample, against exact search, the share of pairs that the probes find.
+
+    The sample shrinks for collections of more than 10 million images, so that the exact search
+    stays below 2.5e9 cosines.
+    """
+    use_threads(threads)
+    usable = collection.usable
+    size = min(settings.recall_sample, len(usable), int(2.5e9) // max(1, len(usable)))
+    rng = np.random.default_rng(settings.seed)
+    sample = np.sort(rng.choice(usable, size, replace=False))
+    if not size:
+        return {"queries": 0, "pairs": 0, "found": 0, "recall": None}
+    loaded = clusters.load()
+    vectors = unit(collection.vectors(sample))
+    pairs = found = 0
+    for cluster in range(len(loaded)):
+        base, numbers = loaded.of(cluster)
+        for row, near in neighbours(vectors, unit(base), threshold):
+            other = sample[row] != numbers[near]
+            row, near = row[other], near[other]
+            pairs += len(row)
+            found += int(
+                _is_found(
+                    loaded, vectors[row], unit(base[near]), cluster, threshold, settings
+                ).sum()
+            )
+    return {
+        "queries": int(size),
+        "pairs": pairs,
+        "found": found,
+        "recall": found / pairs if pairs else None,
+    }
+
+
+def _is_found(
+    loaded: LoadedClusters,
+    a: np.ndarray,
+    b: np.ndarray,
+    cluster: int,
+    threshold: float,
+    settings: DedupSettings,
+) -> np.ndarray:
+    """Return whether a search finds the pairs (a, b), b of `cluster`, from either end: bool [n]."""
+    result = np.zeros(len(a), bool)
+    home = nearest(a, loaded.centroids)
+    for own in np.unique(home):
+        where = np.flatnonzero(home == own)
+        result[where] = probes(a[where], own, loaded.centroids, threshold, settings.probes)[
+            :, cluster
+        ]
+        back = probes(b[where], cluster, loaded.centroids, threshold, settings.probes)[:, own]
+        result[where] |= back
+    return result

@@ -1,0 +1,120 @@
+"""Curation, from a crawl and a seed to shards and reports.
+
+Each stage's folder below `work` is addressed by the stage's settings and version and by what went
+into it: whatever is there already is used, and a change recomputes only what stands behind it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from curate import export, rows
+from curate.engine import Engine
+from curate.originals import read_members
+from curate.output import Output, versions
+from curate.plan import Plan
+from curate.report import pictures
+from curate.stages import Embedded, Run
+from shared.storage import fingerprint
+
+
+def curate(plan: Plan, output: Output) -> bool:
+    """Run the pipeline into `output`; return False when it stands there already.
+
+    Raises LvdError, in one line, for whatever the user can mend.
+    """
+    started = time.monotonic()
+    with Engine(plan.work, plan.request.settings.engine) as engine:
+        run = Run(plan, engine)
+        run.embed()
+        run.calibrate()
+        run.cluster()
+        run.dedup()
+        run.holdout()
+        run.retrieve()
+        run.select()
+        address = fingerprint([run.address, output.settings, export.VERSION, rows.VERSION])
+        if output.stands(address):
+            return False
+        output.begin(address)
+        run.export(output)
+        with engine.stage("report"):
+            run.report(output)
+            output.write(_run(run), _funnel(run), address)
+            if plan.request.settings.report.pictures:
+                pictures(output.partial, _reader(run, run.crawl), _reader(run, run.seed))
+        output.finish(engine.times, time.monotonic() - started)
+    return True
+
+
+def comparable(plan: Plan) -> dict:
+    """Return the settings that decide the result: those that an OUT is compared by."""
+    request = plan.request
+    return {
+        "pipeline": request.pipeline,
+        "crawl": request.crawl.name,
+        "seed": request.seed.name,
+        "holdouts": [held.name for held in request.holdouts],
+        "embedder": {"name": request.embedder.name, **plan.embedder.model_dump(mode="json")},
+        **request.settings.model_dump(
+            mode="json",
+            exclude={"crawl": True, "seed": True, "holdouts": True, "embedder": True}
+            | {"engine": {"workers"}, "embed": {"decode_threads"}},
+        ),
+    }
+
+
+def _run(run: Run) -> dict:
+    plan = run.plan
+    datasets = (run.crawl, run.seed, *run.holdouts)
+    return {
+        "crawl": run.crawl.name,
+        "seed": run.seed.name,
+        "holdouts": [held.name for held in run.holdouts],
+        "embedder": plan.request.embedder.name,
+        "settings": comparable(plan),
+        "thresholds": _thresholds(run),
+        "calibration": run.calibrations,
+        "contents": {dataset.name: dataset.address for dataset in datasets},
+        "versions": versions(),
+    }
+
+
+def _funnel(run: Run) -> dict:
+    counts = run.group_counts
+    return {
+        "images": len(run.crawl.collection),
+        "decisions": run.decisions,
+        "groups": {"count": counts["groups"], "members": counts["members"]},
+        "dedup_recall": run.recall,
+        "thresholds": _thresholds(run),
+        "problems": [
+            text for data in (run.crawl, run.seed, *run.holdouts) for text in data.problems
+        ],
+        "settings": comparable(run.plan),
+        "versions": versions(),
+    }
+
+
+def _thresholds(run: Run) -> dict:
+    return {
+        name: {"value": threshold.value, "source": threshold.source}
+        for name, threshold in run.thresholds.items()
+    }
+
+
+def _reader(run: Run, dataset: Embedded):
+    """Return a function from a key of a dataset to its image's bytes, or None."""
+
+    def read(key: str) -> bytes | None:
+        collection = dataset.collection
+        number = collection.find(key)
+        if number is None:
+            return None
+        fact = collection.facts([number], ["key", "member", "offset", "bytes"]).to_pylist()[0]
+        part = dataset.parts[collection.part[number]]
+        [(_, data)] = read_members(part, [fact], Path(run.engine.scratch))
+        return data
+
+    return read

@@ -1,0 +1,159 @@
+"""Exact cosine search and spherical k-means on unit vectors, by Faiss.
+
+The one module that imports faiss. Everywhere in curate, the similarity of two stored float16
+vectors is `cosine`: renormalised in float32, accumulated in float64, rounded to float32, clamped
+to [-1, 1]. Faiss's float32 products only propose candidates, with a slack that covers their
+rounding, so results do not depend on block sizes, threads or the order of the vectors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+SLACK = np.float32(1e-4)
+"""More than the rounding of a float32 inner product of two unit vectors of up to 4096 dimensions."""
+
+BASE_ROWS = 262_144
+QUERY_ROWS = 4_096
+PAIRS_AT_ONCE = 4_000_000
+
+
+def _faiss():
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import faiss
+
+    return faiss
+
+
+def use_threads(threads: int) -> None:
+    """Let Faiss use `threads` threads in this process."""
+    _faiss().omp_set_num_threads(threads)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return float16 or float32 vectors [n, d] renormalised in float32; zero vectors stay zero."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)).astype(np.float32)
+    return vectors / np.where(norms > 0, norms, 1)[:, None]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the float32 cosines [n] of the rows of two arrays of unit vectors [n, d]."""
+    products = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+    return np.clip(products.astype(np.float32), np.float32(-1), np.float32(1))
+
+
+def neighbours(
+    queries: np.ndarray, base: np.ndarray, threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield every (query row, base row) whose cosine is at least `threshold`.
+
+    Takes float32 unit vectors [n, d] and [m, d]; yields pairs of int64 arrays, in bounded memory:
+    a block's products never number more than about `PAIRS_AT_ONCE`.
+    """
+    faiss = _faiss()
+    threshold = np.float32(threshold)
+    for start in range(0, len(base), BASE_ROWS):
+        block = np.ascontiguousarray(base[start : start + BASE_ROWS])
+        index = faiss.IndexFlatIP(block.shape[1])
+        index.add(block)
+        rows = max(16, min(QUERY_ROWS, PAIRS_AT_ONCE // len(block)))
+        for first in range(0, len(queries), rows):
+            asked = np.ascontiguousarray(queries[first : first + rows])
+            limits, similarity, found = index.range_search(asked, float(threshold - SLACK))
+            row = np.repeat(np.arange(len(asked)), np.diff(limits.astype(np.int64)))
+            keep = similarity >= threshold + SLACK
+            doubtful = np.flatnonzero(~keep)
+            for part in range(0, len(doubtful), QUERY_ROWS):
+                some = doubtful[part : part + QUERY_ROWS]
+                keep[some] = cosine(asked[row[some]], block[found[some]]) >= threshold
+            yield row[keep] + first, found[keep] + start
+
+
+def top_k(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `k` most similar base rows of every query: float32 [n, k] and int64 [n, k].
+
+    Takes stored vectors, float16 or float32, [n, d] and [m, d]. Sorted by falling similarity,
+    ties by base row; a base of fewer than `k` rows gives as many columns as it has rows.
+    """
+    k = min(k, len(base))
+    similarity = np.empty((len(queries), k), np.float32)
+    rows = np.empty((len(queries), k), np.int64)
+    base_blocks = [slice(at, at + BASE_ROWS) for at in range(0, len(base), BASE_ROWS)]
+    units = unit(base) if len(base_blocks) == 1 else None
+    group = QUERY_ROWS if units is not None else 16 * QUERY_ROWS
+    for first in range(0, len(queries), group):
+        asked = unit(queries[first : first + group])
+        best = np.full((len(asked), 0), 0, np.float32), np.empty((len(asked), 0), np.int64)
+        for at in base_blocks:
+            found = _top_k_of_block(asked, unit(base[at]) if units is None else units, k)
+            best = _first_k(
+                np.hstack([best[0], found[0]]), np.hstack([best[1], found[1] + at.start]), k
+            )
+        similarity[first : first + group], rows[first : first + group] = best
+    return similarity, rows
+
+
+def _top_k_of_block(asked: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    faiss = _faiss()
+    k = min(k, len(block))
+    wide = min(len(block), k + 8)
+    proposed, found = faiss.knn(asked, block, wide, metric=faiss.METRIC_INNER_PRODUCT)
+    exact = np.empty_like(proposed)
+    for at in range(0, len(asked), 512):
+        exact[at : at + 512] = _cosines(asked[at : at + 512], block[found[at : at + 512]])
+    similarity, rows = _first_k(exact, found, k)
+    if wide < len(block):
+        # Beyond the proposals there may be ties with the last one kept: ask for all of these.
+        crowded = np.flatnonzero(proposed[:, -1] >= similarity[:, -1] - SLACK)
+        if len(crowded):
+            index = faiss.IndexFlatIP(block.shape[1])
+            index.add(block)
+        for row in crowded:
+            limits, _, near = index.range_search(
+                asked[row : row + 1], float(similarity[row, -1] - SLACK)
+            )
+            cosines = cosine(np.broadcast_to(asked[row], (len(near), block.shape[1])), block[near])
+            similarity[row], rows[row] = (x[0] for x in _first_k(cosines[None], near[None], k))
+    return similarity, rows
+
+
+def _cosines(asked: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    products = np.einsum("nd,nkd->nk", asked, candidates, dtype=np.float64)
+    return np.clip(products.astype(np.float32), np.float32(-1), np.float32(1))
+
+
+def _first_k(similarity: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((rows, -similarity), axis=1)[:, :k]
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def spherical_kmeans(vectors: np.ndarray, clusters: int, iterations: int, seed: int) -> np.ndarray:
+    """Return float32 unit centroids [clusters, d] of unit vectors [n, d]."""
+    faiss = _faiss()
+    if clusters == 1 or len(vectors) <= clusters:
+        return unit(vectors.mean(axis=0, keepdims=True)) if clusters == 1 else vectors.copy()
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(vectors) // clusters + 1,
+    )
+    kmeans.train(np.ascontiguousarray(vectors))
+    return unit(kmeans.centroids)
+
+
+def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Return the int32 row of the nearest centroid of each unit vector [n, d]."""
+    faiss = _faiss()
+    if not len(vectors):
+        return np.empty(0, np.int32)
+    return faiss.knn(vectors, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0].astype(
+        np.int32
+    )

@@ -1,0 +1,149 @@
+"""The curation half of pipelines.yaml: what may stand there, and how names become datasets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.calibration import CalibrateSettings
+from curate.cluster import ClusterSettings
+from curate.dedup import DedupSettings
+from curate.embed import EmbedSettings
+from curate.engine import EngineSettings
+from curate.export import ExportSettings
+from curate.holdout import HoldoutSettings
+from curate.quality import FilterSettings, QualitySettings
+from curate.retrieve import RetrieveSettings
+from curate.rows import ReportSettings
+from shared.config import apply_overrides, expand, load_yaml, require_expanded, validate
+from shared.datasets import DatasetSettings
+from shared.embedders import EmbedderSettings, settings_for_folder
+from shared.errors import LvdError, nearest
+
+
+class PipelineSettings(BaseModel):
+    """One curation pipeline: which datasets, which embedder, and each stage's settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    crawl: str | None = None
+    seed: str | None = None
+    holdouts: list[str] = Field(default_factory=list)
+    embedder: str
+    embed: EmbedSettings = Field(default_factory=EmbedSettings)
+    quality: QualitySettings = Field(default_factory=QualitySettings)
+    filters: list[FilterSettings] = Field(default_factory=list)
+    calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+    dedup: DedupSettings = Field(default_factory=DedupSettings)
+    holdout: HoldoutSettings = Field(default_factory=HoldoutSettings)
+    retrieve: RetrieveSettings = Field(default_factory=RetrieveSettings)
+    export: ExportSettings = Field(default_factory=ExportSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+
+
+class PipelinesFile(BaseModel):
+    """The whole of pipelines.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
+    embedders: dict[str, EmbedderSettings] = Field(default_factory=dict)
+    pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A dataset or an embedder with the name or path that it was asked for by."""
+
+    name: str
+    settings: DatasetSettings | EmbedderSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a run is asked for, validated."""
+
+    pipeline: str
+    settings: PipelineSettings
+    embedder: Named
+    crawl: Named
+    seed: Named
+    holdouts: tuple[Named, ...]
+
+
+def read_request(
+    config: Path,
+    pipeline: str,
+    *,
+    embedder: str | None,
+    crawl: str | None,
+    seed: str | None,
+    holdouts: Sequence[str],
+    overrides: Sequence[str],
+) -> Request:
+    """Read and check the configuration of a run; LvdError, in one line, for all that is wrong.
+
+    An override counts for the pipeline unless it begins with `datasets.`, `embedders.` or
+    `pipelines.`.
+    """
+    tree = load_yaml(config)
+    pipelines = tree.get("pipelines")
+    known = pipelines if isinstance(pipelines, dict) else {}
+    if pipeline not in known:
+        raise LvdError(
+            f"no pipeline {pipeline!r} in {config}{nearest(pipeline, known)}: "
+            f"it has {', '.join(sorted(known)) or 'none'}"
+        )
+    absolute = [
+        text
+        if re.match(r"(datasets|embedders|pipelines)\.", text)
+        else f"pipelines.{pipeline}.{text}"
+        for text in overrides
+    ]
+    whole = validate(PipelinesFile, expand(apply_overrides(tree, absolute)), file=config)
+    settings = whole.pipelines[pipeline]
+    crawl, seed = crawl or settings.crawl, seed or settings.seed
+    for role, name in (("seed", seed), ("crawl", crawl)):
+        if not name:
+            raise LvdError(
+                f"pipelines.{pipeline}.{role} in {config} names no dataset: say --{role} NAME or PATH"
+            )
+    return Request(
+        pipeline=pipeline,
+        settings=settings,
+        embedder=_embedder(whole, embedder or settings.embedder, config),
+        crawl=_dataset(whole, crawl, config),
+        seed=_dataset(whole, seed, config),
+        holdouts=tuple(_dataset(whole, name, config) for name in holdouts or settings.holdouts),
+    )
+
+
+def _embedder(whole: PipelinesFile, name: str, config: Path) -> Named:
+    if name in whole.embedders:
+        return Named(name, whole.embedders[name])
+    if "/" in name or Path(name).is_dir():
+        return Named(name, settings_for_folder(Path(name)))
+    raise LvdError(
+        f"no embedder {name!r} in {config}{nearest(name, whole.embedders)}: "
+        f"it has {', '.join(sorted(whole.embedders)) or 'none'}; or name a model folder"
+    )
+
+
+def _dataset(whole: PipelinesFile, name: str, config: Path) -> Named:
+    if name in whole.datasets:
+        settings = whole.datasets[name]
+        for path in [settings.path] if isinstance(settings.path, str) else settings.path:
+            require_expanded(path, f"datasets.{name}.path", config)
+        return Named(name, settings)
+    if "/" in name or Path(name).exists() or any(sign in name for sign in "*?[{"):
+        return Named(name, DatasetSettings(path=name))
+    raise LvdError(
+        f"no dataset {name!r} in {config}{nearest(name, whole.datasets)}, and no such path: "
+        f"it has {', '.join(sorted(whole.datasets)) or 'none'}"
+    )

@@ -1,0 +1,412 @@
+"""The stages of a run: what each is addressed by, which units it has, and where they leave things.
+
+An address is the fingerprint of a stage's settings and version and of the addresses before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from curate import calibration, cluster, dedup, export, groups, holdout, retrieve, rows, select
+from curate.cluster import Clusters
+from curate.collection import VERSION as CATALOGUE_VERSION
+from curate.collection import Collection, catalogue
+from curate.embed import embed_part, load_embedder, unit_name
+from curate.engine import Engine, Unit
+from curate.originals import save_parts
+from curate.output import Output
+from curate.plan import Dataset, Plan, embed_folder, score_columns
+from shared.errors import LvdError
+from shared.storage import fingerprint
+
+MOST_PASSES = 1_000
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A cosine, and where it comes from: `pipeline`, `embedder` or `calibrated`."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A dataset whose images are embedded and numbered; `address` stands for its content."""
+
+    name: str
+    parts: list
+    collection: Collection
+    address: str
+    problems: list[str]
+
+
+@dataclass
+class Run:
+    """One run of the pipeline; every method is a stage, and leaves what later ones read."""
+
+    plan: Plan
+    engine: Engine
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    calibrations: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = self.plan.request.settings
+        self.work = self.plan.work
+        self.threads = self.settings.engine.threads
+
+    # embed ----------------------------------------------------------------------------------
+
+    def embed(self) -> None:
+        """Embed what is not embedded yet of all datasets, and number their images by key."""
+        with self.engine.stage("embed"):
+            self.crawl, self.seed, *self.holdouts = [
+                self._embed(dataset) for dataset in self.plan.datasets
+            ]
+        if not len(self.crawl.collection):
+            raise LvdError(
+                f"crawl {self.crawl.name}: its {len(self.crawl.parts)} parts hold no image"
+                + (f" ({self.crawl.problems[0]})" if self.crawl.problems else "")
+            )
+        if not len(self.seed.collection.usable):
+            raise LvdError(
+                f"seed {self.seed.name}: none of its {len(self.seed.collection)} images can be "
+                "read, so nothing can be similar to it: name another seed dataset"
+            )
+
+    def _embed(self, dataset: Dataset) -> Embedded:
+        settings, embedder = self.settings, self.plan.embedder
+        columns = score_columns(self.plan, dataset)
+        folder = embed_folder(self.plan, dataset)
+        units = [
+            Unit(
+                unit_name(part),
+                (part, settings.embed, embedder, columns, self.threads),
+                weight=part.nbytes,
+            )
+            for part in dataset.parts
+        ]
+        done = self.engine.run(
+            folder,
+            embed_part,
+            units,
+            setup=load_embedder,
+            setup_args=(embedder, self.threads),
+            gpus=int(embedder.device == "cuda"),
+        )
+        parts = [
+            (part, folder / unit.name) for part, unit in zip(dataset.parts, units, strict=True)
+        ]
+        quality = settings.quality if dataset.role == "crawl" else None
+        filters = settings.filters if dataset.role == "crawl" else []
+        address = self._address(
+            "catalogue",
+            CATALOGUE_VERSION,
+            [[part.name, stats["digest"]] for part, stats in zip(dataset.parts, done, strict=True)],
+            quality and quality.model_dump(),
+            [entry.model_dump() for entry in filters],
+        )
+        home = self._home("catalogue", address)
+        self.engine.run(home, catalogue, [Unit("all", (parts, self.work, quality, filters))])
+        problems = [
+            f"{dataset.name}: {part.name}: {problem}"
+            for part, stats in zip(dataset.parts, done, strict=True)
+            for problem in stats["problems"]
+        ]
+        return Embedded(dataset.name, dataset.parts, Collection(home / "all"), address, problems)
+
+    # thresholds -----------------------------------------------------------------------------
+
+    def calibrate(self) -> None:
+        """Give `dedup` and `retrieve` their thresholds: set, declared, or measured here."""
+        asked = {name: getattr(self.settings, name).threshold for name in ("dedup", "retrieve")}
+        for name, value in asked.items():
+            if value is not None and value != "auto":
+                self.thresholds[name] = Threshold(value, "pipeline")
+            elif value is None and (own := getattr(self.plan.embedder.thresholds, name)) != "auto":
+                self.thresholds[name] = Threshold(own, "embedder")
+        if unknown := [name for name in asked if name not in self.thresholds]:
+            with self.engine.stage("calibrate"):
+                for name in unknown:
+                    self.calibrations[name] = self.calibration(name)
+                    value = self.calibrations[name]["threshold"]
+                    self.thresholds[name] = Threshold(value, "calibrated")
+        if self.holdouts:
+            own = self.settings.holdout.threshold
+            same = self.thresholds["dedup"]
+            self.thresholds["holdout"] = same if own is None else Threshold(own, "pipeline")
+
+    def calibration(self, name: str) -> dict:
+        """Return the calibration of `dedup` (from the crawl alone) or `retrieve`, as measured."""
+        settings = self.settings.calibrate
+        if name == "dedup":
+            args = (self.crawl.collection, self._parts_file(), self.settings.embed, settings)
+            address = self._address(
+                "calibrate", calibration.VERSION, self.crawl.address, settings.model_dump()
+            )
+            [measured] = self.engine.run(
+                self._home("calibrate", address),
+                calibration.dedup,
+                [Unit("dedup", (*args, self.plan.embedder))],
+                setup=load_embedder,
+                setup_args=(self.plan.embedder, self.threads),
+                gpus=int(self.plan.embedder.device == "cuda"),
+            )
+            return measured
+        address = self._address(
+            "calibrate",
+            calibration.VERSION,
+            [self.crawl.address, self.seed.address],
+            settings.model_dump(),
+        )
+        [measured] = self.engine.run(
+            self._home("calibrate", address),
+            calibration.retrieve,
+            [Unit("retrieve", (self.crawl.collection, self.seed.collection, settings))],
+        )
+        return measured
+
+    # cluster --------------------------------------------------------------------------------
+
+    def cluster(self) -> None:
+        """Find centroids, give every vector its cluster, lay clusters side by side."""
+        crawl = self.crawl.collection
+        self._clustered = self._address(
+            "cluster",
+            cluster.VERSION,
+            self.crawl.address,
+            self.settings.cluster.model_dump(),
+            self.threads,
+        )
+        home = self._home("cluster", self._clustered)
+        with self.engine.stage("cluster"):
+            self.engine.run(
+                home,
+                cluster.centroids,
+                [Unit("centroids", (crawl, self.settings.cluster, self.threads))],
+                note="k-means",
+            )
+            units = [
+                Unit(
+                    f"assign-{start:012d}",
+                    (crawl, home / "centroids", start, stop, self.threads),
+                    stop - start,
+                )
+                for start, stop in crawl.blocks()
+            ]
+            self.engine.run(home, cluster.assign, units, note="assigned")
+            self.assigned = [home / unit.name for unit in units]
+            ranges = cluster.buckets(self.assigned)
+            folders = [home / f"members-{first:08d}" for first, _ in ranges]
+            held = self.engine.run(
+                home,
+                cluster.members,
+                [
+                    Unit(folder.name, (self.assigned, first, last))
+                    for folder, (first, last) in zip(folders, ranges, strict=True)
+                ],
+            )
+        self.clusters = Clusters(home / "centroids", tuple(folders), tuple(ranges))
+        self._cluster_sizes = [stats["images"] for stats in held]
+
+    # dedup ----------------------------------------------------------------------------------
+
+    def dedup(self) -> None:
+        """Group copies: search inside clusters, pass after pass until every image is decided."""
+        crawl, settings = self.crawl.collection, self.settings.dedup
+        threshold = self.thresholds["dedup"].value
+        asked = {**settings.model_dump(), "threshold": threshold}
+        self._deduped = self._address(
+            "dedup", [dedup.VERSION, groups.VERSION], self._clustered, asked
+        )
+        home = self._home("dedup", self._deduped)
+        with self.engine.stage("dedup"):
+            self.engine.run(
+                home,
+                dedup.sanity,
+                [Unit("sanity", (crawl, threshold, settings))],
+                note="sanity check",
+            )
+            before, number = None, 0
+            for number in range(MOST_PASSES):
+                result = self._dedup_pass(home, number, before, threshold)
+                before = home / f"groups-{number}"
+                if not result["undecided"]:
+                    break
+            else:
+                raise LvdError(
+                    f"dedup: {result['undecided']} images undecided: raise edges_per_image"
+                )
+            self.groups, self.group_counts = before, result
+            [self.recall] = self.engine.run(
+                home,
+                dedup.recall,
+                [Unit("recall", (crawl, self.clusters, threshold, settings, self.threads))],
+                note="measuring recall",
+            )
+
+    def _dedup_pass(self, home: Path, number: int, before: Path | None, threshold: float) -> dict:
+        crawl, settings = self.crawl.collection, self.settings.dedup
+        units = [
+            Unit(
+                f"search-{number}-{first:08d}",
+                (crawl, self.clusters, first, last, threshold, settings, before, self.threads),
+                images,
+            )
+            for (first, last), images in zip(self.clusters.ranges, self._cluster_sizes, strict=True)
+        ]
+        self.engine.run(home, dedup.search, units, note=f"pass {number + 1}" if number else "")
+        searched = [home / unit.name for unit in units]
+        args = (crawl, searched, settings.groups, settings.edges_per_image, before)
+        [result] = self.engine.run(home, groups.group, [Unit(f"groups-{number}", args)])
+        return result
+
+    # holdout and retrieve -------------------------------------------------------------------
+
+    def holdout(self) -> None:
+        """Find the crawled images that are copies of evaluation images."""
+        self.held, self._held = [], None
+        if not self.holdouts:
+            return
+        crawl, threshold = self.crawl.collection, self.thresholds["holdout"].value
+        self._held = self._address(
+            "holdout",
+            holdout.VERSION,
+            [self.crawl.address, *[[held.name, held.address] for held in self.holdouts]],
+            threshold,
+            self.threads,
+        )
+        home = self._home("holdout", self._held)
+        sets = [held.collection for held in self.holdouts]
+        units = [
+            Unit(f"{start:012d}", (crawl, sets, start, stop, threshold, self.threads), stop - start)
+            for start, stop in crawl.blocks()
+        ]
+        with self.engine.stage("holdout"):
+            self.engine.run(home, holdout.search, units)
+        self.held = [home / unit.name for unit in units]
+
+    def retrieve(self) -> None:
+        """Find the nearest seed images of every image that stands for its group."""
+        crawl, k = self.crawl.collection, self.settings.report.top_k
+        self._retrieved = self._address(
+            "retrieve", retrieve.VERSION, [self._deduped, self.seed.address], k, self.threads
+        )
+        home = self._home("retrieve", self._retrieved)
+        units = [
+            Unit(
+                f"{start:012d}",
+                (crawl, self.groups, self.seed.collection, start, stop, k, self.threads),
+                stop - start,
+            )
+            for start, stop in crawl.blocks()
+        ]
+        with self.engine.stage("retrieve"):
+            self.engine.run(home, retrieve.search, units)
+        self.retrieved = [home / unit.name for unit in units]
+
+    def select(self) -> None:
+        """Decide about every image, and deal the kept ones to shards."""
+        settings = self.settings
+        threshold = self.thresholds["retrieve"].value
+        self.address = self._address(
+            "select",
+            select.VERSION,
+            [self._retrieved, self._held],
+            threshold,
+            settings.retrieve.model_dump(exclude={"threshold"}),
+            settings.export.seed,
+        )
+        home = self._home("select", self.address)
+        args = (
+            self.crawl.collection,
+            self.groups,
+            self.held,
+            self.retrieved,
+            threshold,
+            settings.retrieve,
+            settings.export.seed,
+        )
+        with self.engine.stage("select"):
+            [result] = self.engine.run(home, select.select, [Unit("all", args)])
+        self.selected, self.decisions = home / "all", result["decisions"]
+
+    # export and report ----------------------------------------------------------------------
+
+    def export(self, output: Output) -> None:
+        """Write the kept images as shards below `output`."""
+        crawl, size = self.crawl.collection, self.settings.export.shard_size
+        source = export.Source(
+            crawl=crawl,
+            parts=self._parts_file(),
+            selected=self.selected,
+            retrieved=tuple(self.retrieved),
+            seed=self.seed.collection,
+            spills={},
+        )
+        with self.engine.stage("export"):
+            kept = self.decisions["kept"]
+            spilled = [
+                (index, part)
+                for index, part in enumerate(self.crawl.parts)
+                if kept and export.needs_spill(part)
+            ]
+            units = [Unit(f"spill-{index:08d}", (source, index, part)) for index, part in spilled]
+            self.engine.run(output.spill, export.spill, units, scratch=output.scratch)
+            source.spills.update(
+                {
+                    index: output.spill / unit.name
+                    for (index, _), unit in zip(spilled, units, strict=True)
+                }
+            )
+            shards = [
+                Unit(
+                    export.shard_name(shard),
+                    (source, shard, self.settings.export),
+                    min(size, kept - shard * size),
+                )
+                for shard in range(-(-kept // size))
+            ]
+            self.engine.run(
+                output.shards, export.export_shard, shards, scratch=output.scratch, flat=True
+            )
+
+    def report(self, output: Output) -> None:
+        """Write the tables below `output`."""
+        settings = self.settings
+        decided = rows.Decided(
+            crawl=self.crawl.collection,
+            seed=self.seed.collection,
+            holdouts=tuple((held.name, held.collection) for held in self.holdouts),
+            assigned=tuple(self.assigned),
+            groups=self.groups,
+            held=tuple(self.held),
+            retrieved=tuple(self.retrieved),
+            selected=self.selected,
+            quality=settings.quality,
+            filters=tuple(settings.filters),
+            dedup_threshold=self.thresholds["dedup"].value,
+            retrieve_threshold=self.thresholds["retrieve"].value,
+            max_images=settings.retrieve.max_images,
+            strategy=settings.retrieve.strategy,
+            shard_size=settings.export.shard_size,
+        )
+        units = [
+            Unit(f"{block:05d}", (decided, block, start, stop), stop - start)
+            for block, (start, stop) in enumerate(self.crawl.collection.blocks())
+        ]
+        self.engine.run(output.tables, rows.tables, units, scratch=output.scratch)
+        output.lay_tables([output.tables / unit.name for unit in units])
+
+    # addresses ------------------------------------------------------------------------------
+
+    def _address(self, stage: str, version: object, inputs: object, *settings: object) -> str:
+        return fingerprint([stage, version, inputs, *settings])
+
+    def _home(self, stage: str, address: str) -> Path:
+        return self.work / stage / address
+
+    def _parts_file(self) -> Path:
+        path = self.engine.scratch / "parts.json"
+        return path if path.exists() else save_parts(self.crawl.parts, path)

@@ -1,0 +1,86 @@
+"""Opens the reports of a finished run: the Parquet tables as DuckDB views, the JSON as dicts."""
+
+from __future__ import annotations
+
+import glob
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from shared.errors import LvdError
+
+DECISIONS = (
+    "corrupt",
+    "unsafe",
+    "low_quality",
+    "holdout",
+    "duplicate",
+    "irrelevant",
+    "over_budget",
+    "kept",
+)
+
+
+def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
+    """Return a connection with the views `images`, `retrieval` and `duplicates` of `out`.
+
+    A table is one Parquet file or a folder of them. Nothing is read until a query asks for it.
+    """
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "temp_directory": tempfile.gettempdir(),  # its default is below the working directory
+        }
+    )
+    connection.execute("SET enable_progress_bar = false")
+    for name in ("images", "retrieval", "duplicates"):
+        path = out / "reports" / f"{name}.parquet"
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files or not files[0].exists():
+            raise _unfinished(out, path)
+        # DuckDB reads a path as a pattern.
+        connection.read_parquet([glob.escape(str(file)) for file in files]).create_view(name)
+    return connection
+
+
+def rows(
+    connection: duckdb.DuckDBPyConnection, query: str, parameters: list[Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of a query as dicts. The query says how many: nothing here is lazy."""
+    result = connection.execute(query, parameters or [])
+    names = [column[0] for column in result.description]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def read_funnel(out: Path) -> dict[str, Any]:
+    """Return `reports/funnel.json`; a run has finished when it has one."""
+    path = out / "reports" / "funnel.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _unfinished(out, path) from None
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """Return a JSON file that a run may not have (yet): an empty dict in its place."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def threshold(funnel: dict[str, Any], stage: str) -> float | None:
+    """Return the threshold that `stage` (dedup, retrieve, holdout) used; None if it had none."""
+    value = (funnel.get("thresholds", {}).get(stage) or {}).get("value")
+    return None if value is None else float(value)
+
+
+def _unfinished(out: Path, missing: Path) -> LvdError:
+    return LvdError(
+        f"{out} holds no finished run ({missing.relative_to(out)} is not there or not readable): "
+        f"finish it with `lvd-curate run ... --out {out}`"
+    )

@@ -1,0 +1,302 @@
+"""Declares datasets and divides each into parts, the unit of reading, retry and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.errors import LvdError
+from shared.filetypes import kind_of, without_extension
+from shared.keys import bucket, shown, stem
+from shared.listing import File, ListingError, Place, expand, locate, open_binary
+
+Format = Literal["folder", "tar", "parquet"]
+
+
+class DatasetSettings(BaseModel):
+    """Where a dataset's images are and how to read them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | list[str]
+    """A folder of images, tars or Parquet files, one such file, a glob, a brace list, an fsspec
+    URL of these, or a list of them."""
+    format: Literal["auto", "folder", "tar", "parquet"] = "auto"
+    """What to read there; `auto` looks."""
+    licence: str = ""
+    """A note on the rights in the images, for the reader of the configuration."""
+    image_column: str | None = None
+    """The Parquet column that holds image bytes; by default the only one that can."""
+    key_column: str | None = None
+    """The Parquet column whose values are keys; by default `key` or `__key__`, where unique."""
+    folder_parts: int = Field(default=32, ge=1)
+    """How many parts a folder of images is dealt to."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit of input: a tar, a Parquet file, or a share of a folder's images.
+
+    `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
+    or a URL; `sizes` are the bytes of `paths`. A folder's `paths` hold its images and their
+    sidecars. `fingerprint` changes when the content does, as far as names, sizes and modification
+    times (or ETags) tell. `key_prefix` stands before a folder image's key; it is empty but for a
+    list of several folders.
+    """
+
+    name: str
+    format: Format
+    root: str
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+    table: str | None
+    fingerprint: str
+    nbytes: int
+    image_column: str | None = None
+    key_column: str | None = None
+    key_prefix: str = ""
+
+
+def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
+    """Return the parts of a dataset, sorted by name; `name` is for messages.
+
+    Raises LvdError where nothing is there, or where a folder holds images of two kinds.
+    """
+    paths = [settings.path] if isinstance(settings.path, str) else settings.path
+    places = [(path, _expand(name, path)) for path in dict.fromkeys(paths)]
+    parts: list[Part] = []
+    seen: set[tuple[str, str]] = set()
+    for path, place in places:
+        if not place.files:
+            raise _nothing(name, path, "nothing is there")
+        fresh = [f for f in place.files if (place.root, f.path) not in seen]
+        seen.update((place.root, f.path) for f in fresh)
+        kind = _format(name, path, place, settings)
+        if kind == "folder":
+            parts += _folder_parts(place, fresh, settings)
+        else:
+            parts += _shards(place, fresh, kind, settings)
+    if not parts:
+        raise _nothing(name, ", ".join(paths), "no files of that format are there")
+    _check_columns(name, parts)
+    return sorted(map(_sealed, _distinct(name, parts)), key=lambda part: part.name)
+
+
+def _expand(name: str, path: str) -> Place:
+    try:
+        return expand(path)
+    except ListingError as error:
+        raise _nothing(name, path, str(error)) from error
+
+
+def _nothing(name: str, path: str, why: str) -> LvdError:
+    return LvdError(
+        f"dataset {name!r}: no images at {path!r}: {why}; put a folder of images, tars or Parquet "
+        "files there, or correct the dataset's `path` in pipelines.yaml"
+    )
+
+
+def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Format:
+    if settings.format != "auto":
+        return settings.format
+    tables = _tables(place)
+    kinds: dict[str, str] = {}
+    for file in place.files:
+        kind = kind_of(file.path)
+        if file.path not in tables:
+            kinds.setdefault("image" if kind == "unread" else kind, file.path)
+    for shard in ("tar", "parquet"):
+        if shard in kinds and "image" in kinds:
+            raise LvdError(
+                f"dataset {name!r}: {path!r} holds both {shard} files ({shown(kinds[shard])}) and "
+                f"loose images ({shown(kinds['image'])}): say which with a glob such as "
+                f"'*.{shard}', or with `format: {shard}` or `format: folder` in pipelines.yaml"
+            )
+    if "tar" in kinds:
+        return "tar"
+    if "image" in kinds:
+        return "folder"
+    if "parquet" in kinds:
+        return "parquet"
+    if "bare" in kinds and _some_are_images(place):
+        return "folder"
+    raise _nothing(
+        name, path, f"it holds no image, tar or Parquet file but {len(place.files)} others"
+    )
+
+
+def _some_are_images(place: Place) -> bool:
+    """Tell whether images are among the first files that have no extension."""
+    from shared.images import sniff
+
+    for file in itertools.islice((f for f in place.files if kind_of(f.path) == "bare"), 100):
+        with open_binary(locate(place.root, file.path)) as source:
+            if sniff(source.read(16)):
+                return True
+    return False
+
+
+def _tables(place: Place) -> set[str]:
+    """Return the Parquet files that describe other files instead of holding images themselves.
+
+    They stand beside a tar or a folder of the same name, or are called metadata.parquet.
+    """
+    described = {without_extension(path) for path in place.around if kind_of(path) == "tar"}
+    described |= {path.rpartition("/")[0] for path in place.around}
+    return {
+        path
+        for path in place.around
+        if kind_of(path) == "parquet"
+        and (without_extension(path) in described or path.rpartition("/")[2] == "metadata.parquet")
+    }
+
+
+def _shards(
+    place: Place, files: list[File], kind: Format, settings: DatasetSettings
+) -> Iterator[Part]:
+    """Yield a part for each tar or Parquet file; a single file may have any extension."""
+    tables = _tables(place)
+    alone = len(place.files) == 1
+    for file in files:
+        odd_name = alone and kind_of(file.path) in ("bare", "other")
+        if kind_of(file.path) != kind and not odd_name:
+            continue
+        if kind == "parquet" and file.path in tables and not alone:
+            continue
+        table = place.around.get(without_extension(file.path) + ".parquet")
+        if kind == "parquet":
+            table = None
+        yield Part(
+            name=shown(without_extension(file.path)),
+            format=kind,
+            root=place.root,
+            paths=(file.path,),
+            sizes=(file.size,),
+            table=table.path if table else None,
+            fingerprint=_digest([file, table] if table else [file]),
+            nbytes=file.size,
+            image_column=settings.image_column if kind == "parquet" else None,
+            key_column=settings.key_column if kind == "parquet" else None,
+        )
+
+
+def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) -> Iterator[Part]:
+    """Yield the buckets of a folder of images that hold any."""
+    notes: dict[str, list[File]] = defaultdict(list)
+    for path, file in sorted(place.around.items()):
+        if kind_of(path) == "note":
+            notes[stem(path)].append(file)
+    buckets: dict[int, list[File]] = defaultdict(list)
+    for file in files:
+        if kind_of(file.path) in ("image", "unread", "bare"):
+            buckets[bucket(file.path, settings.folder_parts)].append(file)
+    for number, images in buckets.items():
+        stems = dict.fromkeys(stem(image.path) for image in images)
+        every = images + [note for s in stems for note in notes.get(s, [])]
+        yield Part(
+            name=f"folder-{number:05d}",
+            format="folder",
+            root=place.root,
+            paths=tuple(file.path for file in every),
+            sizes=tuple(file.size for file in every),
+            table=None,
+            fingerprint=_digest(every),
+            nbytes=sum(image.size for image in images),
+        )
+
+
+def _check_columns(name: str, parts: list[Part]) -> None:
+    """Fail early where the first Parquet file has no image column, or not the one asked for."""
+    part = next((part for part in parts if part.format == "parquet"), None)
+    if part is None:
+        return
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_schema
+
+    from shared.parquet_images import image_column
+
+    with open_binary(locate(part.root, part.paths[0])) as source:
+        try:
+            schema = read_schema(source)
+        except (ArrowException, OSError):  # damaged: a problem of this part when it is read
+            return
+    try:
+        image_column(schema, part.image_column)
+    except ValueError as error:
+        raise LvdError(
+            f"dataset {name!r}: {shown(locate(part.root, part.paths[0]))}: {error}; "
+            "set the dataset's `image_column` in pipelines.yaml"
+        ) from error
+
+
+def _digest(files: list[File]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(f"{shown(file.path)}\0{file.size}\0{file.stamp}\0\0".encode())
+    return digest.hexdigest()
+
+
+def _sealed(part: Part) -> Part:
+    """Return the part with a fingerprint of its content and of all that decides its keys."""
+    about = (part.name, part.format, part.key_prefix, part.image_column, part.key_column)
+    seal = f"{part.fingerprint}\0{about!r}".encode()
+    return replace(part, fingerprint=hashlib.blake2b(seal, digest_size=16).hexdigest())
+
+
+def _distinct(name: str, parts: list[Part]) -> list[Part]:
+    """Return the parts under names, and so with keys, that no two of them share.
+
+    Of parts with one name under several roots each takes the last folders of its root in front;
+    `00000.tar` beside `00000.tar.gz`, and `a.tar` beside `a/b.tar` (whose keys could meet), keep
+    their extensions.
+    """
+    labels = _root_labels(sorted({part.root for part in parts}))
+    folders = {part.root for part in parts if part.format == "folder"}
+    by_name: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        by_name[part.name].append(part)
+    named: list[Part] = []
+    for part in parts:
+        label = ""
+        if part.format == "folder":
+            label = labels[part.root] if len(folders) > 1 else ""
+        elif any(other.root != part.root for other in by_name[part.name]):
+            label = labels[part.root]
+        prefix = f"{label}/" if label else ""
+        key_prefix = prefix if part.format == "folder" else ""
+        named.append(replace(part, name=prefix + part.name, key_prefix=key_prefix))
+    uses: dict[str, int] = defaultdict(int)
+    above: set[str] = set()
+    for part in named:
+        uses[part.name] += 1
+        steps = part.name.split("/")
+        above.update("/".join(steps[:depth]) for depth in range(1, len(steps)))
+    for index, part in enumerate(named):
+        if part.format != "folder" and (uses[part.name] > 1 or part.name in above):
+            ending = shown(part.paths[0])[len(shown(without_extension(part.paths[0]))) :]
+            named[index] = replace(part, name=part.name + ending)
+    names: dict[str, Part] = {}
+    for part in named:
+        other = names.setdefault(part.name, part)
+        if other is not part:
+            raise LvdError(
+                f"dataset {name!r}: {part.root}/{part.paths[0]} and {other.root}/{other.paths[0]} "
+                f"would both be the part {part.name!r}: rename one, or make it a dataset of its own"
+            )
+    return named
+
+
+def _root_labels(roots: list[str]) -> dict[str, str]:
+    """Return for each root the fewest last folders that tell it from the others."""
+    steps = {root: shown(root).rstrip("/").split("/") for root in roots}
+    for depth in range(1, max((len(s) for s in steps.values()), default=1) + 1):
+        labels = {root: "/".join(s[-depth:]).strip("/") for root, s in steps.items()}
+        if len(set(labels.values())) == len(roots):
+            return labels
+    return {root: shown(root).strip("/") for root in roots}

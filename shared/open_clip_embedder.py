@@ -1,0 +1,101 @@
+"""Embedders from open_clip: the image tower of any model, by tag, folder, file or seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+
+from shared.embedders import HUB, LOCAL, EmbedderSettings, is_weights_file, local_files
+from shared.errors import LvdError, nearest
+from shared.hub_files import fetch
+from shared.torch_embedder import TorchEmbedder, fit_for_inference
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def load_open_clip(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
+    """Return an open_clip model's image embeddings as an embedder."""
+    torch.set_num_threads(threads)
+    if settings.model.startswith(HUB):
+        repository = settings.model.removeprefix(HUB)
+        fetch(repository, CONFIG, model=settings.model)
+        folder = fetch(repository, WEIGHTS, model=settings.model).parent
+        settings = settings.model_copy(update={"model": f"{LOCAL}{folder}"})
+    elif not settings.model.startswith(LOCAL):
+        _check_name(settings.model)
+    tag = _tag(settings)
+    weights = _weights(settings, tag)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            model = open_clip.create_model(
+                settings.model,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=bool(tag.get("quick_gelu")),
+                force_image_size=settings.image_size,
+                force_preprocess_cfg=tag,
+            )
+        if weights is not None:
+            open_clip.load_checkpoint(model, str(weights))
+        for name in [name for name, _ in model.named_children() if name != "visual"]:
+            delattr(model, name)  # the text tower is half of the memory, and of no use here
+        model = fit_for_inference(model, settings.device)
+        preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+        transform = image_transform_v2(preprocess, is_train=False)
+        # Pictures are RGB already: without this step the transform ends as timm's do.
+        return TorchEmbedder(model.encode_image, transform, settings)
+    except LvdError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LvdError(
+            f"embedder model {settings.model} cannot be loaded ({type(error).__name__}: {reason}): "
+            "check that its weights, config and image_size belong together"
+        ) from error
+
+
+def _check_name(model: str) -> None:
+    names = open_clip.list_models()
+    if model not in names:
+        raise LvdError(
+            f"embedder model {model}: open_clip knows no model {model!r}{nearest(model, names)}"
+        )
+
+
+def _tag(settings: EmbedderSettings) -> dict:
+    """Return open_clip's entry for the tag; empty for files, folders and random weights."""
+    if not isinstance(settings.pretrained, str) or is_weights_file(settings.pretrained):
+        return {}
+    tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained)
+    if not tag:
+        tags = open_clip.list_pretrained_tags_by_model(settings.model)
+        raise LvdError(
+            f"embedder model {settings.model}: open_clip has no weights {settings.pretrained!r} "
+            f"for it{nearest(settings.pretrained, tags)}; it has {', '.join(tags) or 'none'}"
+        )
+    return tag
+
+
+def _weights(settings: EmbedderSettings, tag: dict) -> Path | None:
+    if settings.pretrained is False:
+        return None
+    if settings.model.startswith(LOCAL):
+        return local_files(settings)[1]
+    if is_weights_file(settings.pretrained):
+        file = Path(settings.pretrained)
+        if not file.is_file():
+            raise LvdError(
+                f"embedder model {settings.model}: no weights at {file}; correct 'pretrained'"
+            )
+        return file
+    model = f"{settings.model} ({settings.pretrained})"
+    repository, _, name = tag.get("hf_hub", "").rpartition("/")
+    if not repository:
+        raise LvdError(f"embedder model {model} has no weights on the hub: choose another tag")
+    name = str(Path(name).with_suffix(".safetensors")) if name else WEIGHTS
+    return fetch(repository, name, model=model)

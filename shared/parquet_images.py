@@ -1,0 +1,117 @@
+"""Finds the images in a Parquet file and copies their bytes, row by row, to a spool file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from shared.errors import nearest
+from shared.sidecars import Note, note_from_row, rows_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_ROWS_AT_ONCE = 16  # pictures held in memory together
+_KEY_COLUMNS = ("key", "__key__")
+_USUAL_NAMES = ("image", "img", "jpg", "png", "webp", "image_bytes", "bytes", "content", "data")
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """A row of a Parquet file: its key, what it says, and where in the spool its image lies."""
+
+    key: str
+    note: Note
+    offset: int
+    size: int
+    problem: str
+
+
+def image_column(schema: pa.Schema, wanted: str | None) -> str:
+    """Return the column that holds images: bytes, or Hugging Face's struct of bytes and path.
+
+    Raises ValueError, its text the reason, where there is no such column or a choice of several.
+    """
+    able = [column.name for column in schema if _holds_bytes(column.type)]
+    if wanted is not None:
+        if wanted in able:
+            return wanted
+        if wanted in schema.names:
+            raise ValueError(f"column {wanted!r} is {schema.field(wanted).type}, not image bytes")
+        raise ValueError(f"no column {wanted!r}{nearest(wanted, schema.names)}")
+    if len(able) == 1:
+        return able[0]
+    usual = next((name for name in _USUAL_NAMES if name in able), None)
+    if usual is not None:
+        return usual
+    if not able:
+        raise ValueError(f"no column of image bytes among {', '.join(schema.names)}")
+    raise ValueError(f"images could be in {', '.join(able)}: name one as image_column")
+
+
+def spool_rows(
+    source: Any,
+    spool: IO[bytes],
+    columns: Sequence[str],
+    wanted: str | None,
+    key_column: str | None,
+    problems: list[str],
+) -> Iterator[ImageRow]:
+    """Copy the images of a Parquet file to `spool` and yield a row for each, in the file's order.
+
+    Keys are the key column's values where they are all there and unique, else the row numbers.
+    Raises ValueError for a file with no image column, and whatever pyarrow raises for a damaged
+    one.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(source) as table:
+        column = image_column(table.schema_arrow, wanted)
+        keys = _keys(table, key_column, problems)
+        names = [name for name in ("url", "caption", *columns) if name != column]
+        rows = (row for some in rows_of(table, names) for row in some)
+        for number, (image, row) in enumerate(zip(_images(table, column), rows, strict=True)):
+            offset = spool.tell()
+            if image is not None:
+                spool.write(image)
+            yield ImageRow(
+                key=keys[number] if keys else str(number),
+                note=note_from_row(row, columns),
+                offset=offset,
+                size=0 if image is None else len(image),
+                problem="the row holds no image bytes" if image is None else "",
+            )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _images(table: pq.ParquetFile, name: str) -> Iterator[bytes | None]:
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[name], use_threads=False):
+        column = batch.column(name)
+        for value in column:  # one at a time: a list of all would hold them twice
+            content = value.as_py()
+            yield content["bytes"] if isinstance(content, dict) else content
+
+
+def _keys(table: pq.ParquetFile, wanted: str | None, problems: list[str]) -> list[str] | None:
+    candidates = [wanted] if wanted else list(_KEY_COLUMNS)
+    name = next((name for name in candidates if name in table.schema_arrow.names), None)
+    if name is None:
+        if wanted:
+            problems.append(f"no key column {wanted!r}: the rows' numbers are their keys")
+        return None
+    values = [value for rows in rows_of(table, [name]) for value in (r[name] for r in rows)]
+    keys = [str(value) for value in values if isinstance(value, (str, int))]
+    if len(set(keys)) == len(values):
+        return keys
+    problems.append(f"key column {name!r} is not unique: the rows' numbers are their keys")
+    return None

@@ -1,0 +1,304 @@
+"""Reads a part: its images in the order of their keys, as bytes, whatever the part is stored as.
+
+Content is untrusted. A damaged part or member gives problems to report, never an exception; what
+does raise is the storage itself (a missing file, a network that fails), so that it is retried.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from shared.datasets import Part
+from shared.filetypes import extension, kind_of
+from shared.images import ImageError, sniff
+from shared.keys import numbered, shown, stem, within_part
+from shared.listing import is_remote, locate, open_binary
+from shared.sidecars import LARGEST_NOTE, Note, note_from_json, note_from_text, read_table
+from shared.tars import TarEntry, walk_tar
+
+LARGEST_MEMBER = 512 << 20
+"""Bytes of the largest image file that is read."""
+
+_CHUNK = 1 << 20
+_MOST_PROBLEMS = 20
+# A compressed tar of pictures hardly grows when it is opened; one that grows more than this is
+# meant to fill the disk.
+_MOST_GROWTH = 100
+_FREE_GROWTH = 1 << 30
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image of a part. `problem` is "" or why its bytes cannot be read.
+
+    `offset` is the place of its bytes in the part's own file, where that is an uncompressed tar.
+    `columns` holds the asked-for columns, None for what nothing says.
+    """
+
+    key: str
+    member: str
+    offset: int | None
+    size: int
+    problem: str = ""
+    url: str | None = None
+    caption: str | None = None
+    columns: dict[str, object] = field(default_factory=dict)
+
+
+class PartReader:
+    """Lists a part's images and reads their bytes; a context manager.
+
+    `members` are all images of the part, broken ones too, sorted by key; `problems` says what is
+    wrong with the part itself. Remote tars, compressed ones and the images of Parquet files are
+    copied to a nameless file in `scratch`, which is gone when the reader is.
+    """
+
+    def __init__(self, part: Part, scratch: Path, columns: Sequence[str] = ()) -> None:
+        self.part = part
+        self.members: list[Member] = []
+        self.problems: list[str] = []
+        self._scratch = scratch
+        self._columns = tuple(columns)
+        self._file: IO[bytes] | None = None
+        self._place: dict[str, int] = {}
+
+    def __enter__(self) -> PartReader:
+        try:
+            readers = {"tar": self._tar, "folder": self._folder, "parquet": self._parquet}
+            self.members = sorted(readers[self.part.format](), key=lambda member: member.key)
+        except BaseException:
+            self.__exit__()
+            raise
+        more = len(self.problems) - _MOST_PROBLEMS
+        if more > 0:
+            self.problems[_MOST_PROBLEMS:] = [f"and {more} more"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def read(self, member: Member) -> bytes:
+        """Return the bytes of one of `members`; safe to call from several threads.
+
+        Raises ImageError with the reason where they are not to be had.
+        """
+        if member.problem:
+            raise ImageError(member.problem)
+        if self.part.format == "folder":
+            return fetch(self.part, member.member, None, member.size)
+        return _read_range(self._file.fileno(), self._place[member.key], member.size)
+
+    def _tar(self) -> Iterator[Member]:
+        location = locate(self.part.root, self.part.paths[0])
+        source = open_binary(location)
+        zipped = _is_gzip(source)
+        if zipped or is_remote(location):
+            with source:
+                self._file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
+                self._spool(source, zipped)
+        else:
+            self._file = source
+        descriptor = self._file.fileno()
+        images: list[TarEntry] = []
+        notes: dict[str, list[TarEntry]] = defaultdict(list)
+        for entry in walk_tar(descriptor, self.problems):
+            kind = kind_of(entry.name)
+            if kind == "note" and not entry.problem and entry.size <= LARGEST_NOTE:
+                notes[f"{stem(entry.name)}.{extension(entry.name)}"].append(entry)
+            elif kind in ("image", "unread") or (kind == "bare" and _is_image(descriptor, entry)):
+                images.append(entry)
+        table = self._table()
+        seen: dict[str, int] = defaultdict(int)
+        keys = within_part([entry.name for entry in images])
+        for entry, key in zip(images, keys, strict=True):
+            trunk = stem(entry.name)
+            note = table.get(trunk.rpartition("/")[2], Note())
+            for end in ("json", "txt"):
+                found = notes.get(f"{trunk}.{end}")
+                if found:  # of repeated samples, each image has the sidecar of its own turn
+                    turn = found[min(seen[entry.name], len(found) - 1)]
+                    note = note.over(self._note(end, os.pread(descriptor, turn.size, turn.offset)))
+            seen[entry.name] += 1
+            member = self._member(f"{self.part.name}/{key}", entry.name, entry.size, note)
+            self._place[member.key] = entry.offset
+            yield replace(
+                member,
+                offset=None if zipped else entry.offset,
+                problem=entry.problem or member.problem,
+            )
+
+    def _spool(self, source: IO[bytes], zipped: bool) -> None:
+        """Copy a remote or compressed tar to the scratch file, as far as it can be read."""
+        stream = gzip.GzipFile(fileobj=source) if zipped else source
+        limit = self.part.nbytes * _MOST_GROWTH + _FREE_GROWTH
+        try:
+            while chunk := stream.read1(_CHUNK) if zipped else stream.read(_CHUNK):
+                if zipped and self._file.tell() > limit:
+                    self.problems.append(
+                        f"grows over {_MOST_GROWTH} times its size: cut at {limit}"
+                    )
+                    break
+                self._file.write(chunk)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            self.problems.append(f"gzip data ends early at byte {self._file.tell()}: {error}")
+        self._file.flush()
+
+    def _folder(self) -> Iterator[Member]:
+        notes = {shown(path): path for path in self.part.paths if kind_of(path) == "note"}
+        sizes = dict(zip(self.part.paths, self.part.sizes, strict=True))
+        images = [path for path in self.part.paths if kind_of(path) != "note"]
+        images = [path for path in images if kind_of(path) != "bare" or self._sniffed(path)]
+        names = [shown(path) for path in images]
+        for path, name, key in zip(images, names, numbered(names), strict=True):
+            note = Note()
+            for end in ("json", "txt"):
+                sidecar = notes.get(f"{stem(name)}.{end}")
+                if sidecar is not None:
+                    note = note.over(self._note(end, self._head(sidecar, LARGEST_NOTE)))
+            yield self._member(self.part.key_prefix + key, name, sizes[path], note)
+
+    def _parquet(self) -> Iterator[Member]:
+        from pyarrow import ArrowException
+
+        from shared.parquet_images import spool_rows
+
+        self._file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
+        part = self.part
+        with open_binary(locate(part.root, part.paths[0])) as source:
+            rows = spool_rows(
+                source,
+                self._file,
+                self._columns,
+                part.image_column,
+                part.key_column,
+                self.problems,
+            )
+            try:
+                for number, row in enumerate(rows):
+                    key = f"{part.name}/{row.key}"
+                    member = self._member(key, str(number), row.size, row.note)
+                    self._place[key] = row.offset
+                    yield replace(member, problem=row.problem or member.problem)
+            except (ArrowException, ValueError, OSError) as error:
+                _raise_if_storage(error)
+                self.problems.append(f"Parquet cannot be read: {_one_line(error)}")
+        self._file.flush()
+
+    def _member(self, key: str, name: str, size: int, note: Note) -> Member:
+        problem = ""
+        if self.part.format != "parquet" and kind_of(name) == "unread":
+            problem = f"format not read: .{extension(name)}"
+        elif size > LARGEST_MEMBER:
+            problem = f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
+        columns = {name: note.columns.get(name) for name in self._columns}
+        return Member(key, name, None, size, problem, note.url, note.caption, columns)
+
+    def _note(self, end: str, data: bytes) -> Note:
+        return note_from_json(data, self._columns) if end == "json" else note_from_text(data)
+
+    def _table(self) -> dict[str, Note]:
+        if self.part.table is None:
+            return {}
+        from pyarrow import ArrowException
+
+        with open_binary(locate(self.part.root, self.part.table)) as source:
+            try:
+                return read_table(source, self._columns)
+            except (ArrowException, ValueError, OSError) as error:
+                _raise_if_storage(error)
+                self.problems.append(f"{shown(self.part.table)} cannot be read: {_one_line(error)}")
+                return {}
+
+    def _sniffed(self, path: str) -> bool:
+        return sniff(self._head(path, 16)) is not None
+
+    def _head(self, path: str, size: int) -> bytes:
+        try:
+            with open_binary(locate(self.part.root, path)) as source:
+                return source.read(size)
+        except (FileNotFoundError, PermissionError):
+            return b""
+
+
+def direct(part: Part) -> bool:
+    """Tell whether `fetch` reads this part: a folder, or a tar that is not compressed."""
+    if part.format != "tar":
+        return part.format == "folder"
+    with open_binary(locate(part.root, part.paths[0])) as source:
+        return not _is_gzip(source)
+
+
+def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
+    """Return the bytes of one image of a part that is `direct`, without listing the part.
+
+    Raises ImageError where they are not to be had.
+    """
+    path = part.paths[0]
+    if part.format == "folder":
+        path = member if member in part.paths else _path_shown_as(member, part)
+        offset = 0
+    location = locate(part.root, path)
+    try:
+        if is_remote(location):
+            data = _fetch_remote(location, offset, size)
+        else:
+            with open_binary(location) as source:
+                return _read_range(source.fileno(), offset, size)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ImageError(f"the file cannot be opened: {error.strerror or error}") from error
+    if len(data) != size:
+        raise ImageError(f"the file ends early: {len(data)} of {size} bytes")
+    return data
+
+
+def _fetch_remote(location: str, offset: int, size: int) -> bytes:
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(location)
+    return system.cat_file(path, start=offset, end=offset + size) if size else b""
+
+
+def _path_shown_as(name: str, part: Part) -> str:
+    return next((path for path in part.paths if shown(path) == name), name)
+
+
+def _read_range(descriptor: int, offset: int, size: int) -> bytes:
+    parts: list[bytes] = []
+    missing = size
+    while missing:
+        some = os.pread(descriptor, missing, offset + size - missing)
+        if not some:
+            raise ImageError(f"the file ends early: {size - missing} of {size} bytes")
+        parts.append(some)
+        missing -= len(some)
+    return b"".join(parts) if len(parts) != 1 else parts[0]
+
+
+def _is_gzip(source: IO[bytes]) -> bool:
+    magic = source.read(2)
+    source.seek(0)
+    return magic == b"\x1f\x8b"
+
+
+def _is_image(descriptor: int, entry: TarEntry) -> bool:
+    return sniff(os.pread(descriptor, min(16, entry.size), entry.offset)) is not None
+
+
+def _raise_if_storage(error: Exception) -> None:
+    # pyarrow reports damaged data as an OSError too, but without the system's error number
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

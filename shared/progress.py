@@ -1,0 +1,192 @@
+"""What a stage says on the terminal: one bar while it works, one line when it is done."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+PLAIN_INTERVAL = 30.0  # seconds between the lines of a long stage where there is no terminal
+WIDTH = 100
+
+
+class StageBar:
+    """Counts what a stage has done. All its methods may be called from any thread."""
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        self.title, self.total, self.unit = printable(title), total, unit
+        self.done = self.skipped = 0
+        self._note = ""
+        self._start = self._spoke = monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more units as done by this run."""
+        with self._lock:
+            self.done += n
+            due = not _live() and monotonic() - self._spoke >= PLAIN_INTERVAL
+            if due:
+                self._spoke = monotonic()
+        if due:
+            _print(self._line(self.status()))
+
+    def skip(self, n: int) -> None:
+        """Count `n` units as done by an earlier run: they enter neither the rate nor the ETA."""
+        with self._lock:
+            self.done += n
+            self.skipped += n
+
+    def note(self, text: str) -> None:
+        """Show a few words behind the figures; the last ones stay on the stage's final line."""
+        self._note = printable(text)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return monotonic() - self._start
+
+    def status(self) -> str:
+        """Return count, rate and the time left, of a stage that is still at work."""
+        worked, seconds = self.done - self.skipped, self.seconds
+        of = f"/{self.total:,}" if self.total is not None else ""
+        words = [f"{self.done:,}{of} {self.unit}", rate(worked, seconds)]
+        if self.total is not None and worked > 0 and self.done < self.total:
+            words.append(f"{duration((self.total - self.done) * seconds / worked)} left")
+        return "  ".join([word for word in words if word] + self._noted())
+
+    def summary(self, *, finished: bool) -> str:
+        """Return the stage's one final line."""
+        worked, seconds = self.done - self.skipped, self.seconds
+        if not finished:
+            of = f" of {self.total:,}" if self.total is not None else ""
+            return self._line(f"stopped after {self.done:,}{of} {self.unit}, {duration(seconds)}")
+        words = [f"{self.done:,} {self.unit}"]
+        if worked == 0 and self.skipped:
+            words.append("all done before")
+        else:
+            if self.skipped:
+                words.append(f"({self.skipped:,} done before)")
+            words += [duration(seconds), rate(worked, seconds)]
+        return self._line("  ".join([word for word in words if word] + self._noted()))
+
+    def _noted(self) -> list[str]:
+        return [self._note] if self._note else []
+
+    def _line(self, text: str) -> str:
+        line = f"{self.title:<10}  {text}"
+        return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+@contextmanager
+def stage_bar(title: str, total: int | None, unit: str = "images") -> Iterator[StageBar]:
+    """Show one stage on stderr: a live bar on a terminal; elsewhere plain lines, no control codes.
+
+    `total` is None where it is not known. The final line is the same on both.
+    """
+    bar = StageBar(title, total, unit)
+    finished = False
+    try:
+        if _live():
+            with _live_display(bar):
+                yield bar
+        else:
+            yield bar
+        finished = True
+    finally:
+        _print(bar.summary(finished=finished))
+
+
+def say(text: str) -> None:
+    """Write one message to stderr, above the bar if there is one."""
+    _print(printable(text))
+
+
+def warn(text: str) -> None:
+    """Write one warning to stderr, above the bar if there is one."""
+    _print(f"warning: {printable(text)}", style="yellow")
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything escaped that could steer a terminal or reorder its line.
+
+    Keys, URLs and captions come from a crawl: they may hold escape sequences and bidi overrides.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Return `12.3 s`, `3 min 20 s` or `2 h 05 min`."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def rate(count: int, seconds: float) -> str:
+    """Return `87/s`, `3.2/s` or `0.05/s`; nothing where there is nothing to divide."""
+    if count <= 0 or seconds <= 0:
+        return ""
+    value = count / seconds
+    digits = 0 if value >= 10 else 1 if value >= 1 else 2
+    return f"{value:,.{digits}f}/s"
+
+
+@functools.cache
+def _console() -> Console:
+    # One console for bars and messages: it is how rich keeps the one from tearing the other.
+    # Without a `file` it looks sys.stderr up each time it writes.
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def _live() -> bool:
+    # rich would also believe FORCE_COLOR, which log collectors set.
+    return sys.stderr.isatty() and not _console().is_dumb_terminal
+
+
+def _print(line: str, style: str | None = None) -> None:
+    if _live():
+        _console().print(line, style=style, soft_wrap=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _live_display(bar: StageBar) -> Live:
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    def render() -> Table:
+        line = Table.grid(padding=(0, 2))
+        line.add_column(no_wrap=True)
+        line.add_column()
+        line.add_column(no_wrap=True, overflow="ellipsis")
+        total = bar.total or (1 if bar.total == 0 else None)
+        line.add_row(
+            Text(f"{bar.title:<10}"),
+            ProgressBar(total=total, completed=bar.done, width=24, pulse=total is None),
+            Text(bar.status()),
+        )
+        return line
+
+    return Live(
+        get_renderable=render,
+        console=_console(),
+        transient=True,
+        refresh_per_second=5,
+        redirect_stdout=sys.stdout.isatty(),
+    )

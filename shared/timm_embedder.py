@@ -1,0 +1,137 @@
+"""Embedders from timm: any model name, with weights from the hub, a folder, a file or a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import create_transform, resolve_data_config
+
+from shared.embedders import HUB, LOCAL, EmbedderSettings, is_weights_file, local_files
+from shared.errors import LvdError, nearest
+from shared.hub_files import fetch
+from shared.torch_embedder import TorchEmbedder, fit_for_inference
+
+
+def load_timm(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
+    """Return a timm model's pooled features (no classifier) as an embedder."""
+    torch.set_num_threads(threads)
+    if settings.model.startswith(HUB):
+        settings = settings.model_copy(update={"model": _downloaded(settings.model)})
+    elif not settings.model.startswith(LOCAL):
+        _check_name(settings.model)
+    weights = _weights(settings)
+    try:
+        model = _create(settings, weights)
+        if weights is not None:
+            _check_all_loaded(model, settings, weights)
+        model = fit_for_inference(model, settings.device)
+        size = {"input_size": (3, settings.image_size, settings.image_size)}
+        data = resolve_data_config(size if settings.image_size else {}, model=model)
+        return TorchEmbedder(model, create_transform(**data, is_training=False), settings)
+    except LvdError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LvdError(
+            f"embedder model {settings.model} cannot be loaded ({type(error).__name__}: {reason}): "
+            "check that its weights, config and image_size belong together"
+        ) from error
+
+
+def _downloaded(model: str) -> str:
+    repository = model.removeprefix(HUB)
+    fetch(repository, "config.json", model=model)
+    return f"{LOCAL}{fetch(repository, 'model.safetensors', model=model).parent}"
+
+
+def _check_name(model: str) -> None:
+    name, _, tag = model.partition(".")
+    if not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        raise LvdError(f"embedder model {model}: timm knows no model {name!r}{hint}")
+    if tag:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
+        if tag not in tags:
+            raise LvdError(
+                f"embedder model {model}: timm's {name} has no weights {tag!r}{nearest(tag, tags)}"
+                f"; it has {', '.join(sorted(tags)) or 'none'}"
+            )
+
+
+def _weights(settings: EmbedderSettings) -> Path | None:
+    """Return the safetensors file to load, or None for random weights."""
+    if settings.pretrained is False:
+        return None
+    if settings.model.startswith(LOCAL):
+        return local_files(settings)[1]
+    if is_weights_file(settings.pretrained):
+        file = Path(settings.pretrained)
+        if not file.is_file():
+            raise LvdError(
+                f"embedder model {settings.model}: no weights at {file}; correct 'pretrained'"
+            )
+        return file
+    config = timm.models.get_pretrained_cfg(settings.model)
+    if config is None or not config.hf_hub_id:
+        raise LvdError(
+            f"embedder model {settings.model} has no weights on the hub: name one that has, as "
+            "listed by timm.list_pretrained(), or give a .safetensors file as 'pretrained'"
+        )
+    name = (config.hf_hub_filename or "model.bin").replace("_pytorch_model", "_model")
+    return fetch(
+        config.hf_hub_id, str(Path(name).with_suffix(".safetensors")), model=settings.model
+    )
+
+
+def _create(settings: EmbedderSettings, weights: Path | None) -> torch.nn.Module:
+    def build(**size: int) -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            return timm.create_model(
+                settings.model,
+                pretrained=weights is not None,
+                pretrained_cfg_overlay=_only_from(weights) if weights else None,
+                num_classes=0,
+                **size,
+            )
+
+    return _with_size(build, settings.image_size)
+
+
+def _with_size(build: Callable[..., torch.nn.Module], size: int | None) -> torch.nn.Module:
+    """ViTs are built for one size, most convolutional networks take any and have no such option."""
+    if size is None:
+        return build()
+    try:
+        return build(img_size=size)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return build()
+
+
+def _only_from(weights: Path) -> dict:
+    """Return the overlay that makes timm read this file and nothing else, as safetensors."""
+    return {
+        "file": str(weights),
+        "source": "file",
+        "custom_load": False,
+        "hf_hub_id": None,
+        "url": "",
+    }
+
+
+def _check_all_loaded(model: torch.nn.Module, settings: EmbedderSettings, weights: Path) -> None:
+    """Raise LvdError when weights still have their random start: timm loads what fits, silently."""
+    random = _create(settings.model_copy(update={"pretrained": False}), None)
+    start = dict(random.named_parameters())
+    for name, value in model.named_parameters():
+        same = name in start and value.shape == start[name].shape and value.numel() > 1
+        if same and bool((value != value.flatten()[0]).any()) and torch.equal(value, start[name]):
+            raise LvdError(
+                f"embedder model {settings.model}: {weights.name} has no weights for {name!r}; "
+                "give the file that belongs to this model"
+            )

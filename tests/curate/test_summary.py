@@ -1,0 +1,74 @@
+import json
+import re
+
+import pytest
+from finished_run import finished_run
+
+from curate.summary import share, summary
+from curate.tables import DECISIONS, read_funnel
+from shared.errors import LvdError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("run") / "out")
+
+
+def test_the_summary_fits_and_is_plain(run):
+    text = summary(run)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "\x1b" not in text
+    assert "\\x1b[2J" in text  # a problem from the crawl, escaped
+
+
+def test_colours_say_nothing_more(run):
+    coloured = summary(run, colour=True)
+    assert "\x1b[" in coloured
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert [line.rstrip() for line in plain.splitlines()] == summary(run).splitlines()
+
+
+def test_the_funnel_adds_up(run):
+    lines = [line.split() for line in summary(run).splitlines()]
+    counts = read_funnel(run)["decisions"]
+    shown = {words[0]: words for words in lines if words and words[0] in DECISIONS}
+    assert {name: int(words[1]) for name, words in shown.items()} == counts
+    left = [words[4] for name, words in shown.items() if name != "kept"]
+    assert left[-1] == str(counts["kept"])
+
+
+def test_the_summary_tells_cost_thresholds_and_places(run):
+    text = summary(run)
+    assert "60 images  12.3 s  4.9 images/s" in text
+    assert "cached" in text
+    for words in ("calibrated by this run", "set in the pipeline", "1.0000", "shards/"):
+        assert words in text
+
+
+def test_huge_runs_fit(tmp_path):
+    out = finished_run(tmp_path / "out")
+    funnel = read_funnel(out)
+    funnel["images"] = 1_300_000_000
+    funnel["decisions"] = dict.fromkeys(DECISIONS, 0) | {"corrupt": 1, "kept": 1_299_999_999}
+    funnel["problems"] = ["p" * 300] * 50
+    (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
+    (out / "timings.json").unlink()
+    text = summary(out)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "and 40 more" in text
+    assert "1,299,999,999  > 99.9 %" in text
+
+
+def test_shares_never_round_to_nothing_or_all():
+    assert [share(n, 10_000) for n in (0, 1, 5, 9_999, 10_000)] == [
+        "0 %",
+        "< 0.1 %",
+        "0.1 %",
+        "> 99.9 %",
+        "100.0 %",
+    ]
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    with pytest.raises(LvdError, match="holds no finished run"):
+        summary(tmp_path)
