@@ -33,7 +33,7 @@ help:
 setup: .venv/installed
 
 demo: setup
-	@$(BIN)/lvd-curate demo $(ARGS)
+	@$(BIN)/lvd-curate run --pipeline sample --out runs/curate/sample $(ARGS)
 
 curate: setup
 	@$(BIN)/lvd-curate run --config $(CONFIG) --pipeline $(PIPELINE) $(if $(SEED),--seed $(SEED)) $(if $(CRAWL),--crawl $(CRAWL)) $(if $(OUT),--out $(OUT)) $(ARGS)

@@ -15,7 +15,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.collection import Collection
-from curate.search import nearest, spherical_kmeans, unit, use_threads
+from curate.search import (
+    Searchable,
+    heads,
+    nearest,
+    principal_axes,
+    spherical_kmeans,
+    unit,
+    use_threads,
+)
 
 VERSION = 1
 BUCKET = 65_536
@@ -38,7 +46,10 @@ class ClusterSettings(BaseModel):
 def centroids(
     collection: Collection, settings: ClusterSettings, threads: int, *, out: Path
 ) -> dict:
-    """Write `centroids.npy`, float32 unit vectors [k, d], of a seeded sample of the collection."""
+    """Write `centroids.npy`, float32 unit vectors [k, d], of a seeded sample of the collection.
+
+    Beside it `axes.npy` [d, h]: the sample's principal directions, for the members' heads.
+    """
     use_threads(threads)
     usable = collection.usable
     wanted = settings.clusters
@@ -52,6 +63,7 @@ def centroids(
     else:
         centers = np.empty((0, collection.dim), np.float32)
     np.save(out / "centroids.npy", centers)
+    np.save(out / "axes.npy", principal_axes(vectors, collection.dim // 4 - 1))
     return {"clusters": len(centers), "sample": size}
 
 
@@ -95,8 +107,8 @@ def buckets(assigned: list[Path]) -> list[tuple[int, int]]:
     return ranges
 
 
-def members(assigned: list[Path], first: int, last: int, *, out: Path) -> dict:
-    """Write the vectors and numbers of the clusters `first` to `last`, by cluster and number."""
+def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: Path) -> dict:
+    """Write vectors, heads and numbers of the clusters `first` to `last`, by cluster and number."""
     slices, sizes = [], []
     for folder in assigned:
         offsets = np.load(folder / "offsets.npy")
@@ -118,6 +130,13 @@ def members(assigned: list[Path], first: int, last: int, *, out: Path) -> dict:
         numbers[where] = number
         free += size
     vectors.flush()
+    axes = np.load(centers / "axes.npy")
+    head = np.lib.format.open_memmap(
+        out / "heads.npy", "w+", np.float16, (len(vectors), axes.shape[1] + 1)
+    )
+    for at in range(0, len(vectors), 16_384):
+        head[at : at + 16_384] = heads(unit(vectors[at : at + 16_384]), axes)
+    head.flush()
     np.save(out / "numbers.npy", numbers)
     np.save(out / "offsets.npy", starts)
     return {"images": len(numbers), "first": first, "last": last}
@@ -150,12 +169,13 @@ class LoadedClusters:
     def __len__(self) -> int:
         return len(self.centroids)
 
-    def of(self, cluster: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the stored vectors [m, d] and the numbers [m] of a cluster, by number."""
+    def of(self, cluster: int) -> tuple[Searchable, np.ndarray]:
+        """Return the stored vectors with their heads, and the numbers [m] of a cluster, by number."""
         part = int(np.searchsorted(self._firsts, cluster, side="right")) - 1
-        vectors, numbers, offsets = self._parts[part]
+        vectors, head, numbers, offsets = self._parts[part]
         at = cluster - self._firsts[part]
-        return vectors[offsets[at] : offsets[at + 1]], numbers[offsets[at] : offsets[at + 1]]
+        rows = slice(offsets[at], offsets[at + 1])
+        return Searchable(unit(vectors[rows]), head[rows]), numbers[rows]
 
 
-_ARRAYS = ("vectors", "numbers", "offsets")
+_ARRAYS = ("vectors", "heads", "numbers", "offsets")

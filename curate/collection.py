@@ -91,8 +91,7 @@ class Collection:
         tables, places = [], []
         parts, rows = self.part[numbers], self.row[numbers]
         for part, where in _groups(parts):
-            path = self._embedded[part] / FACTS
-            table = pq.read_table(path, columns=columns, memory_map=True).take(rows[where])
+            table = self.facts_of_part(part, columns).take(rows[where])
             name = pa.array([self.parts[part]] * len(where), pa.string())
             tables.append(table.append_column("part", name))
             places.append(where)
@@ -100,6 +99,10 @@ class Collection:
             schema = pq.read_schema(self._embedded[0] / FACTS)
             return schema.append(pa.field("part", pa.string())).empty_table()
         return pa.concat_tables(tables).take(np.argsort(np.concatenate(places)))
+
+    def facts_of_part(self, part: int, columns: list[str] | None = None) -> pa.Table:
+        """Return the facts of all images of a part, by key."""
+        return pq.read_table(self._embedded[part] / FACTS, columns=columns, memory_map=True)
 
     def keys(self, numbers: np.ndarray) -> list[str]:
         """Return the keys of images, in the order of `numbers`."""
@@ -276,12 +279,14 @@ class _KeyWriter:
 
 
 def _interleaving(parts: list[Part]) -> Iterator[tuple[int, int]]:
-    """Yield ranges of parts, sorted by name + "/", whose keys may interleave."""
+    """Yield ranges of parts, sorted by name + "/", whose keys may interleave.
+
+    A folder's keys do not start with its part's name, so they may stand between any others.
+    """
     first = 0
+    folders = any(part.format == "folder" for part in parts)
     for at in range(1, len(parts) + 1):
-        if at == len(parts) or not (
-            parts[at].format == "folder" or parts[at].name.startswith(parts[first].name + "/")
-        ):
+        if at == len(parts) or not (folders or parts[at].name.startswith(parts[first].name + "/")):
             yield first, at
             first = at
 

@@ -15,6 +15,7 @@ of them. Edges are pairs of *ranks* (0 is the best image), worse before better.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.cluster import Clusters, LoadedClusters
 from curate.collection import Collection
 from curate.groups import COVERED, UNDECIDED, EdgeBuffer
-from curate.search import nearest, neighbours, unit, use_threads
+from curate.search import Searchable, heads, joined, nearest, neighbours, unit, use_threads
 from shared.errors import LvdError
 
 VERSION = 1
@@ -41,7 +42,7 @@ class DedupSettings(BaseModel):
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
-    probes: int = Field(64, ge=1)
+    probes: int = Field(16, ge=1)
     """At most as many clusters are searched for a vector, its own included."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
@@ -60,18 +61,14 @@ def probes(
     `vectors` are float32 unit vectors [n, d], `centroids` float32 unit vectors [k, d].
     """
     delta = np.sqrt(max(0.0, 2 - 2 * threshold))
-    cosines = vectors @ centroids.T
     apart = np.sqrt(np.maximum(0, 2 - 2 * (centroids @ centroids[own])))
-    margin = cosines[:, own : own + 1] - cosines - (delta / 2) * apart - ROUNDING
-    margin[:, own] = -np.inf
-    chosen = margin <= 0
+    nearness = vectors @ centroids.T
+    least = nearness[:, own] - np.float32(ROUNDING)
+    nearness += np.float32(delta / 2) * apart
+    nearness[:, own] = np.inf
     if cap < len(centroids):
-        crowded = np.flatnonzero(chosen.sum(1) > cap)
-        if len(crowded):
-            ranked = np.argpartition(margin[crowded], cap - 1, axis=1)[:, :cap]
-            chosen[crowded] = False
-            chosen[crowded[:, None], ranked] = True
-    return chosen
+        least = np.maximum(least, -np.partition(-nearness, cap - 1, axis=1)[:, cap - 1])
+    return nearness >= least[:, None]
 
 
 def search(
@@ -96,11 +93,13 @@ def search(
     rank = collection.rank
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
     edges = EdgeBuffer(settings.groups, settings.edges_per_image)
-    for visited, numbers, vectors in _visits(
-        loaded, first, last, threshold, settings.probes, state
-    ):
+    asking = [_alive(*loaded.of(own), state) for own in range(first, last)]
+    numbers = np.concatenate([number for _, number in asking])
+    queries = joined([members for members, _ in asking])
+    own = np.repeat(np.arange(first, last), [len(members) for members, _ in asking])
+    for visited, rows in _visits(queries, own, loaded.centroids, threshold, settings.probes):
         base, base_numbers = _alive(*loaded.of(visited), state)
-        for row, found in neighbours(vectors, unit(base), threshold):
+        for row, found in neighbours(queries, rows, base, threshold):
             a, b = rank[numbers[row]], rank[base_numbers[found]]
             worse, better = np.maximum(a, b), np.minimum(a, b)
             keep = worse > better
@@ -115,44 +114,32 @@ def search(
 
 
 def _visits(
-    loaded: LoadedClusters,
-    first: int,
-    last: int,
-    threshold: float,
-    cap: int,
-    state: np.ndarray | None,
-):
-    """Yield (visited cluster, numbers, unit vectors) for the vectors of a range of clusters."""
-    numbers: list[np.ndarray] = []
-    vectors: list[np.ndarray] = []
-    visits: list[tuple[np.ndarray, np.ndarray]] = []
-    count = 0
-    for own in range(first, last):
-        stored, number = _alive(*loaded.of(own), state)
-        for at in range(0, len(stored), 16_384):
-            some = unit(stored[at : at + 16_384])
-            row, cluster = np.nonzero(probes(some, own, loaded.centroids, threshold, cap))
-            numbers.append(number[at : at + 16_384])
-            vectors.append(some)
-            visits.append((cluster.astype(np.int32), (row + count).astype(np.int32)))
-            count += len(some)
-    if not count:
-        return
-    number, vector = np.concatenate(numbers), np.concatenate(vectors)
-    cluster, row = (np.concatenate(column) for column in zip(*visits, strict=True))
-    order = np.argsort(cluster, kind="stable")
-    edges = np.flatnonzero(np.diff(cluster[order])) + 1
-    for where in np.split(order, edges):
-        rows = row[where]
-        yield int(cluster[where[0]]), number[rows], vector[rows]
+    queries: Searchable, own: np.ndarray, centroids: np.ndarray, threshold: float, cap: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
+    clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    for cluster in np.unique(own):
+        home = np.flatnonzero(own == cluster)
+        for at in range(0, len(home), 4_096):
+            some = home[at : at + 4_096]
+            row, visited = np.nonzero(
+                probes(queries.vectors[some], cluster, centroids, threshold, cap)
+            )
+            clusters.append(visited.astype(np.int32))
+            rows.append(some[row].astype(np.int32))
+    visited, row = np.concatenate(clusters), np.concatenate(rows)
+    order = np.argsort(visited, kind="stable")
+    for where in np.split(order, np.flatnonzero(np.diff(visited[order])) + 1):
+        if len(where):
+            yield int(visited[where[0]]), row[where]
 
 
 def _alive(
-    vectors: np.ndarray, numbers: np.ndarray, state: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+    vectors: Searchable, numbers: np.ndarray, state: np.ndarray | None
+) -> tuple[Searchable, np.ndarray]:
     if state is None:
         return vectors, numbers
-    alive = state[numbers] != COVERED
+    alive = np.flatnonzero(state[numbers] != COVERED)
     return vectors[alive], numbers[alive]
 
 
@@ -161,8 +148,9 @@ def sanity(collection: Collection, threshold: float, settings: DedupSettings, *,
     rng = np.random.default_rng(settings.seed)
     usable = collection.usable
     sample = np.sort(rng.choice(usable, min(len(usable), 2_000), replace=False))
-    vectors = unit(collection.vectors(sample))
-    pairs = sum(len(row) for row, _ in neighbours(vectors, vectors, threshold)) - len(vectors)
+    vectors = Searchable(unit(collection.vectors(sample)))
+    rows = np.arange(len(vectors))
+    pairs = sum(len(row) for row, _ in neighbours(vectors, rows, vectors, threshold)) - len(rows)
     share = pairs / max(1, len(vectors) * (len(vectors) - 1))
     each = share * (len(usable) - 1)
     if share > settings.max_pair_share and each >= ABSURD_NEIGHBOURS:
@@ -198,16 +186,17 @@ def recall(
         return {"queries": 0, "pairs": 0, "found": 0, "recall": None}
     loaded = clusters.load()
     vectors = unit(collection.vectors(sample))
+    asked = Searchable(vectors, heads(vectors, np.load(clusters.centers / "axes.npy")))
     pairs = found = 0
     for cluster in range(len(loaded)):
         base, numbers = loaded.of(cluster)
-        for row, near in neighbours(vectors, unit(base), threshold):
+        for row, near in neighbours(asked, np.arange(size), base, threshold):
             other = sample[row] != numbers[near]
             row, near = row[other], near[other]
             pairs += len(row)
             found += int(
                 _is_found(
-                    loaded, vectors[row], unit(base[near]), cluster, threshold, settings
+                    loaded, vectors[row], base.vectors[near], cluster, threshold, settings
                 ).sum()
             )
     return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import logging
 import os
 import shutil
@@ -71,6 +70,7 @@ class Engine:
     settings: EngineSettings = field(default_factory=EngineSettings)
     times: list[StageTime] = field(default_factory=list)
     _ray: Any = None
+    _joined: bool = False
     _lock: Any = None
     _bar: StageBar | None = None
     _bar_stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -85,7 +85,7 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._ray is not None:
+        if self._ray is not None and not self._joined:
             self._ray.shutdown()
         shutil.rmtree(self.scratch, ignore_errors=True)
         _lock_file(self.scratch).unlink(missing_ok=True)
@@ -143,7 +143,7 @@ class Engine:
         entry.images = max(entry.images, sum(unit.images for unit in units))
         if not flat and not set(results) <= set(known):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / STAGE_MANIFEST, {**known, **results})
+            write_json(folder / STAGE_MANIFEST, {**known, **results}, self.scratch)
         return [results[unit.name] for unit in units]
 
     def _stage_bar(self, missing: Sequence[Unit], units: Sequence[Unit], note: str) -> StageBar:
@@ -171,42 +171,48 @@ class Engine:
         ray = self._start()
         slots = self._slots(ray, gpus, len(units))
         resources = {"num_gpus": gpus} if gpus else {"num_cpus": self.settings.threads}
-        if setup:
-            actor = ray.remote(max_restarts=TRIES, max_task_retries=TRIES, **resources)(_Worker)
-            workers = [actor.remote(setup, setup_args) for _ in range(slots)]
-            try:
-                ray.get([worker.ready.remote() for worker in workers])
-            except Exception as error:
-                raise _readable(error, stage, "start", self.work) from error
-            load = [0] * slots
-        else:
-            task = ray.remote(
-                max_retries=TRIES, retry_exceptions=list(TRANSIENT), max_calls=0, **resources
-            )(_run_unit)
+        # Ray holds back what there is no processor for, but knows nothing of `workers`.
+        most = slots if self.settings.workers and not setup else 2 * slots
+        workers: list[Any] = []
         waiting = list(reversed(units))
         in_flight: dict[Any, tuple[Unit, int]] = {}
-        while waiting or in_flight:
-            while waiting and len(in_flight) < 2 * slots:
-                unit = waiting.pop()
-                if setup:
-                    slot = load.index(min(load))
-                    load[slot] += 1
-                    in_flight[workers[slot].run.remote(call, unit)] = (unit, slot)
-                else:
-                    in_flight[task.remote(call, unit)] = (unit, 0)
-            done, _ = ray.wait(list(in_flight), num_returns=1)
-            for reference in done:
-                unit, slot = in_flight.pop(reference)
-                if setup:
-                    load[slot] -= 1
+        try:
+            if setup:
+                actor = ray.remote(max_restarts=TRIES, max_task_retries=TRIES, **resources)(_Worker)
+                workers += [actor.remote(setup, setup_args) for _ in range(slots)]
                 try:
-                    result = ray.get(reference)
+                    ray.get([worker.ready.remote() for worker in workers])
                 except Exception as error:
-                    raise _readable(error, stage, unit.name, self.work) from error
-                yield unit, result
-        if setup:
+                    raise _readable(error, stage, "start", self.work) from error
+                load = [0] * slots
+            else:
+                task = ray.remote(
+                    max_retries=TRIES, retry_exceptions=list(TRANSIENT), max_calls=0, **resources
+                )(_run_unit)
+            while waiting or in_flight:
+                while waiting and len(in_flight) < most:
+                    unit = waiting.pop()
+                    if setup:
+                        slot = load.index(min(load))
+                        load[slot] += 1
+                        in_flight[workers[slot].run.remote(call, unit)] = (unit, slot)
+                    else:
+                        in_flight[task.remote(call, unit)] = (unit, 0)
+                done, _ = ray.wait(list(in_flight), num_returns=1)
+                for reference in done:
+                    unit, slot = in_flight.pop(reference)
+                    if setup:
+                        load[slot] -= 1
+                    try:
+                        result = ray.get(reference)
+                    except Exception as error:
+                        raise _readable(error, stage, unit.name, self.work) from error
+                    yield unit, result
+        finally:
             for worker in workers:
                 ray.kill(worker)
+            for reference in () if setup else in_flight:
+                ray.cancel(reference, force=True)
 
     def _slots(self, ray: Any, gpus: int, units: int) -> int:
         resources = ray.cluster_resources()
@@ -219,7 +225,10 @@ class Engine:
         return max(1, min(room, self.settings.workers or room, units))
 
     def _start(self) -> Any:
-        """Import ray and join the cluster at RAY_ADDRESS, or start a quiet local one."""
+        """Import ray and join the cluster at RAY_ADDRESS, or start a quiet local one.
+
+        A session that this process has already is joined, and left running.
+        """
         if self._ray is not None:
             return self._ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -233,7 +242,11 @@ class Engine:
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             os.environ.update(environment)
-        ray = importlib.import_module("ray")
+        import ray
+
+        if ray.is_initialized():
+            self._ray, self._joined = ray, True
+            return ray
         try:
             if address:
                 ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
@@ -318,15 +331,20 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _lock(folder: Path) -> Any:
-    stream = _lock_file(folder).open("w")
-    fcntl.flock(stream, fcntl.LOCK_EX)
-    return stream
+    """Return the locked stream that keeps other runs from sweeping `folder`."""
+    while True:
+        stream = _lock_file(folder).open("w")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if _lock_file(folder).stat().st_ino == os.fstat(stream.fileno()).st_ino:
+                return stream
+        stream.close()
 
 
 def _sweep(scratches: Path) -> None:
     """Remove the scratch folders of runs that are no more: nobody holds their lock."""
-    for folder in sorted(path for path in scratches.iterdir() if path.is_dir()):
-        with contextlib.suppress(OSError), _lock_file(folder).open("w") as stream:
+    for lock in sorted(scratches.glob("*.lock")):
+        with contextlib.suppress(OSError), lock.open("r") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-            _lock_file(folder).unlink(missing_ok=True)
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.collection import Collection
-from curate.originals import changed, load_parts, read_members
+from curate.originals import Originals, changed, load_parts
 from curate.quality import CODE
 from curate.retrieve import found
 from shared.errors import LvdError
@@ -63,10 +63,13 @@ def spill(source: Source, index: int, part: Part, *, out: Path) -> dict:
     decision = np.load(source.selected / "decision.npy", mmap_mode="r")
     numbers = np.flatnonzero(crawl.part[:] == index)
     numbers = numbers[decision[numbers] == CODE["kept"]]
-    facts = crawl.facts(numbers, ["key", "member", "offset", "bytes"]).to_pylist()
     offsets = [0]
-    with (out / "images.bin").open("wb") as stream:
-        for _, data in read_members(part, facts, out.parent):
+    with (
+        Originals(crawl, load_parts(source.parts), out.parent) as originals,
+        (out / "images.bin").open("wb") as stream,
+    ):
+        for number in numbers:
+            data = originals.read(number)
             if data is None:
                 raise changed(part.name)
             offsets.append(offsets[-1] + stream.write(data))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
+
+from curate.collection import Collection
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.parts import Part, PartReader, direct, fetch
 from shared.storage import read_json, write_json
+
+FACTS = ["key", "member", "offset", "bytes"]
 
 
 def save_parts(parts: list[Part], path: Path) -> Path:
@@ -23,38 +28,50 @@ def save_parts(parts: list[Part], path: Path) -> Path:
 @lru_cache(maxsize=2)
 def load_parts(path: Path) -> list[Part]:
     """Return what `save_parts` wrote."""
-    return [Part(**{**entry, "paths": tuple(entry["paths"])}) for entry in read_json(path)]
+    return [
+        Part(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+        for entry in read_json(path)
+    ]  # fmt: skip
 
 
-def read_members(
-    part: Part, facts: list[dict], scratch: Path
-) -> Iterator[tuple[dict, bytes | None]]:
-    """Yield the facts (`key`, `member`, `offset`, `bytes`) of images of one part with their bytes.
+class Originals:
+    """Reads images of a collection; parts without offsets are spooled below `scratch` once."""
 
-    None stands for bytes that are not to be had any more. A part whose members have no offset is
-    spooled below `scratch` first.
-    """
-    if direct(part):
-        for fact in facts:
-            yield fact, _or_none(fetch, part, fact["member"], fact["offset"], fact["bytes"])
-        return
-    with (
-        tempfile.TemporaryDirectory(dir=scratch) as spool,
-        PartReader(part, Path(spool), ()) as reader,
-    ):
-        members = {member.key: member for member in reader.members}
-        for fact in facts:
-            yield (
-                fact,
-                _or_none(reader.read, members[fact["key"]]) if fact["key"] in members else None,
-            )
+    def __init__(self, collection: Collection, parts: list[Part], scratch: Path) -> None:
+        self._collection = collection
+        self._parts = parts
+        self._scratch = scratch
+        self._facts: dict[int, pa.Table] = {}
+        self._readers: dict[int, tuple[PartReader, dict]] = {}
+        self._stack = ExitStack()
 
+    def __enter__(self) -> Originals:
+        return self
 
-def _or_none(read: Callable[..., bytes], *args: object) -> bytes | None:
-    try:
-        return read(*args)
-    except (OSError, ImageError):
-        return None
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, number: int) -> bytes | None:
+        """Return the bytes of an image, or None when they are not to be had any more."""
+        index, row = int(self._collection.part[number]), int(self._collection.row[number])
+        part = self._parts[index]
+        if index not in self._facts:
+            self._facts[index] = self._collection.facts_of_part(index, FACTS)
+        [fact] = self._facts[index].slice(row, 1).to_pylist()
+        try:
+            if direct(part):
+                return fetch(part, fact["member"], fact["offset"], fact["bytes"])
+            reader, members = self._reader(index)
+            return reader.read(members[fact["key"]]) if fact["key"] in members else None
+        except (OSError, ImageError):
+            return None
+
+    def _reader(self, index: int) -> tuple[PartReader, dict]:
+        if index not in self._readers:
+            spool = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch))
+            reader = self._stack.enter_context(PartReader(self._parts[index], Path(spool), ()))
+            self._readers[index] = reader, {member.key: member for member in reader.members}
+        return self._readers[index]
 
 
 def changed(part: str) -> LvdError:

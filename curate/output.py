@@ -19,6 +19,8 @@ from shared.storage import read_json, sync_tree, write_json
 FORMAT = 1
 RUN = "run.json"
 PARTIAL = ".partial"
+ADDRESS = ".address"
+OWN = {RUN, ADDRESS, "timings.json", "shards", "reports", ".scratch", ".spill", ".tables"}
 LIBRARIES = ("faiss-cpu", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
 
 
@@ -30,7 +32,7 @@ class Output:
         self.out = out
         self.settings = settings
         self.partial = out.with_name(out.name + PARTIAL)
-        self._old = out.with_name(out.name + ".old")
+        self._old = out.with_name(f".{out.name}.replaced")
         self.scratch = self.partial / ".scratch"
         self.spill = self.partial / ".spill"
         self.tables = self.partial / ".tables"
@@ -85,13 +87,20 @@ class Output:
 
     def begin(self, address: str) -> None:
         """Prepare the partial folder; what it holds of another address is removed."""
-        note = self.partial / ".address"
+        note = self.partial / ADDRESS
+        there = {path.name for path in self.partial.iterdir()} if self.partial.exists() else set()
+        if foreign := sorted(there - OWN):
+            raise LvdError(
+                f"{self.partial} holds {foreign[0]}, which no run wrote: move it, or name another "
+                "--out"
+            )
         if not note.exists() or note.read_text() != address:
             shutil.rmtree(self.partial, ignore_errors=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
-        for folder in (self.partial, self.shards, self.reports, self.scratch):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.partial.mkdir(parents=True, exist_ok=True)
         note.write_text(address)
+        for folder in (self.shards, self.reports, self.scratch):
+            folder.mkdir(exist_ok=True)
 
     def lay_tables(self, units: list[Path]) -> None:
         """Put the units' tables where the contract says: one file, or a folder of them."""
@@ -109,16 +118,16 @@ class Output:
 
     def write(self, run: dict[str, Any], funnel: dict[str, Any], address: str) -> None:
         """Write `reports/funnel.json` and `run.json`."""
-        write_json(self.reports / "funnel.json", funnel)
-        write_json(self.partial / RUN, {"format": FORMAT, "address": address, **run})
+        write_json(self.reports / "funnel.json", funnel, self.scratch)
+        write_json(self.partial / RUN, {"format": FORMAT, "address": address, **run}, self.scratch)
 
     def finish(self, stages: list[Any], seconds: float) -> None:
         """Write `timings.json`, drop what was only for building, and move the folder to its place."""
         timings = {"stages": [asdict(stage) for stage in stages], "seconds": seconds}
-        write_json(self.partial / "timings.json", timings)
+        write_json(self.partial / "timings.json", timings, self.scratch)
         for folder in (self.scratch, self.spill, self.tables):
             shutil.rmtree(folder, ignore_errors=True)
-        (self.partial / ".address").unlink()
+        (self.partial / ADDRESS).unlink()
         sync_tree(self.partial)
         if self.out.exists():
             self.out.rename(self._old)

@@ -7,15 +7,15 @@ into it: whatever is there already is used, and a change recomputes only what st
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from curate import export, rows
+from curate.collection import Collection
 from curate.engine import Engine
-from curate.originals import read_members
+from curate.originals import Originals
 from curate.output import Output, versions
 from curate.plan import Plan
 from curate.report import pictures
-from curate.stages import Embedded, Run
+from curate.stages import Run
 from shared.storage import fingerprint
 
 
@@ -43,7 +43,7 @@ def curate(plan: Plan, output: Output) -> bool:
             run.report(output)
             output.write(_run(run), _funnel(run), address)
             if plan.request.settings.report.pictures:
-                pictures(output.partial, _reader(run, run.crawl), _reader(run, run.seed))
+                _draw(run, output)
         output.finish(engine.times, time.monotonic() - started)
     return True
 
@@ -63,6 +63,17 @@ def comparable(plan: Plan) -> dict:
             | {"engine": {"workers"}, "embed": {"decode_threads"}},
         ),
     }
+
+
+def _draw(run: Run, output: Output) -> None:
+    crawl, seed, scratch = run.crawl, run.seed, run.engine.scratch
+    with (
+        Originals(crawl.collection, crawl.parts, scratch) as crawled,
+        Originals(seed.collection, seed.parts, scratch) as seeds,
+    ):
+        pictures(
+            output.partial, _reader(crawled, crawl.collection), _reader(seeds, seed.collection)
+        )
 
 
 def _run(run: Run) -> dict:
@@ -104,17 +115,11 @@ def _thresholds(run: Run) -> dict:
     }
 
 
-def _reader(run: Run, dataset: Embedded):
-    """Return a function from a key of a dataset to its image's bytes, or None."""
+def _reader(originals: Originals, collection: Collection):
+    """Return a function from a key to its image's bytes, or None."""
 
     def read(key: str) -> bytes | None:
-        collection = dataset.collection
         number = collection.find(key)
-        if number is None:
-            return None
-        fact = collection.facts([number], ["key", "member", "offset", "bytes"]).to_pylist()[0]
-        part = dataset.parts[collection.part[number]]
-        [(_, data)] = read_members(part, [fact], Path(run.engine.scratch))
-        return data
+        return None if number is None else originals.read(number)
 
     return read

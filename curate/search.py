@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 SLACK = np.float32(1e-4)
 """More than the rounding of a float32 inner product of two unit vectors of up to 4096 dimensions."""
+
+HEAD_SLACK = np.float32(2e-3)
+"""More than the rounding of the inner product of two float16 heads of unit vectors."""
+
+HEADS_PAY = 0.01
+"""Above this share of pairs, looking at the candidates costs more than searching whole vectors."""
 
 BASE_ROWS = 262_144
 QUERY_ROWS = 4_096
@@ -46,31 +53,102 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.clip(products.astype(np.float32), np.float32(-1), np.float32(1))
 
 
-def neighbours(
-    queries: np.ndarray, base: np.ndarray, threshold: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield every (query row, base row) whose cosine is at least `threshold`.
+def principal_axes(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Return the `count` orthonormal directions [d, count] that hold most of unit vectors [n, d]."""
+    moment = (vectors.T @ vectors).astype(np.float64)
+    return np.linalg.eigh(moment)[1][:, ::-1][:, :count].astype(np.float32)
 
-    Takes float32 unit vectors [n, d] and [m, d]; yields pairs of int64 arrays, in bounded memory:
-    a block's products never number more than about `PAIRS_AT_ONCE`.
+
+def heads(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Return float16 heads [n, h + 1] of unit vectors [n, d]: coordinates, and the rest's norm.
+
+    By Cauchy and Schwarz the inner product of two heads is at least that of their vectors, so a
+    search among heads misses no pair (up to `HEAD_SLACK`, their rounding).
     """
-    faiss = _faiss()
+    along = vectors @ axes
+    rest = np.sqrt(np.maximum(0, 1 - np.einsum("nh,nh->n", along, along)))
+    return np.column_stack([along, rest]).astype(np.float16)
+
+
+@dataclass(frozen=True)
+class Searchable:
+    """Unit vectors [n, d], with their heads [n, h + 1] where these speed the search up."""
+
+    vectors: np.ndarray
+    heads: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Searchable:
+        return Searchable(self.vectors[rows], None if self.heads is None else self.heads[rows])
+
+
+def joined(parts: list[Searchable]) -> Searchable:
+    """Return the vectors of several as one, with float32 heads."""
+    return Searchable(
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.heads for part in parts]).astype(np.float32),
+    )
+
+
+def neighbours(
+    queries: Searchable, rows: np.ndarray, base: Searchable, threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield every (query row, base row), of the `rows` of the queries, that reaches `threshold`.
+
+    Yields pairs of int64 arrays, in bounded memory: a block's products never number more than
+    about `PAIRS_AT_ONCE`. Where both sides have heads, these are searched first, until they let
+    through more than `HEADS_PAY` of all pairs.
+    """
     threshold = np.float32(threshold)
+    by_heads = queries.heads is not None and base.heads is not None
     for start in range(0, len(base), BASE_ROWS):
-        block = np.ascontiguousarray(base[start : start + BASE_ROWS])
-        index = faiss.IndexFlatIP(block.shape[1])
-        index.add(block)
-        rows = max(16, min(QUERY_ROWS, PAIRS_AT_ONCE // len(block)))
-        for first in range(0, len(queries), rows):
-            asked = np.ascontiguousarray(queries[first : first + rows])
-            limits, similarity, found = index.range_search(asked, float(threshold - SLACK))
-            row = np.repeat(np.arange(len(asked)), np.diff(limits.astype(np.int64)))
+        block = base[start : start + BASE_ROWS]
+        step = max(16, min(QUERY_ROWS, PAIRS_AT_ONCE // len(block)))
+        whole = head = None
+        for first in range(0, len(rows), step):
+            asking = rows[first : first + step]
+            if by_heads:
+                head = head or _flat_index(block.heads)
+                at, found, _ = _range(head, queries.heads[asking], threshold - HEAD_SLACK)
+                if len(at) <= HEADS_PAY * len(asking) * len(block):
+                    keep = _reach(queries.vectors, asking[at], block.vectors, found, threshold)
+                    yield asking[at[keep]], found[keep] + start
+                    continue
+                by_heads = False
+            whole = whole or _flat_index(block.vectors)
+            at, found, similarity = _range(whole, queries.vectors[asking], threshold - SLACK)
             keep = similarity >= threshold + SLACK
             doubtful = np.flatnonzero(~keep)
-            for part in range(0, len(doubtful), QUERY_ROWS):
-                some = doubtful[part : part + QUERY_ROWS]
-                keep[some] = cosine(asked[row[some]], block[found[some]]) >= threshold
-            yield row[keep] + first, found[keep] + start
+            keep[doubtful] = _reach(
+                queries.vectors, asking[at[doubtful]], block.vectors, found[doubtful], threshold
+            )
+            yield asking[at[keep]], found[keep] + start
+
+
+def _flat_index(vectors: np.ndarray):
+    index = _faiss().IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors, np.float32))
+    return index
+
+
+def _range(index, asked: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    limits, similarity, found = index.range_search(
+        np.ascontiguousarray(asked, np.float32), float(radius)
+    )
+    return np.repeat(np.arange(len(asked)), np.diff(limits.astype(np.int64))), found, similarity
+
+
+def _reach(
+    a: np.ndarray, row: np.ndarray, b: np.ndarray, found: np.ndarray, threshold: np.float32
+) -> np.ndarray:
+    """Return of pairs of rows whether their exact cosine reaches the threshold: bool [n]."""
+    reach = np.empty(len(row), bool)
+    for at in range(0, len(row), QUERY_ROWS):
+        some = slice(at, at + QUERY_ROWS)
+        reach[some] = cosine(a[row[some]], b[found[some]]) >= threshold
+    return reach
 
 
 def top_k(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +187,9 @@ def _top_k_of_block(asked: np.ndarray, block: np.ndarray, k: int) -> tuple[np.nd
     if wide < len(block):
         # Beyond the proposals there may be ties with the last one kept: ask for all of these.
         crowded = np.flatnonzero(proposed[:, -1] >= similarity[:, -1] - SLACK)
-        if len(crowded):
-            index = faiss.IndexFlatIP(block.shape[1])
-            index.add(block)
+        index = _flat_index(block) if len(crowded) else None
         for row in crowded:
-            limits, _, near = index.range_search(
-                asked[row : row + 1], float(similarity[row, -1] - SLACK)
-            )
+            _, near, _ = _range(index, asked[row : row + 1], similarity[row, -1] - SLACK)
             cosines = cosine(np.broadcast_to(asked[row], (len(near), block.shape[1])), block[near])
             similarity[row], rows[row] = (x[0] for x in _first_k(cosines[None], near[None], k))
     return similarity, rows

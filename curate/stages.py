@@ -139,32 +139,30 @@ class Run:
 
     def calibration(self, name: str) -> dict:
         """Return the calibration of `dedup` (from the crawl alone) or `retrieve`, as measured."""
-        settings = self.settings.calibrate
-        if name == "dedup":
-            args = (self.crawl.collection, self._parts_file(), self.settings.embed, settings)
-            address = self._address(
-                "calibrate", calibration.VERSION, self.crawl.address, settings.model_dump()
-            )
-            [measured] = self.engine.run(
-                self._home("calibrate", address),
-                calibration.dedup,
-                [Unit("dedup", (*args, self.plan.embedder))],
-                setup=load_embedder,
-                setup_args=(self.plan.embedder, self.threads),
-                gpus=int(self.plan.embedder.device == "cuda"),
-            )
-            return measured
+        settings, embedder = self.settings.calibrate, self.plan.embedder
+        crawl, seed = self.crawl, self.seed
+        of_crawl = name == "dedup"
         address = self._address(
             "calibrate",
             calibration.VERSION,
-            [self.crawl.address, self.seed.address],
+            [crawl.address] if of_crawl else [crawl.address, seed.address],
             settings.model_dump(),
         )
-        [measured] = self.engine.run(
-            self._home("calibrate", address),
-            calibration.retrieve,
-            [Unit("retrieve", (self.crawl.collection, self.seed.collection, settings))],
-        )
+        parts = self._parts_file(crawl if of_crawl else seed)
+        shared = (parts, self.settings.embed.max_pixels, settings)
+        home = self._home("calibrate", address)
+        if of_crawl:
+            [measured] = self.engine.run(
+                home,
+                calibration.dedup,
+                [Unit(name, (crawl.collection, *shared))],
+                setup=load_embedder,
+                setup_args=(embedder, self.threads),
+                gpus=int(embedder.device == "cuda"),
+            )
+        else:
+            args = (crawl.collection, seed.collection, *shared)
+            [measured] = self.engine.run(home, calibration.retrieve, [Unit(name, args)])
         return measured
 
     # cluster --------------------------------------------------------------------------------
@@ -203,7 +201,7 @@ class Run:
                 home,
                 cluster.members,
                 [
-                    Unit(folder.name, (self.assigned, first, last))
+                    Unit(folder.name, (home / "centroids", self.assigned, first, last))
                     for folder, (first, last) in zip(folders, ranges, strict=True)
                 ],
             )
@@ -339,7 +337,7 @@ class Run:
         crawl, size = self.crawl.collection, self.settings.export.shard_size
         source = export.Source(
             crawl=crawl,
-            parts=self._parts_file(),
+            parts=self._parts_file(self.crawl),
             selected=self.selected,
             retrieved=tuple(self.retrieved),
             seed=self.seed.collection,
@@ -407,6 +405,6 @@ class Run:
     def _home(self, stage: str, address: str) -> Path:
         return self.work / stage / address
 
-    def _parts_file(self) -> Path:
-        path = self.engine.scratch / "parts.json"
-        return path if path.exists() else save_parts(self.crawl.parts, path)
+    def _parts_file(self, dataset: Embedded) -> Path:
+        path = self.engine.scratch / f"parts-{dataset.address}.json"
+        return path if path.exists() else save_parts(dataset.parts, path)

@@ -224,7 +224,11 @@ def _check_columns(name: str, parts: list[Part]) -> None:
     with open_binary(locate(part.root, part.paths[0])) as source:
         try:
             schema = read_schema(source)
-        except (ArrowException, OSError):  # damaged: a problem of this part when it is read
+        except (
+            ArrowException,
+            ValueError,
+            OSError,
+        ):  # damaged: a problem of this part when it is read
             return
     try:
         image_column(schema, part.image_column)

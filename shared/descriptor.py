@@ -19,6 +19,8 @@ SIDE = 64
 """Images are squeezed to this square: a copy may have another size, and nearly the same shape."""
 CELL = 8
 ORIENTATIONS = 6
+REDUCE_TO = 3 * SIDE
+"""Measured on crawl-small, this much reduced decoding changes 0.5% of decisions, 2 * SIDE 1.4%."""
 
 # Bin edges in CIELAB units: steps of lightness between neighbours, lightness, and chroma.
 _GRADIENTS = np.array([0, 0.25, 1, 2, 4, 8, 16, np.inf])
@@ -40,11 +42,12 @@ class Descriptor:
     input_side = SIDE
 
     def __init__(self, *, reduced: bool = True) -> None:
-        self.reduce_to = 2 * SIDE if reduced else None
+        self.reduce_to = REDUCE_TO if reduced else None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return the image squeezed to 64 x 64, uint8 [64, 64, 3]. Thread-safe."""
-        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.uint8)
+        # Of Pillow's filters, this one depends least on the size that the image was decoded at.
+        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING), dtype=np.uint8)
 
     def embed(self, batch: Sequence[np.ndarray]) -> np.ndarray:
         """Return the L2-normalised vectors, float32 [n, dim]."""

@@ -8,10 +8,9 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
-from shared.embedders import HUB, LOCAL, EmbedderSettings, is_weights_file, local_files
+from shared.embedders import HUB, LOCAL, EmbedderSettings, fetch, is_weights_file, local_files
 from shared.errors import LvdError, nearest
-from shared.hub_files import fetch
-from shared.torch_embedder import TorchEmbedder, fit_for_inference
+from shared.timm_embedder import TorchEmbedder, fit_for_inference
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"

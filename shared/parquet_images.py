@@ -62,7 +62,7 @@ def spool_rows(
     """Copy the images of a Parquet file to `spool` and yield a row for each, in the file's order.
 
     Keys are the key column's values where they are all there and unique, else the row numbers.
-    Raises ValueError for a file with no image column, and whatever pyarrow raises for a damaged
+    Raises ValueError for a file with no image column, or columns of different lengths, and whatever pyarrow raises for a damaged
     one.
     """
     import pyarrow.parquet as pq
@@ -73,11 +73,13 @@ def spool_rows(
         names = [name for name in ("url", "caption", *columns) if name != column]
         rows = (row for some in rows_of(table, names) for row in some)
         for number, (image, row) in enumerate(zip(_images(table, column), rows, strict=True)):
+            if keys is not None and number == len(keys):
+                raise ValueError("its columns differ in length")
             offset = spool.tell()
             if image is not None:
                 spool.write(image)
             yield ImageRow(
-                key=keys[number] if keys else str(number),
+                key=keys[number] if keys is not None else str(number),
                 note=note_from_row(row, columns),
                 offset=offset,
                 size=0 if image is None else len(image),

@@ -19,7 +19,7 @@ UNIT_MANIFEST = "unit.json"
 
 def dumps(value: Any) -> str:
     """Return `value` as JSON with sorted keys, so that equal values are equal bytes."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def fingerprint(value: Any) -> str:
@@ -38,9 +38,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def write_json(path: Path, value: Any, scratch: Path | None = None) -> None:
+    """Write `value` to `path` whole or not at all.
+
+    It is written in `scratch` first, a folder on the same file system that is swept after a crash.
+    """
+    beside = (scratch or path.parent) / f".{path.name}.{os.getpid()}"
     beside.write_text(dumps(value))
     sync(beside)
     beside.rename(path)

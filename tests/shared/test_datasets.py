@@ -99,11 +99,16 @@ def test_images_are_dealt_to_parts_with_their_sidecars(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.sets(st.from_regex(r"[a-c]{1,2}(/[a-c]{1,2})?\.jpg", fullmatch=True), min_size=2, max_size=8)
+    st.lists(
+        st.from_regex(r"[a-c]{1,2}(/[a-c]{1,2})?\.jpg", fullmatch=True),
+        min_size=2,
+        max_size=8,
+        unique=True,
+    )
 )
 def test_adding_a_file_moves_no_other(tmp_path_factory, names):
     root = tmp_path_factory.mktemp("images")
-    *first, last = sorted(names, key=hash)
+    *first, last = names
 
     def homes():
         parts = parts_of(str(root), folder_parts=5)
@@ -136,17 +141,13 @@ def test_a_fingerprint_follows_the_content(shards):
 
 
 def test_a_fingerprint_does_not_know_where_the_root_is(tmp_path):
+    prints = []
     for root in ("here", "there/too"):
         touch(tmp_path, f"{root}/x.tar")
+        (tmp_path / root / "x.tar").write_bytes(b"same")
         os.utime(tmp_path / root / "x.tar", ns=(5, 5))
-    one, other = (parts_of(str(tmp_path / root))[0] for root in ("here", "there/too"))
-    assert one.fingerprint != parts_of(str(tmp_path / "here"), format="folder" and "tar")[0].root
-    touch(tmp_path, "moved/x.tar")
-    moved = tmp_path / "moved/x.tar"
-    moved.write_bytes((tmp_path / "here/x.tar").read_bytes())
-    os.utime(moved, ns=(5, 5))
-    assert parts_of(str(moved))[0].fingerprint == one.fingerprint
-    assert one.fingerprint != other.fingerprint
+        prints.append(parts_of(str(tmp_path / root))[0].fingerprint)
+    assert prints[0] == prints[1]
 
 
 def test_no_two_parts_share_a_name(tmp_path):

@@ -1,0 +1,209 @@
+"""Makes embedded and catalogued datasets from given vectors, and takes them through the stages."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
+from curate.collection import Collection, catalogue
+from curate.dedup import DedupSettings, search
+from curate.embed import COLUMNS, FACTS, VECTORS
+from curate.groups import group
+from curate.quality import FilterSettings, QualitySettings, score_column
+from shared.datasets import Part
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image as the stage embed would describe it; without a vector it is not embedded."""
+
+    key: str
+    vector: Sequence[float] | None = None
+    size: tuple[int, int] = (64, 64)
+    nbytes: int = 1000
+    content: str | None = None
+    problem: str = ""
+    contrast: float = 50.0
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content, which is the key where none is given."""
+        return hashlib.sha256((self.content or self.key).encode()).hexdigest()
+
+
+def made_part(name: str, kind: str = "tar") -> Part:
+    """Return a part that stands for no file."""
+    return Part(name, kind, "/nowhere", (f"{name}.{kind}",), (0,), None, "0" * 32, 0)
+
+
+def write_part(folder: Path, images: Sequence[Made], columns: Sequence[str] = (), dim=4) -> Path:
+    """Write the facts and vectors of a part as `curate.embed` does."""
+    images = sorted(images, key=lambda image: image.key)
+    vectors = [image.vector for image in images if image.vector is not None]
+    rows = iter(range(len(vectors)))
+    values = {
+        "key": [image.key for image in images],
+        "member": [image.key.rpartition("/")[2] + ".jpg" for image in images],
+        "url": [f"https://example.org/{image.key}" for image in images],
+        "caption": [None for _ in images],
+        "sha256": [image.sha256 for image in images],
+        "width": [None if image.problem else image.size[0] for image in images],
+        "height": [None if image.problem else image.size[1] for image in images],
+        "format": [None if image.problem else "jpeg" for image in images],
+        "bytes": [image.nbytes for image in images],
+        "offset": [512 * place for place, _ in enumerate(images)],
+        "problem": [image.problem for image in images],
+        "contrast": [image.contrast for image in images],
+        "vector": [-1 if image.vector is None else next(rows) for image in images],
+    }
+    schema = COLUMNS
+    for column in columns:
+        schema = schema.append(pa.field(score_column(column), pa.float64()))
+        values[score_column(column)] = [image.scores.get(column) for image in images]
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(values, schema), folder / FACTS, compression="zstd")
+    stored = np.asarray(vectors, np.float16) if vectors else np.empty((0, dim), np.float16)
+    np.save(folder / VECTORS, stored)
+    return folder
+
+
+def made_collection(
+    work: Path,
+    images: Sequence[Made],
+    *,
+    parts: Sequence[Part] | None = None,
+    name: str = "crawl",
+    quality: QualitySettings | None = None,
+    filters: Sequence[FilterSettings] = (),
+) -> Collection:
+    """Return the catalogue of images, each in the part that its key names up to the last slash.
+
+    With `parts` given, an image is in the part of the longest name that its key starts with; what
+    fits none is dealt to the folder parts.
+    """
+    dim = next((len(image.vector) for image in images if image.vector is not None), 4)
+    if parts is None:
+        names = dict.fromkeys(image.key.rpartition("/")[0] for image in images)
+        parts = [made_part(part) for part in names]
+    dealt = defaultdict(list)
+    folders = [part.name for part in parts if part.format == "folder"]
+    for image in images:
+        fits = [part.name for part in parts if image.key.startswith(part.name + "/")]
+        bucket = hashlib.sha256(image.key.encode()).digest()[0] % max(1, len(folders))
+        dealt[max(fits, key=len) if fits else folders[bucket]].append(image)
+    columns = sorted({entry.column for entry in filters})
+    embedded = [
+        (part, write_part(_fresh(work / "embed" / name), dealt[part.name], columns, dim))
+        for part in parts
+    ]
+    home = _fresh(work / "catalogue" / name)
+    home.mkdir(parents=True)
+    catalogue(embedded, work, quality, list(filters), out=home)
+    return Collection(home)
+
+
+def from_vectors(work: Path, vectors: np.ndarray, **options) -> Collection:
+    """Return a collection of one part whose images are keyed by the rows of `vectors`."""
+    images = [Made(f"part/{row:06d}", vector) for row, vector in enumerate(vectors)]
+    return made_collection(work, images, **options)
+
+
+def clustered(
+    collection: Collection, work: Path, settings: ClusterSettings | None = None, block=10**9
+) -> tuple[Clusters, list[Path]]:
+    """Take a collection through the stage cluster; `block` is the images of a unit of `assign`."""
+    home = _fresh(work / "cluster")
+    centers = _folder(home / "centroids")
+    centroids(collection, settings or ClusterSettings(), 1, out=centers)
+    assigned = []
+    for start in range(0, len(collection), block):
+        assigned.append(_folder(home / f"assign-{start:06d}"))
+        stop = min(start + block, len(collection))
+        assign(collection, centers, start, stop, 1, out=assigned[-1])
+    ranges = buckets(assigned)
+    folders = []
+    for first, last in ranges:
+        folders.append(_folder(home / f"members-{first:06d}"))
+        members(centers, assigned, first, last, out=folders[-1])
+    return Clusters(centers, tuple(folders), tuple(ranges)), assigned
+
+
+def grouped(
+    collection: Collection,
+    clusters: Clusters,
+    work: Path,
+    threshold: float,
+    settings: DedupSettings | None = None,
+) -> tuple[Path, int]:
+    """Take a collection through the stage dedup; return its last pass and how many there were."""
+    settings = settings or DedupSettings()
+    home = _fresh(work / "dedup")
+    before = None
+    for number in range(1000):
+        searched = []
+        for first, last in clusters.ranges:
+            searched.append(_folder(home / f"search-{number}-{first:06d}"))
+            search(
+                *(collection, clusters, first, last, threshold, settings, before, 1),
+                out=searched[-1],
+            )
+        after = _folder(home / f"groups-{number}")
+        per_image = settings.edges_per_image
+        result = group(collection, searched, settings.groups, per_image, before, out=after)
+        before = after
+        if not result["undecided"]:
+            return before, number + 1
+    raise AssertionError("the passes do not end")
+
+
+def deduped(
+    collection: Collection, work: Path, threshold: float, settings: DedupSettings | None = None
+) -> np.ndarray:
+    """Return who stands for every image, after all stages up to dedup."""
+    clusters, _ = clustered(collection, work)
+    return np.load(grouped(collection, clusters, work, threshold, settings)[0] / REPRESENTATIVE)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def clumps(seed: int, centers: int, each: int, dim: int, spread: float) -> np.ndarray:
+    """Return float32 unit vectors [centers * each, dim] in clumps, some of them near copies."""
+    rng = np.random.default_rng(seed)
+    middle = rng.standard_normal((centers, dim)) * (1 + rng.random((centers, 1)))
+    scale = rng.choice([0.02, 0.1, spread], (centers, each, 1))
+    vectors = (middle[:, None] + scale * rng.standard_normal((centers, each, dim))).reshape(-1, dim)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def exact_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the float64 cosines [n, m] of stored vectors."""
+    a, b = (np.asarray(x, np.float16).astype(np.float64) for x in (a, b))
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300) for x in (a, b))
+    return a @ b.T
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def _fresh(path: Path) -> Path:
+    """Return a folder below `path` that is not there yet: tests make many of a kind."""
+    return path / f"{len(list(path.glob('*'))):04d}"
+
+
+REPRESENTATIVE = "representative.npy"
