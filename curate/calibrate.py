@@ -8,6 +8,7 @@ similarity of each seed image to its nearest other.
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -28,6 +29,9 @@ FEWEST = 8
 """Calibration on fewer images than this says nothing."""
 RETRIEVE_QUANTILE = 0.1
 SEPARATES_AT = 0.8
+"""Best F1 below which an embedder does not tell copies from others, whatever the threshold."""
+TOLERATED = 0.01
+"""False-positive rate that is accepted where F1 says nothing."""
 _PLATEAU = 0.01
 _MOST_COPIES = 64
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -74,8 +78,8 @@ class Calibration:
         return self.f1 is None or self.f1 >= SEPARATES_AT
 
     def to_dict(self) -> dict:
-        """Return all of it, JSON-able."""
-        return asdict(self) | {"separates": self.separates}
+        """Return all fields, JSON-able."""
+        return asdict(self)
 
 
 def edits(image: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image]:
@@ -135,7 +139,9 @@ def calibrate_dedup(
     stand in `crawl`, the sample searched for non-copies. A crawl is full of copies that nobody
     lists, so of an image's neighbours the nearest is taken that is another picture by its pixels
     (`same_picture`), whatever the embedder thinks of it. F1 weighs each image's one non-copy like
-    one copy. Where it hardly changes with the threshold, the middle of that range is proposed.
+    one copy. Where it hardly changes with the threshold, the middle of that range is proposed. An
+    embedder whose best F1 is below 0.8 gets the lowest threshold with a false-positive rate of at
+    most 1%: it finds few copies, and drops little else.
 
     Expected rates are those of the sample: in a larger crawl the nearest non-copy is nearer.
     Raises LvdError when there are too few images.
@@ -151,7 +157,7 @@ def calibrate_dedup(
     positives = np.einsum("ned,nd->ne", edited, originals)
     threshold, f1 = _best_threshold(positives.ravel(), negatives)
     names = edit_names or tuple(str(number) for number in range(positives.shape[1]))
-    bins = _bins(positives, negatives)
+    bins = _bins(threshold, positives, negatives)
     return Calibration(
         kind="dedup",
         threshold=threshold,
@@ -194,12 +200,12 @@ def calibrate_retrieve(
             f"calibration found {len(left_out)} different seed images and needs {FEWEST}: declare "
             "the embedder's thresholds.retrieve, or give more seed images"
         )
-    threshold = _rounded(float(np.quantile(left_out, quantile, method="lower")), down=True)
+    threshold = _rounded(float(np.quantile(left_out, quantile, method="lower")), np.floor)
     crawled = np.concatenate(
         [_nearest(crawl[start : start + _BLOCK], seeds) for start in range(0, len(crawl), _BLOCK)]
         or [np.empty(0, np.float32)]
     )
-    bins = _bins(left_out, crawled)
+    bins = _bins(threshold, left_out, crawled)
     return Calibration(
         kind="retrieve",
         threshold=threshold,
@@ -247,25 +253,25 @@ def nearest_other(
 def render(calibration: Calibration) -> str:
     """Return both distributions as text, at most 100 columns wide, and what is expected below."""
     positives, negatives, bins = calibration.positives, calibration.negatives, calibration.bins
-    width = 36
+    width = 33
     lines = [f"{'cosine':>15}   {positives.name:<{width + 6}}   {negatives.name}"]
+    marked = min(bisect_right(bins, calibration.threshold), len(bins) - 1) - 1
     for at in reversed(range(len(bins) - 1)):
-        here = bins[at] <= calibration.threshold < bins[at + 1]
         cells = [_bar(side, at, width) for side in (positives, negatives)]
         lines.append(
-            f"{bins[at]:7.4f} {bins[at + 1]:7.4f}{'>' if here else ' '} |{' |'.join(cells)}"
+            f"{bins[at]:7.4f} {bins[at + 1]:7.4f}{'>' if at == marked else ' '} |{' |'.join(cells)}"
         )
     if calibration.kind == "dedup":
         expected = (
-            f"finds {calibration.recall:.1%} of edited copies; "
+            f"expected: finds {calibration.recall:.1%} of edited copies; "
             f"{calibration.false_positive_rate:.1%} of images have a non-copy that reaches it"
         )
     else:
         expected = (
-            f"finds {calibration.recall:.1%} of seed-like images; "
+            f"expected: finds {calibration.recall:.1%} of seed-like images; "
             f"{calibration.crawl_share:.1%} of the crawl reaches it"
         )
-    lines.append(f"{calibration.kind} threshold {calibration.threshold:g}: {expected}")
+    lines += [f"{calibration.kind} threshold {calibration.threshold}", expected]
     if calibration.recall_by_edit:
         by_edit = (f"{name} {share:.0%}" for name, share in calibration.recall_by_edit.items())
         lines.append(f"recall by edit: {', '.join(by_edit)}")
@@ -315,18 +321,21 @@ def _are_copies(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def _best_threshold(positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:
-    """Return the middle of the range of nearly best F1 around the best, and the F1 there."""
+    """Return the threshold by the criterion of `calibrate_dedup`, and the best F1."""
     values = np.unique(np.concatenate([positives, negatives]).astype(np.float64))
     candidates = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2])
     scores = _f1(positives, negatives, candidates)
+    if scores.max() < SEPARATES_AT:
+        rates = 1 - np.searchsorted(np.sort(negatives), candidates) / len(negatives)
+        tolerated = candidates[rates <= TOLERATED]
+        return _rounded(tolerated[0] if len(tolerated) else 1.0, np.ceil), float(scores.max())
     good = scores >= scores.max() - _PLATEAU
     first = last = int(scores.argmax())
     while first > 0 and good[first - 1]:
         first -= 1
     while last < len(good) - 1 and good[last + 1]:
         last += 1
-    threshold = _rounded((candidates[first] + candidates[last]) / 2)
-    return threshold, float(_f1(positives, negatives, np.array([threshold]))[0])
+    return _rounded((candidates[first] + candidates[last]) / 2, np.round), float(scores.max())
 
 
 def _f1(positives: np.ndarray, negatives: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -337,12 +346,10 @@ def _f1(positives: np.ndarray, negatives: np.ndarray, thresholds: np.ndarray) ->
     return 2 * recall / (recall + false + 1)
 
 
-def _rounded(threshold: float, *, down: bool = False) -> float:
+def _rounded(threshold: float, towards: Callable[[float], float]) -> float:
     """Return few enough digits to paste, and enough of them where all cosines are nearly 1."""
-    digits = 4 if threshold < 0.99 else 7
-    if down:
-        return float(np.floor(threshold * 10**digits) / 10**digits)
-    return round(float(threshold), digits)
+    scale = 10**4 if threshold < 0.99 else 10**7
+    return min(1.0, float(towards(threshold * scale) / scale))
 
 
 def _nearest(block: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -356,13 +363,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def _bins(*cosines: np.ndarray) -> np.ndarray:
-    """Return shared bin edges; the lowest hundredth is swept into the first bin."""
+def _bins(threshold: float, *cosines: np.ndarray) -> np.ndarray:
+    """Return shared bin edges around the threshold; the lowest twentieth is in the first bin."""
     both = np.concatenate([values.ravel() for values in cosines])
-    low, high = float(np.quantile(both, 0.01)), float(both.max())
-    if high - low < 1e-6:
-        low = high - 1e-6
-    return np.linspace(low, high, _BINS + 1)
+    low, high = float(np.quantile(both, 0.05)), float(both.max())
+    low, high = min(low, threshold), max(high, threshold)
+    return np.linspace(low if high - low > 1e-6 else high - 1e-6, high, _BINS + 1)
 
 
 def _distribution(name: str, cosines: np.ndarray, bins: np.ndarray) -> Distribution:

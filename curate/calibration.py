@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.calibrate import (
     FEWEST,
     Calibration,
+    Distribution,
     calibrate_dedup,
     calibrate_retrieve,
     edits,
@@ -21,13 +22,17 @@ from curate.calibrate import (
     thumbnail,
 )
 from curate.collection import Collection
+from curate.embed import load_embedder
+from curate.engine import Engine, Unit
 from curate.originals import Originals, load_parts
 from curate.search import unit
-from shared.embedders import Embedder
+from shared.embedders import Embedder, EmbedderSettings
 from shared.errors import LvdError
 from shared.images import ImageError, decode
+from shared.storage import UNIT_MANIFEST, read_json
 
 VERSION = 1
+EDITED_TOGETHER = 25
 
 
 class CalibrateSettings(BaseModel):
@@ -44,39 +49,107 @@ class CalibrateSettings(BaseModel):
     seed: int = 0
 
 
-def dedup(
+def measure(
+    engine: Engine,
+    home: Path,
+    embedder: tuple[EmbedderSettings, int],
+    collections: list[Collection],
+    parts: Path,
+    max_pixels: int,
+    settings: CalibrateSettings,
+) -> dict:
+    """Run the units of a calibration below `home`: of dedup for a crawl, of retrieve for two.
+
+    `embedder` is settings and threads, `parts` are those of the last collection.
+    """
+    shared = (parts, max_pixels, settings)
+    if len(collections) > 1:
+        [measured] = engine.run(home, retrieve, [Unit("retrieve", (*collections, *shared))])
+        return measured
+    [crawl] = collections
+    numbers, rows = sample(crawl, settings)
+    originals = np.split(numbers[rows], range(EDITED_TOGETHER, len(rows), EDITED_TOGETHER))
+    units = [
+        Unit(f"edited-{at:06d}", (crawl, parts, max_pixels, settings.seed, some), len(some))
+        for at, some in enumerate(originals)
+    ]
+    engine.run(
+        home,
+        edit,
+        units,
+        setup=load_embedder,
+        setup_args=embedder,
+        gpus=int(embedder[0].device == "cuda"),
+        note="edited copies",
+    )
+    edited = [home / unit.name for unit in units]
+    [measured] = engine.run(home, dedup, [Unit("dedup", (crawl, *shared, edited))])
+    return measured
+
+
+def sample(collection: Collection, settings: CalibrateSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers of a sample of the crawl, and the rows in it of the originals to edit."""
+    rng = np.random.default_rng(settings.seed)
+    numbers = _sample(collection, settings.crawl_sample, settings.parts, rng)
+    _refuse_few(len(numbers), "images of the crawl", "dedup")
+    rows = rng.choice(len(numbers), min(settings.originals, len(numbers)), replace=False)
+    return numbers, np.sort(rows)
+
+
+def edit(
     embedder: Embedder,
     collection: Collection,
     parts: Path,
     max_pixels: int,
+    seed: int,
+    numbers: np.ndarray,
+    *,
+    out: Path,
+) -> dict:
+    """Embed edited copies of images: `numbers.npy` [n] and float32 `edited.npy` [n, e, d]."""
+    edited, read, names = [], [], ()
+    with Originals(collection, load_parts(parts), out.parent) as originals:
+        for number in numbers.tolist():
+            picture = _decoded(originals, number, max_pixels)
+            if picture is not None:
+                copies = edits(picture, np.random.default_rng([seed, number]))
+                names = tuple(copies)
+                edited.append(embedder.embed([embedder.prepare(copy) for copy in copies.values()]))
+                read.append(number)
+    if edited:
+        np.save(out / "edited.npy", np.stack(edited))
+    np.save(out / "numbers.npy", np.array(read, np.int64))
+    return {"images": len(read), "edits": names}
+
+
+def dedup(
+    collection: Collection,
+    parts: Path,
+    max_pixels: int,
     settings: CalibrateSettings,
+    edited: list[Path],
     *,
     out: Path,
 ) -> dict:
     """Return the calibration of the dedup threshold: edited copies against nearest non-copies."""
-    rng = np.random.default_rng(settings.seed)
-    numbers = _sample(collection, settings.crawl_sample, settings.parts, rng)
-    _refuse_few(len(numbers), "images of the crawl", "dedup")
-    rows = np.sort(rng.choice(len(numbers), min(settings.originals, len(numbers)), replace=False))
+    numbers, _ = sample(collection, settings)
     crawl = unit(collection.vectors(numbers))
-    chosen, edited, names = [], [], ()
+    units = [(folder, read_json(folder / UNIT_MANIFEST)) for folder in edited]
+    units = [(folder, stats) for folder, stats in units if stats["images"]]
+    if not units:
+        raise LvdError("no sampled image of the crawl can be read any more: is it still there?")
+    chosen = np.concatenate([np.load(folder / "numbers.npy") for folder, _ in units])
+    rows = np.searchsorted(numbers, chosen)
     with Originals(collection, load_parts(parts), out.parent) as originals:
-        for row in rows:
-            picture = _decoded(originals, int(numbers[row]), max_pixels)
-            if picture is not None:
-                copies = edits(picture, np.random.default_rng([settings.seed, int(numbers[row])]))
-                names = tuple(copies)
-                edited.append(embedder.embed([embedder.prepare(copy) for copy in copies.values()]))
-                chosen.append(row)
         calibration = calibrate_dedup(
-            crawl[chosen],
-            np.stack(edited),
+            crawl[rows],
+            np.concatenate([np.load(folder / "edited.npy") for folder, _ in units]),
             crawl,
-            np.array(chosen),
+            rows,
             _thumbnails(originals, numbers, max_pixels),
-            names,
+            tuple(units[0][1]["edits"]),
         )
-    return calibration.to_dict()
+    return calibration.to_dict() | {"separates": calibration.separates}
 
 
 def retrieve(
@@ -111,9 +184,20 @@ def report(measured: dict[str, dict]) -> str:
     """Return both calibrations as text; the last line can be pasted behind `lvd-curate run`."""
     lines = []
     for name, calibration in measured.items():
-        lines += [f"{name}.threshold", render(Calibration.from_dict(calibration)), ""]
+        lines += [f"{name}.threshold", render(_restored(calibration)), ""]
     sets = [f"--set {name}.threshold={found['threshold']}" for name, found in measured.items()]
     return "\n".join([*lines, " ".join(sets)])
+
+
+def _restored(calibration: dict) -> Calibration:
+    sides = {
+        side: Distribution(
+            **{**calibration[side], "histogram": tuple(calibration[side]["histogram"])}
+        )
+        for side in ("positives", "negatives")
+    }
+    known = {name: value for name, value in calibration.items() if name != "separates"}
+    return Calibration(**{**known, **sides, "bins": tuple(calibration["bins"])})
 
 
 def _sample(

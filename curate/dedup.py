@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.cluster import Clusters, LoadedClusters
+from curate.cluster import Clusters
 from curate.collection import Collection
 from curate.groups import COVERED, UNDECIDED, EdgeBuffer
 from curate.search import Searchable, heads, joined, nearest, neighbours, unit, use_threads
@@ -187,6 +187,11 @@ def recall(
     loaded = clusters.load()
     vectors = unit(collection.vectors(sample))
     asked = Searchable(vectors, heads(vectors, np.load(clusters.centers / "axes.npy")))
+    home = nearest(vectors, loaded.centroids)
+    asks = np.empty((size, len(loaded)), bool)
+    for own in np.unique(home):
+        where = home == own
+        asks[where] = probes(vectors[where], own, loaded.centroids, threshold, settings.probes)
     pairs = found = 0
     for cluster in range(len(loaded)):
         base, numbers = loaded.of(cluster)
@@ -194,11 +199,10 @@ def recall(
             other = sample[row] != numbers[near]
             row, near = row[other], near[other]
             pairs += len(row)
-            found += int(
-                _is_found(
-                    loaded, vectors[row], base.vectors[near], cluster, threshold, settings
-                ).sum()
-            )
+            unasked = ~asks[row, cluster]
+            found += len(row) - int(unasked.sum())
+            back = base.vectors, near[unasked], home[row[unasked]]
+            found += _found_back(*back, cluster, loaded.centroids, threshold, settings.probes)
     return {
         "queries": int(size),
         "pairs": pairs,
@@ -207,22 +211,20 @@ def recall(
     }
 
 
-def _is_found(
-    loaded: LoadedClusters,
-    a: np.ndarray,
-    b: np.ndarray,
-    cluster: int,
+def _found_back(
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    homes: np.ndarray,
+    own: int,
+    centroids: np.ndarray,
     threshold: float,
-    settings: DedupSettings,
-) -> np.ndarray:
-    """Return whether a search finds the pairs (a, b), b of `cluster`, from either end: bool [n]."""
-    result = np.zeros(len(a), bool)
-    home = nearest(a, loaded.centroids)
-    for own in np.unique(home):
-        where = np.flatnonzero(home == own)
-        result[where] = probes(a[where], own, loaded.centroids, threshold, settings.probes)[
-            :, cluster
-        ]
-        back = probes(b[where], cluster, loaded.centroids, threshold, settings.probes)[:, own]
-        result[where] |= back
-    return result
+    cap: int,
+) -> int:
+    """Return how many of the `rows` of the cluster `own` are searched in the clusters `homes`."""
+    ends, place = np.unique(rows, return_inverse=True)
+    count = 0
+    for at in range(0, len(ends), 4_096):
+        asks = probes(vectors[ends[at : at + 4_096]], own, centroids, threshold, cap)
+        here = (place >= at) & (place < at + 4_096)
+        count += int(asks[place[here] - at, homes[here]].sum())
+    return count

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,17 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.quality import score_column
+from curate.suspects import Journal, crash_of
 from shared.embedders import Embedder, EmbedderSettings, identity, load
 from shared.images import Header, ImageError, decode, read_header
 from shared.parts import Member, Part, PartReader
-from shared.storage import digest_file, fingerprint
+from shared.storage import PROGRESS, digest_file, fingerprint
 
 VERSION = 1
 FACTS = "facts.parquet"
 VECTORS = "vectors.npy"
+LONGEST_SIDE = 2**31 - 1
+"""The longest side that the facts can hold; hostile headers say more."""
 
 COLUMNS = pa.schema(
     [
@@ -130,12 +134,15 @@ def embed_part(
         for row in batch:
             row.prepared = None
         batch.clear()
+        (out / PROGRESS).write_text(str(len(rows)))
 
     with (
         tempfile.TemporaryDirectory(dir=out.parent) as spool,
         PartReader(part, Path(spool), columns) as reader,
+        Journal(out.with_name(f"{unit_name(part)}.decoding")) as journal,
     ):
-        for row in _ahead(reader, embedder, settings, batch_size, threads):
+        read = partial(_read, reader, journal, embedder, settings.max_pixels)
+        for row in _ahead(reader.members, read, 2 * batch_size, settings.decode_threads or threads):
             rows.append(row)
             if row.prepared is not None:
                 batch.append(row)
@@ -155,24 +162,22 @@ def embed_part(
 
 
 def _ahead(
-    reader: PartReader,
-    embedder: Embedder,
-    settings: EmbedSettings,
-    batch_size: int,
-    threads: int,
+    members: list[Member], read: Callable[[Member], _Row], ahead: int, threads: int
 ) -> Iterator[_Row]:
-    """Yield the rows in key order, decoded by threads up to two batches ahead."""
+    """Yield the rows in key order, decoded by threads ahead of time."""
     waiting: deque[Future[_Row]] = deque()
-    with ThreadPoolExecutor(settings.decode_threads or threads) as pool:
-        for member in reader.members:
-            waiting.append(pool.submit(_read, reader, member, embedder, settings.max_pixels))
-            if len(waiting) > 2 * batch_size:
+    with ThreadPoolExecutor(threads) as pool:
+        for member in members:
+            waiting.append(pool.submit(read, member))
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _read(reader: PartReader, member: Member, embedder: Embedder, max_pixels: int) -> _Row:
+def _read(
+    reader: PartReader, journal: Journal, embedder: Embedder, max_pixels: int, member: Member
+) -> _Row:
     row = _Row(member, size=member.size, problem=member.problem)
     try:
         if row.problem:
@@ -180,13 +185,24 @@ def _read(reader: PartReader, member: Member, embedder: Embedder, max_pixels: in
         data = reader.read(member)
         row.size = len(data)
         row.sha256 = hashlib.sha256(data).hexdigest()
-        row.header = read_header(data)
-        image = decode(data, max_pixels=max_pixels, reduce_to=embedder.reduce_to)
-        row.contrast = _contrast(image)
-        row.prepared = embedder.prepare(image)
+        header = read_header(data)
+        if max(header.width, header.height) > LONGEST_SIDE:
+            raise ImageError(f"its header says {header.width} x {header.height} pixels")
+        row.header = header
+        if journal.is_suspect(member.key) and (
+            crash := crash_of(data, max_pixels, embedder.reduce_to)
+        ):
+            raise ImageError(crash)
+        with journal.trying(member.key):
+            row.prepared, row.contrast = _prepared(data, embedder, max_pixels)
     except ImageError as error:
         row.problem = str(error) or "unreadable"
     return row
+
+
+def _prepared(data: bytes, embedder: Embedder, max_pixels: int) -> tuple[np.ndarray, float]:
+    image = decode(data, max_pixels=max_pixels, reduce_to=embedder.reduce_to)
+    return embedder.prepare(image), _contrast(image)
 
 
 def _contrast(image) -> float:

@@ -23,10 +23,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import LvdError
 from shared.progress import StageBar, stage_bar
-from shared.storage import commit_unit, committed, disk_full_is_said, read_json, write_json
+from shared.storage import (
+    commit_unit,
+    committed,
+    disk_full_is_said,
+    read_json,
+    under_way,
+    write_json,
+)
 
 STAGE_MANIFEST = "manifest.json"
 TRIES = 3
+"""Of a unit: a task whose worker dies, or whose storage fails for a moment, runs again."""
+DEATHS = 16
+"""Of an actor in one unit: each death finds out at least one image that kills (`suspects.py`)."""
 TRANSIENT = (ConnectionError, TimeoutError)
 
 
@@ -73,6 +83,8 @@ class Engine:
     _joined: bool = False
     _lock: Any = None
     _bar: StageBar | None = None
+    _stage_began: float = 0.0
+    _workers: dict[str, list] = field(default_factory=dict)
     _bar_stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Engine:
@@ -95,12 +107,13 @@ class Engine:
     def stage(self, name: str) -> Iterator[None]:
         """Group the runs of a stage under one bar and one entry of `times`."""
         self.times.append(StageTime(name))
-        started = time.monotonic()
+        self._stage_began = time.monotonic()
         with contextlib.ExitStack() as self._bar_stack:
+            self._bar_stack.callback(self._dismiss)
             self._bar = None
             yield
         self._bar = None
-        self.times[-1].seconds = time.monotonic() - started
+        self.times[-1].seconds = time.monotonic() - self._stage_began
 
     def run(
         self,
@@ -173,19 +186,17 @@ class Engine:
         resources = {"num_gpus": gpus} if gpus else {"num_cpus": self.settings.threads}
         # Ray holds back what there is no processor for, but knows nothing of `workers`.
         most = slots if self.settings.workers and not setup else 2 * slots
-        workers: list[Any] = []
         waiting = list(reversed(units))
         in_flight: dict[Any, tuple[Unit, int]] = {}
         try:
             if setup:
-                actor = ray.remote(max_restarts=TRIES, max_task_retries=TRIES, **resources)(_Worker)
-                workers += [actor.remote(setup, setup_args) for _ in range(slots)]
                 try:
-                    ray.get([worker.ready.remote() for worker in workers])
+                    workers = self._set_up(ray, setup, setup_args, resources, slots)
                 except Exception as error:
                     raise _readable(error, stage, "start", self.work) from error
                 load = [0] * slots
             else:
+                self._dismiss()
                 task = ray.remote(
                     max_retries=TRIES, retry_exceptions=list(TRANSIENT), max_calls=0, **resources
                 )(_run_unit)
@@ -198,7 +209,8 @@ class Engine:
                         in_flight[workers[slot].run.remote(call, unit)] = (unit, slot)
                     else:
                         in_flight[task.remote(call, unit)] = (unit, 0)
-                done, _ = ray.wait(list(in_flight), num_returns=1)
+                done, _ = ray.wait(list(in_flight), num_returns=1, timeout=1)
+                self._bar.under_way = 0 if done else under_way(call.scratch)
                 for reference in done:
                     unit, slot = in_flight.pop(reference)
                     if setup:
@@ -209,10 +221,21 @@ class Engine:
                         raise _readable(error, stage, unit.name, self.work) from error
                     yield unit, result
         finally:
-            for worker in workers:
-                ray.kill(worker)
             for reference in () if setup else in_flight:
                 ray.cancel(reference, force=True)
+
+    def _set_up(self, ray: Any, setup: Callable, args: tuple, resources: dict, count: int) -> list:
+        """Return actors that hold `setup(*args)`; they live on for the next runs with `setup`."""
+        workers = self._workers.setdefault(f"{setup.__qualname__}{args}", [])
+        actor = ray.remote(max_restarts=-1, max_task_retries=DEATHS, **resources)(_Worker)
+        workers += [actor.remote(setup, args) for _ in range(count - len(workers))]
+        ray.get([worker.ready.remote() for worker in workers])
+        return workers[:count]
+
+    def _dismiss(self) -> None:
+        for worker in (worker for workers in self._workers.values() for worker in workers):
+            self._ray.kill(worker)
+        self._workers.clear()
 
     def _slots(self, ray: Any, gpus: int, units: int) -> int:
         resources = ray.cluster_resources()
@@ -238,36 +261,37 @@ class Engine:
             "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": str(self.settings.threads),
         }
+        began = time.monotonic()
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             os.environ.update(environment)
-        import ray
+        with stage_bar("start Ray", None):
+            import ray
 
-        if ray.is_initialized():
-            self._ray, self._joined = ray, True
-            return ray
-        try:
-            if address:
-                ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=self._processors(),
-                    include_dashboard=False,
-                    object_store_memory=128 * 2**20,
-                    **quiet,
-                )
-        except (ConnectionError, RuntimeError, OSError) as error:
-            raise LvdError(
-                f"Ray did not start ({str(error).splitlines()[0]}): "
-                + (
+            self._ray, self._joined = ray, ray.is_initialized()
+            try:
+                if address and not self._joined:
+                    ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
+                elif not self._joined:
+                    ray.init(
+                        address="local",
+                        num_cpus=self._processors(),
+                        include_dashboard=False,
+                        object_store_memory=128 * 2**20,
+                        **quiet,
+                    )
+            except (ConnectionError, RuntimeError, OSError) as error:
+                remedy = (
                     f"is a cluster running at RAY_ADDRESS={address}? unset it for a local one"
                     if address
                     else "check free space in /tmp and /dev/shm"
                 )
-            ) from error
-        self._ray = ray
+                said = str(error).splitlines()[0]
+                raise LvdError(f"Ray did not start ({said}): {remedy}") from error
+        took = time.monotonic() - began
+        self._stage_began += took
+        self.times.insert(-1, StageTime("start Ray", took, cached=False))
         return ray
 
     def _processors(self) -> int:

@@ -163,7 +163,8 @@ def group(
     says who is in a group of two or more. A reduce of about 60 bytes an image, 16 an edge.
     """
     canonical, rank = collection.canonical[:], collection.rank[:]
-    edges = sorted_edges([np.load(folder / "edges.npy") for folder in searched])
+    none = np.empty((0, 2), np.int64)
+    edges = sorted_edges([none, *(np.load(folder / "edges.npy") for folder in searched)])
     takes_part = canonical == np.arange(len(canonical))
     number_of = np.empty(len(rank), np.int64)
     number_of[rank] = np.arange(len(rank))

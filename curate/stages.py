@@ -18,6 +18,7 @@ from curate.originals import save_parts
 from curate.output import Output
 from curate.plan import Dataset, Plan, embed_folder, score_columns
 from shared.errors import LvdError
+from shared.progress import warn
 from shared.storage import fingerprint
 
 MOST_PASSES = 1_000
@@ -61,8 +62,9 @@ class Run:
     def embed(self) -> None:
         """Embed what is not embedded yet of all datasets, and number their images by key."""
         with self.engine.stage("embed"):
+            done = [self._embed_parts(dataset) for dataset in self.plan.datasets]
             self.crawl, self.seed, *self.holdouts = [
-                self._embed(dataset) for dataset in self.plan.datasets
+                self._catalogue(*each) for each in zip(self.plan.datasets, done, strict=True)
             ]
         if not len(self.crawl.collection):
             raise LvdError(
@@ -75,10 +77,9 @@ class Run:
                 "read, so nothing can be similar to it: name another seed dataset"
             )
 
-    def _embed(self, dataset: Dataset) -> Embedded:
+    def _embed_parts(self, dataset: Dataset) -> list[dict]:
         settings, embedder = self.settings, self.plan.embedder
         columns = score_columns(self.plan, dataset)
-        folder = embed_folder(self.plan, dataset)
         units = [
             Unit(
                 unit_name(part),
@@ -87,17 +88,18 @@ class Run:
             )
             for part in dataset.parts
         ]
-        done = self.engine.run(
-            folder,
+        return self.engine.run(
+            embed_folder(self.plan, dataset),
             embed_part,
             units,
             setup=load_embedder,
             setup_args=(embedder, self.threads),
             gpus=int(embedder.device == "cuda"),
         )
-        parts = [
-            (part, folder / unit.name) for part, unit in zip(dataset.parts, units, strict=True)
-        ]
+
+    def _catalogue(self, dataset: Dataset, done: list[dict]) -> Embedded:
+        settings, folder = self.settings, embed_folder(self.plan, dataset)
+        parts = [(part, folder / unit_name(part)) for part in dataset.parts]
         quality = settings.quality if dataset.role == "crawl" else None
         filters = settings.filters if dataset.role == "crawl" else []
         address = self._address(
@@ -119,19 +121,25 @@ class Run:
     # thresholds -----------------------------------------------------------------------------
 
     def calibrate(self) -> None:
-        """Give `dedup` and `retrieve` their thresholds: set, declared, or measured here."""
-        asked = {name: getattr(self.settings, name).threshold for name in ("dedup", "retrieve")}
-        for name, value in asked.items():
-            if value is not None and value != "auto":
-                self.thresholds[name] = Threshold(value, "pipeline")
-            elif value is None and (own := getattr(self.plan.embedder.thresholds, name)) != "auto":
+        """Give `dedup`, `retrieve` and `holdout` their thresholds: set, declared, or measured."""
+        declared = self.plan.embedder.thresholds
+        for name in ("dedup", "retrieve"):
+            asked, own = getattr(self.settings, name).threshold, getattr(declared, name)
+            if asked is not None and asked != "auto":
+                self.thresholds[name] = Threshold(asked, "pipeline")
+            elif asked is None and own != "auto":
                 self.thresholds[name] = Threshold(own, "embedder")
-        if unknown := [name for name in asked if name not in self.thresholds]:
+        if unknown := {"dedup", "retrieve"} - set(self.thresholds):
             with self.engine.stage("calibrate"):
-                for name in unknown:
+                for name in sorted(unknown):
                     self.calibrations[name] = self.calibration(name)
                     value = self.calibrations[name]["threshold"]
                     self.thresholds[name] = Threshold(value, "calibrated")
+        if not self.calibrations.get("dedup", {"separates": True})["separates"]:
+            warn(
+                f"embedder {self.plan.request.embedder.name} does not tell edited copies from "
+                "other images: trust no group of copies but the exact ones"
+            )
         if self.holdouts:
             own = self.settings.holdout.threshold
             same = self.thresholds["dedup"]
@@ -139,31 +147,23 @@ class Run:
 
     def calibration(self, name: str) -> dict:
         """Return the calibration of `dedup` (from the crawl alone) or `retrieve`, as measured."""
-        settings, embedder = self.settings.calibrate, self.plan.embedder
-        crawl, seed = self.crawl, self.seed
-        of_crawl = name == "dedup"
+        settings, crawl, seed = self.settings.calibrate, self.crawl, self.seed
+        datasets = [crawl] if name == "dedup" else [crawl, seed]
         address = self._address(
             "calibrate",
             calibration.VERSION,
-            [crawl.address] if of_crawl else [crawl.address, seed.address],
+            [dataset.address for dataset in datasets],
             settings.model_dump(),
         )
-        parts = self._parts_file(crawl if of_crawl else seed)
-        shared = (parts, self.settings.embed.max_pixels, settings)
-        home = self._home("calibrate", address)
-        if of_crawl:
-            [measured] = self.engine.run(
-                home,
-                calibration.dedup,
-                [Unit(name, (crawl.collection, *shared))],
-                setup=load_embedder,
-                setup_args=(embedder, self.threads),
-                gpus=int(embedder.device == "cuda"),
-            )
-        else:
-            args = (crawl.collection, seed.collection, *shared)
-            [measured] = self.engine.run(home, calibration.retrieve, [Unit(name, args)])
-        return measured
+        return calibration.measure(
+            self.engine,
+            self._home("calibrate", address),
+            (self.plan.embedder, self.threads),
+            [dataset.collection for dataset in datasets],
+            self._parts_file(datasets[-1]),
+            self.settings.embed.max_pixels,
+            settings,
+        )
 
     # cluster --------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ def headline(funnel: dict[str, Any], run: dict[str, Any]) -> str:
     crawl, seed, embedder = (run.get(name) for name in ("crawl", "seed", "embedder"))
     kept = f"{funnel['decisions']['kept']:,} of {funnel['images']:,} images kept"
     named = [
-        f"{word} {value}"
+        f"{word} {'/'.join(value.rstrip('/').split('/')[-2:])}"
         for word, value in (("crawl", crawl), ("seed", seed), ("embedder", embedder))
         if isinstance(value, str)
     ]

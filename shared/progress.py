@@ -24,6 +24,8 @@ class StageBar:
     def __init__(self, title: str, total: int | None, unit: str) -> None:
         self.title, self.total, self.unit = printable(title), total, unit
         self.done = self.skipped = 0
+        self.under_way = 0
+        """Done inside units that are not committed yet; counted while the stage is at work."""
         self._note = ""
         self._start = self._spoke = monotonic()
         self._lock = threading.Lock()
@@ -55,11 +57,12 @@ class StageBar:
 
     def status(self) -> str:
         """Return count, rate and the time left, of a stage that is still at work."""
-        worked, seconds = self.done - self.skipped, self.seconds
+        done = self.done + self.under_way
+        worked, seconds = done - self.skipped, self.seconds
         of = f"/{self.total:,}" if self.total is not None else ""
-        words = [f"{self.done:,}{of} {self.unit}", rate(worked, seconds)]
-        if self.total is not None and worked > 0 and self.done < self.total:
-            words.append(f"{duration((self.total - self.done) * seconds / worked)} left")
+        words = [f"{done:,}{of} {self.unit}" if done or self.total else "", rate(worked, seconds)]
+        if self.total is not None and worked > 0 and done < self.total:
+            words.append(f"{duration((self.total - done) * seconds / worked)} left")
         return "  ".join([word for word in words if word] + self._noted())
 
     def summary(self, *, finished: bool) -> str:
@@ -67,8 +70,9 @@ class StageBar:
         worked, seconds = self.done - self.skipped, self.seconds
         if not finished:
             of = f" of {self.total:,}" if self.total is not None else ""
-            return self._line(f"stopped after {self.done:,}{of} {self.unit}, {duration(seconds)}")
-        words = [f"{self.done:,} {self.unit}"]
+            counted = f"{self.done:,}{of} {self.unit}"
+            return self._line(f"stopped after {counted}, {duration(seconds)}")
+        words = [f"{self.done:,} {self.unit}" if self.done or self.total else ""]
         if worked == 0 and self.skipped:
             words.append("all done before")
         else:
@@ -178,7 +182,9 @@ def _live_display(bar: StageBar) -> Live:
         total = bar.total or (1 if bar.total == 0 else None)
         line.add_row(
             Text(f"{bar.title:<10}"),
-            ProgressBar(total=total, completed=bar.done, width=24, pulse=total is None),
+            ProgressBar(
+                total=total, completed=bar.done + bar.under_way, width=24, pulse=total is None
+            ),
             Text(bar.status()),
         )
         return line

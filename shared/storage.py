@@ -8,13 +8,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shared.errors import LvdError
 
 UNIT_MANIFEST = "unit.json"
+PROGRESS = "progress"
+"""A unit at work may keep its count in a file of this name; it is not committed."""
 
 
 def dumps(value: Any) -> str:
@@ -116,6 +118,7 @@ def commit_unit(
         try:
             beside.mkdir(parents=True)
             result = function(*args, out=beside) or {}
+            (beside / PROGRESS).unlink(missing_ok=True)
             if not flat:
                 (beside / UNIT_MANIFEST).write_text(dumps(result))
             sync_tree(beside)
@@ -128,6 +131,15 @@ def commit_unit(
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return committed(out, flat, {}) or result
+
+
+def under_way(scratch: Path) -> int:
+    """Return what the units at work below `scratch` have counted."""
+    count = 0
+    for path in scratch.glob(f"*/{PROGRESS}"):
+        with suppress(OSError, ValueError):
+            count += int(path.read_text())
+    return count
 
 
 def _rename_folder(beside: Path, out: Path) -> None:

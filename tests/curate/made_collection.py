@@ -2,14 +2,17 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from curate import collection, holdout, retrieve, select
 from curate.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
 from curate.collection import Collection, catalogue
 from curate.dedup import DedupSettings, search
@@ -109,10 +112,18 @@ def made_collection(
     return Collection(home)
 
 
-def from_vectors(work: Path, vectors: np.ndarray, **options) -> Collection:
-    """Return a collection of one part whose images are keyed by the rows of `vectors`."""
-    images = [Made(f"part/{row:06d}", vector) for row, vector in enumerate(vectors)]
-    return made_collection(work, images, **options)
+def from_vectors(work: Path, vectors: np.ndarray, order=None, **options) -> Collection:
+    """Return a collection whose image number n has vector n; the worst image may be the first.
+
+    `order` is the one in which the images arrive.
+    """
+    sides = np.random.default_rng(len(vectors)).integers(50, 60, (len(vectors), 2)).tolist()
+    images = [
+        Made(f"part-{row // 50:03d}/{row:06d}", vector, tuple(side))
+        for row, (vector, side) in enumerate(zip(vectors, sides, strict=True))
+    ]
+    order = range(len(images)) if order is None else order
+    return made_collection(work, [images[row] for row in order], **options)
 
 
 def clustered(
@@ -163,6 +174,37 @@ def grouped(
     raise AssertionError("the passes do not end")
 
 
+def searched(
+    crawl: Collection,
+    groups: Path,
+    seed: Collection,
+    holdouts: Sequence[Collection],
+    work: Path,
+    *,
+    k: int = 5,
+    threshold: float = 0.9,
+) -> tuple[list[Path], list[Path]]:
+    """Take a collection through the stages holdout and retrieve; return the folders of both."""
+    home = _fresh(work / "searched")
+    held, retrieved = [], []
+    for start, stop in crawl.blocks():
+        if holdouts:
+            held.append(_folder(home / f"holdout-{start:06d}"))
+            holdout.search(crawl, list(holdouts), start, stop, threshold, 1, out=held[-1])
+        retrieved.append(_folder(home / f"retrieve-{start:06d}"))
+        retrieve.search(crawl, groups, seed, start, stop, k, 1, out=retrieved[-1])
+    return held, retrieved
+
+
+@contextmanager
+def blocks_of(size: int) -> Iterator[None]:
+    """Make the units of the map stages, and the files they are looked up in, hold `size` images."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (collection, retrieve, select):
+            patch.setattr(module, "BLOCK", size)
+        yield
+
+
 def deduped(
     collection: Collection, work: Path, threshold: float, settings: DedupSettings | None = None
 ) -> np.ndarray:
@@ -194,6 +236,16 @@ def exact_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = (np.asarray(x, np.float16).astype(np.float64) for x in (a, b))
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300) for x in (a, b))
     return a @ b.T
+
+
+def clear(cosines: np.ndarray, threshold: float) -> float:
+    """Return a threshold near another that no pair comes near, as rounding might decide of it."""
+    values = np.unique(cosines)
+    at = np.searchsorted(values, threshold)
+    near = values[max(0, at - 30) : at + 30]
+    widest = np.argmax(np.diff(near))
+    assert near[widest + 1] - near[widest] > 2e-6
+    return float(near[widest] + near[widest + 1]) / 2
 
 
 def _folder(path: Path) -> Path:

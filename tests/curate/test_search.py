@@ -174,6 +174,18 @@ def test_ties_of_hundreds_of_identical_vectors_go_to_the_first_rows(seed, k, blo
         assert rows[query, : len(same)].tolist() == same.tolist()
 
 
+@pytest.mark.parametrize("rows", [64, 10**6])
+def test_ties_of_vectors_that_float32_tells_apart_go_to_the_first_rows_too(monkeypatch, rows):
+    monkeypatch.setattr(search, "BASE_ROWS", rows)
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal(96).astype(np.float16)
+    base = np.stack([rng.permutation(one) for _ in range(400)])
+    query = np.ones((1, 96), np.float16)  # as near to one permutation as to any other
+    similarity, found = top_k(query, base, 6)
+    assert len(np.unique(similarity)) == 1
+    assert found.tolist() == [list(range(6))]
+
+
 @SOME
 @given(st.integers(0, 2**20), st.integers(1, 9), BLOCKS)
 def test_top_k_does_not_depend_on_blocks_or_the_order_of_queries(seed, k, blocks):

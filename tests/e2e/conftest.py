@@ -60,10 +60,12 @@ def leftovers(site: Site) -> list[str]:
 def ray_session():
     """A real local Ray session of two processors, which engines in this process join."""
     os.environ |= {
+        "PYTHONPATH": str(Path(__file__).parent),  # where workers find the saboteurs
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",  # a busy machine would starve them
     }
     import ray
 

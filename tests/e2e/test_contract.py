@@ -194,7 +194,9 @@ def test_duplicates_parquet_lists_every_member_of_every_group(images, duplicates
     for row in duplicates:
         assert images[row["group"]]["key"] == leads[row["group"]]
         same = row["representative"] or row["key"] in COPIES
-        assert (row["method"], row["similarity"] == 1) == (("exact", True) if same else ("near", False))
+        assert (row["method"], row["similarity"] == 1) == (
+            ("exact", True) if same else ("near", False)
+        )
 
 
 def test_retrieval_lists_the_nearest_seeds_by_brute_force(images, retrieval, drawn, undisturbed):
@@ -239,7 +241,8 @@ def test_funnel_adds_up(out, images):
 
 def test_duckdb_reads_the_tables(out):
     tables = {
-        name: f"'{out / 'reports' / name}.parquet'" for name in ("images", "retrieval", "duplicates")
+        name: f"'{out / 'reports' / name}.parquet'"
+        for name in ("images", "retrieval", "duplicates")
     }
     [(kept, best)] = duckdb.sql(
         f"select count(*), min(similarity) from {tables['images']} join {tables['retrieval']} "
@@ -247,7 +250,9 @@ def test_duckdb_reads_the_tables(out):
     ).fetchall()
     assert kept == BUDGET
     assert best >= 0.2
-    [(groups,)] = duckdb.sql(f'select count(distinct "group") from {tables["duplicates"]}').fetchall()
+    [(groups,)] = duckdb.sql(
+        f'select count(distinct "group") from {tables["duplicates"]}'
+    ).fetchall()
     assert groups == 6
 
 
@@ -288,7 +293,9 @@ def test_shards_are_of_equal_size_and_described_beside(out):
         assert table["key"].to_pylist() == [f"{number:05d}{index:04d}" for index in range(size)]
         assert pa.types.is_string(table["url"].type)
     names = {path.name for path in (out / "shards").iterdir()}
-    assert names == {f"0000{n}{end}" for n in range(3) for end in (".tar", ".parquet", "_stats.json")}
+    assert names == {
+        f"0000{n}{end}" for n in range(3) for end in (".tar", ".parquet", "_stats.json")
+    }
 
 
 def test_explain_and_report_and_status_read_the_run(out, undisturbed):

@@ -1,0 +1,123 @@
+"""Stage embed against its limit: images/s of a whole part over 1 / (decode + bare forward pass).
+
+Both sides run in one process with the same threads, alternating. The images are the built-in
+sample's. `--memory` compares the peak memory of a worker after 10 and after 100 parts.
+
+    .venv/bin/python benchmarks/embed.py --model vit_small_patch14_dinov2.lvd142m
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+
+from curate.embed import EmbedSettings, embed_part
+from curate.sample import make_sample
+from shared.datasets import DatasetSettings, list_parts
+from shared.embedders import EmbedderSettings, load, resolve
+from shared.images import ImageError, decode, read_header
+from shared.parts import PartReader
+
+
+def decode_all(part, embedder, threads: int, scratch: Path) -> list[np.ndarray]:
+    """Read, hash, decode and prepare every image of a part: what no embed stage can go without."""
+
+    def prepare(member):
+        try:
+            data = reader.read(member)
+            hashlib.sha256(data).hexdigest()
+            read_header(data)
+            return embedder.prepare(decode(data, reduce_to=embedder.reduce_to))
+        except ImageError:
+            return None
+
+    with PartReader(part, scratch, ()) as reader, ThreadPoolExecutor(threads) as pool:
+        return [image for image in pool.map(prepare, reader.members) if image is not None]
+
+
+def peak_memory(parts: int, settings: EmbedderSettings, threads: int) -> float:
+    """Return the peak MiB of a process that embeds `parts` parts one after the other."""
+    code = "import sys; from embed import _embed_many; _embed_many(sys.argv[1:])"
+    arguments = [str(parts), settings.model_dump_json(), str(threads)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return float(done.stdout.split()[-1])
+
+
+def _embed_many(arguments: list[str]) -> None:
+    count, settings, threads = int(arguments[0]), arguments[1], int(arguments[2])
+    configured = EmbedderSettings.model_validate_json(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = _parts(Path(folder))
+        embedder = load(configured, threads)
+        for number in range(count):
+            out = Path(folder) / f"out-{number}"
+            out.mkdir()
+            part = parts[number % len(parts)]
+            embed_part(embedder, part, EmbedSettings(), configured, [], threads, out=out)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _parts(folder: Path):
+    make_sample(folder / "sample")
+    return list_parts("sample", DatasetSettings(path=str(folder / "sample" / "crawl")))
+
+
+@click.command()
+@click.option("--model", default="vit_small_patch16_224", help="A timm model; random weights.")
+@click.option("--descriptor", is_flag=True, help="The descriptor instead of a model.")
+@click.option("--size", default=224)
+@click.option("--threads", default=2)
+@click.option("--repetitions", default=3)
+@click.option("--memory", is_flag=True)
+def main(model, descriptor, size, threads, repetitions, memory) -> None:
+    """Print images/s of both sides and their ratio."""
+    settings = (
+        EmbedderSettings(kind="descriptor")
+        if descriptor
+        else EmbedderSettings(kind="timm", model=model, pretrained=False, image_size=size)
+    )
+    settings = resolve(settings)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        parts = _parts(Path(folder))
+        embedder = load(settings, threads)
+        embedder.embed(decode_all(parts[0], embedder, threads, Path(folder))[: settings.batch_size])
+        for repetition in range(repetitions):
+            part = parts[repetition % len(parts)]
+            started = time.perf_counter()
+            prepared = decode_all(part, embedder, threads, Path(folder))
+            decoded = time.perf_counter()
+            for at in range(0, len(prepared), settings.batch_size):
+                embedder.embed(prepared[at : at + settings.batch_size])
+            forward = time.perf_counter()
+            out = Path(folder) / f"out-{repetition}"
+            out.mkdir()
+            embed_part(embedder, part, EmbedSettings(), settings, [], threads, out=out)
+            stage = time.perf_counter()
+            count = len(prepared)
+            ratios.append((forward - started) / (stage - forward))
+            click.echo(
+                f"decode {count / (decoded - started):7.1f}/s  forward "
+                f"{count / (forward - decoded):7.1f}/s  limit {count / (forward - started):7.1f}/s  "
+                f"stage {count / (stage - forward):7.1f}/s  ratio {ratios[-1]:.3f}"
+            )
+    click.echo(f"ratio {np.median(ratios):.3f} (median), {settings.precision}, {threads} threads")
+    if memory:
+        few, many = (peak_memory(count, settings, threads) for count in (10, 100))
+        click.echo(f"peak memory {few:.0f} MiB after 10 parts, {many:.0f} MiB after 100")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Score a finished run against a truth.csv (part, member stem, kind, copy_of, transform).
+
+Prints: rows in and out; for every transform the share of copies that share a group with their
+original; the precision of pairs inside groups among photographs; the areas under the ROC curve of
+the seed similarity; what became of each kind.
+
+    .venv/bin/python benchmarks/truth.py runs/curate/sample runs/work/sample/truth.csv
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import click
+from sklearn.metrics import roc_auc_score
+
+from curate.tables import open_tables, rows
+
+NOT_PHOTOGRAPHS = {"chart", "icon", "screenshot", "document", "meme"}
+
+
+def read_truth(path: Path) -> dict[str, dict]:
+    """Return the rows of truth.csv by stem."""
+    with path.open(newline="") as stream:
+        return {row.get("member") or row["stem"]: row for row in csv.DictReader(stream)}
+
+
+def root_of(truth: dict[str, dict], stem: str) -> str:
+    """Return the original that an image is a copy of, at the end of the chain."""
+    while truth[stem]["copy_of"]:
+        stem = truth[stem]["copy_of"]
+    return stem
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("truth_csv", type=click.Path(path_type=Path))
+@click.option("--photographs", multiple=True, default=("animal", "object"), show_default=True)
+@click.option("--seed-kinds", multiple=True, default=("animal",), show_default=True)
+def main(out: Path, truth_csv: Path, photographs: tuple, seed_kinds: tuple) -> None:
+    """Print the scores of the run in OUT."""
+    truth = read_truth(truth_csv)
+    with open_tables(out) as tables:
+        images = rows(tables, "SELECT * FROM images")
+        retrieval = rows(tables, "SELECT key, similarity FROM retrieval WHERE rank = 0")
+    by_stem = {image["key"].rpartition("/")[2]: image for image in images}
+    click.echo(
+        f"rows in {len(truth):,}, rows out {len(images):,}, matched {len(truth.keys() & by_stem)}"
+    )
+
+    groups = defaultdict(list)
+    for stem, image in by_stem.items():
+        groups[image["group"] if image["group"] is not None else f"alone {stem}"].append(stem)
+    found, total = Counter(), Counter()
+    for stem, row in truth.items():
+        if row["copy_of"] and by_stem[stem]["decision"] not in ("corrupt", "low_quality"):
+            name = row["transform"] if row["kind"] in photographs else f"({row['kind']})"
+            total[name] += 1
+            found[name] += by_stem[stem]["group"] is not None and (
+                by_stem[stem]["group"] == by_stem[row["copy_of"]]["group"]
+            )
+    for name in sorted(total):
+        click.echo(
+            f"  recall {name:<16} {found[name]:>4} of {total[name]:>4}  {found[name] / total[name]:.3f}"
+        )
+    of_photographs = [name for name in total if not name.startswith("(")]
+    recall = sum(found[n] for n in of_photographs) / max(1, sum(total[n] for n in of_photographs))
+    right = pairs = 0
+    for stems in groups.values():
+        for a, b in combinations([s for s in stems if truth[s]["kind"] in photographs], 2):
+            pairs += 1
+            right += root_of(truth, a) == root_of(truth, b)
+    click.echo(
+        f"photographs: recall {recall:.4f}  precision {right / max(1, pairs):.4f} ({pairs} pairs)"
+    )
+
+    similarity = {entry["key"].rpartition("/")[2]: entry["similarity"] for entry in retrieval}
+    kind = {stem: truth[stem]["kind"] for stem in similarity}
+    for name, positive, negative in (
+        ("seed kinds against no photographs", set(seed_kinds), NOT_PHOTOGRAPHS),
+        ("photographs against no photographs", set(photographs), NOT_PHOTOGRAPHS),
+        (
+            "seed kinds against other photographs",
+            set(seed_kinds),
+            set(photographs) - set(seed_kinds),
+        ),
+    ):
+        chosen = [
+            s for s in similarity if kind[s] in positive | negative and not truth[s]["copy_of"]
+        ]
+        labels = [kind[s] in positive for s in chosen]
+        if len(set(labels)) == 2:
+            area = roc_auc_score(labels, [similarity[s] for s in chosen])
+            click.echo(
+                f"area {name:<38} {area:.3f}  ({sum(labels)} against {len(labels) - sum(labels)})"
+            )
+    became = defaultdict(Counter)
+    for stem, image in by_stem.items():
+        became[truth[stem]["kind"]][image["decision"]] += 1
+    for name in sorted(became):
+        click.echo(f"  {name:<12} " + "  ".join(f"{d} {n}" for d, n in became[name].most_common()))
+    for stem, image in sorted(by_stem.items()):
+        if truth[stem]["kind"] == "corrupt":
+            click.echo(
+                f"  corrupt {stem} ({truth[stem]['transform']}): {image['decision']}: {image['reason']}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Clustering gives every vector its nearest centroid, and loses and repeats none."""
+
+import numpy as np
+import pytest
+from made_collection import (
+    Made,
+    clumps,
+    clustered,
+    files_of,
+    from_vectors,
+    made_collection,
+)
+
+from curate import cluster
+from curate.cluster import ClusterSettings, centroids
+
+VECTORS = clumps(0, 30, 8, 16, 0.3)
+
+
+def members_of(clusters):
+    """Return the numbers and the vectors of every cluster."""
+    loaded = clusters.load()
+    assert len(loaded) == len(loaded.centroids)
+    found = [loaded.of(own) for own in range(len(loaded))]
+    return [(numbers.tolist(), vectors.vectors) for vectors, numbers in found]
+
+
+def clusters_of(assigned):
+    return np.concatenate([np.load(folder / "cluster.npy") for folder in assigned])
+
+
+def test_every_image_is_in_the_cluster_of_its_nearest_centroid_once(tmp_path):
+    collection = from_vectors(tmp_path, VECTORS)
+    clusters, assigned = clustered(collection, tmp_path)
+    own = clusters_of(assigned)
+    assert clusters.load().centroids.shape == (round(len(VECTORS) ** 0.5), 16)
+    np.testing.assert_allclose(np.linalg.norm(clusters.load().centroids, axis=1), 1, atol=1e-6)
+    exact = VECTORS.astype(np.float16).astype(float) @ clusters.load().centroids.T.astype(float)
+    np.testing.assert_allclose(exact[np.arange(len(own)), own], exact.max(1), atol=1e-5)
+    for number, (numbers, vectors) in enumerate(members_of(clusters)):
+        assert numbers == np.flatnonzero(own == number).tolist()
+        np.testing.assert_allclose(vectors, VECTORS[numbers], atol=2e-3)
+
+
+@pytest.mark.parametrize("bucket", [1, 40, 10**6])
+@pytest.mark.parametrize("block", [9, 37, 10**6])
+def test_members_do_not_depend_on_blocks_and_buckets(tmp_path, monkeypatch, bucket, block):
+    collection = from_vectors(tmp_path, VECTORS)
+    whole, assigned = clustered(collection, tmp_path)
+    monkeypatch.setattr(cluster, "BUCKET", bucket)
+    parted, again = clustered(collection, tmp_path, block=block)
+    np.testing.assert_array_equal(clusters_of(assigned), clusters_of(again))
+    for one, other in zip(members_of(whole), members_of(parted), strict=True):
+        assert one[0] == other[0]
+        np.testing.assert_array_equal(one[1], other[1])
+    assert [first for first, _ in parted.ranges[1:]] == [last for _, last in parted.ranges[:-1]]
+    assert (parted.ranges[0][0], parted.ranges[-1][1]) == (0, len(whole.load()))
+
+
+def test_only_the_first_of_exact_copies_is_a_member(tmp_path):
+    images = [Made(f"p/{row:03d}", VECTORS[row % 20], content=str(row % 20)) for row in range(100)]
+    images.append(Made("p/zzz", None, problem="broken"))
+    collection = made_collection(tmp_path, images)
+    clusters, assigned = clustered(collection, tmp_path)
+    there = [number for numbers, _ in members_of(clusters) for number in numbers]
+    assert sorted(there) == list(range(20))
+    own = clusters_of(assigned)
+    np.testing.assert_array_equal(own[:100], np.tile(own[:20], 5))
+    assert own[100] == -1
+
+
+@pytest.mark.parametrize(("asked", "got"), [(1, 1), (7, 7), (240, 240), (9999, 240), ("auto", 15)])
+def test_there_are_no_more_clusters_than_images(tmp_path, asked, got):
+    collection = from_vectors(tmp_path, VECTORS)
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=asked, iterations=2))
+    assert len(clusters.load()) == got
+    assert sum(len(numbers) for numbers, _ in members_of(clusters)) == len(VECTORS)
+
+
+def test_empty_clusters_at_the_end_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "BUCKET", 1)
+    collection = from_vectors(tmp_path, np.tile(VECTORS[:1], (9, 1)))
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=4))
+    sizes = [len(numbers) for numbers, _ in members_of(clusters)]
+    assert len(sizes) == 4
+    assert sum(sizes) == 9
+
+
+def test_nothing_usable_gives_no_cluster(tmp_path):
+    collection = made_collection(tmp_path, [Made("p/0", None, problem="broken")])
+    clusters, assigned = clustered(collection, tmp_path)
+    assert clusters.ranges == ()
+    assert clusters_of(assigned).tolist() == [-1]
+
+
+def test_the_same_collection_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    collection = from_vectors(tmp_path, VECTORS)
+    settings = [ClusterSettings(points_per_cluster=4, seed=seed) for seed in (1, 1, 2)]
+    folders = [tmp_path / name for name in "abc"]
+    for folder, chosen in zip(folders, settings, strict=True):
+        folder.mkdir()
+        assert centroids(collection, chosen, 1, out=folder)["sample"] == 15 * 4
+    first, again, other = map(files_of, folders)
+    assert first == again
+    assert first != other

@@ -1,0 +1,231 @@
+"""The search for copies is complete where no cap binds, and says what a cap loses."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_collection import (
+    clear,
+    clumps,
+    clustered,
+    exact_cosines,
+    files_of,
+    from_vectors,
+    grouped,
+)
+
+from curate import cluster, dedup, groups, search
+from curate.cluster import ClusterSettings
+from curate.dedup import DedupSettings, probes, recall, sanity
+from curate.groups import EdgeBuffer
+from shared.errors import LvdError
+
+ALL = DedupSettings(probes=10**6, edges_per_image=10**6)
+
+
+def edges_of(collection, clusters, folder, threshold, chosen):
+    """Return the pairs of numbers, the smaller first, that the search finds."""
+    number = np.argsort(collection.rank)
+    pairs = set()
+    for at, (first, last) in enumerate(clusters.ranges):
+        out = folder / f"search-{at}"
+        out.mkdir()
+        args = (collection, clusters, first, last, threshold, chosen, None, 1)
+        dedup.search(*args, out=out)
+        edges = np.load(out / "edges.npy")
+        assert (edges[:, 0] > edges[:, 1]).all()
+        pairs |= {tuple(sorted(pair)) for pair in number[edges].tolist()}
+    return pairs
+
+
+def pairs_of(exact, threshold):
+    return {tuple(pair) for pair in np.argwhere(np.triu(exact >= threshold, 1)).tolist()}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 2**20), st.floats(0.5, 0.995), st.integers(2, 40), st.sampled_from([1, 10**6])
+)
+def test_every_pair_is_found_across_the_borders_of_clusters(
+    tmp_path_factory, seed, threshold, count, bucket
+):
+    work = tmp_path_factory.mktemp("work")
+    vectors = clumps(seed, 10, 12, 12, 0.4)
+    exact = exact_cosines(vectors, vectors)
+    threshold = clear(exact, threshold)
+    collection = from_vectors(work, vectors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "BUCKET", bucket)
+        clusters, _ = clustered(collection, work, ClusterSettings(clusters=count, iterations=2))
+    assert edges_of(collection, clusters, work, threshold, ALL) == pairs_of(exact, threshold)
+
+
+def test_pairs_lie_across_borders_and_one_probe_loses_them(tmp_path):
+    vectors = clumps(1, 15, 20, 12, 0.5)
+    exact = exact_cosines(vectors, vectors)
+    threshold = clear(exact, 0.9)
+    collection = from_vectors(tmp_path, vectors)
+    clusters, assigned = clustered(collection, tmp_path, ClusterSettings(clusters=40))
+    own = np.load(assigned[0] / "cluster.npy")
+    one = ALL.model_copy(update={"probes": 1})
+    pairs = pairs_of(exact, threshold)
+    inside = {(a, b) for a, b in pairs if own[a] == own[b]}
+    assert 0 < len(inside) < len(pairs)
+    assert edges_of(collection, clusters, tmp_path, threshold, one) == inside
+
+
+@pytest.mark.parametrize("cap", [1, 2, 4, 10**6])
+def test_the_measured_recall_is_the_true_one_of_the_sample(tmp_path, cap):
+    vectors = clumps(2, 15, 20, 12, 0.5)
+    exact = exact_cosines(vectors, vectors)
+    threshold = clear(exact, 0.85)
+    collection = from_vectors(tmp_path, vectors)
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=40))
+    chosen = ALL.model_copy(update={"probes": cap, "recall_sample": 60, "seed": 5})
+    found = edges_of(collection, clusters, tmp_path, threshold, chosen)
+    measured = recall(collection, clusters, threshold, chosen, 1, out=tmp_path)
+    sample = np.random.default_rng(5).choice(collection.usable, 60, replace=False)
+    pairs = [
+        tuple(sorted((int(a), int(b))))
+        for a in sample
+        for b in np.flatnonzero(exact[a] >= threshold)
+        if a != b
+    ]
+    there = sum(pair in found for pair in pairs)
+    assert (measured["queries"], measured["pairs"]) == (60, len(pairs))
+    assert measured["found"] == there
+    assert measured["recall"] == there / len(pairs)
+    assert (measured["recall"] == 1) == (cap == 10**6)
+    everyone = chosen.model_copy(update={"recall_sample": len(vectors)})
+    whole = recall(collection, clusters, threshold, everyone, 1, out=tmp_path)
+    assert whole["recall"] == len(found) / len(pairs_of(exact, threshold))
+
+
+def test_a_vector_is_searched_in_its_own_cluster_and_in_no_more_than_the_cap():
+    centroids = clumps(3, 40, 1, 8, 0.0)
+    vectors = clumps(4, 10, 5, 8, 0.5)
+    unbounded = probes(vectors, 7, centroids, 0.8, 10**6)
+    assert unbounded[:, 7].all()
+    for cap in (1, 3, 8):
+        chosen = probes(vectors, 7, centroids, 0.8, cap)
+        assert chosen[:, 7].all()
+        assert (chosen <= unbounded).all()
+        np.testing.assert_array_equal(chosen.sum(1), np.minimum(unbounded.sum(1), cap))
+
+
+def test_the_threshold_is_inclusive(tmp_path):
+    vectors = clumps(5, 2, 2, 16, 0.3).astype(np.float16)
+    collection = from_vectors(tmp_path, vectors)
+    clusters, _ = clustered(collection, tmp_path)
+    units = search.unit(vectors)
+    own = float(search.cosine(units[[0]], units[[1]])[0])
+    above = float(np.nextafter(np.float32(own), np.float32(2)))
+    for name, threshold, expected in (("at", own, True), ("above", above, False)):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert ((0, 1) in edges_of(collection, clusters, folder, threshold, ALL)) is expected
+
+
+def test_no_usable_image_has_no_recall(tmp_path):
+    collection = from_vectors(tmp_path, np.zeros((3, 8)))
+    clusters, _ = clustered(collection, tmp_path)
+    none = {"queries": 0, "pairs": 0, "found": 0, "recall": None}
+    switched_off = DedupSettings(recall_sample=0)
+    assert recall(collection, clusters, 0.9, switched_off, 1, out=tmp_path) == none
+
+
+def test_thousands_of_nearly_identical_vectors_are_searched_in_bounded_memory(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(search, "PAIRS_AT_ONCE", 200_000)
+    monkeypatch.setattr(groups, "COMPACT_AT", 50_000)
+    count = 2500
+    rng = np.random.default_rng(0)
+    middle = clumps(6, 20, 1, 64, 0.0)
+    near = middle[0] + 0.001 * rng.standard_normal((count, 64))
+    collection = from_vectors(tmp_path, np.concatenate([near, middle[1:]]))
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=1))
+    chosen = DedupSettings(edges_per_image=8, probes=50)
+    tracemalloc.start()
+    folder, passes = grouped(collection, clusters, tmp_path, 0.99, chosen)
+    of_groups = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    measured = recall(collection, clusters, 0.99, chosen, 1, out=tmp_path)
+    of_recall = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    stands = np.load(folder / "representative.npy")
+    assert passes == 1
+    assert len(np.unique(stands[:count])) == 1
+    assert len(np.unique(stands)) == len(middle)
+    assert measured["recall"] == 1
+    assert max(of_groups, of_recall) < 40e6
+
+
+def test_covered_images_neither_ask_nor_answer_in_a_later_pass(tmp_path, monkeypatch):
+    vectors = clumps(7, 10, 30, 8, 0.5)
+    collection = from_vectors(tmp_path, vectors)
+    clusters, _ = clustered(collection, tmp_path)
+    chosen = DedupSettings(edges_per_image=1)
+    last, passes = grouped(collection, clusters, tmp_path, 0.9, chosen)
+    assert passes > 1
+    before = np.load(last.parent / "groups-0" / "status.npy")[np.argsort(collection.rank)]
+    assert (before == groups.UNDECIDED).any()
+    for folder in last.parent.glob("search-1-*"):
+        edges = np.load(folder / "edges.npy")
+        assert (before[edges[:, 0]] == groups.UNDECIDED).all()
+        assert (before[edges[:, 1]] != groups.COVERED).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_threshold_that_most_pairs_reach_stops_the_run_with_the_remedy(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    blind = from_vectors(tmp_path, 1 + 0.1 * rng.standard_normal((200, 16)))
+    with pytest.raises(LvdError, match=r"0\.9000.*calibrate.*max_pair_share") as caught:
+        sanity(blind, 0.9, DedupSettings(), out=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert sanity(blind, 0.9, DedupSettings(max_pair_share=1), out=tmp_path)["share"] == 1
+
+
+def test_a_small_crawl_of_copies_is_not_absurd(tmp_path):
+    collection = from_vectors(tmp_path, np.tile(clumps(8, 1, 1, 16, 0.0), (5, 1)))
+    assert sanity(collection, 0.9, DedupSettings(), out=tmp_path) == {"pairs": 10, "share": 1.0}
+
+
+def test_the_share_of_pairs_is_that_of_brute_force(tmp_path):
+    vectors = clumps(9, 40, 5, 8, 0.5)
+    exact = exact_cosines(vectors, vectors)
+    threshold = clear(exact, 0.95)
+    collection = from_vectors(tmp_path, vectors)
+    said = sanity(collection, threshold, DedupSettings(max_pair_share=1), out=tmp_path)
+    assert said["pairs"] == len(pairs_of(exact, threshold))
+
+
+def test_the_order_of_parts_and_members_changes_no_byte(tmp_path):
+    vectors = clumps(10, 10, 20, 8, 0.5)
+    results = []
+    for order in (np.arange(200), np.random.default_rng(0).permutation(200)):
+        work = tmp_path / str(order[0])
+        collection = from_vectors(work, vectors, order)
+        clusters, _ = clustered(collection, work)
+        last, _ = grouped(collection, clusters, work, 0.9, DedupSettings(edges_per_image=2))
+        results.append(files_of(work / "cluster") | files_of(last.parent))
+    assert len(results[0]) > 5
+    assert results[0] == results[1]
+
+
+def test_an_edge_buffer_is_asked_for_ranks_worse_before_better(tmp_path, monkeypatch):
+    seen = []
+    add = EdgeBuffer.add
+
+    def spying(self, worse, better):
+        seen.append(bool((worse > better).all()))
+        add(self, worse, better)
+
+    monkeypatch.setattr(EdgeBuffer, "add", spying)
+    collection = from_vectors(tmp_path, clumps(11, 5, 10, 8, 0.5))
+    clusters, _ = clustered(collection, tmp_path)
+    grouped(collection, clusters, tmp_path, 0.9)
+    assert seen
+    assert all(seen)

@@ -1,0 +1,232 @@
+"""Shards hold the very bytes that were embedded, wherever these are fetched from."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_collection import Made, clustered, files_of, grouped, made_collection, searched
+from pictures import ColourEmbedder, encoded, picture, write_tar
+from PIL import Image
+
+from curate.collection import Collection, catalogue
+from curate.embed import EmbedSettings, embed_part, unit_name
+from curate.export import ExportSettings, Source, export_shard, needs_spill, spill
+from curate.originals import save_parts
+from curate.retrieve import RetrieveSettings
+from curate.select import select
+from shared.datasets import DatasetSettings, list_parts
+from shared.embedders import EmbedderSettings
+from shared.errors import LvdError
+
+MEMBERS = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(14)}
+MEMBERS |= {f"{number:02d}.png": encoded(picture(number), "PNG") for number in range(14, 18)}
+MEMBERS["20.gif"] = b"GIF89a, or so it says"
+KEPT = 18
+
+
+def source_of(work, path):
+    """Take a crawl through all stages up to select, where everything readable is kept."""
+    parts = list_parts("crawl", DatasetSettings(path=str(path), folder_parts=3))
+    parts = sorted(parts, key=lambda part: part.name + "/")
+    embedded = []
+    for part in parts:
+        folder = work / "embed" / "x" / unit_name(part)
+        folder.mkdir(parents=True)
+        configured = EmbedderSettings(kind="descriptor")
+        args = (ColourEmbedder(), part, EmbedSettings(), configured, [], 2)
+        embed_part(*args, out=folder)
+        embedded.append((part, folder))
+    home = work / "catalogue" / "x" / "all"
+    home.mkdir(parents=True)
+    catalogue(embedded, work, None, [], out=home)
+    crawl = Collection(home)
+    embedder = ColourEmbedder()
+    vectors = embedder.embed([embedder.prepare(picture(number)) for number in (0, 5)])
+    seeds = [Made(f"s/{row}", vector) for row, vector in enumerate(vectors)]
+    seed = made_collection(work, seeds, name="seed")
+    clusters, _ = clustered(crawl, work)
+    groups, _ = grouped(crawl, clusters, work, 0.9999)
+    held, retrieved = searched(crawl, groups, seed, [], work)
+    selected = work / "select"
+    selected.mkdir()
+    select(crawl, groups, held, retrieved, -1.0, RetrieveSettings(), 0, out=selected)
+    file = save_parts(parts, work / "parts.json")
+    return Source(crawl, file, selected, tuple(retrieved), seed, {}), parts
+
+
+def exported(work, path, settings=None):
+    """Return the files of all shards of a crawl."""
+    settings = settings or ExportSettings(shard_size=8)
+    source, parts = source_of(work, path)
+    lay_down(source, parts, work)
+    shards = work / "shards"
+    shards.mkdir()
+    kept = len(np.load(source.selected / "order.npy"))
+    for shard in range(-(-kept // settings.shard_size)):
+        export_shard(source, shard, settings, out=shards)
+    return files_of(shards), source
+
+
+def lay_down(source, parts, work):
+    for index, part in enumerate(parts):
+        if needs_spill(part):
+            source.spills[index] = work / f"spill-{index}"
+            source.spills[index].mkdir()
+            spill(source, index, part, out=source.spills[index])
+
+
+def samples_of(files):
+    """Return (JSON, extension, bytes) of every sample, in order."""
+    found = []
+    for name in sorted(files):
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(files[name])) as tar:
+                members = {entry.name: tar.extractfile(entry).read() for entry in tar}
+            for member, data in members.items():
+                key, _, extension = member.partition(".")
+                if extension != "json":
+                    found.append((json.loads(members[f"{key}.json"]), extension, data))
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Return the shards of the members in one uncompressed tar, and their source."""
+    work = tmp_path_factory.mktemp("plain")
+    return exported(work, write_tar(work / "in" / "p.tar", MEMBERS))
+
+
+def test_every_kept_image_is_in_one_shard_in_the_order_of_select(plain):
+    files, source = plain
+    order = np.load(source.selected / "order.npy")
+    samples = samples_of(files)
+    assert [row["source_key"] for row, *_ in samples] == source.crawl.keys(order)
+    assert len(samples) == len({row["source_key"] for row, *_ in samples}) == KEPT
+    assert [row["key"] for row, *_ in samples] == [
+        f"{place // 8:05d}{place % 8:04d}" for place in range(KEPT)
+    ]
+    counts = [json.loads(files[f"{shard:05d}_stats.json"])["count"] for shard in range(3)]
+    assert counts == [8, 8, 2]
+    assert len(files) == 9
+
+
+def test_jpeg_bytes_are_untouched_and_the_rest_becomes_jpeg(plain):
+    for row, extension, data in samples_of(plain[0]):
+        original = MEMBERS[row["source_member"]]
+        assert extension == "jpg"
+        if row["source_member"].endswith("jpg"):
+            assert data == original
+        else:
+            there, here = (Image.open(io.BytesIO(x)).convert("RGB") for x in (original, data))
+            assert np.abs(np.asarray(there, int) - np.asarray(here, int)).mean() < 3
+
+
+def test_a_sample_says_where_it_is_from_and_which_seed_it_is_near(plain):
+    files, source = plain
+    rows = {row["source_key"]: row for row, *_ in samples_of(files)}
+    assert rows["p/05"]["nearest_seed"] == "s/1"
+    assert rows["p/05"]["seed_similarity"] == pytest.approx(1, abs=1e-2)
+    everyone = source.crawl.facts(np.arange(len(source.crawl))).to_pylist()
+    for fact in everyone:
+        if not fact["problem"]:
+            row = rows[fact["key"]]
+            assert (row["sha256"], row["source_part"]) == (fact["sha256"], "p")
+            assert (row["width"], row["height"]) == (48, 40)
+
+
+def test_the_same_crawl_gives_the_same_bytes(tmp_path, plain):
+    again, _ = exported(tmp_path, write_tar(tmp_path / "elsewhere" / "p.tar", MEMBERS))
+    assert again == plain[0]
+
+
+def test_a_compressed_tar_gives_the_bytes_of_a_plain_one(tmp_path, plain):
+    zipped, source = exported(tmp_path, write_tar(tmp_path / "in" / "p.tar.gz", MEMBERS, "w:gz"))
+    assert len(source.spills) == 1
+    assert zipped == plain[0]
+
+
+def test_the_order_of_members_changes_no_byte(tmp_path, plain):
+    backwards = dict(reversed(MEMBERS.items()))
+    again, _ = exported(tmp_path, write_tar(tmp_path / "in" / "p.tar", backwards))
+    assert again == plain[0]
+
+
+def test_a_parquet_file_gives_the_pictures_of_a_tar(tmp_path, plain):
+    rows = {
+        "key": [name.partition(".")[0] for name in MEMBERS],
+        "image": list(MEMBERS.values()),
+    }
+    path = tmp_path / "in" / "p.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table(rows), path, row_group_size=5)
+    files, source = exported(tmp_path, path)
+    assert len(source.spills) == 1
+
+    def pictures(files):
+        return [(row["source_key"], row["sha256"], data) for row, _, data in samples_of(files)]
+
+    assert pictures(files) == pictures(plain[0])
+
+
+def test_a_folder_gives_every_file_once(tmp_path):
+    for name, data in MEMBERS.items():
+        path = tmp_path / "in" / f"deep {name[0]}" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    files, source = exported(tmp_path, tmp_path / "in", ExportSettings(encode="never"))
+    assert len(source.crawl.parts) > 1
+    assert {row["source_key"]: data for row, _, data in samples_of(files)} == {
+        f"deep {name[0]}/{name}": data for name, data in MEMBERS.items() if name != "20.gif"
+    }
+    assert {extension for _, extension, _ in samples_of(files)} == {"jpg", "png"}
+
+
+def test_many_parts_whose_names_and_keys_sort_differently(tmp_path):
+    names = list(MEMBERS)[:KEPT]
+    for at, part in enumerate(["a", "a-b", "a.b", "a/c", "b"]):
+        ending = ".tar.gz" if at % 2 else ".tar"
+        members = {name: MEMBERS[name] for name in names[at::5]}
+        write_tar(tmp_path / "in" / f"{part}{ending}", members, "w:gz" if at % 2 else "w")
+    files, source = exported(tmp_path, tmp_path / "in", ExportSettings(encode="never"))
+    assert len(source.spills) == 2
+    got = {row["source_member"]: data for row, _, data in samples_of(files)}
+    assert got == {name: MEMBERS[name] for name in names}
+
+
+@pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz")])
+def test_bytes_that_changed_since_they_were_embedded_stop_the_export(tmp_path, ending, mode):
+    path = write_tar(tmp_path / "in" / f"p.{ending}", MEMBERS, mode)
+    source, parts = source_of(tmp_path, path)
+    other = {name: data[:-9] + b"tampered!" for name, data in MEMBERS.items()}
+    write_tar(path, other, mode)
+    lay_down(source, parts, tmp_path)
+    with pytest.raises(LvdError, match=r"part p changed .* run the same command again") as caught:
+        export_shard(source, 0, ExportSettings(), out=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz")])
+def test_a_part_that_lost_its_members_stops_the_export(tmp_path, ending, mode):
+    path = write_tar(tmp_path / "in" / f"p.{ending}", MEMBERS, mode)
+    source, parts = source_of(tmp_path, path)
+    write_tar(path, {"00.jpg": MEMBERS["00.jpg"]}, mode)
+
+    def export():
+        lay_down(source, parts, tmp_path)
+        export_shard(source, 0, ExportSettings(), out=tmp_path)
+
+    with pytest.raises(LvdError, match=r"not to be had any more|part p changed"):
+        export()
+
+
+def test_a_shard_that_failed_leaves_no_mark(tmp_path):
+    path = write_tar(tmp_path / "in" / "p.tar", MEMBERS)
+    source, _ = source_of(tmp_path, path)
+    path.unlink()
+    with pytest.raises(LvdError, match="not to be had any more"):
+        export_shard(source, 0, ExportSettings(), out=tmp_path)
+    assert not list(tmp_path.glob("*_stats.json"))

@@ -1,0 +1,323 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from shared import embedders
+from shared.embedders import EmbedderSettings, identity, load, resolve, settings_for_folder
+from shared.errors import LvdError
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def picture(seed: int, width: int = 200, height: int = 150) -> Image.Image:
+    """A smooth random picture: blobs of colour, unlike any other seed's."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def random_timm(**settings) -> EmbedderSettings:
+    given = {"model": "vit_tiny_patch16_224", "image_size": 64, "precision": "float32"}
+    return EmbedderSettings(kind="timm", pretrained=False, device="cpu", **(given | settings))
+
+
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory):
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, **TINY)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "model_args": {"img_size": 64, **TINY},
+        "pretrained_cfg": {"num_classes": 0, "input_size": [3, 64, 64], "crop_pct": 0.9},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def open_clip_folder(tmp_path_factory):
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("clip")
+    config = {
+        "model_cfg": {
+            "embed_dim": 24,
+            "vision_cfg": {"image_size": 64, "layers": 1, "width": 64, "patch_size": 16},
+            "text_cfg": {
+                "context_length": 8,
+                "vocab_size": 99,
+                "width": 64,
+                "heads": 1,
+                "layers": 1,
+            },
+        },
+        "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"kind": "timm"}, "need 'model'"),
+        ({"kind": "timm", "model": "resnet18", "pretrained": "weights.pth"}, ".safetensors"),
+        ({"kind": "open_clip", "model": "ViT-B-32"}, "tag"),
+        ({"kind": "descriptor", "model": "resnet18"}, "remove it"),
+        ({"kind": "timm", "model": "local-dir:x", "pretrained": "a.safetensors"}, "own weights"),
+        ({"kind": "timm", "model": "resnet18", "batch_size": 0}, "batch_size"),
+        ({"kind": "timm", "model": "resnet18", "thresholds": {"dedup": 1.5}}, "dedup"),
+        ({"kind": "timm", "model": "resnet18", "colour": 1}, "colour"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, problem):
+    with pytest.raises(ValidationError, match=problem):
+        EmbedderSettings(**settings)
+
+
+def test_settings_and_resolution_do_not_import_torch():
+    code = (
+        "import sys; from shared.embedders import *\n"
+        "resolve(EmbedderSettings(kind='timm', model='resnet18'))\n"
+        "assert not {'torch', 'timm', 'skimage', 'huggingface_hub'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpu", "expected"),
+    [
+        ({"avx2"}, False, ("cpu", "float32")),
+        ({"avx2", "avx512_bf16"}, False, ("cpu", "bfloat16")),
+        ({"amx_bf16"}, False, ("cpu", "bfloat16")),
+        ({"amx_bf16"}, True, ("cuda", "float16")),
+    ],
+)
+def test_auto_precision_and_device_follow_the_machine(monkeypatch, flags, gpu, expected):
+    monkeypatch.setattr(embedders, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(embedders, "_has_nvidia_gpu", lambda: gpu)
+    resolved = resolve(EmbedderSettings(kind="timm", model="resnet18"))
+    assert (resolved.device, resolved.precision) == expected
+    assert resolve(resolved) == resolved
+
+
+def test_vectors_are_those_of_plain_timm(timm_folder):
+    import timm
+    import torch
+    from timm.data import create_transform, resolve_model_data_config
+
+    settings = settings_for_folder(timm_folder).model_copy(update={"precision": "float32"})
+    embedder = load(settings, 1)
+    images = [picture(1), picture(2, 90, 300), picture(3, 64, 64)]
+    found = embedder.embed([embedder.prepare(image) for image in images])
+
+    model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True, num_classes=0).eval()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    with torch.inference_mode():
+        expected = model(torch.stack([transform(image) for image in images]))
+    expected = torch.nn.functional.normalize(expected, dim=1).numpy()
+    assert found.dtype == np.float32
+    assert found.shape == (3, embedder.dim) == (3, 32)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert embedder.input_side == 71  # floor(64 / 0.9)
+    assert embedder.reduce_to == 142
+
+
+def test_vectors_are_those_of_plain_open_clip(open_clip_folder):
+    import open_clip
+    import torch
+
+    settings = settings_for_folder(open_clip_folder).model_copy(update={"precision": "float32"})
+    assert settings.kind == "open_clip"
+    embedder = load(settings, 1)
+    images = [picture(1), picture(2, 90, 300)]
+    found = embedder.embed([embedder.prepare(image) for image in images])
+
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{open_clip_folder}")
+    with torch.inference_mode():
+        batch = torch.stack([transform(image) for image in images])
+        expected = model.eval().encode_image(batch, normalize=True).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert embedder.dim == 24
+
+
+def test_random_weights_come_from_the_seed_and_leave_the_global_generator_alone():
+    import torch
+
+    def vector(seed: int, **settings) -> np.ndarray:
+        embedder = load(random_timm(seed=seed, **settings), 1)
+        return embedder.embed([embedder.prepare(picture(1))])[0]
+
+    before = torch.random.get_rng_state()
+    first = vector(0)
+    assert torch.equal(before, torch.random.get_rng_state())
+    np.testing.assert_array_equal(first, vector(0))
+    assert not np.allclose(first, vector(1))
+    assert float(first @ vector(0, precision="bfloat16")) > 0.99
+
+
+def test_a_network_without_a_size_option_takes_the_size_from_the_transform():
+    embedder = load(random_timm(model="mobilenetv3_small_050", image_size=96), 1)
+    prepared = embedder.prepare(picture(1))
+    assert prepared.shape == (96, 96, 3)
+    assert embedder.embed([prepared]).shape == (1, embedder.dim)
+
+
+def test_a_zero_vector_stays_zero_and_a_non_finite_one_non_finite():
+    import torch
+
+    embedder = load(random_timm(), 1)
+    embedder._encode = lambda pixels: torch.tensor([[0.0, 0.0], [float("nan"), 1.0], [3.0, 4.0]])
+    vectors = embedder.embed([embedder.prepare(picture(seed)) for seed in range(3)])
+    assert (vectors[0] == 0).all()
+    assert not np.isfinite(vectors[1]).all()
+    np.testing.assert_allclose(vectors[2], [0.6, 0.8], rtol=1e-6)
+
+
+def test_an_extreme_aspect_ratio_costs_no_memory():
+    embedder = load(random_timm(), 1)
+    long = Image.new("RGB", (60_000, 3), "red")
+    started = time.perf_counter()
+    prepared = embedder.prepare(long)  # untrimmed, 71 x 1,420,000 pixels
+    assert prepared.shape == (64, 64, 3)
+    assert time.perf_counter() - started < 0.5
+
+
+def test_identity_holds_no_path_and_follows_the_weights(timm_folder, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(timm_folder, moved)
+    here, there = (identity(settings_for_folder(folder)) for folder in (timm_folder, moved))
+    assert here == there
+    assert str(tmp_path) not in json.dumps(there)
+    weights = moved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert identity(settings_for_folder(moved)) != here
+
+
+def test_identity_changes_with_what_changes_vectors_only():
+    settings = random_timm()
+    assert identity(settings) != identity(settings.model_copy(update={"seed": 1}))
+    assert identity(settings) != identity(settings.model_copy(update={"decode": "full"}))
+    thresholds = {"dedup": 0.5}
+    declared = EmbedderSettings(kind="descriptor", thresholds=thresholds)
+    assert identity(EmbedderSettings(kind="descriptor")) == identity(declared)
+
+
+def test_only_safetensors_are_read_from_a_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(LvdError, match=r"model\.safetensors"):
+        settings_for_folder(tmp_path)
+    with pytest.raises(LvdError, match=r"there is no model\.safetensors"):
+        load(EmbedderSettings(kind="timm", model=f"local-dir:{tmp_path}"), 1)
+    with pytest.raises(LvdError, match="no model folder"):
+        settings_for_folder(tmp_path / "nowhere")
+
+
+def test_weights_that_lack_a_layer_are_refused(timm_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(timm_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    # With a classifier to drop, timm loads what fits, silently.
+    config["num_classes"] = config["pretrained_cfg"]["num_classes"] = 10
+    config["pretrained_cfg"]["classifier"] = "head"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = load_file(tmp_path / "model.safetensors")
+    del state["blocks.1.attn.qkv.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(LvdError, match=r"has no weights for 'blocks\.1\.attn\.qkv\.weight'"):
+        load(settings_for_folder(tmp_path), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"kind": "timm", "model": "vit_smal_patch14_dinov2"}, "'vit_small_patch14_dinov2'"),
+        ({"kind": "timm", "model": "vit_small_patch14_dinov2.lvd142"}, "'lvd142m'"),
+        ({"kind": "open_clip", "model": "ViT-B-33", "pretrained": "openai"}, "'ViT-B-32'"),
+        ({"kind": "open_clip", "model": "ViT-B-32", "pretrained": "openia"}, "'openai'"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(settings, hint):
+    with pytest.raises(LvdError, match=f"did you mean {hint}"):
+        load(EmbedderSettings(**settings), 1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "timm", "model": "vit_small_patch14_dinov2.lvd142m"},
+        {"kind": "timm", "model": "hf-hub:someone/something"},
+        {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "openai"},
+    ],
+)
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_hub_out_of_reach_is_one_line_within_seconds(monkeypatch, tmp_path, settings, offline):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    import open_clip  # noqa: F401  (imports are not what is timed)
+    import timm  # noqa: F401
+
+    started = time.perf_counter()
+    with pytest.raises(LvdError) as raised:
+        load(EmbedderSettings(**settings), 1)
+    assert time.perf_counter() - started < 5
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in (settings["model"], "HF_HOME", "--embedder FOLDER", "descriptor"):
+        assert part in message
+
+
+def test_the_descriptor_tells_copies_from_other_pictures():
+    embedder = load(EmbedderSettings(kind="descriptor"), 1)
+    originals = [picture(seed) for seed in range(4)]
+    copies = [
+        originals[0].resize((100, 75)),
+        originals[1].crop((8, 6, 192, 144)),
+        originals[2].point(lambda value: value * 0.8),
+        originals[3],
+    ]
+    both = [np.stack([embedder.prepare(image) for image in side]) for side in (originals, copies)]
+    first, second = (embedder.embed(list(side)) for side in both)
+    assert first.shape == (4, embedder.dim)
+    assert first.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
+    cosines = first @ second.T
+    assert cosines.diagonal().min() > 0.8
+    assert cosines[~np.eye(4, dtype=bool)].max() < 0.6
+
+
+def test_descriptor_vectors_do_not_depend_on_the_batch():
+    embedder = load(EmbedderSettings(kind="descriptor", decode="full"), 1)
+    assert embedder.reduce_to is None
+    batch = [embedder.prepare(picture(seed)) for seed in range(3)]
+    batch.append(embedder.prepare(Image.new("RGB", (1, 1))))
+    together = embedder.embed(batch)
+    assert np.isfinite(together).all()
+    np.testing.assert_array_equal(
+        together, np.concatenate([embedder.embed([one]) for one in batch])
+    )
