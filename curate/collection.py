@@ -26,6 +26,7 @@ from shared.storage import read_json, write_json
 VERSION = 1
 PARTS = "parts.json"
 KEYS = "keys.arrow"
+KEY = pa.large_string()
 BLOCK = 262_144
 """Images of one unit of the map stages behind embed, and of one file of the reports."""
 
@@ -237,7 +238,8 @@ def _number(
 
 def _keys_of(folders: list[Path]) -> pa.ChunkedArray:
     tables = [pq.read_table(folder / FACTS, columns=["key"])["key"] for folder in folders]
-    return pa.chunked_array([chunk for keys in tables for chunk in keys.chunks], pa.string())
+    chunks = [chunk.cast(KEY) for keys in tables for chunk in keys.chunks]
+    return pa.chunked_array(chunks, KEY)
 
 
 def _refuse_repeated(ordered: pa.ChunkedArray, part: Part) -> None:
@@ -254,9 +256,9 @@ class _KeyWriter:
     """Writes keys as an Arrow file of batches of `BLOCK`, so that any key is found by number."""
 
     def __init__(self, path: Path) -> None:
-        self._schema = pa.schema([("key", pa.string())])
+        self._schema = pa.schema([("key", KEY)])
         self._writer = pa.ipc.new_file(str(path), self._schema)
-        self._pending = pa.chunked_array([], pa.string())
+        self._pending = pa.chunked_array([], KEY)
 
     def __enter__(self) -> _KeyWriter:
         return self
@@ -268,7 +270,7 @@ class _KeyWriter:
 
     def write(self, keys: pa.ChunkedArray) -> None:
         """Append keys."""
-        self._pending = pa.chunked_array([*self._pending.chunks, *keys.chunks], pa.string())
+        self._pending = pa.chunked_array([*self._pending.chunks, *keys.chunks], KEY)
         while len(self._pending) >= BLOCK:
             self._flush(self._pending.slice(0, BLOCK))
             self._pending = self._pending.slice(BLOCK)

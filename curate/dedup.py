@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.cluster import Clusters
 from curate.collection import Collection
-from curate.groups import COVERED, UNDECIDED, EdgeBuffer
+from curate.groups import COVERED, EdgeBuffer
 from curate.search import Searchable, heads, joined, nearest, neighbours, unit, use_threads
+from shared.embedders import Threshold
 from shared.errors import LvdError
 
 VERSION = 1
@@ -38,7 +39,7 @@ class DedupSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    threshold: float | Literal["auto"] | None = Field(None)
+    threshold: Threshold | None = None
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
@@ -86,7 +87,7 @@ def search(
     """Write the edges of the vectors in clusters `first` to `last`: int64 ranks [e, 2].
 
     `status` is what earlier passes left (see `groups.py`): images that are covered neither ask nor
-    answer, and only undecided ones are the worse end of an edge.
+    answer. (A representative then has no better neighbour, so it is the worse end of no edge.)
     """
     use_threads(threads)
     loaded = clusters.load()
@@ -103,9 +104,6 @@ def search(
             a, b = rank[numbers[row]], rank[base_numbers[found]]
             worse, better = np.maximum(a, b), np.minimum(a, b)
             keep = worse > better
-            if state is not None:
-                number = np.where(a > b, numbers[row], base_numbers[found])
-                keep &= state[number] == UNDECIDED
             edges.add(worse[keep], better[keep])
     found, truncated = edges.result()
     np.save(out / "edges.npy", found)
@@ -150,7 +148,8 @@ def sanity(collection: Collection, threshold: float, settings: DedupSettings, *,
     sample = np.sort(rng.choice(usable, min(len(usable), 2_000), replace=False))
     vectors = Searchable(unit(collection.vectors(sample)))
     rows = np.arange(len(vectors))
-    pairs = sum(len(row) for row, _ in neighbours(vectors, rows, vectors, threshold)) - len(rows)
+    found = neighbours(vectors, rows, vectors, threshold)
+    pairs = sum(int((row != other).sum()) for row, other in found)
     share = pairs / max(1, len(vectors) * (len(vectors) - 1))
     each = share * (len(usable) - 1)
     if share > settings.max_pair_share and each >= ABSURD_NEIGHBOURS:

@@ -141,7 +141,6 @@ class Engine:
         entry = self.times[-1]
         if missing:
             entry.cached = False
-            folder.mkdir(parents=True, exist_ok=True)
             call = _Call(function, folder, scratch or self.scratch, flat)
             bar = self._stage_bar(missing, units, note)
             counted, weight, whole = bar.done, 0, sum(unit.weight for unit in missing)
@@ -155,8 +154,9 @@ class Engine:
             entry.images += sum(result["images"] for result in results.values())
         entry.images = max(entry.images, sum(unit.images for unit in units))
         if not flat and not set(results) <= set(known):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / STAGE_MANIFEST, {**known, **results}, self.scratch)
+            with disk_full_is_said(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / STAGE_MANIFEST, {**known, **results}, scratch or self.scratch)
         return [results[unit.name] for unit in units]
 
     def _stage_bar(self, missing: Sequence[Unit], units: Sequence[Unit], note: str) -> StageBar:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from curate.collection import Collection
 from curate.search import top_k, use_threads
@@ -21,7 +21,7 @@ class HoldoutSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    threshold: float | None = None
+    threshold: float | None = Field(None, ge=-1, le=1)
     """Cosine from which a crawled image is dropped, inclusive. Default: the dedup threshold."""
 
 

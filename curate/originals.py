@@ -14,7 +14,7 @@ from curate.collection import Collection
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.parts import Part, PartReader, direct, fetch
-from shared.storage import read_json, write_json
+from shared.storage import is_disk_full, read_json, write_json
 
 FACTS = ["key", "member", "offset", "bytes"]
 
@@ -63,7 +63,11 @@ class Originals:
                 return fetch(part, fact["member"], fact["offset"], fact["bytes"])
             reader, members = self._reader(index)
             return reader.read(members[fact["key"]]) if fact["key"] in members else None
-        except (OSError, ImageError):
+        except ImageError:
+            return None
+        except OSError as error:
+            if is_disk_full(error):
+                raise
             return None
 
     def _reader(self, index: int) -> tuple[PartReader, dict]:

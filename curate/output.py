@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.rows import TABLES
+from curate.search import installed_faiss
 from shared.errors import LvdError
 from shared.storage import read_json, sync_tree, write_json
 
@@ -21,7 +22,7 @@ RUN = "run.json"
 PARTIAL = ".partial"
 ADDRESS = ".address"
 OWN = {RUN, ADDRESS, "timings.json", "shards", "reports", ".scratch", ".spill", ".tables"}
-LIBRARIES = ("faiss-cpu", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
+LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
 
 
 class Output:
@@ -147,7 +148,8 @@ def name_latest(out: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide the bytes of the output."""
-    return {name: importlib.metadata.version(name) for name in ("lvd", *LIBRARIES)}
+    names = sorted([installed_faiss(), *LIBRARIES])
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,13 @@ def _parts(named: Named, work: Path) -> list[Part]:
         make_sample(work / "sample")
         path = work / "sample" / settings.path.removeprefix(BUILT_IN)
         settings = DatasetSettings(**{**settings.model_dump(), "path": str(path)})
-    return sorted(list_parts(named.name, settings), key=lambda part: part.name + "/")
+    try:
+        parts = list_parts(named.name, settings)
+    except LvdError as error:
+        if not named.variables:
+            raise
+        raise LvdError(f"{error}, or set {named.variables} to where it is") from error
+    return sorted(parts, key=lambda part: part.name + "/")
 
 
 def default_out(request: Request) -> Path:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.collection import BLOCK, Collection
 from curate.search import top_k, use_threads
+from shared.embedders import Threshold
 
 VERSION = 1
 
@@ -24,7 +25,7 @@ class RetrieveSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     strategy: Literal["threshold"] = "threshold"
-    threshold: float | Literal["auto"] | None = None
+    threshold: Threshold | None = None
     """Cosine with the nearest seed image from which an image is kept, inclusive. Default: the
     embedder's own."""
     max_images: int | None = Field(None, ge=1)

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
+
+from shared.errors import LvdError
 
 SLACK = np.float32(1e-4)
 """More than the rounding of a float32 inner product of two unit vectors of up to 4096 dimensions."""
@@ -33,6 +37,29 @@ def _faiss():
     import faiss
 
     return faiss
+
+
+def gpus_wanted(device: str) -> int:
+    """Return how many GPUs a task of `top_k` asks for: one where there are GPUs and faiss-gpu."""
+    return int(device == "cuda" and installed_faiss() != "faiss-cpu")
+
+
+def installed_faiss() -> str:
+    """Return which distribution of faiss is installed; the two own the same package name."""
+    for name in ("faiss-gpu-cu12", "faiss-cpu"):
+        with suppress(PackageNotFoundError):
+            distribution(name)
+            return name
+    raise LvdError("faiss is not installed: run `make setup`")
+
+
+def _knn(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the approximate inner products and rows of the nearest base rows, on a GPU if seen."""
+    faiss = _faiss()
+    if faiss.get_num_gpus():
+        resources = faiss.StandardGpuResources()
+        return faiss.knn_gpu(resources, queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return faiss.knn(queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def use_threads(threads: int) -> None:
@@ -176,10 +203,9 @@ def top_k(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np
 
 
 def _top_k_of_block(asked: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    faiss = _faiss()
     k = min(k, len(block))
     wide = min(len(block), k + 8)
-    proposed, found = faiss.knn(asked, block, wide, metric=faiss.METRIC_INNER_PRODUCT)
+    proposed, found = _knn(asked, block, wide)
     exact = np.empty_like(proposed)
     for at in range(0, len(asked), 512):
         exact[at : at + 512] = _cosines(asked[at : at + 512], block[found[at : at + 512]])
@@ -225,9 +251,6 @@ def spherical_kmeans(vectors: np.ndarray, clusters: int, iterations: int, seed: 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Return the int32 row of the nearest centroid of each unit vector [n, d]."""
-    faiss = _faiss()
     if not len(vectors):
         return np.empty(0, np.int32)
-    return faiss.knn(vectors, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0].astype(
-        np.int32
-    )
+    return _knn(vectors, centroids, 1)[1][:, 0].astype(np.int32)

@@ -63,6 +63,8 @@ class Named:
 
     name: str
     settings: DatasetSettings | EmbedderSettings
+    variables: str = ""
+    """Environment variables that its declared path is made of."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def read_request(
         else f"pipelines.{pipeline}.{text}"
         for text in overrides
     ]
-    whole = validate(PipelinesFile, expand(apply_overrides(tree, absolute)), file=config)
+    tree = apply_overrides(tree, absolute)
+    whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
     settings = whole.pipelines[pipeline]
     crawl, seed = crawl or settings.crawl, seed or settings.seed
     for role, name in (("seed", seed), ("crawl", crawl)):
@@ -118,9 +121,11 @@ def read_request(
         pipeline=pipeline,
         settings=settings,
         embedder=_embedder(whole, embedder or settings.embedder, config),
-        crawl=_dataset(whole, crawl, config),
-        seed=_dataset(whole, seed, config),
-        holdouts=tuple(_dataset(whole, name, config) for name in holdouts or settings.holdouts),
+        crawl=_dataset(whole, tree, crawl, config),
+        seed=_dataset(whole, tree, seed, config),
+        holdouts=tuple(
+            _dataset(whole, tree, name, config) for name in holdouts or settings.holdouts
+        ),
     )
 
 
@@ -135,12 +140,17 @@ def _embedder(whole: PipelinesFile, name: str, config: Path) -> Named:
     )
 
 
-def _dataset(whole: PipelinesFile, name: str, config: Path) -> Named:
+def _variables(path: object) -> str:
+    """Return the names of the environment variables in a path or a list of them."""
+    return ", ".join(sorted(set(re.findall(r"\$\{(\w+)", str(path)))))
+
+
+def _dataset(whole: PipelinesFile, tree: dict, name: str, config: Path) -> Named:
     if name in whole.datasets:
         settings = whole.datasets[name]
         for path in [settings.path] if isinstance(settings.path, str) else settings.path:
             require_expanded(path, f"datasets.{name}.path", config)
-        return Named(name, settings)
+        return Named(name, settings, _variables(tree["datasets"][name].get("path")))
     if "/" in name or Path(name).exists() or any(sign in name for sign in "*?[{"):
         return Named(name, DatasetSettings(path=name))
     raise LvdError(

@@ -17,6 +17,7 @@ from curate.engine import Engine, Unit
 from curate.originals import save_parts
 from curate.output import Output
 from curate.plan import Dataset, Plan, embed_folder, score_columns
+from curate.search import gpus_wanted
 from shared.errors import LvdError
 from shared.progress import warn
 from shared.storage import fingerprint
@@ -56,6 +57,7 @@ class Run:
         self.settings = self.plan.request.settings
         self.work = self.plan.work
         self.threads = self.settings.engine.threads
+        self.search_gpus = gpus_wanted(self.plan.embedder.device)
 
     # embed ----------------------------------------------------------------------------------
 
@@ -282,7 +284,7 @@ class Run:
             for start, stop in crawl.blocks()
         ]
         with self.engine.stage("holdout"):
-            self.engine.run(home, holdout.search, units)
+            self.engine.run(home, holdout.search, units, gpus=self.search_gpus)
         self.held = [home / unit.name for unit in units]
 
     def retrieve(self) -> None:
@@ -301,7 +303,7 @@ class Run:
             for start, stop in crawl.blocks()
         ]
         with self.engine.stage("retrieve"):
-            self.engine.run(home, retrieve.search, units)
+            self.engine.run(home, retrieve.search, units, gpus=self.search_gpus)
         self.retrieved = [home / unit.name for unit in units]
 
     def select(self) -> None:

@@ -69,13 +69,18 @@ def sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Return whether an error is that of a full disk, or of a quota that is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def disk_full_is_said(place: Path) -> Iterator[None]:
     """Turn a full disk into one line that says where, and what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         raise LvdError(
             f"no space left below {place}: free some, or name another folder with --work or --out, "

@@ -193,6 +193,11 @@ def test_a_small_crawl_of_copies_is_not_absurd(tmp_path):
     assert sanity(collection, 0.9, DedupSettings(), out=tmp_path) == {"pairs": 10, "share": 1.0}
 
 
+def test_no_image_counts_as_its_own_copy(tmp_path):
+    collection = from_vectors(tmp_path, clumps(8, 100, 1, 16, 0.0))
+    assert sanity(collection, 1.0, DedupSettings(), out=tmp_path) == {"pairs": 0, "share": 0.0}
+
+
 def test_the_share_of_pairs_is_that_of_brute_force(tmp_path):
     vectors = clumps(9, 40, 5, 8, 0.5)
     exact = exact_cosines(vectors, vectors)
