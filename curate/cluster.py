@@ -175,7 +175,7 @@ class LoadedClusters:
         vectors, head, numbers, offsets = self._parts[part]
         at = cluster - self._firsts[part]
         rows = slice(offsets[at], offsets[at + 1])
-        return Searchable(unit(vectors[rows]), head[rows]), numbers[rows]
+        return Searchable(vectors[rows], head[rows]), numbers[rows]
 
 
 _ARRAYS = ("vectors", "heads", "numbers", "offsets")

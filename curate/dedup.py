@@ -1,13 +1,4 @@
-"""Stage dedup: near copies by search inside clusters, with margin multi-probe.
-
-For unit centroids, two vectors of cosine >= t lie within delta = sqrt(2 - 2t). A vector x of the
-cluster with centroid c1 is searched in cluster j too when
-
-    cos(x, c1) - cos(x, cj) <= (delta / 2) * |c1 - cj|,
-
-that is, when x is within delta / 2 of the bisector of c1 and cj. Of a pair that a bisector splits,
-one end is: when every vector queries, every pair is found. The probes are ranked by the left side
-minus the right and capped; `recall` measures what the cap loses.
+"""Stage dedup: near copies by search inside clusters, with margin multi-probe (`probes.py`).
 
 Units: `search` (map over ranges of clusters) gives edges between images, `groups.py` makes groups
 of them. Edges are pairs of *ranks* (0 is the best image), worse before better.
@@ -25,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.cluster import Clusters
 from curate.collection import Collection
 from curate.groups import COVERED, EdgeBuffer
+from curate.probes import Probes
 from curate.search import Searchable, heads, joined, nearest, neighbours, unit, use_threads
 from shared.embedders import Threshold
 from shared.errors import LvdError
 
-VERSION = 1
-ROUNDING = 1e-5
+VERSION = 2
 ABSURD_NEIGHBOURS = 5
 
 
@@ -43,7 +34,7 @@ class DedupSettings(BaseModel):
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
-    probes: int = Field(16, ge=1)
+    probes: int = Field(12, ge=1)
     """At most as many clusters are searched for a vector, its own included."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
@@ -52,24 +43,6 @@ class DedupSettings(BaseModel):
     max_pair_share: float = Field(0.01, gt=0, le=1)
     """The run stops when more of the pairs of different images than this reach the threshold."""
     seed: int = 0
-
-
-def probes(
-    vectors: np.ndarray, own: int, centroids: np.ndarray, threshold: float, cap: int
-) -> np.ndarray:
-    """Return which clusters the vectors of cluster `own` are searched in: bool [n, k].
-
-    `vectors` are float32 unit vectors [n, d], `centroids` float32 unit vectors [k, d].
-    """
-    delta = np.sqrt(max(0.0, 2 - 2 * threshold))
-    apart = np.sqrt(np.maximum(0, 2 - 2 * (centroids @ centroids[own])))
-    nearness = vectors @ centroids.T
-    least = nearness[:, own] - np.float32(ROUNDING)
-    nearness += np.float32(delta / 2) * apart
-    nearness[:, own] = np.inf
-    if cap < len(centroids):
-        least = np.maximum(least, -np.partition(-nearness, cap - 1, axis=1)[:, cap - 1])
-    return nearness >= least[:, None]
 
 
 def search(
@@ -98,7 +71,8 @@ def search(
     numbers = np.concatenate([number for _, number in asking])
     queries = joined([members for members, _ in asking])
     own = np.repeat(np.arange(first, last), [len(members) for members, _ in asking])
-    for visited, rows in _visits(queries, own, loaded.centroids, threshold, settings.probes):
+    probes = Probes(loaded.centroids, threshold, settings.probes)
+    for visited, rows in _visits(queries, own, probes):
         base, base_numbers = _alive(*loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, threshold):
             a, b = rank[numbers[row]], rank[base_numbers[found]]
@@ -112,7 +86,7 @@ def search(
 
 
 def _visits(
-    queries: Searchable, own: np.ndarray, centroids: np.ndarray, threshold: float, cap: int
+    queries: Searchable, own: np.ndarray, probes: Probes
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
     clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
@@ -120,9 +94,7 @@ def _visits(
         home = np.flatnonzero(own == cluster)
         for at in range(0, len(home), 4_096):
             some = home[at : at + 4_096]
-            row, visited = np.nonzero(
-                probes(queries.vectors[some], cluster, centroids, threshold, cap)
-            )
+            row, visited = np.nonzero(probes.of(queries.unit(some), cluster))
             clusters.append(visited.astype(np.int32))
             rows.append(some[row].astype(np.int32))
     visited, row = np.concatenate(clusters), np.concatenate(rows)
@@ -146,7 +118,7 @@ def sanity(collection: Collection, threshold: float, settings: DedupSettings, *,
     rng = np.random.default_rng(settings.seed)
     usable = collection.usable
     sample = np.sort(rng.choice(usable, min(len(usable), 2_000), replace=False))
-    vectors = Searchable(unit(collection.vectors(sample)))
+    vectors = Searchable(collection.vectors(sample))
     rows = np.arange(len(vectors))
     found = neighbours(vectors, rows, vectors, threshold)
     pairs = sum(int((row != other).sum()) for row, other in found)
@@ -184,13 +156,14 @@ def recall(
     if not size:
         return {"queries": 0, "pairs": 0, "found": 0, "recall": None}
     loaded = clusters.load()
-    vectors = unit(collection.vectors(sample))
-    asked = Searchable(vectors, heads(vectors, np.load(clusters.centers / "axes.npy")))
+    stored = collection.vectors(sample)
+    vectors = unit(stored)
+    asked = Searchable(stored, heads(vectors, np.load(clusters.centers / "axes.npy")))
     home = nearest(vectors, loaded.centroids)
     asks = np.empty((size, len(loaded)), bool)
+    probes = Probes(loaded.centroids, threshold, settings.probes)
     for own in np.unique(home):
-        where = home == own
-        asks[where] = probes(vectors[where], own, loaded.centroids, threshold, settings.probes)
+        asks[home == own] = probes.of(vectors[home == own], own)
     pairs = found = 0
     for cluster in range(len(loaded)):
         base, numbers = loaded.of(cluster)
@@ -200,8 +173,8 @@ def recall(
             pairs += len(row)
             unasked = ~asks[row, cluster]
             found += len(row) - int(unasked.sum())
-            back = base.vectors, near[unasked], home[row[unasked]]
-            found += _found_back(*back, cluster, loaded.centroids, threshold, settings.probes)
+            back = base, near[unasked], home[row[unasked]]
+            found += _found_back(*back, cluster, probes)
     return {
         "queries": int(size),
         "pairs": pairs,
@@ -211,19 +184,17 @@ def recall(
 
 
 def _found_back(
-    vectors: np.ndarray,
+    members: Searchable,
     rows: np.ndarray,
     homes: np.ndarray,
     own: int,
-    centroids: np.ndarray,
-    threshold: float,
-    cap: int,
+    probes: Probes,
 ) -> int:
     """Return how many of the `rows` of the cluster `own` are searched in the clusters `homes`."""
     ends, place = np.unique(rows, return_inverse=True)
     count = 0
     for at in range(0, len(ends), 4_096):
-        asks = probes(vectors[ends[at : at + 4_096]], own, centroids, threshold, cap)
+        asks = probes.of(members.unit(ends[at : at + 4_096]), own)
         here = (place >= at) & (place < at + 4_096)
         count += int(asks[place[here] - at, homes[here]].sum())
     return count

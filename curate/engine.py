@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -317,10 +318,15 @@ class _Worker:
     """An actor that holds what is dear to set up, such as a loaded model."""
 
     def __init__(self, setup: Callable, args: tuple) -> None:
-        self.state = setup(*args)
+        self._setup, self._args = setup, args
+
+    @cached_property
+    def state(self) -> Any:
+        # Not in __init__: Ray tries a constructor that raises again and again, and hides the error.
+        return self._setup(*self._args)
 
     def ready(self) -> bool:
-        return True
+        return self.state is not None
 
     def run(self, call: _Call, unit: Unit) -> dict:
         for _ in range(TRIES - 1):

@@ -78,8 +78,10 @@ class Output:
                 raise LvdError(
                     f"another run is writing --out {self.out}: wait for it, or name another --out"
                 ) from None
-            yield
-            path.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def stands(self, address: str) -> bool:
         """Return whether `out` already is the whole result of this address."""

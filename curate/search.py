@@ -99,22 +99,29 @@ def heads(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Searchable:
-    """Unit vectors [n, d], with their heads [n, h + 1] where these speed the search up."""
+    """Stored vectors [n, d], with their heads [n, h + 1] where these speed the search up.
 
-    vectors: np.ndarray
+    Unit vectors are made of the stored ones only where they are looked at.
+    """
+
+    stored: np.ndarray
     heads: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.stored)
 
     def __getitem__(self, rows: np.ndarray | slice) -> Searchable:
-        return Searchable(self.vectors[rows], None if self.heads is None else self.heads[rows])
+        return Searchable(self.stored[rows], None if self.heads is None else self.heads[rows])
+
+    def unit(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the unit vectors of some rows."""
+        return unit(self.stored[rows])
 
 
 def joined(parts: list[Searchable]) -> Searchable:
     """Return the vectors of several as one, with float32 heads."""
     return Searchable(
-        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.stored for part in parts]),
         np.concatenate([part.heads for part in parts]).astype(np.float32),
     )
 
@@ -140,16 +147,16 @@ def neighbours(
                 head = head or _flat_index(block.heads)
                 at, found, _ = _range(head, queries.heads[asking], threshold - HEAD_SLACK)
                 if len(at) <= HEADS_PAY * len(asking) * len(block):
-                    keep = _reach(queries.vectors, asking[at], block.vectors, found, threshold)
+                    keep = _reach(queries, asking[at], block, found, threshold)
                     yield asking[at[keep]], found[keep] + start
                     continue
                 by_heads = False
-            whole = whole or _flat_index(block.vectors)
-            at, found, similarity = _range(whole, queries.vectors[asking], threshold - SLACK)
+            whole = whole or _flat_index(block.unit())
+            at, found, similarity = _range(whole, queries.unit(asking), threshold - SLACK)
             keep = similarity >= threshold + SLACK
             doubtful = np.flatnonzero(~keep)
             keep[doubtful] = _reach(
-                queries.vectors, asking[at[doubtful]], block.vectors, found[doubtful], threshold
+                queries, asking[at[doubtful]], block, found[doubtful], threshold
             )
             yield asking[at[keep]], found[keep] + start
 
@@ -168,13 +175,13 @@ def _range(index, asked: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndar
 
 
 def _reach(
-    a: np.ndarray, row: np.ndarray, b: np.ndarray, found: np.ndarray, threshold: np.float32
+    a: Searchable, row: np.ndarray, b: Searchable, found: np.ndarray, threshold: np.float32
 ) -> np.ndarray:
     """Return of pairs of rows whether their exact cosine reaches the threshold: bool [n]."""
     reach = np.empty(len(row), bool)
     for at in range(0, len(row), QUERY_ROWS):
         some = slice(at, at + QUERY_ROWS)
-        reach[some] = cosine(a[row[some]], b[found[some]]) >= threshold
+        reach[some] = cosine(a.unit(row[some]), b.unit(found[some])) >= threshold
     return reach
 
 

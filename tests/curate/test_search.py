@@ -128,9 +128,10 @@ def test_neighbours_do_not_depend_on_blocks_or_order(seed, blocks):
 
 
 def test_the_threshold_is_inclusive():
-    vectors = unit(stored(3, 60, dim=16))
+    vectors = stored(3, 60, dim=16)
+    units = unit(vectors)
     for a, b in [(0, 1), (2, 3), (10, 14), (20, 45)]:
-        own = cosine(vectors[[a]], vectors[[b]])[0]
+        own = cosine(units[[a]], units[[b]])[0]
         above = float(np.nextafter(own, np.float32(2)))
         assert (a, b) in pairs_of(vectors, vectors, float(own))
         assert (a, b) not in pairs_of(vectors, vectors, above)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Site, content, leftovers
+from curated_site import Site, content, leftovers
 from drawn_crawl import encoded, make_data, wave, write_tar
 
 from curate.engine import Engine

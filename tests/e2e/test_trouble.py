@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Site, content, leftovers
+from curated_site import Site, content, leftovers
 from drawn_crawl import encoded, wave, write_tar
 from saboteurs import DiskFull, Raising, sabotage
 

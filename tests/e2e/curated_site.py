@@ -1,0 +1,52 @@
+"""A place where end-to-end tests run `lvd-curate`, and what they look at afterwards."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from curate.cli import main
+
+TIMINGS = "timings.json"
+
+
+@dataclass
+class Site:
+    """A folder with its data, work and results; runs commands there, in this process."""
+
+    root: Path
+    data: Path
+    work: Path
+
+    def arguments(self, *extra: str, out: str = "out") -> list[str]:
+        """Return the words behind `lvd-curate` of a run."""
+        where = {"--config": self.data / "pipelines.yaml", "--work": self.work}
+        where["--out"] = self.root / out
+        return ["run", *[str(word) for pair in where.items() for word in pair], *extra]
+
+    def run(self, *extra: str, out: str = "out", status: int = 0) -> str:
+        """Run, and return all that was said."""
+        result = CliRunner().invoke(main, self.arguments(*extra, out=out))
+        said = result.output
+        assert result.exit_code == status, f"{said}\n{result.exception!r}"
+        return said
+
+    def recomputed(self, out: str = "out") -> set[str]:
+        """Return the stages that the run in `out` did not find in the work folder."""
+        stages = json.loads((self.root / out / TIMINGS).read_text())["stages"]
+        return {stage["name"] for stage in stages if not stage["cached"]} - {"start Ray"}
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Return every file below `out` but the timings."""
+    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != TIMINGS}
+
+
+def leftovers(site: Site) -> list[str]:
+    """Return what no finished run may leave behind: temporary, partial and replaced files."""
+    hidden = [path for path in site.root.rglob(".*") if path.name != ".lock"]
+    partial = [path for path in site.root.rglob("*.partial")]
+    scratch = [path for path in (site.work / "scratch").rglob("*")]
+    return sorted(str(path.relative_to(site.root)) for path in hidden + partial + scratch)
