@@ -139,12 +139,19 @@ def calibrate(**asked: Any) -> None:
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def report(folder: Path) -> None:
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("runs/work"),
+    show_default=True,
+    help="The --work of the run: it knows where the images are.",
+)
+def report(folder: Path, work: Path) -> None:
     """Print the summary of a finished run, and draw its pictures again."""
-    from curate.report import pictures
+    from curate.pipeline import redraw
     from curate.summary import summary
 
-    pictures(folder, lambda key: None)
+    redraw(folder, work.absolute())
     click.echo(summary(folder, colour=True), nl=False)
 
 

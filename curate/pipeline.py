@@ -7,16 +7,22 @@ into it: whatever is there already is used, and a change recomputes only what st
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 from curate import export, rows
 from curate.collection import Collection
 from curate.engine import Engine
 from curate.originals import Originals
-from curate.output import Output, versions
-from curate.plan import Plan
+from curate.output import RUN, Output, versions
+from curate.plan import Plan, parts_of
 from curate.report import pictures
+from curate.settings import Named
 from curate.stages import Run
-from shared.storage import fingerprint
+from shared.datasets import DatasetSettings
+from shared.errors import LvdError
+from shared.progress import warn
+from shared.storage import fingerprint, read_json
 
 
 def curate(plan: Plan, output: Output) -> bool:
@@ -65,6 +71,29 @@ def comparable(plan: Plan) -> dict:
     }
 
 
+def redraw(out: Path, work: Path) -> None:
+    """Draw the pictures of a finished run again, from what it says of its datasets.
+
+    Without the crawl, the seed or `work`, a warning says which images are missing from them.
+    """
+    path = out / RUN
+    if not path.exists():
+        raise LvdError(f"no run in {out}: name the --out of one")
+    readers, scratch = {}, work / "scratch"
+    with ExitStack() as stack:
+        for role, about in read_json(path)["datasets"].items():
+            try:
+                collection = Collection(work / "catalogue" / about["content"] / "all")
+                named = Named(about["name"], DatasetSettings(**about["settings"]))
+                originals = Originals(collection, parts_of(named, work), scratch)
+                readers[role] = _reader(stack.enter_context(originals), collection)
+                readers[role]("")
+            except (LvdError, OSError) as error:
+                readers[role] = lambda key: None
+                warn(f"drawn without the images of the {role} that were not kept: {error}")
+        pictures(out, readers["crawl"], readers["seed"])
+
+
 def _draw(run: Run, output: Output) -> None:
     crawl, seed, scratch = run.crawl, run.seed, run.engine.scratch
     with (
@@ -78,7 +107,7 @@ def _draw(run: Run, output: Output) -> None:
 
 def _run(run: Run) -> dict:
     plan = run.plan
-    datasets = (run.crawl, run.seed, *run.holdouts)
+    named = {"crawl": plan.request.crawl, "seed": plan.request.seed}
     return {
         "crawl": run.crawl.name,
         "seed": run.seed.name,
@@ -87,7 +116,14 @@ def _run(run: Run) -> dict:
         "settings": comparable(plan),
         "thresholds": _thresholds(run),
         "calibration": run.calibrations,
-        "contents": {dataset.name: dataset.address for dataset in datasets},
+        "datasets": {
+            role: {
+                "name": named[role].name,
+                "settings": named[role].settings.model_dump(mode="json"),
+                "content": getattr(run, role).address,
+            }
+            for role in named
+        },
         "versions": versions(),
     }
 

@@ -51,7 +51,7 @@ def make_plan(request: Request, work: Path) -> Plan:
     """Find all parts of all datasets. LvdError, in a second, where one has no images."""
     roles = [("seed", request.seed), ("crawl", request.crawl)]
     roles += [("holdout", held) for held in request.holdouts]
-    found = [Dataset(role, named.name, _parts(named, work)) for role, named in roles]
+    found = [Dataset(role, named.name, parts_of(named, work)) for role, named in roles]
     return Plan(
         request=request,
         embedder=resolve(request.embedder.settings),
@@ -60,7 +60,8 @@ def make_plan(request: Request, work: Path) -> Plan:
     )
 
 
-def _parts(named: Named, work: Path) -> list[Part]:
+def parts_of(named: Named, work: Path) -> list[Part]:
+    """Return the parts of a dataset in the order of their keys; the built-in sample is made."""
     settings = named.settings
     if isinstance(settings.path, str) and settings.path.startswith(BUILT_IN):
         make_sample(work / "sample")
