@@ -97,9 +97,10 @@ def originals(drawn) -> dict[str, bytes]:
     return found
 
 
-def vectors(site, dataset: str, keys: list[str]) -> np.ndarray:
+def vectors(site, role: str, keys: list[str]) -> np.ndarray:
     """Return the stored vectors as float64 unit vectors, for brute force."""
-    address = json.loads((site.root / "all" / "run.json").read_text())["contents"][dataset]
+    run = json.loads((site.root / "all" / "run.json").read_text())
+    address = run["datasets"][role]["content"]
     collection = Collection(site.work / "catalogue" / address / "all")
     numbers = np.array([collection.find(key) for key in keys])
     stored = collection.vectors(collection.canonical[numbers]).astype(np.float64)
@@ -205,7 +206,7 @@ def test_retrieval_lists_the_nearest_seeds_by_brute_force(images, retrieval, dra
     assert places == [(key, rank) for key in listed for rank in range(5)]
     assert {row["strategy"] for row in retrieval} == {"threshold"}
     seeds = sorted(str(path.relative_to(drawn / "animals")) for path in drawn.glob("animals/*/*"))
-    exact = vectors(undisturbed, "crawl", listed) @ vectors(undisturbed, "animals", seeds).T
+    exact = vectors(undisturbed, "crawl", listed) @ vectors(undisturbed, "seed", seeds).T
     found = {(row["key"], row["rank"]): row for row in retrieval}
     for key, row in zip(listed, exact, strict=True):
         best = np.lexsort((np.arange(len(seeds)), -row))[:5]
