@@ -25,7 +25,7 @@ from curate.search import (
     use_threads,
 )
 
-VERSION = 1
+VERSION = 2
 BUCKET = 65_536
 """Vectors of one `members` unit, about: a range of clusters is closed when it holds as many."""
 
@@ -37,7 +37,7 @@ class ClusterSettings(BaseModel):
 
     clusters: int | Literal["auto"] = "auto"
     """Number of clusters; auto is the square root of the number of distinct images."""
-    points_per_cluster: int = Field(64, ge=1)
+    points_per_cluster: int = Field(32, ge=1)
     """Size of the k-means sample, in points for each cluster."""
     iterations: int = Field(10, ge=1)
     seed: int = 0
@@ -63,7 +63,7 @@ def centroids(
     else:
         centers = np.empty((0, collection.dim), np.float32)
     np.save(out / "centroids.npy", centers)
-    np.save(out / "axes.npy", principal_axes(vectors, collection.dim // 4 - 1))
+    np.save(out / "axes.npy", principal_axes(vectors, collection.dim // 3 - 1))
     return {"clusters": len(centers), "sample": size}
 
 
@@ -129,14 +129,12 @@ def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: 
         vectors[where] = block
         numbers[where] = number
         free += size
-    vectors.flush()
     axes = np.load(centers / "axes.npy")
     head = np.lib.format.open_memmap(
         out / "heads.npy", "w+", np.float16, (len(vectors), axes.shape[1] + 1)
     )
     for at in range(0, len(vectors), 16_384):
         head[at : at + 16_384] = heads(unit(vectors[at : at + 16_384]), axes)
-    head.flush()
     np.save(out / "numbers.npy", numbers)
     np.save(out / "offsets.npy", starts)
     return {"images": len(numbers), "first": first, "last": last}
@@ -169,13 +167,13 @@ class LoadedClusters:
     def __len__(self) -> int:
         return len(self.centroids)
 
-    def of(self, cluster: int) -> tuple[Searchable, np.ndarray]:
-        """Return the stored vectors with their heads, and the numbers [m] of a cluster, by number."""
+    def of(self, cluster: int) -> Searchable:
+        """Return the images of a cluster, by number."""
         part = int(np.searchsorted(self._firsts, cluster, side="right")) - 1
         vectors, head, numbers, offsets = self._parts[part]
         at = cluster - self._firsts[part]
         rows = slice(offsets[at], offsets[at + 1])
-        return Searchable(vectors[rows], head[rows]), numbers[rows]
+        return Searchable(vectors[rows], numbers[rows], head[rows])
 
 
 _ARRAYS = ("vectors", "heads", "numbers", "offsets")

@@ -34,7 +34,7 @@ class DedupSettings(BaseModel):
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
-    probes: int = Field(12, ge=1)
+    probes: int = Field(10, ge=1)
     """At most as many clusters are searched for a vector, its own included."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
@@ -67,18 +67,15 @@ def search(
     rank = collection.rank
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
     edges = EdgeBuffer(settings.groups, settings.edges_per_image)
-    asking = [_alive(*loaded.of(own), state) for own in range(first, last)]
-    numbers = np.concatenate([number for _, number in asking])
-    queries = joined([members for members, _ in asking])
-    own = np.repeat(np.arange(first, last), [len(members) for members, _ in asking])
+    asking = [_alive(loaded.of(own), state) for own in range(first, last)]
+    queries = joined(asking)
+    own = np.repeat(np.arange(first, last), [len(members) for members in asking])
     probes = Probes(loaded.centroids, threshold, settings.probes)
     for visited, rows in _visits(queries, own, probes):
-        base, base_numbers = _alive(*loaded.of(visited), state)
+        base = _alive(loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, threshold):
-            a, b = rank[numbers[row]], rank[base_numbers[found]]
-            worse, better = np.maximum(a, b), np.minimum(a, b)
-            keep = worse > better
-            edges.add(worse[keep], better[keep])
+            a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
+            edges.add(np.maximum(a, b), np.minimum(a, b))
     found, truncated = edges.result()
     np.save(out / "edges.npy", found)
     np.save(out / "truncated.npy", truncated)
@@ -104,13 +101,10 @@ def _visits(
             yield int(visited[where[0]]), row[where]
 
 
-def _alive(
-    vectors: Searchable, numbers: np.ndarray, state: np.ndarray | None
-) -> tuple[Searchable, np.ndarray]:
+def _alive(members: Searchable, state: np.ndarray | None) -> Searchable:
     if state is None:
-        return vectors, numbers
-    alive = np.flatnonzero(state[numbers] != COVERED)
-    return vectors[alive], numbers[alive]
+        return members
+    return members[np.flatnonzero(state[members.numbers] != COVERED)]
 
 
 def sanity(collection: Collection, threshold: float, settings: DedupSettings, *, out: Path) -> dict:
@@ -118,10 +112,9 @@ def sanity(collection: Collection, threshold: float, settings: DedupSettings, *,
     rng = np.random.default_rng(settings.seed)
     usable = collection.usable
     sample = np.sort(rng.choice(usable, min(len(usable), 2_000), replace=False))
-    vectors = Searchable(collection.vectors(sample))
-    rows = np.arange(len(vectors))
-    found = neighbours(vectors, rows, vectors, threshold)
-    pairs = sum(int((row != other).sum()) for row, other in found)
+    vectors = Searchable(collection.vectors(sample), sample)
+    found = neighbours(vectors, np.arange(len(vectors)), vectors, threshold)
+    pairs = sum(len(row) for row, _ in found)
     share = pairs / max(1, len(vectors) * (len(vectors) - 1))
     each = share * (len(usable) - 1)
     if share > settings.max_pair_share and each >= ABSURD_NEIGHBOURS:
@@ -158,7 +151,8 @@ def recall(
     loaded = clusters.load()
     stored = collection.vectors(sample)
     vectors = unit(stored)
-    asked = Searchable(stored, heads(vectors, np.load(clusters.centers / "axes.npy")))
+    axes = np.load(clusters.centers / "axes.npy")
+    asked = Searchable(stored, sample, heads(vectors, axes))
     home = nearest(vectors, loaded.centroids)
     asks = np.empty((size, len(loaded)), bool)
     probes = Probes(loaded.centroids, threshold, settings.probes)
@@ -166,10 +160,8 @@ def recall(
         asks[home == own] = probes.of(vectors[home == own], own)
     pairs = found = 0
     for cluster in range(len(loaded)):
-        base, numbers = loaded.of(cluster)
+        base = loaded.of(cluster)
         for row, near in neighbours(asked, np.arange(size), base, threshold):
-            other = sample[row] != numbers[near]
-            row, near = row[other], near[other]
             pairs += len(row)
             unasked = ~asks[row, cluster]
             found += len(row) - int(unasked.sum())

@@ -29,7 +29,7 @@ class Probes:
         self._centroids = centroids
         self._delta = np.float32(np.sqrt(max(0.0, 2 - 2 * threshold)))
         self._cap = cap
-        self._heap = heaps(centroids, min(1 - (1 - threshold) / 4, 1 - 1e-6))
+        self._heap = heaps(centroids, 1 - (1 - threshold) / 4)
         self._order = np.argsort(self._heap, kind="stable")
         self._starts = np.searchsorted(self._heap[self._order], np.arange(self._heap.max() + 1))
 
@@ -56,13 +56,12 @@ class Probes:
 
 def heaps(centroids: np.ndarray, cosine: float) -> np.ndarray:
     """Return for each centroid the number [k] of its heap: the first within `cosine` leads it."""
-    searchable = Searchable(centroids)
-    pairs = list(neighbours(searchable, np.arange(len(centroids)), searchable, cosine))
-    rows, others = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    searchable = Searchable(centroids, np.arange(len(centroids)))
     near: dict[int, list[int]] = {}
-    for row, other in zip(rows.tolist(), others.tolist(), strict=True):
-        if other < row:
-            near.setdefault(row, []).append(other)
+    for rows, others in neighbours(searchable, searchable.numbers, searchable, cosine):
+        for row, other in zip(rows.tolist(), others.tolist(), strict=True):
+            if other < row:
+                near.setdefault(row, []).append(other)
     leader = np.arange(len(centroids))
     for row in sorted(near):
         leads = [other for other in near[row] if leader[other] == other]

@@ -69,9 +69,10 @@ def use_threads(threads: int) -> None:
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Return float16 or float32 vectors [n, d] renormalised in float32; zero vectors stay zero."""
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    vectors = np.array(vectors, dtype=np.float32, order="C")
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)).astype(np.float32)
-    return vectors / np.where(norms > 0, norms, 1)[:, None]
+    vectors /= np.where(norms > 0, norms, np.float32(1))[:, None]
+    return vectors
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -105,13 +106,16 @@ class Searchable:
     """
 
     stored: np.ndarray
+    numbers: np.ndarray
+    """int64 [n]: who they are. A vector is no neighbour of itself."""
     heads: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __getitem__(self, rows: np.ndarray | slice) -> Searchable:
-        return Searchable(self.stored[rows], None if self.heads is None else self.heads[rows])
+        heads = None if self.heads is None else self.heads[rows]
+        return Searchable(self.stored[rows], self.numbers[rows], heads)
 
     def unit(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the unit vectors of some rows."""
@@ -122,6 +126,7 @@ def joined(parts: list[Searchable]) -> Searchable:
     """Return the vectors of several as one, with float32 heads."""
     return Searchable(
         np.concatenate([part.stored for part in parts]),
+        np.concatenate([part.numbers for part in parts]),
         np.concatenate([part.heads for part in parts]).astype(np.float32),
     )
 
@@ -147,18 +152,20 @@ def neighbours(
                 head = head or _flat_index(block.heads)
                 at, found, _ = _range(head, queries.heads[asking], threshold - HEAD_SLACK)
                 if len(at) <= HEADS_PAY * len(asking) * len(block):
-                    keep = _reach(queries, asking[at], block, found, threshold)
-                    yield asking[at[keep]], found[keep] + start
+                    other = queries.numbers[asking[at]] != block.numbers[found]
+                    row, found = asking[at[other]], found[other]
+                    keep = _reach(queries, row, block, found, threshold)
+                    yield row[keep], found[keep] + start
                     continue
                 by_heads = False
             whole = whole or _flat_index(block.unit())
             at, found, similarity = _range(whole, queries.unit(asking), threshold - SLACK)
+            row = asking[at]
             keep = similarity >= threshold + SLACK
             doubtful = np.flatnonzero(~keep)
-            keep[doubtful] = _reach(
-                queries, asking[at[doubtful]], block, found[doubtful], threshold
-            )
-            yield asking[at[keep]], found[keep] + start
+            keep[doubtful] = _reach(queries, row[doubtful], block, found[doubtful], threshold)
+            keep &= queries.numbers[row] != block.numbers[found]
+            yield row[keep], found[keep] + start
 
 
 def _flat_index(vectors: np.ndarray):

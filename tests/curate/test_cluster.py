@@ -22,7 +22,7 @@ def members_of(clusters):
     loaded = clusters.load()
     assert len(loaded) == len(loaded.centroids)
     found = [loaded.of(own) for own in range(len(loaded))]
-    return [(numbers.tolist(), vectors.vectors) for vectors, numbers in found]
+    return [(members.numbers.tolist(), members.unit()) for members in found]
 
 
 def clusters_of(assigned):
