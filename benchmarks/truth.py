@@ -78,6 +78,11 @@ def main(out: Path, truth_csv: Path, photographs: tuple, seed_kinds: tuple) -> N
     )
 
     similarity = {entry["key"].rpartition("/")[2]: entry["similarity"] for entry in retrieval}
+    for stem, image in by_stem.items():
+        if image["duplicate_of"]:  # a duplicate is judged by the image that stands for it
+            standing = image["duplicate_of"].rpartition("/")[2]
+            if standing in similarity:
+                similarity[stem] = similarity[standing]
     kind = {stem: truth[stem]["kind"] for stem in similarity}
     for name, positive, negative in (
         ("seed kinds against no photographs", set(seed_kinds), NOT_PHOTOGRAPHS),
