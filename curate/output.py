@@ -39,8 +39,8 @@ class Output:
         self.tables = self.partial / ".tables"
         self.shards = self.partial / "shards"
         self.reports = self.partial / "reports"
-        self._recover()
-        self._refuse_foreign(replace)
+        self._replace = replace
+        self._refuse_foreign()
 
     def _recover(self) -> None:
         """Finish a swap that was cut off between its two renames."""
@@ -50,8 +50,8 @@ class Output:
         if self.out.exists():
             shutil.rmtree(self._old, ignore_errors=True)
 
-    def _refuse_foreign(self, replace: bool) -> None:
-        if replace or not self.out.exists() or not any(self.out.iterdir()):
+    def _refuse_foreign(self) -> None:
+        if self._replace or not self.out.exists() or not any(self.out.iterdir()):
             return
         if not (self.out / RUN).exists():
             raise LvdError(
@@ -79,6 +79,8 @@ class Output:
                     f"another run is writing --out {self.out}: wait for it, or name another --out"
                 ) from None
             try:
+                self._recover()
+                self._refuse_foreign()
                 yield
             finally:
                 path.unlink(missing_ok=True)
