@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from curate.tables import DECISIONS, rows
+from curate.quality import DECISIONS
+from curate.tables import rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,19 +18,12 @@ from curate.originals import save_parts
 from curate.output import Output
 from curate.plan import Dataset, Plan, embed_folder, score_columns
 from curate.search import gpus_wanted
+from curate.thresholds import Threshold, known_thresholds
 from shared.errors import LvdError
 from shared.progress import warn
 from shared.storage import fingerprint
 
 MOST_PASSES = 1_000
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A cosine, and where it comes from: `pipeline`, `embedder` or `calibrated`."""
-
-    value: float
-    source: str
 
 
 @dataclass(frozen=True)
@@ -124,16 +117,10 @@ class Run:
 
     def calibrate(self) -> None:
         """Give `dedup`, `retrieve` and `holdout` their thresholds: set, declared, or measured."""
-        declared = self.plan.embedder.thresholds
-        for name in ("dedup", "retrieve"):
-            asked, own = getattr(self.settings, name).threshold, getattr(declared, name)
-            if asked is not None and asked != "auto":
-                self.thresholds[name] = Threshold(asked, "pipeline")
-            elif asked is None and own != "auto":
-                self.thresholds[name] = Threshold(own, "embedder")
-        if unknown := {"dedup", "retrieve"} - set(self.thresholds):
+        self.thresholds = known_thresholds(self.settings, self.plan.embedder)
+        if unknown := sorted({"dedup", "retrieve"} - set(self.thresholds)):
             with self.engine.stage("calibrate"):
-                for name in sorted(unknown):
+                for name in unknown:
                     self.calibrations[name] = self.calibration(name)
                     value = self.calibrations[name]["threshold"]
                     self.thresholds[name] = Threshold(value, "calibrated")
@@ -143,20 +130,14 @@ class Run:
                 "other images: trust no group of copies but the exact ones"
             )
         if self.holdouts:
-            own = self.settings.holdout.threshold
-            same = self.thresholds["dedup"]
-            self.thresholds["holdout"] = same if own is None else Threshold(own, "pipeline")
+            self.thresholds.setdefault("holdout", self.thresholds["dedup"])
 
     def calibration(self, name: str) -> dict:
         """Return the calibration of `dedup` (from the crawl alone) or `retrieve`, as measured."""
-        settings, crawl, seed = self.settings.calibrate, self.crawl, self.seed
-        datasets = [crawl] if name == "dedup" else [crawl, seed]
-        address = self._address(
-            "calibrate",
-            calibration.VERSION,
-            [dataset.address for dataset in datasets],
-            settings.model_dump(),
-        )
+        settings = self.settings.calibrate
+        datasets = [self.crawl] if name == "dedup" else [self.crawl, self.seed]
+        addresses = [dataset.address for dataset in datasets]
+        address = self._address("calibrate", calibration.VERSION, addresses, settings.model_dump())
         return calibration.measure(
             self.engine,
             self._home("calibrate", address),

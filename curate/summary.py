@@ -12,7 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from curate.tables import DECISIONS, read_funnel, read_optional
+from curate.quality import DECISIONS
+from curate.tables import read_funnel, read_optional
 from shared.progress import WIDTH, duration, printable, rate
 
 BAR = 40

@@ -12,17 +12,6 @@ import duckdb
 
 from shared.errors import LvdError
 
-DECISIONS = (
-    "corrupt",
-    "unsafe",
-    "low_quality",
-    "holdout",
-    "duplicate",
-    "irrelevant",
-    "over_budget",
-    "kept",
-)
-
 
 def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
     """Return a connection with the views `images`, `retrieval` and `duplicates` of `out`.

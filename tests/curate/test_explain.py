@@ -4,7 +4,8 @@ import pytest
 from finished_run import HOSTILE, finished_run
 
 from curate.explain import explain, life
-from curate.tables import DECISIONS, open_tables
+from curate.quality import DECISIONS
+from curate.tables import open_tables
 from shared.errors import LvdError
 
 
