@@ -122,13 +122,13 @@ def exact_seconds(stored: np.ndarray, queries: int, threshold: float, threads: i
 @click.command()
 @click.option("--sizes", multiple=True, type=int, default=(50_000, 200_000, 500_000))
 @click.option("--threshold", default=0.9)
-@click.option("--probes", default=DedupSettings().probes)
+@click.option("--probes", type=int, help="By default as a run does.")
 @click.option("--queries", default=5_000)
 @click.option("--threads", default=2)
 @click.option("--exact/--no-exact", default=True)
 def main(sizes, threshold, probes, queries, threads, exact) -> None:
     """Print a line for each size, and the exponent of the growth."""
-    settings = DedupSettings(threshold=threshold, probes=probes)
+    settings = DedupSettings(threshold=threshold, probes=probes or "auto")
     measured = []
     for n in sizes:
         vectors, planted = clumps(n, planted=n // 20, threshold=threshold)

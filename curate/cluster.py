@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,7 +35,7 @@ class ClusterSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    clusters: int | Literal["auto"] = "auto"
+    clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of clusters; auto is the square root of the number of distinct images."""
     points_per_cluster: int = Field(32, ge=1)
     """Size of the k-means sample, in points for each cluster."""
@@ -166,6 +166,11 @@ class LoadedClusters:
 
     def __len__(self) -> int:
         return len(self.centroids)
+
+    @property
+    def images(self) -> int:
+        """How many images the clusters hold."""
+        return sum(len(numbers) for _, _, numbers, _ in self._parts)
 
     def of(self, cluster: int) -> Searchable:
         """Return the images of a cluster, by number."""

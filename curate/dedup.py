@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.cluster import Clusters
+from curate.cluster import Clusters, LoadedClusters
 from curate.collection import Collection
 from curate.groups import COVERED, EdgeBuffer
 from curate.probes import Probes
@@ -21,8 +21,9 @@ from curate.search import Searchable, heads, joined, nearest, neighbours, unit, 
 from shared.embedders import Threshold
 from shared.errors import LvdError
 
-VERSION = 2
+VERSION = 3
 ABSURD_NEIGHBOURS = 5
+ALWAYS_COMPARED = 4_096
 
 
 class DedupSettings(BaseModel):
@@ -34,8 +35,9 @@ class DedupSettings(BaseModel):
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
-    probes: int = Field(10, ge=1)
-    """At most as many clusters are searched for a vector, its own included."""
+    probes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """At most as many clusters are searched for a vector, its own included. auto: ten, or as many
+    as hold `ALWAYS_COMPARED` images, so that a small crawl is searched whole."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
     recall_sample: int = Field(256, ge=0)
@@ -70,7 +72,7 @@ def search(
     asking = [_alive(loaded.of(own), state) for own in range(first, last)]
     queries = joined(asking)
     own = np.repeat(np.arange(first, last), [len(members) for members in asking])
-    probes = Probes(loaded.centroids, threshold, settings.probes)
+    probes = _probes(loaded, threshold, settings)
     for visited, rows in _visits(queries, own, probes):
         base = _alive(loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, threshold):
@@ -80,6 +82,13 @@ def search(
     np.save(out / "edges.npy", found)
     np.save(out / "truncated.npy", truncated)
     return {"edges": len(found), "truncated": len(truncated)}
+
+
+def _probes(loaded: LoadedClusters, threshold: float, settings: DedupSettings) -> Probes:
+    cap = settings.probes
+    if cap == "auto":
+        cap = max(10, -(-ALWAYS_COMPARED * len(loaded) // max(1, loaded.images)))
+    return Probes(loaded.centroids, threshold, cap)
 
 
 def _visits(
@@ -155,7 +164,7 @@ def recall(
     asked = Searchable(stored, sample, heads(vectors, axes))
     home = nearest(vectors, loaded.centroids)
     asks = np.empty((size, len(loaded)), bool)
-    probes = Probes(loaded.centroids, threshold, settings.probes)
+    probes = _probes(loaded, threshold, settings)
     for own in np.unique(home):
         asks[home == own] = probes.of(vectors[home == own], own)
     pairs = found = 0
