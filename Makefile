@@ -14,10 +14,12 @@ ARGS ?=
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo                    curate the built-in sample (no download)"
-	@echo "make test                    run the tests"
-	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=... ARGS='--set key=value']"
-	@echo "make lint                    ruff and the import contracts"
+	@echo "make demo     curate the built-in sample (no download)"
+	@echo "make test     run the tests"
+	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
+	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
+	@echo "make lint     ruff and the import contracts"
+	@echo "make setup    only make .venv;  make clean  remove it, and runs/"
 
 # uv comes from PATH, or is installed into .venv by the Python that made it.
 .venv/installed: pyproject.toml constraints.txt
@@ -36,7 +38,7 @@ demo: setup
 	@$(BIN)/lvd-curate run --pipeline sample --out runs/curate/sample $(ARGS)
 
 curate: setup
-	@$(BIN)/lvd-curate run --config $(CONFIG) --pipeline $(PIPELINE) $(if $(SEED),--seed $(SEED)) $(if $(CRAWL),--crawl $(CRAWL)) $(if $(OUT),--out $(OUT)) $(ARGS)
+	@$(BIN)/lvd-curate run --config '$(CONFIG)' --pipeline '$(PIPELINE)' $(if $(SEED),--seed '$(SEED)') $(if $(CRAWL),--crawl '$(CRAWL)') $(if $(OUT),--out '$(OUT)') $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

@@ -50,8 +50,8 @@ def _request_options(function: Callable) -> Callable:
             click.option("--crawl", help=f"The crawl: {DATASET}"),
             click.option("--seed", help=f"The seed: {DATASET}"),
             click.option("--holdout", "holdouts", multiple=True, help="An evaluation set whose copies must not be kept. Repeatable."),
-            click.option("--config", type=click.Path(path_type=Path), default=Path("pipelines.yaml"), show_default=True),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, such as dedup.threshold=0.9. Repeatable."),
+            click.option("--config", type=click.Path(path_type=Path), default=Path("pipelines.yaml"), show_default=True, help="Datasets, embedders and pipelines."),
+            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the pipeline, such as dedup.threshold=0.9, export.shard_size=5000 or engine.workers=4 (a wrong name lists the right ones). Repeatable."),
             click.option("--work", type=click.Path(path_type=Path), default=Path("runs/work"), show_default=True, help="Where all runs keep what can be used again."),
         ]
     ):  # fmt: skip
@@ -114,15 +114,16 @@ def run(out: Path | None, dry_run: bool, replace: bool, retry: str | None, **ask
         if not made:
             say(f"{out} is complete and up to date: nothing to do")
         else:
-            click.echo(summary(out, colour=True), nl=False)
+            click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)
 
 
 @main.command()
 @_request_options
 def calibrate(**asked: Any) -> None:
-    """Measure what the thresholds should be, for one embedder, crawl and seed.
+    """Measure what the thresholds should be.
 
-    The last line is ready to be pasted behind `lvd-curate run`.
+    For one embedder, crawl and seed, by edited copies of crawled images and by the seed images'
+    similarities to one another. The last line is ready to be pasted behind `lvd-curate run`.
     """
     from curate.calibration import report
     from curate.engine import Engine
@@ -152,7 +153,7 @@ def report(folder: Path, work: Path) -> None:
     from curate.summary import summary
 
     redraw(folder, work.absolute())
-    click.echo(summary(folder, colour=True), nl=False)
+    click.echo(summary(folder, colour=sys.stdout.isatty()), nl=False)
 
 
 @main.command()
@@ -160,7 +161,10 @@ def report(folder: Path, work: Path) -> None:
 @click.argument("key")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def explain(folder: Path, key: str, as_json: bool) -> None:
-    """Tell the life of one image: facts, group, nearest seeds, decision and why."""
+    """Tell the life of one image.
+
+    Its facts, its group of copies, its nearest seeds, the decision and why.
+    """
     from curate.explain import explain, life
 
     if as_json:

@@ -70,6 +70,8 @@ class StageTime:
     name: str
     seconds: float = 0.0
     images: int = 0
+    worked: int = 0
+    """Of the images, how many were not done before."""
     cached: bool = True
 
 
@@ -153,7 +155,9 @@ class Engine:
                     bar.total = counted + round((bar.done - counted) * whole / weight)
         if any(unit.weight for unit in units):
             entry.images += sum(result["images"] for result in results.values())
+            entry.worked += sum(results[unit.name]["images"] for unit in missing)
         entry.images = max(entry.images, sum(unit.images for unit in units))
+        entry.worked = max(entry.worked, sum(unit.images for unit in missing))
         if not flat and not set(results) <= set(known):
             with disk_full_is_said(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +234,10 @@ class Engine:
         workers = self._workers.setdefault(f"{setup.__qualname__}{args}", [])
         actor = ray.remote(max_restarts=-1, max_task_retries=DEATHS, **resources)(_Worker)
         workers += [actor.remote(setup, args) for _ in range(count - len(workers))]
-        ray.get([worker.ready.remote() for worker in workers])
+        ready = [worker.ready.remote() for worker in workers]
+        # All have answered before one failure is raised: Ray tells of tasks that it has to kill.
+        ray.wait(ready, num_returns=len(ready))
+        ray.get(ready)
         return workers[:count]
 
     def _dismiss(self) -> None:

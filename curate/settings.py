@@ -109,7 +109,10 @@ def read_request(
         for text in overrides
     ]
     tree = apply_overrides(tree, absolute)
-    whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
+    try:
+        whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
+    except LvdError as error:  # speaks of the override as it was typed
+        raise LvdError(str(error).replace(f"--set pipelines.{pipeline}.", "--set ")) from error
     settings = whole.pipelines[pipeline]
     crawl, seed = crawl or settings.crawl, seed or settings.seed
     for role, name in (("seed", seed), ("crawl", crawl)):
@@ -155,5 +158,5 @@ def _dataset(whole: PipelinesFile, tree: dict, name: str, config: Path) -> Named
         return Named(name, DatasetSettings(path=name))
     raise LvdError(
         f"no dataset {name!r} in {config}{nearest(name, whole.datasets)}, and no such path: "
-        f"it has {', '.join(sorted(whole.datasets)) or 'none'}"
+        f"the file has {', '.join(sorted(whole.datasets)) or 'none'}"
     )

@@ -24,6 +24,7 @@ from shared.progress import warn
 from shared.storage import fingerprint
 
 MOST_PASSES = 1_000
+FEW = 100
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ class Run:
                 f"embedder {self.plan.request.embedder.name} does not tell edited copies from "
                 "other images: trust no group of copies but the exact ones"
             )
+        if unknown and (few := len(self.crawl.collection.usable)) < FEW:
+            warn(f"thresholds were calibrated on {few} images only: look at the pictures")
         if self.holdouts:
             self.thresholds.setdefault("holdout", self.thresholds["dedup"])
 

@@ -30,7 +30,10 @@ def status(out: Path) -> str:
     elif _is_locked(out):
         lines.append(f"{out}: a run is at work, and has not begun to write shards")
     if not lines:
-        raise LvdError(f"no run in {out}: name the --out of one")
+        raise LvdError(
+            f"no run has finished in {out} or begun to write there: what its stages made is in "
+            "--work, and the same command goes on from it"
+        )
     return "\n".join(lines)
 
 

@@ -134,7 +134,7 @@ def _time_table(timings: dict[str, Any]) -> Table:
         if stage.get("cached"):
             table.add_row(name, counted, "cached", "", style="dim")
         else:
-            speed = rate(images, stage["seconds"]).replace("/s", " images/s")
+            speed = rate(stage.get("worked", images), stage["seconds"]).replace("/s", " images/s")
             table.add_row(name, counted, duration(stage["seconds"]), speed)
     table.add_row("in all", "", duration(timings["seconds"]), "", style="bold")
     return table
