@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -185,6 +186,21 @@ def load(settings: EmbedderSettings, threads: int) -> Embedder:
     from shared.open_clip_embedder import load_open_clip
 
     return load_open_clip(settings, threads)
+
+
+@contextmanager
+def failure_is_said(model: str) -> Iterator[None]:
+    """Turn whatever a library raises while it builds a model into one line."""
+    try:
+        yield
+    except LvdError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LvdError(
+            f"embedder model {model} cannot be loaded ({type(error).__name__}: {reason}): "
+            "check that its weights, config and image_size belong together"
+        ) from error
 
 
 def local_folder(settings: EmbedderSettings) -> Path:

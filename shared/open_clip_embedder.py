@@ -8,7 +8,15 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
-from shared.embedders import HUB, LOCAL, EmbedderSettings, fetch, is_weights_file, local_files
+from shared.embedders import (
+    HUB,
+    LOCAL,
+    EmbedderSettings,
+    failure_is_said,
+    fetch,
+    is_weights_file,
+    local_files,
+)
 from shared.errors import LvdError, nearest
 from shared.timm_embedder import TorchEmbedder, fit_for_inference
 
@@ -28,7 +36,7 @@ def load_open_clip(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
         _check_name(settings.model)
     tag = _tag(settings)
     weights = _weights(settings, tag)
-    try:
+    with failure_is_said(settings.model):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             model = open_clip.create_model(
@@ -48,14 +56,6 @@ def load_open_clip(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
         transform = image_transform_v2(preprocess, is_train=False)
         # Pictures are RGB already: without this step the transform ends as timm's do.
         return TorchEmbedder(model.encode_image, transform, settings)
-    except LvdError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LvdError(
-            f"embedder model {settings.model} cannot be loaded ({type(error).__name__}: {reason}): "
-            "check that its weights, config and image_size belong together"
-        ) from error
 
 
 def _check_name(model: str) -> None:

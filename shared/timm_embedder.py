@@ -21,6 +21,7 @@ from shared.embedders import (
     LOCAL,
     REDUCED_DECODING_FACTOR,
     EmbedderSettings,
+    failure_is_said,
     fetch,
     is_weights_file,
     local_files,
@@ -111,7 +112,7 @@ def load_timm(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
     elif not settings.model.startswith(LOCAL):
         _check_name(settings.model)
     weights = _weights(settings)
-    try:
+    with failure_is_said(settings.model):
         model = _create(settings, weights)
         if weights is not None:
             _check_all_loaded(model, settings, weights)
@@ -119,14 +120,6 @@ def load_timm(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
         size = {"input_size": (3, settings.image_size, settings.image_size)}
         data = resolve_data_config(size if settings.image_size else {}, model=model)
         return TorchEmbedder(model, create_transform(**data, is_training=False), settings)
-    except LvdError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LvdError(
-            f"embedder model {settings.model} cannot be loaded ({type(error).__name__}: {reason}): "
-            "check that its weights, config and image_size belong together"
-        ) from error
 
 
 def _downloaded(model: str) -> str:
