@@ -26,6 +26,8 @@ from curate.search import (
 )
 
 VERSION = 2
+ROWS = 2_048
+"""Vectors looked at together: few enough for the allocator to give the same memory again."""
 BUCKET = 65_536
 """Vectors of one `members` unit, about: a range of clusters is closed when it holds as many."""
 
@@ -81,8 +83,8 @@ def assign(
     canonical = collection.canonical[start:stop]
     numbers = np.flatnonzero(canonical >= 0) + start
     vectors = collection.vectors(numbers)
-    for at in range(0, len(numbers), 16_384):
-        some = slice(at, at + 16_384)
+    for at in range(0, len(numbers), ROWS):
+        some = slice(at, at + ROWS)
         clusters[numbers[some] - start] = nearest(unit(vectors[some]), centroid)
     stands = canonical[numbers - start] == numbers
     order = np.argsort(clusters[numbers[stands] - start], kind="stable")
@@ -133,8 +135,8 @@ def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: 
     head = np.lib.format.open_memmap(
         out / "heads.npy", "w+", np.float16, (len(vectors), axes.shape[1] + 1)
     )
-    for at in range(0, len(vectors), 16_384):
-        head[at : at + 16_384] = heads(unit(vectors[at : at + 16_384]), axes)
+    for at in range(0, len(vectors), ROWS):
+        head[at : at + ROWS] = heads(unit(vectors[at : at + ROWS]), axes)
     np.save(out / "numbers.npy", numbers)
     np.save(out / "offsets.npy", starts)
     return {"images": len(numbers), "first": first, "last": last}
