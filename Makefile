@@ -28,7 +28,7 @@ help:
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@uv=$$(command -v uv || true); \
 	if [ -z "$$uv" ]; then $(BIN)/python -m pip install --quiet uv && uv=$(BIN)/uv; fi; \
-	echo "installing into .venv (seconds from uv's cache, else about 5 GB to fetch)"; \
+	echo "installing into .venv (seconds from uv's cache, else gigabytes to fetch)"; \
 	$$uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from curate.embed import embed_fingerprint, unit_name
 from curate.sample import make_sample
 from curate.settings import Named, Request
+from curate.thresholds import known_thresholds
 from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import EmbedderSettings, resolve
 from shared.errors import LvdError
@@ -106,12 +107,10 @@ def describe(plan: Plan, out: Path) -> str:
             f"{dataset.role:<9}  {dataset.name}: {len(dataset.parts):,} {dataset.parts[0].format} "
             f"parts, {_bytes(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
         )
+    known = known_thresholds(settings, plan.embedder)
     for name in ("dedup", "retrieve"):
-        asked = getattr(settings, name).threshold
-        declared = getattr(plan.embedder.thresholds, name)
-        value = asked if asked is not None else declared
-        said = "auto: measured in the run" if value == "auto" else f"{value} (inclusive)"
-        lines.append(f"{name:<9}  threshold {said}")
+        value = f"{known[name].value} (inclusive)" if name in known else "auto: measured in the run"
+        lines.append(f"{name:<9}  threshold {value}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
     shards = sum(part.nbytes for part in plan.crawl.parts)
     for folder, need, what in (
@@ -124,10 +123,14 @@ def describe(plan: Plan, out: Path) -> str:
 
 
 def _free(folder: Path) -> int:
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_there(folder)).free
+
+
+def _there(folder: Path) -> Path:
+    """Return the nearest of a folder and its parents that exists."""
+    return next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+    )
 
 
 def _bytes(count: float) -> str:
@@ -140,9 +143,7 @@ def _bytes(count: float) -> str:
 
 def writable(folder: Path, option: str) -> None:
     """Fail at once where nothing can be written."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+    there = _there(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise LvdError(f"{option} {folder}: cannot write below {there}: name another folder")
 
@@ -171,8 +172,9 @@ def forget_corrupt(plan: Plan) -> int:
     """Remove the embedded units that hold corrupt images or problems; return how many."""
     count = 0
     for dataset in plan.datasets:
+        folder = embed_folder(plan, dataset)
         for part in dataset.parts:
-            unit = embed_folder(plan, dataset) / unit_name(part)
+            unit = folder / unit_name(part)
             if (unit / UNIT_MANIFEST).exists():
                 stats = read_json(unit / UNIT_MANIFEST)
                 if stats["corrupt"] or stats["problems"]:

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -224,6 +225,20 @@ def local_files(settings: EmbedderSettings) -> tuple[Path, Path]:
     return config, weights
 
 
+def given_weights(settings: EmbedderSettings) -> Path | None:
+    """Return the local safetensors weights that the settings name; None where the hub has them."""
+    if settings.model.startswith(LOCAL):
+        return local_files(settings)[1]
+    if not is_weights_file(settings.pretrained):
+        return None
+    file = Path(settings.pretrained)
+    if not file.is_file():
+        raise LvdError(
+            f"embedder model {settings.model}: no weights at {file}; correct 'pretrained'"
+        )
+    return file
+
+
 def is_weights_file(pretrained: bool | str) -> bool:
     """Tell a path of weights from a tag and from a switch."""
     return isinstance(pretrained, str) and pretrained.endswith(".safetensors")
@@ -277,6 +292,13 @@ def _check_is_safetensors(path: str) -> None:
 def _digest(file: Path) -> str:
     if not file.is_file():
         raise LvdError(f"no weights at {file}: correct 'pretrained' of the embedder")
+    stamp = file.stat()
+    return _digest_of(file, stamp.st_size, stamp.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _digest_of(file: Path, size: int, mtime: int) -> str:
+    """Read a file of weights, which may be large, once for all the addresses that it is part of."""
     return digest_file(file)
 
 

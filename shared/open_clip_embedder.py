@@ -14,8 +14,8 @@ from shared.embedders import (
     EmbedderSettings,
     failure_is_said,
     fetch,
+    given_weights,
     is_weights_file,
-    local_files,
 )
 from shared.errors import LvdError, nearest
 from shared.timm_embedder import TorchEmbedder, fit_for_inference
@@ -83,14 +83,7 @@ def _tag(settings: EmbedderSettings) -> dict:
 def _weights(settings: EmbedderSettings, tag: dict) -> Path | None:
     if settings.pretrained is False:
         return None
-    if settings.model.startswith(LOCAL):
-        return local_files(settings)[1]
-    if is_weights_file(settings.pretrained):
-        file = Path(settings.pretrained)
-        if not file.is_file():
-            raise LvdError(
-                f"embedder model {settings.model}: no weights at {file}; correct 'pretrained'"
-            )
+    if file := given_weights(settings):
         return file
     model = f"{settings.model} ({settings.pretrained})"
     repository, _, name = tag.get("hf_hub", "").rpartition("/")

@@ -23,8 +23,7 @@ from shared.embedders import (
     EmbedderSettings,
     failure_is_said,
     fetch,
-    is_weights_file,
-    local_files,
+    given_weights,
 )
 from shared.errors import LvdError, nearest
 
@@ -146,14 +145,7 @@ def _weights(settings: EmbedderSettings) -> Path | None:
     """Return the safetensors file to load, or None for random weights."""
     if settings.pretrained is False:
         return None
-    if settings.model.startswith(LOCAL):
-        return local_files(settings)[1]
-    if is_weights_file(settings.pretrained):
-        file = Path(settings.pretrained)
-        if not file.is_file():
-            raise LvdError(
-                f"embedder model {settings.model}: no weights at {file}; correct 'pretrained'"
-            )
+    if file := given_weights(settings):
         return file
     config = timm.models.get_pretrained_cfg(settings.model)
     if config is None or not config.hf_hub_id:
