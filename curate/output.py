@@ -14,6 +14,7 @@ from typing import Any
 
 from curate.rows import TABLES
 from curate.search import installed_faiss
+from shared.config import flat
 from shared.errors import LvdError
 from shared.storage import read_json, sync_tree, write_json
 
@@ -59,10 +60,10 @@ class Output:
                 "--replace to delete them at the end of the run"
             )
         there = read_json(self.out / RUN)["settings"]
-        for key, value in _flat(self.settings).items():
-            if _flat(there).get(key) != value:
+        for key, value in flat(self.settings).items():
+            if flat(there).get(key) != value:
                 raise LvdError(
-                    f"--out {self.out} holds a run with {key}={_flat(there).get(key)!r}, not "
+                    f"--out {self.out} holds a run with {key}={flat(there).get(key)!r}, not "
                     f"{value!r}: name another --out, or say --replace to swap it at the end"
                 )
 
@@ -154,13 +155,3 @@ def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide the bytes of the output."""
     names = sorted([installed_faiss(), *LIBRARIES])
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in _flat(branch, f"{prefix}.{name}" if prefix else name).items()
-    }

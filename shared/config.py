@@ -127,6 +127,17 @@ def validate(
     raise LvdError(" ".join(line.split()))
 
 
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by their dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in flat(branch, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
 def _source(keys: set[str], overrides: Sequence[str]) -> str:
     for override in reversed(overrides):
         name = override.partition("=")[0].strip()
