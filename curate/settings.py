@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,6 +56,8 @@ class PipelinesFile(BaseModel):
     datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
     embedders: dict[str, EmbedderSettings] = Field(default_factory=dict)
     pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
+    recipes: Any = None
+    """Stage two's section: `lvd-train` checks it."""
 
 
 @dataclass(frozen=True)

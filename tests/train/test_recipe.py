@@ -1,0 +1,148 @@
+"""Recipes: those we ship, those that extend others, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shared.errors import LvdError
+from train.recipe import read_recipe
+from train.schedules import Schedules
+from train.system import new_network
+
+SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"
+NAMES = sorted(yaml.safe_load(SHIPPED.read_text())["recipes"])
+PUBLISHED = ["dino-vits16", "ibot-vits16", "vitg14", "vitl14", "vitl16-short"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_recipe_builds(name: str) -> None:
+    recipe = read_recipe(SHIPPED, name)
+    assert recipe.note
+    network = new_network(recipe, device="meta")
+    assert (network.ibot_head is not None) == (
+        recipe.objectives.ibot > 0 and not recipe.heads.shared
+    )
+    recipe.micro_batch(1)
+    steps, epoch_steps = recipe.length(data_epoch=1250)
+    Schedules(
+        recipe.optimiser,
+        recipe.teacher,
+        batch_size=recipe.batch_size,
+        total_steps=steps,
+        steps_per_epoch=epoch_steps,
+    )
+
+
+def test_the_shipped_recipes_are_those_that_were_promised() -> None:
+    own = {"tiny", "cifar", "vits16", "vitb14", "vits16-few-gpus", "vitb14-few-gpus"}
+    assert own | set(PUBLISHED) <= set(NAMES)
+
+
+def test_vitl14_has_the_published_values() -> None:
+    recipe = read_recipe(SHIPPED, "vitl14")
+    assert (recipe.batch_size, recipe.epochs, recipe.epoch_steps) == (3072, 500, 1250)
+    assert recipe.optimiser.base_lr == 2e-4
+    assert recipe.optimiser.warmup_epochs == 80
+    assert recipe.optimiser.weight_decay == (0.04, 0.2)
+    assert recipe.optimiser.layer_decay == 1.0
+    assert recipe.optimiser.patch_embed_lr == 0.2
+    assert recipe.teacher.momentum == (0.994, 1.0)
+    assert recipe.teacher.temperature == (0.04, 0.07)
+    assert recipe.model.drop_path == 0.4
+    assert recipe.model.layer_scale == 1e-5
+    assert recipe.heads.dino.bottleneck == 384
+    assert recipe.heads.ibot is not None
+    assert recipe.heads.ibot.bottleneck == 256
+    assert recipe.heads.dino.prototypes == recipe.heads.ibot.prototypes == 131072
+    assert not recipe.heads.shared
+    assert recipe.objectives.centering.kind == "sinkhorn"
+    assert (recipe.crops.global_size, recipe.crops.local_size) == (224, 98)
+    assert "MLP" in recipe.note
+
+
+def test_vitl16_short_has_the_published_values() -> None:
+    recipe = read_recipe(SHIPPED, "vitl16-short")
+    assert (recipe.batch_size, recipe.epochs, recipe.optimiser.base_lr) == (2048, 100, 4e-3)
+    assert recipe.heads.shared
+    assert recipe.heads.dino.prototypes == 65536
+    assert recipe.objectives.centering.kind == "ema"
+    assert recipe.optimiser.layer_decay == 0.9
+    assert recipe.optimiser.weight_decay == (0.04, 0.4)
+    assert recipe.teacher.momentum[0] == 0.992
+
+
+def test_vitg14_has_a_gated_feed_forward() -> None:
+    network = new_network(read_recipe(SHIPPED, "vitg14"), device="meta")
+    assert type(network.backbone.vit.blocks[0].mlp).__name__ in ("GluMlp", "SwiGLU", "SwiGLUPacked")
+
+
+def written(tmp_path: Path, recipes: dict) -> Path:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(yaml.safe_dump({"recipes": recipes, "datasets": {"anything": 1}}))
+    return path
+
+
+BASE = {
+    "batch_size": 8,
+    "group_size": 4,
+    "masks": {},
+    "model": {"name": "vit_tiny_patch16_224"},
+    "heads": {"dino": {"prototypes": 16}, "ibot": {"prototypes": 8}},
+    "optimiser": {"base_lr": 1e-3},
+}
+
+
+def test_a_recipe_that_is_like_another_changes_only_what_it_holds(tmp_path: Path) -> None:
+    path = written(tmp_path, {"a": BASE, "b": {"like": "a", "heads": {"ibot": {"prototypes": 4}}}})
+    a, b = read_recipe(path, "a"), read_recipe(path, "b")
+    assert b.heads.ibot.prototypes == 4
+    assert b.model_copy(update={"heads": a.heads}) == a
+
+
+def test_overrides_reach_into_what_is_inherited(tmp_path: Path) -> None:
+    path = written(tmp_path, {"a": BASE, "b": {"like": "a"}})
+    assert read_recipe(path, "b", ["heads.dino.prototypes=32"]).heads.dino.prototypes == 32
+
+
+def test_steps_compress_what_is_given_in_epochs(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, {"a": {**BASE, "epochs": 100, "steps": 50}}), "a")
+    assert recipe.length(data_epoch=7) == (50, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "said"),
+    [
+        ({"colour": 1}, [], "colour"),
+        ({}, ["optimiser.base_rl=1"], "base_lr"),
+        ({}, ["batch_size=many"], "batch_size"),
+        ({"group_size": 3}, [], "group_size 3 does not divide batch_size 8"),
+        ({"masks": None}, [], "masks"),
+        ({"objectives": {"ibot": 0}}, [], "iBOT"),
+        ({"like": "nobody"}, [], "nobody"),
+        ({"like": "a"}, [], "leads back"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_that_names_the_key(
+    tmp_path: Path, changes: dict, overrides: list[str], said: str
+) -> None:
+    with pytest.raises(LvdError) as caught:
+        read_recipe(written(tmp_path, {"a": {**BASE, **changes}}), "a", overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(LvdError, match="cifar"):
+        read_recipe(SHIPPED, "cifra")
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(3, 1), (4, 1), (1, 4)])
+def test_a_batch_that_cannot_be_cut_in_whole_groups_is_refused(
+    tmp_path: Path, processes: int, accumulate: int
+) -> None:
+    recipe = read_recipe(written(tmp_path, {"a": {**BASE, "accumulate": accumulate}}), "a")
+    with pytest.raises(LvdError, match="batch_size 8"):
+        recipe.micro_batch(processes)

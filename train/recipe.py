@@ -1,0 +1,152 @@
+"""Recipes: named training configurations in pipelines.yaml, and what must hold between settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from shared.config import apply_overrides, expand, load_yaml, validate
+from shared.errors import LvdError, nearest
+from train.backbone import ModelSettings
+from train.checkpoints import CheckpointSettings
+from train.collapse import CollapseSettings
+from train.crops import CropSettings
+from train.groups import OptimiserSettings
+from train.heads import HeadsSettings
+from train.knn import KnnSettings
+from train.loader import DataSettings
+from train.masks import MaskSettings
+from train.metrics import LogSettings
+from train.objectives import ObjectivesSettings
+from train.parallel import ParallelSettings
+from train.schedules import TeacherSettings
+
+FREE_ON_RESUME = (
+    *("note", "accumulate", "parallel.", "checkpoints.", "log.", "knn.", "collapse."),
+    *("data.workers", "data.prefetch", "continue_from"),
+)
+"""What may change between a run and its resumption: it decides no sample and no loss."""
+
+LENGTH = ("epochs", "epoch_steps", "steps")
+
+
+class Recipe(BaseModel):
+    """A named training configuration."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    note: str = ""
+    """What the recipe is for, and what it changes of the published one and why."""
+    seed: int = 0
+    batch_size: int = Field(ge=2)
+    """Images of one optimiser step, over all processes and micro-batches."""
+    group_size: int = Field(ge=2)
+    """Images among which KoLeo seeks neighbours and mask ratios are stratified. Consecutive images
+    of the global batch form a group, so that neither depends on the number of processes."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches of a process in one step. The teacher's outputs of all of them are centred
+    together, and groups lie inside them: the losses are those of the whole batch."""
+    epochs: float = Field(100, gt=0)
+    """Length of the run, and the unit of all that is given in epochs."""
+    epoch_steps: int | None = Field(None, ge=1)
+    """Steps that count as an epoch (1250 in DINOv2); by default one pass over the data."""
+    steps: int | None = Field(None, ge=1)
+    """Length of the run in steps, in place of `epochs` times the steps of an epoch; whatever is
+    given in epochs (warm-up, freezing) shrinks or grows with it."""
+    continue_from: str | None = None
+    """The OUT of another run (its newest checkpoint is taken), or a checkpoint: student, teacher
+    and heads go on from there, with new schedules and moments and at any size of crops."""
+    data: DataSettings = Field(default_factory=DataSettings)
+    crops: CropSettings = Field(default_factory=CropSettings)
+    masks: MaskSettings | None = None
+    model: ModelSettings
+    heads: HeadsSettings
+    objectives: ObjectivesSettings = Field(default_factory=ObjectivesSettings)
+    optimiser: OptimiserSettings
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    parallel: ParallelSettings = Field(default_factory=ParallelSettings)
+    checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    knn: KnnSettings = Field(default_factory=KnnSettings)
+    collapse: CollapseSettings = Field(default_factory=CollapseSettings)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"group_size {self.group_size} does not divide batch_size {self.batch_size}: "
+                "choose a divisor of it"
+            )
+        wants_patches = self.objectives.ibot > 0
+        if wants_patches and self.masks is None:
+            raise ValueError("the iBOT objective needs masks: add 'masks: {}', or set ibot to 0")
+        if wants_patches and self.heads.ibot is None and not self.heads.shared:
+            raise ValueError("the iBOT objective needs a head: add heads.ibot, or heads.shared")
+        if not wants_patches and (self.masks is not None or self.heads.ibot is not None):
+            raise ValueError("masks and heads.ibot belong to the iBOT objective, whose weight is 0")
+        return self
+
+    def micro_batch(self, processes: int) -> int:
+        """Return the images of one forward pass; LvdError where they do not come out even."""
+        chunks = processes * self.accumulate
+        images = self.batch_size // chunks
+        if self.batch_size % chunks or images % self.group_size:
+            raise LvdError(
+                f"batch_size {self.batch_size} cannot be cut into {processes} processes x "
+                f"{self.accumulate} micro-batches of whole groups of {self.group_size}: "
+                "change batch_size, accumulate or group_size"
+            )
+        return images
+
+    def length(self, data_epoch: int) -> tuple[int, float]:
+        """Return (steps of the run, steps of an epoch), given the steps of a pass over the data."""
+        if self.steps is not None:
+            return self.steps, self.steps / self.epochs
+        epoch = self.epoch_steps or data_epoch
+        return max(1, round(self.epochs * epoch)), epoch
+
+
+def read_recipe(config: Path, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe `name` of the file `config` with `key.sub=value` overrides applied.
+
+    A recipe with `like: OTHER` holds only what it changes of that one.
+    Raises LvdError, in one line, for an unknown name or a wrong setting.
+    """
+    known = load_yaml(config).get("recipes") or {}
+    if not isinstance(known, dict):
+        raise LvdError(f"recipes in {config} must be a section of 'name: recipe' pairs")
+    tree = apply_overrides(_resolved(known, name, config, ()), overrides)
+    return validate(Recipe, expand(tree), file=config, at=f"recipes.{name}", overrides=overrides)
+
+
+def _resolved(
+    known: dict[str, Any], name: str, config: Path, seen: tuple[str, ...]
+) -> dict[str, Any]:
+    if name not in known:
+        asked = f" (of {seen[-1]}.like)" if seen else ""
+        raise LvdError(
+            f"no recipe {name!r}{asked} in {config}{nearest(name, known)}: "
+            f"it has {', '.join(sorted(known)) or 'none'}"
+        )
+    if name in seen:
+        raise LvdError(f"recipes.{name}.like in {config} leads back to itself")
+    tree = known[name]
+    if not isinstance(tree, dict):
+        raise LvdError(f"recipes.{name} in {config} must be a section of 'key: value' pairs")
+    other = tree.get("like")
+    if other is None:
+        return tree
+    own = {key: value for key, value in tree.items() if key != "like"}
+    return _merged(_resolved(known, str(other), config, (*seen, name)), own)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _merged(under, value) if both else value
+    return merged
