@@ -1,0 +1,38 @@
+"""Moves the teacher after the student, as an exponential moving average of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+@torch.no_grad()
+def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
+    """Set every teacher weight to momentum * teacher + (1 - momentum) * student.
+
+    Mean teacher (arXiv 1703.01780), as in DINO (arXiv 2104.14294, section 3.1). To be called
+    after the optimiser step with that step's momentum, and not when the step was skipped. Buffers
+    are copied. `teacher` is a copy of `student`, neither in a wrapper; of DTensors each rank
+    updates its own shard.
+
+    Raises TypeError for weights below float32, where a momentum near 1 moves nothing, and where
+    one side is sharded and the other not: an FSDP teacher that was not resharded after its
+    forward pass would lose the update.
+    """
+    ours, theirs = list(teacher.parameters()), list(student.parameters())
+    for weight, source in zip(ours, theirs, strict=True):
+        if weight.dtype.itemsize < 4:
+            raise TypeError(f"the teacher's weights are {weight.dtype}, not float32")
+        if isinstance(weight, DTensor) != isinstance(source, DTensor):
+            raise TypeError("of teacher and student one is sharded and the other is not")
+    torch._foreach_lerp_(local_shards(ours), local_shards(theirs), 1 - momentum)
+    for buffer, source in zip(teacher.buffers(), student.buffers(), strict=True):
+        buffer.copy_(source)
+
+
+def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return this rank's share of each DTensor, sharing its memory, and other tensors as they are."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]

@@ -1,0 +1,116 @@
+"""Sorts the student's parameters into groups that share a learning rate and a weight decay."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+
+class OptimiserSettings(BaseModel):
+    """AdamW, its schedules and its parameter groups; the defaults are ViT-L/14's of DINOv2."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    base_lr: float = Field(2e-4, gt=0)
+    """Peak learning rate at a global batch of `reference_batch` images."""
+    lr_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
+    """How the peak follows the global batch: `sqrt` is DINOv2's, `linear` (with 256) DINO's."""
+    reference_batch: int = Field(1024, ge=1)
+    min_lr: float = Field(1e-6, ge=0)
+    """Where the cosine ends; not scaled with the batch. Not read where `lr_schedule` is constant."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up."""
+    warmup_epochs: float = Field(80.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: tuple[float, float] = (0.04, 0.2)
+    """At the start and the end of the run, a cosine between; twice the same is constant."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of a layer over that of the layer above it."""
+    patch_embed_lr: float = Field(0.2, ge=0)
+    """Multiplies the learning rate of the patch embedding, and of nothing else."""
+    clip: float | None = Field(3.0, gt=0)
+    """Largest gradient norm of the backbone and of each head; null measures and never clips."""
+    freeze_last_layer_epochs: float = Field(1.0, ge=0)
+    """For so long the prototypes stay as they were drawn."""
+
+
+def parameter_groups(network: nn.Module, settings: OptimiserSettings) -> list[dict[str, Any]]:
+    """Return AdamW's groups of a `Network`'s trainable parameters, each parameter in one.
+
+    Beside "params" a group has "lr_scale" (a factor of the scheduled learning rate), "decay"
+    (whether the scheduled weight decay applies) and "last_layer" (a head's prototypes).
+
+    Weight decay applies to the matrices of linear layers and convolutions and to the prototypes.
+    It does not apply to anything else: biases, norms, LayerScale, the cls, mask and register
+    tokens, position embeddings. (The published code decays those tokens and embeddings; they are
+    single vectors that are added, not maps, and timm's models ask for none on them.)
+
+    Layer decay (BEiT, arXiv 2106.08254; DINOv2, arXiv 2304.07193) gives depth d of a backbone of
+    n blocks the factor `layer_decay ** (n + 1 - d)`: d is 0 for the patch embedding, tokens and
+    position embeddings, i + 1 for block i, and n + 1 for the final norm and the heads.
+
+    Parameters are told apart by the module that owns them, so the network may be sharded, but
+    must not stand in a wrapper such as DDP.
+    """
+    depths = _depths(network)
+    top = max(depths.values())
+    patch_embedding = _identities(network.backbone.vit.patch_embed)
+    heads = [head for head in (network.dino_head, network.ibot_head) if head is not None]
+    prototypes = {id(head.prototypes) for head in heads}
+    matrices = prototypes | {
+        id(module.weight)
+        for module in network.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            continue
+        identity = id(parameter)
+        scale = settings.layer_decay ** (top - depths[identity])
+        if identity in patch_embedding:
+            scale *= settings.patch_embed_lr
+        kind = (scale, identity in matrices, identity in prototypes)
+        names = dict(zip(("lr_scale", "decay", "last_layer"), kind, strict=True))
+        groups.setdefault(kind, {"params": [], **names})["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_optimiser(groups: list[dict[str, Any]], settings: OptimiserSettings) -> torch.optim.AdamW:
+    """Return AdamW over `parameter_groups`, its learning rate 0 until a schedule sets it.
+
+    Fused, which took a fifth to a seventh of the foreach form's time on one CPU core (5.5M and
+    21.7M parameters). Its state exists from the start, and not from each parameter's first
+    gradient on: so a checkpoint from while the last layer is frozen is as whole as any other.
+    """
+    optimiser = torch.optim.AdamW(
+        groups, lr=0.0, betas=settings.betas, weight_decay=0.0, fused=True
+    )
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            optimiser.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+    return optimiser
+
+
+def _depths(network: nn.Module) -> dict[int, int]:
+    """Return the depth of every parameter by its identity."""
+    vit = network.backbone.vit
+    top = len(vit.blocks) + 1
+    depths = dict.fromkeys(_identities(network), top)
+    depths |= dict.fromkeys(_identities(network.backbone), 0)
+    for number, block in enumerate(vit.blocks):
+        depths |= dict.fromkeys(_identities(block), number + 1)
+    for name in ("norm", "fc_norm"):
+        depths |= dict.fromkeys(_identities(getattr(vit, name)), top)
+    return depths
+
+
+def _identities(module: nn.Module) -> set[int]:
+    return {id(parameter) for parameter in module.parameters()}
