@@ -1,0 +1,187 @@
+"""Signals ask for an end and are answered with one, through the launch scripts as well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from train.ranks import any_rank, process_group
+from train.signals import SIGNALS, StopRequest
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "train" / "cluster"
+SAID = "saved"
+
+
+def run_until_asked(folder: Path) -> None:
+    """What a training process does: step after step, until one of the processes is asked."""
+    with process_group("cpu") as ranks, StopRequest() as stop:
+        (folder / f"{ranks.rank}.pid").write_text(str(os.getpid()))
+        step = 0
+        while not any_rank(stop.asked):
+            time.sleep(0.01)
+            step += 1
+        time.sleep(0.3)  # while it saves, more signals may come
+        (folder / f"{ranks.rank}.txt").write_text(f"{SAID} {step}")
+
+
+def until(condition, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_no_more(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.asked
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+        assert stop.asked
+    assert signal.getsignal(number) == before
+
+
+def test_the_old_handlers_come_back_after_an_error() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ZeroDivisionError), StopRequest():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_in_another_thread_nothing_is_installed() -> None:
+    found = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            found.append((stop.asked, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, signal.getsignal(signal.SIGTERM))]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str]]:
+    """Two processes of torchrun.sh, of which the script alone is signalled, more than once."""
+    folder = tmp_path_factory.mktemp("launched")
+    torchrun = folder / "torchrun"
+    # The real one, with these two processes in place of the trainer.
+    torchrun.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$1" "$2" "$3" "$4" "$5" "$6"'
+        f" --standalone {__file__} {folder}\n"
+    )
+    torchrun.chmod(0o755)
+    script = subprocess.Popen(
+        [LAUNCH / "torchrun.sh", "--recipe", "any"],
+        env=environment(TORCHRUN=str(torchrun), NPROC="2"),
+    )
+    until(lambda: all((folder / f"{rank}.pid").exists() for rank in range(2)))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        script.send_signal(number)
+        time.sleep(0.1)
+    code = script.wait(timeout=60)
+    return code, [(folder / f"{rank}.txt").read_text() for rank in range(2)]
+
+
+def test_the_launch_script_passes_signals_on_and_ends_well(launched: tuple) -> None:
+    code, said = launched
+    assert code == 0
+    assert all(text.startswith(SAID) for text in said)
+
+
+# pitfall 12
+def test_all_processes_stop_at_the_same_step(launched: tuple) -> None:
+    assert len(set(launched[1])) == 1
+
+
+def write_script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Slurm job, with stand-ins for Slurm's commands and for torchrun.sh."""
+    commands = tmp_path / "bin"
+    write_script(
+        commands / "scontrol",
+        f'[ "$1" = show ] && printf "first\\nsecond\\n" || echo "$@" >{tmp_path}/scontrol.txt',
+    )
+    write_script(commands / "srun", 'while [[ $1 != *torchrun.sh ]]; do shift; done; exec "$@"')
+    write_script(
+        tmp_path / "train" / "cluster" / "torchrun.sh",
+        f"""trap 'exit 0' USR1
+        echo "$HEAD $NODES $NPROC $PORT $RUN_ID $*" >{tmp_path}/started.part
+        mv {tmp_path}/started.part {tmp_path}/started.txt
+        [[ $* == *fail* ]] && exit 3; [[ $* == *short* ]] && exit 0
+        while true; do sleep 0.05; done""",
+    )
+    return environment(
+        PATH=f"{commands}:{os.environ['PATH']}",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+        SLURM_JOB_NODELIST="[...]",
+        SLURM_JOB_NUM_NODES="2",
+        SLURM_JOB_ID="12345",
+        SLURM_GPUS_ON_NODE="8",
+        SLURM_CPUS_PER_TASK="64",
+    )
+
+
+def test_a_slurm_job_that_runs_out_of_time_is_queued_again(
+    tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    job = subprocess.Popen([LAUNCH / "slurm.sh", "--recipe", "two words"], env=slurm)
+    until((tmp_path / "started.txt").exists)
+    assert (tmp_path / "started.txt").read_text() == "first 2 8 29745 12345 --recipe two words\n"
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 0
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 12345\n"
+
+
+@pytest.mark.parametrize(("arguments", "code"), [("--short", 0), ("--fail", 3)])
+def test_a_slurm_job_that_ends_by_itself_is_not_queued_again(
+    tmp_path: Path, slurm: dict[str, str], arguments: str, code: int
+) -> None:
+    assert (
+        subprocess.run([LAUNCH / "slurm.sh", arguments], env=slurm, timeout=30).returncode == code
+    )
+    assert not (tmp_path / "scontrol.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "said"),
+    [
+        ("torchrun.sh", {"NODES": "2"}, "HEAD"),
+        ("torchrun.sh", {"TORCHRUN": "/nowhere/torchrun"}, "make setup"),
+        ("slurm.sh", {"SLURM_SUBMIT_DIR": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_launch_script_says_what_is_missing_in_one_line(
+    script: str, variables: dict[str, str], said: str
+) -> None:
+    done = subprocess.run(
+        [LAUNCH / script], env=environment(**variables), capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(script)
+    assert said in line
+
+
+if __name__ == "__main__":
+    run_until_asked(Path(sys.argv[1]))
