@@ -1,0 +1,113 @@
+"""Writes what a run measures: metrics.jsonl, one JSON object a line, and TensorBoard curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.storage import sync
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+TIMINGS = frozenset({"images_per_second", "step_seconds", "data_wait", "knn_seconds", "memory_gib"})
+"""The only metrics that may differ between two runs of the same steps on the same processor type."""
+
+METRICS = "metrics.jsonl"
+CURVES = "tensorboard"
+
+Value = float | int | bool | str | list[str] | None
+
+
+class LogSettings(BaseModel):
+    """How often a run's metrics are written, and where."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every: int = Field(10, ge=1)
+    """Optimiser steps from one line of metrics to the next."""
+    tensorboard: bool = True
+    """Whether the numbers are also written as TensorBoard events, in OUT/tensorboard."""
+
+
+class MetricsWriter:
+    """Appends to OUT/metrics.jsonl and OUT/tensorboard; one process of a run has one.
+
+    A run that goes on at `start_step` cuts off what was written of that step and later ones, and
+    a last line that a kill has torn: but for `TIMINGS` the files become those of a run that was
+    never interrupted.
+    """
+
+    def __init__(self, out: Path, settings: LogSettings, start_step: int) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / METRICS
+        if path.exists():
+            _cut(path, start_step)
+        self._lines = path.open("a", encoding="utf-8")
+        self._curves = _curves(out / CURVES, start_step) if settings.tensorboard else None
+
+    def write(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Append one line, `{"step": step, ...}`, and its numbers as points of the curves.
+
+        JSON has no word for a number that is not finite: such a metric is null, and `non_finite`
+        says what it was ("nan", "inf", "-inf"). Both files are with the system when this
+        returns, so that only a crash of the whole machine can lose what was written.
+        """
+        values: dict[str, Value] = {"step": step, **metrics}
+        odd = {
+            name: str(float(value))
+            for name, value in metrics.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        }
+        if odd:
+            values |= dict.fromkeys(odd, None) | {"non_finite": odd}
+        self._lines.write(json.dumps(values, allow_nan=False) + "\n")
+        self._lines.flush()
+        if self._curves is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self._curves.add_scalar(name, value, step)
+            self._curves.flush()
+
+    def close(self) -> None:
+        """Close both files."""
+        self._lines.close()
+        if self._curves is not None:
+            self._curves.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Value]]:
+    """Yield the lines of a metrics file; one that is torn or not of ours is left out."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if line.endswith("\n") and isinstance(values, dict) and type(values.get("step")) is int:
+                yield values
+
+
+def _cut(path: Path, start_step: int) -> None:
+    """Keep only the whole lines before `start_step`; a kill meanwhile leaves the old file."""
+    beside = path.with_name(f".{path.name}.cut")
+    with beside.open("w", encoding="utf-8") as kept:
+        for values in read_metrics(path):
+            if values["step"] < start_step:
+                kept.write(json.dumps(values, allow_nan=False) + "\n")
+    sync(beside)
+    beside.rename(path)
+    sync(path.parent)
+
+
+def _curves(folder: Path, start_step: int) -> SummaryWriter:
+    # It takes 0.2 s and a thousand modules, which only the process that writes curves pays for.
+    from torch.utils.tensorboard import SummaryWriter
+
+    # The viewer hides what an interrupted run had written of this step and later ones.
+    return SummaryWriter(str(folder), purge_step=start_step or None)
