@@ -8,16 +8,21 @@ SEED ?=
 CRAWL ?=
 OUT ?=
 PIPELINE ?= default
+RECIPE ?= tiny
+SHARDS ?= runs/curate/latest/shards
+NPROC ?= 1
 ARGS ?=
 
-.PHONY: setup demo curate test lint clean
+.PHONY: setup demo curate train test lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     curate the built-in sample (no download)"
+	@echo "make demo     curate the built-in sample (no download), and train on it"
 	@echo "make test     run the tests"
 	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
 	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
+	@echo "make train [RECIPE=tiny SHARDS=... OUT=... NPROC=1 ARGS='--set key=value']"
+	@echo "              RECIPE: one of pipelines.yaml; SHARDS: by default those of the last make curate"
 	@echo "make lint     ruff and the import contracts"
 	@echo "make setup    only make .venv;  make clean  remove it, and runs/"
 
@@ -36,9 +41,16 @@ setup: .venv/installed
 
 demo: setup
 	@$(BIN)/lvd-curate run --pipeline sample --out runs/curate/sample $(ARGS)
+	@$(BIN)/lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/sample
 
 curate: setup
 	@$(BIN)/lvd-curate run --config '$(CONFIG)' --pipeline '$(PIPELINE)' $(if $(SEED),--seed '$(SEED)') $(if $(CRAWL),--crawl '$(CRAWL)') $(if $(OUT),--out '$(OUT)') $(ARGS)
+
+# One process, or torchrun with NPROC of them (one for each GPU).
+LAUNCH = $(if $(filter 1,$(NPROC)),$(BIN)/lvd-train,$(BIN)/torchrun --nproc-per-node '$(NPROC)' -m train.launch)
+
+train: setup
+	@$(LAUNCH) run --config '$(CONFIG)' --recipe '$(RECIPE)' --shards '$(SHARDS)' --out '$(or $(OUT),runs/train/$(RECIPE))' $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

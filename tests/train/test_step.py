@@ -1,0 +1,255 @@
+"""One optimiser step: the same for one process and two, however the batch is cut; and skipped whole."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch.distributed.tensor import DTensor
+
+from train.ibot_loss import mask_weights
+from train.ranks import Ranks, process_group
+from train.recipe import Recipe
+from train.schedules import Values
+from train.step import GLOBAL_VIEWS, MicroBatch, Report, optimiser_step
+from train.system import System, build_system
+
+IMAGES, LOCAL_VIEWS, SIDE, LOCAL_SIDE, PATCH = 8, 3, 32, 16, 8
+VALUES = Values(1e-3, 0.04, 0.9, 0.04, last_layer_frozen=False)
+ALONE = Ranks(0, 1, 0, torch.device("cpu"))
+STEPS = 3
+
+
+def recipe(**changes) -> Recipe:
+    head = {"prototypes": 48, "hidden": 32, "bottleneck": 16}
+    settings = {
+        "batch_size": IMAGES,
+        "group_size": 2,
+        "crops": {"global_size": SIDE, "local_size": LOCAL_SIDE, "local_views": LOCAL_VIEWS},
+        "masks": {},
+        "model": {
+            "name": "vit_tiny_patch16_224",
+            "patch_size": PATCH,
+            "options": {"embed_dim": 24, "depth": 2, "num_heads": 2, "reg_tokens": 1},
+            "layer_scale": 0.1,
+        },
+        "heads": {"dino": head, "ibot": head},
+        "optimiser": {"clip": None},
+        "parallel": {"precision": "float32", "device": "cpu"},
+    }
+    return Recipe.model_validate(settings | changes)
+
+
+def micro_batch(images: slice, seed: int = 0) -> MicroBatch:
+    """The views of some of the images of one global batch, crop-major, with two kinds of masks."""
+    generator = torch.Generator().manual_seed(seed)
+    patches = (SIDE // PATCH) ** 2
+    global_views = torch.randn(GLOBAL_VIEWS, IMAGES, 3, SIDE, SIDE, generator=generator)
+    local_views = torch.randn(LOCAL_VIEWS, IMAGES, 3, LOCAL_SIDE, LOCAL_SIDE, generator=generator)
+    masks = torch.zeros(GLOBAL_VIEWS, IMAGES, patches, dtype=torch.bool)
+    masks[0, :, :4] = True
+    masks[1, ::3, 5:7] = True
+    mine = masks[:, images].flatten(0, 1)
+    index, weights = mask_weights(mine)
+    return MicroBatch(
+        global_views[:, images].flatten(0, 1),
+        local_views[:, images].flatten(0, 1),
+        mine,
+        index,
+        weights,
+    )
+
+
+def train(system: System, cuts: list[slice]) -> dict[str, object]:
+    """Some steps on the same global batch cut in this way; what must not depend on the cut."""
+    losses, gradients = [], {}
+    for step in range(STEPS):
+        batches = [micro_batch(cut, seed=step) for cut in cuts]
+        report = optimiser_step(system, batches, VALUES, step)
+        losses.append(report.losses)
+        if step == 0:
+            gradients = {n: whole(p.grad) for n, p in system.student.named_parameters()}
+    teacher = {n: whole(p.detach()) for n, p in system.teacher.named_parameters()}
+    return {"losses": losses, "gradients": gradients, "teacher": teacher, "norms": report.norms}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def run_rank(rank: int, port: int, folder: Path) -> None:
+    import os
+
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.set_num_threads(1)
+    with process_group("cpu") as ranks:
+        half = IMAGES // 2
+        mine = slice(rank * half, rank * half + half)
+        for name, strategy, extra in (
+            ("ddp", "ddp", {}),
+            ("fsdp", "fsdp", {}),
+            ("fsdp-checkpointed", "fsdp", {"activation_checkpointing": True}),
+            ("ddp-ema", "ddp", {}),
+        ):
+            changes = {"parallel": {"precision": "float32", "strategy": strategy, **extra}}
+            if name.endswith("ema"):
+                changes["objectives"] = {"centering": {"kind": "ema"}}
+            found = train(build_system(recipe(**changes), ranks), [mine])
+            if rank == 0:
+                torch.save(found, folder / f"{name}.pt")
+        quarters = [slice(mine.start, mine.start + 2), slice(mine.start + 2, mine.stop)]
+        system = build_system(recipe(accumulate=2), ranks)
+        found = train(system, quarters)
+        # An image with a number that is none, on the second process only.
+        report = optimiser_step(system, [poisoned(mine, rank == 1)], VALUES, STEPS)
+        found["skipped"] = report.skipped
+        if rank == 0:
+            torch.save(found, folder / "ddp-accumulated.pt")
+
+
+def poisoned(cut: slice, poison: bool) -> MicroBatch:
+    batch = micro_batch(cut)
+    if poison:
+        batch.global_views[0, 0, 0, 0] = torch.nan
+    return batch
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(run_rank, (port, folder), nprocs=2)
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+@pytest.fixture(scope="module")
+def one_process() -> dict[str, object]:
+    return train(build_system(recipe(), ALONE), [slice(0, IMAGES)])
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    for ours, theirs in zip(found["losses"], expected["losses"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for name, gradient in expected["gradients"].items():
+        torch.testing.assert_close(
+            found["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: n + m
+        )
+    for name, weight in expected["teacher"].items():
+        torch.testing.assert_close(found["teacher"][name], weight, rtol=1e-3, atol=2e-4)
+
+
+# pitfall 12
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp-checkpointed"])
+def test_two_processes_train_as_one(two_processes: dict, one_process: dict, strategy: str) -> None:
+    assert_same(two_processes[strategy], one_process)
+
+
+# pitfall 12
+def test_the_centre_of_two_processes_is_that_of_one(two_processes: dict) -> None:
+    alone = build_system(recipe(objectives={"centering": {"kind": "ema"}}), ALONE)
+    assert_same(two_processes["ddp-ema"], train(alone, [slice(0, IMAGES)]))
+
+
+# pitfall 20
+@pytest.mark.parametrize(
+    "cuts", [[slice(0, 4), slice(4, 8)], [slice(i, i + 2) for i in (0, 2, 4, 6)]]
+)
+def test_accumulated_micro_batches_train_as_the_whole_batch(
+    one_process: dict, cuts: list[slice]
+) -> None:
+    system = build_system(recipe(accumulate=len(cuts)), ALONE)
+    assert_same(train(system, cuts), one_process)
+
+
+# pitfall 20
+def test_accumulation_on_two_processes_trains_as_one(
+    two_processes: dict, one_process: dict
+) -> None:
+    assert_same(two_processes["ddp-accumulated"], one_process)
+
+
+# pitfall 12
+def test_a_step_that_one_process_must_skip_is_skipped_by_all(two_processes: dict) -> None:
+    assert two_processes["ddp-accumulated"]["skipped"]
+
+
+# pitfalls 10 and 16
+def test_a_step_that_is_not_finite_moves_nothing() -> None:
+    system = build_system(recipe(objectives={"centering": {"kind": "ema"}}), ALONE)
+    optimiser_step(system, [micro_batch(slice(0, 4))], VALUES, 0)
+    before = moving_parts(system)
+    report = optimiser_step(system, [poisoned(slice(0, 4), True)], VALUES, 1)
+    assert report.skipped
+    assert report.losses["loss"] != report.losses["loss"]
+    for name, tensor in moving_parts(system).items():
+        assert torch.equal(tensor, before[name]), name
+    report = optimiser_step(system, [micro_batch(slice(0, 4))], VALUES, 2)
+    assert not report.skipped
+    assert any(not torch.equal(t, before[n]) for n, t in moving_parts(system).items())
+
+
+def moving_parts(system: System) -> dict[str, torch.Tensor]:
+    moments = {
+        f"{number}/{name}": tensor
+        for number, state in enumerate(system.optimiser.state.values())
+        for name, tensor in state.items()
+    }
+    states = {
+        f"{owner}/{name}": tensor
+        for owner in ("student", "teacher", "dino_centering", "ibot_centering")
+        for name, tensor in getattr(system, owner).state_dict().items()
+    }
+    return {name: tensor.detach().clone() for name, tensor in (moments | states).items()}
+
+
+# pitfall 6
+def test_the_reported_loss_is_the_optimised_one() -> None:
+    weights = {"dino": 0.7, "ibot": 1.3, "koleo": 0.2}
+    system = build_system(recipe(objectives=weights), ALONE)
+    name, parameter = next(
+        (n, p) for n, p in system.student.named_parameters() if n.endswith("mlp.0.bias")
+    )
+    start = {n: p.detach().clone() for n, p in system.student.named_parameters()}
+    place, nudge = 3, 1e-2
+
+    def reported(change: float) -> tuple[Report, float]:
+        with torch.no_grad():
+            for n, p in system.student.named_parameters():
+                p.copy_(start[n])
+            parameter[place] += change
+        still = Values(0.0, 0.0, 1.0, 0.04, last_layer_frozen=False)
+        report = optimiser_step(system, [micro_batch(slice(0, IMAGES))], still, 0)
+        return report, parameter.grad[place].item()
+
+    report, slope = reported(0.0)
+    parts = sum(weight * report.losses[part] for part, weight in weights.items())
+    assert report.losses["loss"] == pytest.approx(parts, rel=1e-6)
+    above, below = reported(nudge)[0], reported(-nudge)[0]
+    difference = above.losses["loss"] - below.losses["loss"]
+    assert slope == pytest.approx(difference / (2 * nudge), rel=0.05, abs=1e-5), name
+
+
+# pitfall 2
+def test_the_teacher_never_sees_a_mask_and_the_student_does() -> None:
+    system = build_system(recipe(), ALONE)
+    seen = {}
+
+    def noting(name: str, module: torch.nn.Module) -> None:
+        def hook(_: object, arguments: tuple) -> None:
+            seen.setdefault(name, []).append(arguments[1] is not None and bool(arguments[1].any()))
+
+        module.register_forward_pre_hook(hook)
+
+    noting("student", system.student.backbone)
+    noting("teacher", system.teacher.backbone)
+    optimiser_step(system, [micro_batch(slice(0, IMAGES))], VALUES, 0)
+    assert seen == {"student": [True, False], "teacher": [False]}
+    assert not system.teacher.training
+    assert system.student.training

@@ -1,0 +1,118 @@
+"""The command line of stage two: `lvd-train`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.errors import LvdError
+
+
+class _Commands(click.Group):
+    """Turns an LvdError into its one line, and exit status 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except LvdError as error:
+            click.echo(f"lvd-train: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("lvd-train: stopped; run the same command again to go on", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Train a vision transformer without labels on the shards of `lvd-curate`: DINOv2, iBOT, DINO.
+
+    \b
+    lvd-train run --recipe tiny --shards runs/curate/latest/shards --out runs/train/tiny
+    lvd-train run --recipe vits16 --shards 's3://bucket/shards' --out runs/train/s --dry-run
+    torchrun --nproc-per-node 8 -m train.launch run --recipe vitl14 --shards ... --out ...
+    """
+
+
+@main.command()
+@click.option("--recipe", "name", required=True, help="A recipe of the configuration.")
+@click.option(
+    "--shards",
+    required=True,
+    help="The images: a folder of shards or of images, a tar, a glob, a brace list, an fsspec URL. "
+    "Labels are not needed and not read.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Where the run's folder is."
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("pipelines.yaml"),
+    show_default=True,
+    help="The file with the recipes.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting of the recipe, such as batch_size=256, steps=1000, "
+    "model.name=vit_base_patch16_224 or knn.every=500 (a wrong name lists the right ones). "
+    "Repeatable.",
+)
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto: go on from the newest whole checkpoint in OUT. never: begin anew; what is there is "
+    "moved to OUT/earlier-N.",
+)
+@click.option(
+    "--init",
+    "start_from",
+    metavar="MODEL",
+    help="Start the backbone from a model folder (config.json + model.safetensors), or timm:NAME.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the resolved recipe, parameters, tokens, FLOPs and memory, and do nothing.",
+)
+def run(
+    name: str,
+    shards: str,
+    out: Path,
+    config: Path,
+    overrides: tuple[str, ...],
+    resume: str,
+    start_from: str | None,
+    dry_run: bool,
+) -> None:
+    """Train a recipe on a folder of shards.
+
+    OUT gets model/ (the teacher: loadable by timm, and by lvd-curate --embedder), checkpoints/,
+    metrics.jsonl, tensorboard/ and run.json. A run that was killed goes on where it stopped:
+    start the same command again. Several processes: start it with torchrun.
+    """
+    from shared.storage import disk_full_is_said
+    from train.recipe import read_recipe
+
+    recipe = read_recipe(config, name, overrides)
+    if dry_run:
+        from train.preview import preview
+
+        click.echo(preview(recipe, name, shards))
+        return
+    from train.loop import train
+
+    with disk_full_is_said(out):
+        train(recipe, shards, out, resume=resume, start_from=start_from)
+
+
+if __name__ == "__main__":
+    main(prog_name="lvd-train")

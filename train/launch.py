@@ -1,0 +1,31 @@
+"""Starts `lvd-train` with the allocator set as training needs it: what `torchrun -m` is given too.
+
+glibc returns and maps large blocks again on every step of training on a CPU, and the page faults
+cost more than the arithmetic of small models. Its settings are read when a process starts, so this
+one starts itself anew with them. Nothing but the standard library is imported before that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+
+
+def main() -> None:
+    """Run the command line in a process whose allocator keeps what it has once obtained.
+
+    A variable that the user has set, `LD_PRELOAD` (jemalloc and others) included, is left alone.
+    """
+    chosen = any(name in os.environ for name in (*ALLOCATOR, "LD_PRELOAD", "GLIBC_TUNABLES"))
+    if sys.platform == "linux" and not chosen:
+        environment = {**os.environ, **ALLOCATOR}
+        os.execve(sys.executable, [sys.executable, "-m", "train.cli", *sys.argv[1:]], environment)
+    from train.cli import main as command_line
+
+    command_line(prog_name="lvd-train")
+
+
+if __name__ == "__main__":
+    main()

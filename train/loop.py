@@ -1,0 +1,132 @@
+"""A training run from its folder to its model: read this first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import click
+
+from shared.progress import say
+from train.checkpoints import newest, save
+from train.crops import Views
+from train.index import ShardIndex, read_index
+from train.loader import Batch, make_loader
+from train.masks import batch_masks
+from train.order import Order
+from train.ranks import Ranks, any_rank, barrier, process_group
+from train.recipe import Recipe
+from train.run_folder import RunFolder
+from train.schedules import Schedules
+from train.signals import StopRequest
+from train.snapshot import restore, snapshot, write_model
+from train.step import optimiser_step, to_device
+from train.summary import summary
+from train.system import System, build_system
+from train.watch import Watch
+
+
+def train(
+    recipe: Recipe, shards: str, out: Path, *, resume: str = "auto", start_from: str | None = None
+) -> None:
+    """Train `recipe` on the images of `shards`, in every process that torchrun started.
+
+    Goes on from the newest whole checkpoint below `out`; asked to stop by SIGTERM or SIGUSR1, it
+    saves and returns. Raises LvdError, in one line, for settings that do not fit.
+    """
+    folder = RunFolder(out)
+    with (
+        process_group(recipe.parallel.device) as ranks,
+        folder.locked() if ranks.first else nullcontext(),
+        StopRequest() as stop,
+    ):
+        recipe.micro_batch(ranks.world)
+        index = _index(shards, folder, ranks)
+        order = Order(
+            index.sizes, batch_size=recipe.batch_size, window=recipe.data.window, seed=recipe.seed
+        )
+        steps, epoch_steps = recipe.length(order.batches_per_epoch)
+        schedules = Schedules(
+            recipe.optimiser,
+            recipe.teacher,
+            batch_size=recipe.batch_size,
+            total_steps=steps,
+            steps_per_epoch=epoch_steps,
+        )
+        if resume == "auto":
+            folder.refuse_foreign(recipe, index.fingerprint)
+            if folder.finished(steps):
+                _say(ranks, f"{out} is complete after {steps:,} steps: nothing to do")
+                return
+        system = build_system(recipe, ranks, start_from)
+        watch = Watch(system, folder, index, steps)
+        if ranks.first:
+            if resume == "never":
+                folder.set_aside()
+            folder.begin(recipe, index.fingerprint)
+        barrier()
+        checkpoint = newest(folder.checkpoints)
+        begun = restore(system, watch.counts, checkpoint) if checkpoint else 0
+        batches = _load(system, index, order, range(begun, steps))
+        with watch.following(begun):
+            watch.score(begun)
+            for step, micro in enumerate(watch.waiting(batches), begun):
+                values = schedules.at(step)
+                on_device = [to_device(batch, ranks.device) for batch in micro]
+                report = optimiser_step(system, on_device, values, step)
+                watch.record(step, micro, values, report)
+                done = step + 1
+                asked = any_rank(stop.asked)
+                if asked or done == steps or done % recipe.checkpoints.every == 0:
+                    state = snapshot(system, done, watch.counts)
+                    save(folder.checkpoints, done, state, recipe.checkpoints.keep, ranks)
+                    write_model(system, folder.model)
+                watch.score(done)
+                if asked and done < steps:
+                    _say(
+                        ranks, f"stopped behind step {done:,}: the same command goes on from there"
+                    )
+                    return
+        if ranks.first:
+            folder.finish(steps)
+            click.echo(summary(folder), nl=False)
+
+
+def _index(shards: str, folder: RunFolder, ranks: Ranks) -> ShardIndex:
+    """Return the index of the images; the first process makes it, the others wait and read."""
+    index = read_index(shards, folder.index) if ranks.first else None
+    barrier()
+    return index or read_index(shards, folder.index)
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.first:
+        say(text)
+
+
+def _load(system: System, index: ShardIndex, order: Order, steps: range) -> Iterator[list[Batch]]:
+    """Return for each step the micro-batches of this process."""
+    recipe, ranks = system.recipe, system.ranks
+    size = recipe.crops.global_size
+    masks = recipe.masks and partial(
+        batch_masks,
+        grid=system.student.backbone.grid(size, size),
+        group_size=recipe.group_size,
+        seed=recipe.seed,
+        settings=recipe.masks,
+    )
+    batches = make_loader(
+        index,
+        order,
+        Views(recipe.crops, recipe.seed),
+        masks,
+        settings=recipe.data,
+        ranks=(ranks.rank, ranks.world),
+        accumulate=recipe.accumulate,
+        start_step=steps.start,
+        stop_step=steps.stop,
+        pin_memory=ranks.device.type == "cuda",
+    )
+    return map(list, zip(*[batches] * recipe.accumulate, strict=True))

@@ -1,0 +1,60 @@
+"""What `--dry-run` prints: the recipe with every setting, and what a step of it costs."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import yaml
+
+from shared.datasets import DatasetSettings, list_parts
+from train.crops import GLOBAL_VIEWS
+from train.estimate import Load, estimate
+from train.masks import group_counts
+from train.parallel import resolve_precision
+from train.recipe import Recipe
+from train.system import new_network
+
+
+def preview(recipe: Recipe, name: str, shards: str) -> str:
+    """Return the resolved recipe, the images' place, and parameters, tokens, FLOPs and memory.
+
+    For as many processes as `WORLD_SIZE` of the environment says. Raises LvdError for settings that
+    do not fit together, and where no images are.
+    """
+    parts = list_parts("--shards", DatasetSettings(path=shards))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    images = recipe.micro_batch(processes)
+    network = new_network(recipe, device="meta")
+    crops, device = recipe.crops, recipe.parallel.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, columns = network.backbone.grid(crops.global_size, crops.global_size)
+    masked = 0
+    if recipe.masks is not None:
+        counts = group_counts(GLOBAL_VIEWS * recipe.group_size, rows * columns, recipe.masks)
+        masked = int(counts.sum()) * images // recipe.group_size
+    load = Load(
+        images=images,
+        global_size=crops.global_size,
+        local_size=crops.local_size,
+        local_views=crops.local_views,
+        masked=masked,
+        accumulate=recipe.accumulate,
+        precision=resolve_precision(recipe.parallel, torch.device(device)),
+        checkpointing=recipe.parallel.activation_checkpointing,
+        shards=processes if recipe.parallel.strategy == "fsdp" else 1,
+    )
+    settings = yaml.safe_dump({name: recipe.model_dump(mode="json")}, sort_keys=False)
+    volume = sum(part.nbytes for part in parts)
+    each = f"{processes} process{'es' if processes > 1 else ''} of {recipe.accumulate} x {images}"
+    return "\n".join(
+        [
+            settings.rstrip(),
+            "",
+            f"{'shards':<20}{len(parts):,} ({volume / 1e6:,.1f} MB) at {shards}",
+            f"{'images of a step':<20}{recipe.batch_size:,}: {each}",
+            f"{'device':<20}{device}, {str(load.precision).removeprefix('torch.')}",
+            estimate(network, load).table(),
+        ]
+    )

@@ -1,0 +1,112 @@
+"""The folder of a training run: what lies where in it, whose it is, and what it was made with."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shared.config import flat
+from shared.errors import LvdError
+from shared.progress import say, warn
+from shared.storage import read_json, write_json
+from train.recipe import FREE_ON_RESUME, LENGTH, Recipe
+
+LIBRARIES = ("numpy", "pillow", "timm", "torch", "torchvision")
+
+
+class RunFolder:
+    """Names the files of a run below `out`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.checkpoints = out / "checkpoints"
+        self.model = out / "model"
+        self.index = out / "index"
+        self.run = out / "run.json"
+        self.done = out / "done.json"
+        self.skipped = out / "skipped.jsonl"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run from writing here; LvdError where one is at it."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            stream = (self.out / ".lock").open("w")
+        except OSError as error:
+            raise LvdError(f"--out {self.out} cannot be written: {error.strerror}") from None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise LvdError(
+                    f"another run is writing --out {self.out}: wait for it, or name another --out"
+                ) from None
+            yield
+
+    def refuse_foreign(self, recipe: Recipe, data: str) -> None:
+        """Raise LvdError where the folder holds a run with other settings or on other images.
+
+        A changed length is no refusal but a warning: it bends the schedules.
+        """
+        if not self.run.exists():
+            return
+        before = read_json(self.run)
+        remedy = "name another --out, or say --resume never to begin anew (what is there is kept)"
+        theirs, ours = flat(before["recipe"]), flat(recipe.model_dump(mode="json"))
+        for key in sorted(theirs.keys() | ours.keys()):
+            there, here = theirs.get(key), ours.get(key)
+            if there == here or key.startswith(FREE_ON_RESUME):
+                continue
+            if key in LENGTH:
+                warn(
+                    f"{key} was {there!r} and is now {here!r}: from here on the schedules are "
+                    "those of the new length"
+                )
+                continue
+            raise LvdError(
+                f"--out {self.out} holds a run with {key}={there!r}, not {here!r}: {remedy}"
+            )
+        if before["data"] != data:
+            raise LvdError(f"--out {self.out} holds a run on other images: {remedy}")
+
+    def begin(self, recipe: Recipe, data: str) -> None:
+        """Write `run.json`: what the run is made with, and on."""
+        versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+        settings = recipe.model_dump(mode="json")
+        write_json(self.run, {"recipe": settings, "data": data, "versions": versions})
+
+    def set_aside(self) -> None:
+        """Move what an earlier run left to `OUT/earlier-N`."""
+        keep = ("earlier-", "index", ".")  # the index belongs to the shards, whoever made it
+        left = [path for path in sorted(self.out.iterdir()) if not path.name.startswith(keep)]
+        if not left:
+            return
+        number = 1 + sum(1 for _ in self.out.glob("earlier-*"))
+        aside = self.out / f"earlier-{number}"
+        aside.mkdir()
+        for path in left:
+            path.rename(aside / path.name)
+        say(f"what an earlier run left in {self.out} is in {aside}")
+
+    def note_broken(self, rank: int, broken: Sequence[str]) -> None:
+        """Append the images that a process could not read to its list of them."""
+        with (self.out / f"broken-{rank}.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"{image}\n" for image in broken)
+
+    def note_skipped(self, rank: int, step: int, odd: Sequence[str], keys: Sequence[str]) -> None:
+        """Append a step that was not finite, what of it was not, and the images of a process."""
+        line = {"step": step, "rank": rank, "not_finite": list(odd), "keys": list(keys)}
+        with self.skipped.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finished(self, steps: int) -> bool:
+        """Tell whether a run of `steps` steps has come to its end here."""
+        return self.done.exists() and read_json(self.done).get("steps") == steps
+
+    def finish(self, steps: int) -> None:
+        """Mark the run as complete."""
+        write_json(self.done, {"steps": steps})

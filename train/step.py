@@ -1,0 +1,186 @@
+"""One optimiser step of DINOv2: teacher, centering, student, losses, update, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train.crops import GLOBAL_VIEWS, finish_views, normalise
+from train.cross_entropy import Targets
+from train.dino_loss import dino_loss
+from train.ema import update_teacher
+from train.gradients import clip_by_module, drop_gradients_of_frozen, finite
+from train.ibot_loss import ibot_loss, mask_weights
+from train.koleo import koleo_loss
+from train.loader import Batch
+from train.network import Outputs
+from train.parallel import autocast, sync_gradients
+from train.ranks import any_rank, sum_over_ranks
+from train.recipe import Recipe
+from train.schedules import Values, set_values
+from train.seeds import derive
+from train.system import System
+
+
+@dataclass
+class MicroBatch:
+    """The tensors of one forward pass on the training device, crop-major.
+
+    `global_views` float [2n, 3, G, G], `local_views` float [L n, 3, l, l] or None, `masks` bool
+    [2n, p] or None; `index` int64 [m] are the masked places of the flattened [2n p] patches and
+    `weights` float32 [m] what each of them counts.
+    """
+
+    global_views: Tensor
+    local_views: Tensor | None
+    masks: Tensor | None
+    index: Tensor | None
+    weights: Tensor | None
+
+
+@dataclass
+class Report:
+    """What a step did. `losses` are those that were optimised, means over all processes."""
+
+    losses: dict[str, float]
+    norms: dict[str, float]
+    """Gradient norms of the sub-modules before clipping."""
+    skipped: bool
+    features: Tensor
+    """The student's CLS tokens of the global views of the last micro-batch, [2n, d]."""
+    targets: list[Targets]
+    """What the teacher asked of each micro-batch's views, or of its masked patches where DINO's loss
+    is off."""
+
+
+def optimiser_step(
+    system: System, micro_batches: Sequence[MicroBatch], values: Values, step: int
+) -> Report:
+    """Train on the micro-batches of one global batch and return what happened.
+
+    The teacher sees the unmasked global views of all micro-batches first, so that their outputs are
+    centred as one batch, over all processes; then each micro-batch of the student is measured
+    against its share of the targets. Where a loss or a gradient is not finite on any process,
+    nothing moves on any of them: no weight, no moment, no centre, no teacher.
+    """
+    cls_targets, patch_targets = _targets(system, micro_batches, values.teacher_temperature)
+    system.optimiser.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for number, views in enumerate(micro_batches):
+        torch.manual_seed(derive(system.recipe.seed, "step", step, system.ranks.rank, number))
+        last = number == len(micro_batches) - 1
+        with sync_gradients(system.student_called, last):
+            outputs = _student(system, views)
+            losses = _losses(
+                system.recipe, views, outputs, cls_targets[number], patch_targets[number]
+            )
+            (losses["loss"] / len(micro_batches)).backward()
+        for name, loss in losses.items():
+            share = loss.detach().float() / len(micro_batches)
+            sums[name] = sums[name] + share if name in sums else share
+    if values.last_layer_frozen:
+        drop_gradients_of_frozen(system.optimiser)
+    norms = clip_by_module(system.student, system.recipe.optimiser.clip)
+    losses = _mean_over_ranks(sums, system.ranks.world)
+    skipped = any_rank(not finite(*losses.values(), *norms.values()))
+    if not skipped:
+        set_values(system.optimiser, values)
+        system.optimiser.step()
+        update_teacher(system.student, system.teacher, values.momentum)
+        for centering in system.centerings:
+            centering.update()
+    return Report(
+        losses,
+        norms,
+        skipped,
+        outputs.cls.detach(),
+        cls_targets if system.dino_centering else patch_targets,
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> MicroBatch:
+    """Return a loader's batch as the tensors of a step: finished views, and the masked places."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    global_views, local_views = finish_views(
+        moved(batch.global_views), moved(batch.local_views), batch.photometric
+    )
+    index, weights = (None, None) if batch.masks is None else mask_weights(batch.masks)
+    return MicroBatch(
+        global_views=normalise(global_views),
+        local_views=normalise(local_views) if len(local_views) else None,
+        masks=None if batch.masks is None else moved(batch.masks),
+        index=None if index is None else moved(index),
+        weights=None if weights is None else moved(weights),
+    )
+
+
+@torch.no_grad()
+def _targets(
+    system: System, micro_batches: Sequence[MicroBatch], temperature: float
+) -> tuple[list[Targets | None], list[Targets | None]]:
+    """Return the teacher's targets for CLS and masked patches of each micro-batch.
+
+    All micro-batches of all processes are centred together. None where there is no such objective.
+    """
+    cls_logits, patch_logits = [], []
+    for views in micro_batches:
+        with autocast(system.precision, system.ranks.device):
+            outputs = system.teacher_called(views.global_views, masked_index=views.index)
+        cls_logits.append(outputs.cls_logits)
+        patch_logits.append(outputs.patch_logits)
+    none = [None] * len(micro_batches)
+    centering, of_patches = system.dino_centering, system.ibot_centering
+    return (
+        centering.targets(cls_logits, temperature) if centering else none,
+        of_patches.targets(patch_logits, temperature) if of_patches else none,
+    )
+
+
+def _student(system: System, views: MicroBatch) -> Outputs:
+    with autocast(system.precision, system.ranks.device):
+        return system.student_called(
+            views.global_views, views.local_views, views.masks, views.index
+        )
+
+
+def _losses(
+    recipe: Recipe,
+    views: MicroBatch,
+    outputs: Outputs,
+    cls_targets: Targets | None,
+    patch_targets: Targets | None,
+) -> dict[str, Tensor]:
+    """Return each objective as it enters the sum, before its weight, and the weighted sum `loss`."""
+    objectives = recipe.objectives
+    temperature = objectives.student_temperature
+    losses: dict[str, Tensor] = {}
+    if cls_targets is not None:
+        losses["dino"] = dino_loss(
+            outputs.cls_logits, cls_targets, global_views=GLOBAL_VIEWS, temperature=temperature
+        )
+    if patch_targets is not None:
+        losses["ibot"] = ibot_loss(
+            outputs.patch_logits,
+            patch_targets,
+            views.weights,
+            crops=len(views.global_views),
+            temperature=temperature,
+        )
+    if objectives.koleo > 0:
+        losses["koleo"] = sum(
+            koleo_loss(view, group_size=recipe.group_size, estimator=objectives.koleo_estimator)
+            for view in outputs.cls.chunk(GLOBAL_VIEWS)
+        )
+    losses["loss"] = sum(getattr(objectives, name) * loss for name, loss in losses.items())
+    return losses
+
+
+def _mean_over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, float]:
+    stacked = sum_over_ranks(torch.stack(list(sums.values())) / world)
+    return dict(zip(sums, stacked.tolist(), strict=True))

@@ -1,0 +1,89 @@
+"""Builds what a run trains: student, teacher, centering and optimiser, on this process's device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train.centering import Centering, build_centering
+from train.continuation import load_networks
+from train.groups import make_optimiser, parameter_groups
+from train.heads import HeadSettings
+from train.init import load_backbone
+from train.network import Network, build_network, make_teacher
+from train.parallel import parallelise, resolve_precision
+from train.ranks import Ranks
+from train.recipe import Recipe
+
+
+@dataclass
+class System:
+    """Everything of a run that changes while it trains, and how to call it."""
+
+    recipe: Recipe
+    ranks: Ranks
+    precision: torch.dtype
+    student: Network
+    teacher: Network
+    student_called: nn.Module
+    """The student as parallelism wants it called."""
+    teacher_called: nn.Module
+    dino_centering: Centering | None
+    ibot_centering: Centering | None
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def centerings(self) -> list[Centering]:
+        """Return the centerings there are."""
+        return [c for c in (self.dino_centering, self.ibot_centering) if c is not None]
+
+
+def new_network(recipe: Recipe, device: str = "cpu") -> Network:
+    """Return the student of a recipe with fresh weights; the same ones on every process."""
+    crops = recipe.crops
+    network = build_network(
+        recipe.model,
+        recipe.heads,
+        masked=recipe.masks is not None,
+        sizes=[crops.global_size, *([crops.local_size] if crops.local_views else [])],
+        seed=recipe.seed,
+        device=device,
+    )
+    if recipe.objectives.dino == 0 and not recipe.heads.shared:
+        network.dino_head.requires_grad_(False)  # DDP wants a gradient of all that asks for one
+    return network
+
+
+def build_system(recipe: Recipe, ranks: Ranks, start_from: str | None = None) -> System:
+    """Return the system before its first step; `start_from` is what `--init` names."""
+    student = new_network(recipe)
+    source = start_from or (f"timm:{recipe.model.name}" if recipe.model.pretrained else None)
+    if source is not None:
+        load_backbone(student, source)
+    teacher = make_teacher(student)
+    if recipe.continue_from is not None:
+        load_networks(Path(recipe.continue_from), {"student": student, "teacher": teacher})
+    student, teacher = student.to(ranks.device), teacher.to(ranks.device)
+    student_called, teacher_called = parallelise(student, teacher, recipe.parallel, ranks)
+
+    def centering(head: HeadSettings | None, weight: float) -> Centering | None:
+        if weight == 0:
+            return None
+        prototypes = (head or recipe.heads.dino).prototypes
+        return build_centering(recipe.objectives.centering, prototypes).to(ranks.device)
+
+    return System(
+        recipe=recipe,
+        ranks=ranks,
+        precision=resolve_precision(recipe.parallel, ranks.device),
+        student=student,
+        teacher=teacher,
+        student_called=student_called,
+        teacher_called=teacher_called,
+        dino_centering=centering(recipe.heads.dino, recipe.objectives.dino),
+        ibot_centering=centering(recipe.heads.ibot, recipe.objectives.ibot),
+        optimiser=make_optimiser(parameter_groups(student, recipe.optimiser), recipe.optimiser),
+    )
