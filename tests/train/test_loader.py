@@ -1,0 +1,347 @@
+"""The loader with real workers: whose draws, which samples, what is broken, who dies of what."""
+
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from functools import partial
+from multiprocessing import forkserver
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shared.errors import LvdError
+from train.crops import CropSettings, SampleViews, Views
+from train.index import read_index
+from train.loader import DataSettings, make_loader
+from train.masks import MaskSettings, batch_masks
+from train.order import Order
+
+IMAGES, SHARDS = 48, 3
+CROPS = CropSettings(global_size=16, local_size=8, local_views=2)
+REAL_MASKS = partial(batch_masks, grid=(4, 4), group_size=2, seed=0, settings=MaskSettings())
+
+
+class Marks:
+    """Stands in for Views: each view says picture, sample, epoch, number of the view and height."""
+
+    reduce_to = 90
+
+    def __call__(self, image, sample, epoch):
+        about = [int(image.float().mean()), sample, epoch, 0, image.shape[1] // 4]
+        views = torch.tensor(about, dtype=torch.uint8).view(5, 1, 1).repeat(5, 1, 1, 1)
+        views[:, 3, 0, 0] = torch.arange(5)
+        return SampleViews(views[:2], views[2:], None)
+
+
+class Deadly(Marks):
+    """Kills the worker that shows sample 7, as the kernel does when memory runs out."""
+
+    def __call__(self, image, sample, epoch):
+        if sample == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(image, sample, epoch)
+
+
+class MaskMarks:
+    """Stands in for the masks: they say what was asked for."""
+
+    def __call__(self, *, step, epoch, first, samples):
+        asked = [[step, epoch, first + place, sample] for place, sample in enumerate(samples)]
+        return torch.tensor(asked).repeat(2, 1)
+
+
+def jpeg(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+def grey(number):
+    return jpeg(np.full((20, 24), number, np.uint8))
+
+
+def write_shards(folder, image=grey):
+    """Write samples 0 to 47 in three tars, and return their index."""
+    folder.mkdir()
+    for shard in range(SHARDS):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for number in range(shard * IMAGES // SHARDS, (shard + 1) * IMAGES // SHARDS):
+                data = image(number)
+                info = tarfile.TarInfo(f"{number:02d}.jpg")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return read_index(str(folder), folder.with_name(f"{folder.name}-index"))
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("loader") / "data")
+
+
+def order(index, batch=8, window=2):
+    return Order(index.sizes, batch_size=batch, window=window, seed=3)
+
+
+def load(
+    index, views=None, masks=None, *, batch=8, window=2, ranks=(0, 1), steps=(0, 6), accumulate=1,
+    **options,
+):  # fmt: skip
+    return make_loader(
+        index,
+        order(index, batch, window),
+        views or Marks(),
+        masks or MaskMarks(),
+        settings=DataSettings(**{"workers": 0, **options}),
+        ranks=ranks,
+        accumulate=accumulate,
+        start_step=steps[0],
+        stop_step=steps[1],
+    )
+
+
+def numbers(batch):
+    """Return the samples that a batch's keys name."""
+    return [int(key.rpartition("/")[2]) for key in batch.keys]
+
+
+def same(batches, others):
+    """Tell whether two runs loaded the same batches, to the last pixel."""
+    batches, others = list(batches), list(others)
+    plain = ("step", "micro", "epoch", "keys", "broken")
+    tensors = ("global_views", "local_views", "masks")
+    return len(batches) == len(others) > 0 and all(
+        all(getattr(one, name) == getattr(other, name) for name in plain)
+        and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+        for one, other in zip(batches, others, strict=True)
+    )
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_dead(pids):
+    for _ in range(300):
+        if not any(map(alive, pids)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"of {pids}, {[pid for pid in pids if alive(pid)]} still live")
+
+
+# pitfall 18
+def test_draws_differ_between_samples_epochs_and_ranks_and_repeat_with_the_seed(tmp_path):
+    # All samples are one picture: nothing but the draws can tell their views apart.
+    picture = jpeg(np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8))
+    index = write_shards(tmp_path / "data", lambda number: picture)
+
+    def views(seed, workers):
+        found = []
+        for rank in range(2):
+            options = {"ranks": (rank, 2), "steps": (0, 2 * IMAGES // 8), "workers": workers}
+            for batch in load(index, Views(CROPS, seed), **options):
+                found += torch.stack(batch.global_views.chunk(2), dim=1).flatten(1).tolist()
+        return [tuple(view) for view in found]
+
+    first = views(seed=0, workers=2)
+    assert len(first) == len(set(first)) == 2 * IMAGES
+    assert views(seed=0, workers=0) == first
+    assert not set(views(seed=1, workers=0)) & set(first)
+
+
+def test_batches_are_the_same_for_any_number_of_workers(index):
+    alone = list(load(index, Views(CROPS, 0), REAL_MASKS, steps=(0, 3), accumulate=2))
+    for workers in (1, 2):
+        loaded = load(
+            index, Views(CROPS, 0), REAL_MASKS, steps=(0, 3), accumulate=2, workers=workers
+        )
+        assert same(loaded, alone)
+
+
+# pitfall 19
+def test_ranks_draw_other_masks_and_together_what_one_process_draws(index):
+    def masks(ranks, accumulate):
+        loaded = load(index, Marks(), REAL_MASKS, ranks=ranks, accumulate=accumulate)
+        return [batch.masks for batch in loaded]
+
+    first, second, alone = masks((0, 2), 1), masks((1, 2), 1), masks((0, 1), 2)
+    assert not any(map(torch.equal, first, second))
+    assert all(map(torch.equal, first, alone[0::2]))
+    assert all(map(torch.equal, second, alone[1::2]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    world=st.sampled_from([1, 2, 3]),
+    accumulate=st.sampled_from([1, 2, 4]),
+    images=st.integers(1, 4),
+    window=st.integers(1, 4),
+)
+def test_each_sample_is_seen_once_an_epoch_whatever_ranks_and_accumulation(
+    index, world, accumulate, images, window
+):
+    batch = world * accumulate * images
+    steps = range(IMAGES // batch, 2 * (IMAGES // batch))
+    loaders = [
+        load(
+            index,
+            batch=batch,
+            window=window,
+            ranks=(rank, world),
+            steps=(steps.start, steps.stop),
+            accumulate=accumulate,
+        )
+        for rank in range(world)
+    ]
+    seen = []
+    for step in steps:
+        at_step = [next(loader) for loader in loaders for _ in range(accumulate)]
+        assert [b.micro for b in at_step] == list(range(accumulate)) * world
+        assert {(b.step, b.epoch) for b in at_step} == {(step, 1)}
+        places = torch.cat([b.masks.chunk(2)[0] for b in at_step])
+        expected = order(index, batch, window).batch(step)[1].tolist()
+        assert places.tolist() == [[step, 1, n, sample] for n, sample in enumerate(expected)]
+        assert [number for b in at_step for number in numbers(b)] == expected
+        seen += expected
+    assert len(seen) == len(set(seen)) > IMAGES - batch
+    assert all(next(loader, None) is None for loader in loaders)
+
+
+# pitfall 21
+@pytest.mark.parametrize("step", [2, 4, 9])
+def test_a_resumed_run_goes_on_with_the_very_next_sample(index, step):
+    options = {"accumulate": 2, "batch": 12}
+    whole = list(load(index, steps=(0, 12), **options))
+    assert [batch.epoch for batch in whole] == [0] * 8 + [1] * 8 + [2] * 8
+    before = load(index, steps=(0, step), **options)
+    after = load(index, steps=(step, 12), workers=step // 4, **options)
+    assert same([*before, *after], whole)
+    for epoch in range(3):
+        seen = [number for batch in whole if batch.epoch == epoch for number in numbers(batch)]
+        assert sorted(seen) == list(range(IMAGES))
+
+
+# pitfall 1
+def test_views_are_crop_major(index):
+    (batch,) = load(index, steps=(7, 8))
+    for views, first, count in ((batch.global_views, 0, 2), (batch.local_views, 2, 3)):
+        assert views.dtype == torch.uint8
+        shown, sample, epoch, view, _ = views[:, :, 0, 0].T.tolist()
+        assert shown == sample == numbers(batch) * count
+        assert set(epoch) == {batch.epoch} == {1}
+        assert view == [first + v for v in range(count) for _ in range(8)]
+
+
+def test_a_broken_sample_is_named_and_its_place_taken_by_the_next_whole_one(tmp_path):
+    broken = {3: b"", 17: b"<html>", **{n: grey(n)[:-200] for n in (16, 18, 31)}}
+    write_shards(tmp_path / "data", lambda number: broken.get(number, grey(number)))
+    last = tmp_path / "data/2.tar"
+    with tarfile.open(last) as tar:
+        end = tar.getmembers()[-1].offset_data + 10
+    os.truncate(last, end)
+    index = read_index(str(tmp_path / "data"), tmp_path / "i")
+    broken[47] = b""
+    named = []
+    for batch in load(index, workers=1):
+        samples = order(index).batch(batch.step)[1].tolist()
+        shown = [
+            next(s for s in samples[place:] + samples if s not in broken) for place in range(8)
+        ]
+        marks = batch.global_views[:8, :, 0, 0]
+        assert numbers(batch) == marks[:, 0].tolist() == shown
+        assert marks[:, 1].tolist() == samples  # its own draws
+        assert batch.masks[:8, 3].tolist() == samples
+        assert len(batch.local_views) == 3 * 8
+        named += batch.broken
+    reasons = {int(key.rpartition("/")[2]): reason for key, reason in named}
+    assert len(named) == len(reasons)
+    assert reasons.keys() == broken.keys()
+    assert reasons[3] == "empty: 0 bytes"
+    assert reasons[17] == "not an image of a readable format: it looks like an HTML page"
+    assert reasons[47] == "tar ends inside this member"
+    assert all("truncated" in reasons[number] for number in (16, 18, 31))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_micro_batch_of_nothing_but_broken_samples_stops_the_run_in_one_line(tmp_path, workers):
+    index = write_shards(tmp_path / "data", lambda number: b"no image")
+    line = r"^all 4 images of a micro-batch are broken, the first, \d/\d\d: not an image [^\n]*$"
+    with pytest.raises(LvdError, match=line):
+        next(load(index, workers=workers, accumulate=2))
+
+
+def test_large_jpegs_are_decoded_reduced_unless_all_pixels_are_asked_for(tmp_path):
+    index = write_shards(tmp_path / "data", lambda number: jpeg(np.zeros((400, 420), np.uint8)))
+    for options, height in (({}, 100), ({"decode": "full"}, 400)):
+        batch = next(load(index, batch=2, **options))
+        assert set(batch.global_views[:, 4].flatten().tolist()) == {height // 4}
+
+
+def test_signals_to_the_whole_job_stop_no_worker_and_closing_stops_all(index):
+    others = multiprocessing.active_children()
+    loader = load(index, workers=2, steps=(0, 20), prefetch=1)
+    batches = [next(loader)]
+    workers = [child.pid for child in multiprocessing.active_children() if child not in others]
+    assert len(workers) == 2
+    job = [str(pid) for pid in (*workers, forkserver._forkserver._forkserver_pid)]
+    for name in ("INT", "USR1", "TERM"):
+        subprocess.run(["kill", f"-{name}", *job], check=True)
+    batches += [next(loader) for _ in range(12)]
+    assert same(batches, load(index, steps=(0, 13)))
+    loader.close()
+    wait_until_dead(workers)
+
+
+def test_a_worker_ends_when_the_training_process_tells_it_to(index):
+    others = multiprocessing.active_children()
+    loader = load(index, workers=1, steps=(0, 20))
+    next(loader)
+    (worker,) = (child for child in multiprocessing.active_children() if child not in others)
+    worker.terminate()
+    wait_until_dead([worker.pid])
+
+
+def test_a_worker_that_dies_stops_the_run_in_one_line(index):
+    with pytest.raises(LvdError, match=r"^a process that loads images died, [^\n]* again [^\n]*$"):
+        list(load(index, Deadly(), workers=2))
+
+
+def test_workers_leave_when_the_training_process_is_killed(index):
+    script = (
+        "import multiprocessing, sys, time; sys.path.insert(0, sys.argv[1]); import test_loader\n"
+        "from pathlib import Path; from train.index import ShardIndex\n"
+        "loader = test_loader.load(ShardIndex(Path(sys.argv[2])), workers=2, steps=(0, 10**6))\n"
+        "next(loader)\n"
+        "print(*[p.pid for p in multiprocessing.active_children()], flush=True); time.sleep(99)\n"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(index.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(map(alive, workers))
+        process.kill()
+        wait_until_dead(workers)
+
+
+def test_loading_draws_nothing_from_the_global_generator(index):
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        assert len(list(load(index, Views(CROPS, 0), REAL_MASKS, workers=workers))) == 6
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_that_is_not_cut_evenly_is_refused_in_one_line(index):
+    with pytest.raises(LvdError, match=r"^batch_size 8 cannot be cut into 3 processes x 2 [^\n]*$"):
+        load(index, ranks=(0, 3), accumulate=2)

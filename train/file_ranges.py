@@ -1,0 +1,127 @@
+"""Reads byte ranges of files, here or behind a URL, as a worker that picks images out of shards does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from shared.images import ImageError
+from shared.keys import shown
+from shared.listing import is_remote
+
+_MOST_OPEN = 128
+_AT_ONCE = 64
+"""Ranges of one request to a remote file system, which answers them side by side."""
+_WAITS = (1.0, 5.0)
+"""Seconds before a remote range that failed is asked for again."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """`size` bytes at `offset` of a file that had `file_size` bytes when it was listed."""
+
+    location: str
+    offset: int
+    size: int
+    file_size: int
+
+
+class FileRanges:
+    """Keeps the local files it opened last open, so that one range is one read. For one thread."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+
+    def read(self, ranges: Sequence[Range]) -> Iterator[bytes | ImageError]:
+        """Yield for each range its bytes, or the reason why they are not to be had.
+
+        Ranges behind a URL, all of one file system, are asked for many at a time, and again where
+        the network fails.
+        """
+        for start in range(0, len(ranges), _AT_ONCE):
+            some = ranges[start : start + _AT_ONCE]
+            if is_remote(some[0].location):
+                yield from _read_remote(some)
+            else:
+                yield from map(self._read_local, some)
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def _read_local(self, wanted: Range) -> bytes | ImageError:
+        try:
+            descriptor = self._descriptor(wanted)
+            data = os.pread(descriptor, wanted.size, wanted.offset)
+            while len(data) < wanted.size:  # some network file systems stop early
+                some = os.pread(descriptor, wanted.size - len(data), wanted.offset + len(data))
+                if not some:
+                    break
+                data += some
+        except OSError as error:
+            self._forget(wanted.location)
+            return ImageError(f"the file cannot be read: {error.strerror or error}")
+        except ImageError as error:
+            return error
+        return _whole(data, wanted)
+
+    def _descriptor(self, wanted: Range) -> int:
+        descriptor = self._open.get(wanted.location)
+        if descriptor is None:
+            if len(self._open) >= _MOST_OPEN:
+                self._forget(next(iter(self._open)))  # the one that was opened first
+            descriptor = os.open(wanted.location, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[wanted.location] = descriptor
+            now = os.fstat(descriptor).st_size
+            if now != wanted.file_size:
+                self._forget(wanted.location)
+                raise ImageError(
+                    f"{shown(wanted.location)} has changed since it was listed: {now} bytes, not "
+                    f"{wanted.file_size}"
+                )
+        return descriptor
+
+    def _forget(self, location: str) -> None:
+        descriptor = self._open.pop(location, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
+    import fsspec
+
+    places = [fsspec.core.url_to_fs(wanted.location) for wanted in ranges]
+    system = places[0][0]
+    answers: list[bytes | Exception] = [b""] * len(ranges)
+    missing = [number for number, wanted in enumerate(ranges) if wanted.size]
+    for wait in (*_WAITS, None):
+        some = system.cat_ranges(
+            [places[n][1] for n in missing],
+            [ranges[n].offset for n in missing],
+            [ranges[n].offset + ranges[n].size for n in missing],
+            on_error="return",
+        )
+        for number, answer in zip(missing, some, strict=True):
+            answers[number] = answer
+        missing = [n for n in missing if _may_pass(answers[n])]
+        if not missing or wait is None:
+            break
+        time.sleep(wait)
+    return [_whole(answer, wanted) for answer, wanted in zip(answers, ranges, strict=True)]
+
+
+def _may_pass(answer: bytes | Exception) -> bool:
+    return isinstance(answer, Exception) and not isinstance(
+        answer, (FileNotFoundError, PermissionError)
+    )
+
+
+def _whole(answer: bytes | Exception, wanted: Range) -> bytes | ImageError:
+    if isinstance(answer, Exception):
+        reason = " ".join(str(answer).split())[:200] or type(answer).__name__
+        return ImageError(f"the file cannot be fetched: {reason}")
+    if len(answer) != wanted.size:
+        return ImageError(f"the file ends early: {len(answer)} of {wanted.size} bytes")
+    return answer
