@@ -20,8 +20,9 @@ def main() -> None:
     """
     chosen = any(name in os.environ for name in (*ALLOCATOR, "LD_PRELOAD", "GLIBC_TUNABLES"))
     if sys.platform == "linux" and not chosen:
-        environment = {**os.environ, **ALLOCATOR}
-        os.execve(sys.executable, [sys.executable, "-m", "train.cli", *sys.argv[1:]], environment)
+        # -P: a folder called `train` where the user happens to be must not stand for this package.
+        command = [sys.executable, "-P", "-m", "train.cli", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **ALLOCATOR})
     from train.cli import main as command_line
 
     command_line(prog_name="lvd-train")
