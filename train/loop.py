@@ -71,7 +71,6 @@ def train(
         begun = restore(system, watch.counts, checkpoint) if checkpoint else 0
         batches = _load(system, index, order, range(begun, steps))
         with watch.following(begun):
-            watch.score(begun)
             for step, micro in enumerate(watch.waiting(batches), begun):
                 values = schedules.at(step)
                 on_device = [to_device(batch, ranks.device) for batch in micro]

@@ -61,14 +61,19 @@ class Watch:
 
     @contextmanager
     def following(self, start: int) -> Iterator[None]:
-        """Open the metrics files and the bar of a run that begins behind `start` steps."""
+        """Open the metrics files and the bar of a run that begins behind `start` steps.
+
+        The first score comes before the bar, whose rate and time left it would spoil.
+        """
         batch = self._recipe.batch_size
         self._logged = start
         if not self._ranks.first:
+            self.score(start)
             yield
             return
         self._writer = MetricsWriter(self._folder.out, self._recipe.log, start)
         try:
+            self.score(start)
             with stage_bar("train", self._steps * batch) as self._bar:
                 self._bar.skip(start * batch)
                 yield
