@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.images import ImageError
-from train.crops import CropSettings, Views, normalise
+from train.crops import CropSettings, Views, normalise, stack_views
 from train.index import ShardIndex
 from train.pictures import picture
 from train.seeds import derive
@@ -41,7 +41,7 @@ def recognition(
             image = picture(index.read(number), draw.reduce_to)
         except ImageError:
             continue
-        pairs.append(draw(image, number, 0).global_views)
+        pairs.append(stack_views([draw(image, number, 0)])[0])
         if len(pairs) == MOST_IMAGES:
             break
     if len(pairs) < 2:

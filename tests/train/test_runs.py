@@ -32,7 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path) -> Path:
-    run(command(place / "pipelines.yaml", place / "shards", place / "out"))
+    said = run(command(place / "pipelines.yaml", place / "shards", place / "out"))
+    assert "What it learned" in said
     return place / "out"
 
 
@@ -145,6 +146,7 @@ def test_broken_samples_are_counted_named_and_do_no_harm(place: Path, tmp_path: 
     out = tmp_path / "out"
     said = run(command(place / "pipelines.yaml", shards, out))
     assert "000000004" in said
+    assert "broken images left out" in said
     last = lines(out)[-1] if "broken" in lines(out)[-1] else lines(out)[-2]
     assert last["broken"] > 0
     named = (out / "broken-0.txt").read_text()
@@ -201,6 +203,25 @@ def test_a_stage_goes_on_from_student_teacher_and_heads_at_another_size(
     ours = read_network(checkpoints[0], "student")["dino_head.prototypes"]
     theirs = read_network(undisturbed / "checkpoints" / "step-0000012", "student")
     assert torch.equal(ours, theirs["dino_head.prototypes"])
+
+
+# pitfall 16
+def test_a_run_stops_after_several_steps_that_are_not_finite_and_names_the_images(
+    place: Path, tmp_path: Path
+) -> None:
+    wild = ["optimiser.base_lr=1.0e+30", "optimiser.warmup_epochs=0", "optimiser.clip=null"]
+    more = [text for value in wild for text in ("--set", value)]
+    out = tmp_path / "out"
+    asked = command(place / "pipelines.yaml", place / "shards", out, *more)
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2, result.output
+    assert "in a row" in result.output
+    assert "base_lr" in result.output.splitlines()[-1]
+    noted = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in noted[-5:]] == list(
+        range(noted[-5]["step"], noted[-5]["step"] + 5)
+    )
+    assert all(len(line["keys"]) == 8 and line["not_finite"] for line in noted)
 
 
 def test_beginning_anew_keeps_what_was_there(place: Path, tmp_path: Path) -> None:
