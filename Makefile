@@ -50,6 +50,9 @@ curate: setup
 LAUNCH = $(if $(filter 1,$(NPROC)),$(BIN)/lvd-train,$(BIN)/torchrun --nproc-per-node '$(NPROC)' -m train.launch)
 
 train: setup
+ifeq ($(origin SHARDS),file)
+	@test -e '$(SHARDS)' || { echo "make train: no shards at $(SHARDS): run make demo or make curate first, or say SHARDS=..."; exit 2; }
+endif
 	@$(LAUNCH) run --config '$(CONFIG)' --recipe '$(RECIPE)' --shards '$(SHARDS)' --out '$(or $(OUT),runs/train/$(RECIPE))' $(ARGS)
 
 lint: setup

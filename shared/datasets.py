@@ -96,9 +96,12 @@ def _expand(name: str, path: str) -> Place:
 
 
 def _nothing(name: str, path: str, why: str) -> LvdError:
+    option = name.startswith("--")
+    subject = name if option else f"dataset {name!r}"
+    remedy = "name another place" if option else "correct the dataset's `path` in pipelines.yaml"
     return LvdError(
-        f"dataset {name!r}: no images at {path!r}: {why}; put a folder of images, tars or Parquet "
-        "files there, or correct the dataset's `path` in pipelines.yaml"
+        f"{subject}: no images at {path!r}: {why}; put a folder of images, tars or Parquet files "
+        f"there, or {remedy}"
     )
 
 

@@ -1,1 +1,1 @@
-"""Stage two, the trainer: reads the shards that stage one writes. Not built yet."""
+"""Stage two: trains a Vision Transformer without labels on the shards of stage one."""
