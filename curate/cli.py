@@ -10,28 +10,15 @@ from typing import Any
 
 import click
 
-from shared.errors import LvdError
+from shared.commands import Commands
 
 EMBEDDER = "An embedder of the configuration, or a model folder (config.json + model.safetensors)."
 DATASET = "a dataset of the configuration, or a path: a folder of images or tars, a tar, a glob, a brace list, a Parquet file, an fsspec URL."
 
 
-class _Commands(click.Group):
-    """Turns an LvdError into its one line, and exit status 2."""
-
-    def invoke(self, context: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(context)
-        except LvdError as error:
-            click.echo(f"lvd-curate: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("lvd-curate: stopped; run the same command again to go on", err=True)
-            sys.exit(130)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, prog="lvd-curate", context_settings={"help_option_names": ["-h", "--help"]}
+)
 def main() -> None:
     """Curate a crawl: embed, de-duplicate, keep what is similar to a seed, write shards.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import os
 import shutil
@@ -16,7 +15,7 @@ from curate.rows import TABLES
 from curate.search import installed_faiss
 from shared.config import flat
 from shared.errors import LvdError
-from shared.storage import read_json, sync_tree, write_json
+from shared.storage import locked, read_json, sync_tree, write_json
 
 FORMAT = 1
 RUN = "run.json"
@@ -72,13 +71,7 @@ class Output:
         """Keep a second process from building the same output."""
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         path = self.out.with_name(f".{self.out.name}.lock")
-        with path.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise LvdError(
-                    f"another run is writing --out {self.out}: wait for it, or name another --out"
-                ) from None
+        with locked(path, self.out):
             try:
                 self._recover()
                 self._refuse_foreign()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -86,6 +87,19 @@ def disk_full_is_said(place: Path) -> Iterator[None]:
             f"no space left below {place}: free some, or name another folder with --work or --out, "
             "and run the same command again (what is done is kept)"
         ) from error
+
+
+@contextmanager
+def locked(path: Path, out: Path) -> Iterator[None]:
+    """Hold the lock file `path`, so that no second run writes `out`; LvdError where one does."""
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LvdError(
+                f"another run is writing --out {out}: wait for it, or name another --out"
+            ) from None
+        yield
 
 
 def mark(out: Path, flat: bool) -> Path:

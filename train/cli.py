@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from shared.errors import LvdError
+from shared.commands import Commands
 
 
-class _Commands(click.Group):
-    """Turns an LvdError into its one line, and exit status 2."""
-
-    def invoke(self, context: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(context)
-        except LvdError as error:
-            click.echo(f"lvd-train: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("lvd-train: stopped; run the same command again to go on", err=True)
-            sys.exit(130)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, prog="lvd-train", context_settings={"help_option_names": ["-h", "--help"]}
+)
 def main() -> None:
     """Train a vision transformer without labels on the shards of `lvd-curate`: DINOv2, iBOT, DINO.
 

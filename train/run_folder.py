@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from shared.config import flat
 from shared.errors import LvdError
 from shared.progress import say, warn
-from shared.storage import read_json, write_json
+from shared.storage import locked, read_json, write_json
 from train.recipe import FREE_ON_RESUME, LENGTH, Recipe
 
 LIBRARIES = ("numpy", "pillow", "timm", "torch", "torchvision")
@@ -35,16 +34,10 @@ class RunFolder:
         """Keep a second run from writing here; LvdError where one is at it."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            stream = (self.out / ".lock").open("w")
+            (self.out / ".lock").touch()
         except OSError as error:
             raise LvdError(f"--out {self.out} cannot be written: {error.strerror}") from None
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise LvdError(
-                    f"another run is writing --out {self.out}: wait for it, or name another --out"
-                ) from None
+        with locked(self.out / ".lock", self.out):
             yield
 
     def refuse_foreign(self, recipe: Recipe, data: str) -> None:
