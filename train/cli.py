@@ -85,6 +85,9 @@ def run(
     start the same command again. Several processes: start it with torchrun.
     """
     from shared.storage import disk_full_is_said
+    from train.recipe_tree import recipe_tree
+
+    recipe_tree(config, name, overrides)  # what is wrong with it is said before torch is there
     from train.recipe import read_recipe
 
     recipe = read_recipe(config, name, overrides)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shared.config import apply_overrides, expand, load_yaml, validate
-from shared.errors import LvdError, nearest
+from shared.config import validate
+from shared.errors import LvdError
 from train.backbone import ModelSettings
 from train.checkpoints import CheckpointSettings
 from train.collapse import CollapseSettings
@@ -22,6 +21,7 @@ from train.masks import MaskSettings
 from train.metrics import LogSettings
 from train.objectives import ObjectivesSettings
 from train.parallel import ParallelSettings
+from train.recipe_tree import recipe_tree
 from train.schedules import TeacherSettings
 
 FREE_ON_RESUME = (
@@ -112,41 +112,7 @@ class Recipe(BaseModel):
 def read_recipe(config: Path, name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe `name` of the file `config` with `key.sub=value` overrides applied.
 
-    A recipe with `like: OTHER` holds only what it changes of that one.
     Raises LvdError, in one line, for an unknown name or a wrong setting.
     """
-    known = load_yaml(config).get("recipes") or {}
-    if not isinstance(known, dict):
-        raise LvdError(f"recipes in {config} must be a section of 'name: recipe' pairs")
-    tree = apply_overrides(_resolved(known, name, config, ()), overrides)
-    return validate(Recipe, expand(tree), file=config, at=f"recipes.{name}", overrides=overrides)
-
-
-def _resolved(
-    known: dict[str, Any], name: str, config: Path, seen: tuple[str, ...]
-) -> dict[str, Any]:
-    if name not in known:
-        asked = f" (of {seen[-1]}.like)" if seen else ""
-        raise LvdError(
-            f"no recipe {name!r}{asked} in {config}{nearest(name, known)}: "
-            f"it has {', '.join(sorted(known)) or 'none'}"
-        )
-    if name in seen:
-        raise LvdError(f"recipes.{name}.like in {config} leads back to itself")
-    tree = known[name]
-    if not isinstance(tree, dict):
-        raise LvdError(f"recipes.{name} in {config} must be a section of 'key: value' pairs")
-    other = tree.get("like")
-    if other is None:
-        return tree
-    own = {key: value for key, value in tree.items() if key != "like"}
-    return _merged(_resolved(known, str(other), config, (*seen, name)), own)
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[key] = _merged(under, value) if both else value
-    return merged
+    tree = recipe_tree(config, name, overrides)
+    return validate(Recipe, tree, file=config, at=f"recipes.{name}", overrides=overrides)

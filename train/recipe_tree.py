@@ -1,0 +1,55 @@
+"""Finds a recipe in pipelines.yaml and fills in what it takes from others; knows no setting.
+
+Apart from the settings' own checks, because those need torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.config import apply_overrides, expand, load_yaml
+from shared.errors import LvdError, nearest
+
+
+def recipe_tree(config: Path, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settings of the recipe `name` of the file `config`, not validated.
+
+    A recipe with `like: OTHER` holds only what it changes of that one; `key.sub=value` overrides
+    come on top. Raises LvdError, in one line, where there is no such recipe.
+    """
+    known = load_yaml(config).get("recipes") or {}
+    if not isinstance(known, dict):
+        raise LvdError(f"recipes in {config} must be a section of 'name: recipe' pairs")
+    return expand(apply_overrides(_resolved(known, name, config, ()), overrides))
+
+
+def _resolved(
+    known: dict[str, Any], name: str, config: Path, seen: tuple[str, ...]
+) -> dict[str, Any]:
+    if name not in known:
+        asked = f" (of {seen[-1]}.like)" if seen else ""
+        raise LvdError(
+            f"no recipe {name!r}{asked} in {config}{nearest(name, known)}: "
+            f"it has {', '.join(sorted(known)) or 'none'}"
+        )
+    if name in seen:
+        raise LvdError(f"recipes.{name}.like in {config} leads back to itself")
+    tree = known[name]
+    if not isinstance(tree, dict):
+        raise LvdError(f"recipes.{name} in {config} must be a section of 'key: value' pairs")
+    other = tree.get("like")
+    if other is None:
+        return tree
+    own = {key: value for key, value in tree.items() if key != "like"}
+    return _merged(_resolved(known, str(other), config, (*seen, name)), own)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _merged(under, value) if both else value
+    return merged
