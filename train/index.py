@@ -148,10 +148,9 @@ def _list_new(parts: Sequence[Part], folder: Path) -> None:
     if not new:
         return
     problems: list[str] = []
-    with stage_bar("index", len(new), "shards") as bar, _mapper(new) as mapped:
+    with _mapper(new) as mapped:
         for found in mapped(partial(_list_part, folder=folder), new):
             problems += found
-            bar.advance()
     for problem in problems[:_WARNINGS]:
         warn(problem)
     if len(problems) > _WARNINGS:
@@ -160,7 +159,7 @@ def _list_new(parts: Sequence[Part], folder: Path) -> None:
 
 @contextmanager
 def _mapper(parts: Sequence[Part]) -> Iterator[Callable]:
-    """Yield a `map` that works on several parts at a time where that is faster."""
+    """Yield a `map` that works on several parts at a time, under a bar, where that is faster."""
     if is_remote(parts[0].root):
         pool = ThreadPoolExecutor(_FETCHED_AT_ONCE)
     elif len(parts) > 1 and sum(part.nbytes for part in parts) > _LISTED_ALONE:
@@ -170,8 +169,15 @@ def _mapper(parts: Sequence[Part]) -> Iterator[Callable]:
     else:
         yield map
         return
+
+    def mapped(function: Callable, over: Sequence[Part]) -> Iterator:
+        with stage_bar("index", len(over), "shards") as bar:
+            for result in pool.map(function, over):
+                bar.advance()
+                yield result
+
     try:
-        yield pool.map
+        yield mapped
     except BrokenProcessPool as error:
         raise LvdError(
             "a process that lists shards died, perhaps for want of memory: run the same command "
