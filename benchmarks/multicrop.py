@@ -26,7 +26,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
 from shared.images import decode
-from train.crops import (
+from train.data.crops import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     CropSettings,

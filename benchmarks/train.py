@@ -28,8 +28,8 @@ import train.loop
 from benchmarks.memory import run_measured
 from benchmarks.multicrop import main as multicrop
 from benchmarks.multicrop import photographs
+from train.distributed.parallelise import autocast
 from train.launch import ALLOCATOR
-from train.parallel import autocast
 from train.recipe import Recipe, read_recipe
 from train.step import MicroBatch
 from train.system import System

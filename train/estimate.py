@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.crops import GLOBAL_VIEWS
-from train.network import Network, Outputs, make_teacher
-from train.parallel import autocast
+from train.data.crops import GLOBAL_VIEWS
+from train.distributed.parallelise import autocast
+from train.model.network import Network, Outputs, make_teacher
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,22 @@ from pathlib import Path
 import click
 
 from shared.progress import say
-from train.checkpoints import newest, save
-from train.crops import Views
-from train.index import ShardIndex, read_index
-from train.loader import Batch, make_loader
-from train.masks import batch_masks
-from train.order import Order
-from train.ranks import Ranks, any_rank, barrier, process_group
+from train.data.crops import Views
+from train.data.index import ShardIndex, read_index
+from train.data.loader import Batch, make_loader
+from train.data.masks import batch_masks
+from train.data.order import Order
+from train.distributed.ranks import Ranks, any_rank, barrier, process_group
+from train.distributed.signals import StopRequest
+from train.monitoring.summary import summary
+from train.monitoring.watch import Watch
+from train.optimisation.schedules import Schedules
+from train.persistence.checkpoints import newest, save
+from train.persistence.run_folder import RunFolder
+from train.persistence.snapshot import restore, snapshot, write_model
 from train.recipe import Recipe
-from train.run_folder import RunFolder
-from train.schedules import Schedules
-from train.signals import StopRequest
-from train.snapshot import restore, snapshot, write_model
 from train.step import optimiser_step, to_device
-from train.summary import summary
 from train.system import System, build_system
-from train.watch import Watch
 
 
 def train(

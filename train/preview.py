@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from shared.datasets import DatasetSettings, list_parts
-from train.crops import GLOBAL_VIEWS
+from train.data.crops import GLOBAL_VIEWS
+from train.data.masks import group_counts
+from train.distributed.parallelise import resolve_precision
 from train.estimate import Load, estimate
-from train.masks import group_counts
-from train.parallel import resolve_precision
 from train.recipe import Recipe
 from train.system import new_network
 

@@ -9,20 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.config import validate
 from shared.errors import LvdError
-from train.backbone import ModelSettings
-from train.checkpoints import CheckpointSettings
-from train.collapse import CollapseSettings
-from train.crops import CropSettings
-from train.groups import OptimiserSettings
-from train.heads import HeadsSettings
-from train.knn import KnnSettings
-from train.loader import DataSettings
-from train.masks import MaskSettings
-from train.metrics import LogSettings
-from train.objectives import ObjectivesSettings
-from train.parallel import ParallelSettings
+from train.data.crops import CropSettings
+from train.data.loader import DataSettings
+from train.data.masks import MaskSettings
+from train.distributed.parallelise import ParallelSettings
+from train.model.backbone import ModelSettings
+from train.model.heads import HeadsSettings
+from train.monitoring.collapse import CollapseSettings
+from train.monitoring.knn import KnnSettings
+from train.monitoring.metrics import LogSettings
+from train.objectives.settings import ObjectivesSettings
+from train.optimisation.groups import OptimiserSettings
+from train.optimisation.schedules import TeacherSettings
+from train.persistence.checkpoints import CheckpointSettings
 from train.recipe_tree import recipe_tree
-from train.schedules import TeacherSettings
 
 FREE_ON_RESUME = (
     *("note", "accumulate", "parallel.", "checkpoints.", "log.", "knn.", "collapse."),

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train.crops import GLOBAL_VIEWS, finish_views, normalise
-from train.cross_entropy import Targets
-from train.dino_loss import dino_loss
-from train.ema import update_teacher
-from train.gradients import clip_by_module, drop_gradients_of_frozen, finite
-from train.ibot_loss import ibot_loss, mask_weights
-from train.koleo import koleo_loss
-from train.loader import Batch
-from train.network import Outputs
-from train.parallel import autocast, sync_gradients
-from train.ranks import any_rank, sum_over_ranks
+from train.data.crops import GLOBAL_VIEWS, finish_views, normalise
+from train.data.loader import Batch
+from train.distributed.parallelise import autocast, sync_gradients
+from train.distributed.ranks import any_rank, sum_over_ranks
+from train.model.network import Outputs
+from train.objectives.cross_entropy import Targets
+from train.objectives.dino_loss import dino_loss
+from train.objectives.ibot_loss import ibot_loss, mask_weights
+from train.objectives.koleo import koleo_loss
+from train.optimisation.ema import update_teacher
+from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
+from train.optimisation.schedules import Values, set_values
 from train.recipe import Recipe
-from train.schedules import Values, set_values
 from train.seeds import derive
 from train.system import System
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train.centering import Centering, build_centering
-from train.continuation import load_networks
-from train.groups import make_optimiser, parameter_groups
-from train.heads import HeadSettings
-from train.init import load_backbone
-from train.network import Network, build_network, make_teacher
-from train.parallel import parallelise, resolve_precision
-from train.ranks import Ranks
+from train.distributed.parallelise import parallelise, resolve_precision
+from train.distributed.ranks import Ranks
+from train.model.heads import HeadSettings
+from train.model.init import load_backbone
+from train.model.network import Network, build_network, make_teacher
+from train.objectives.centering import Centering, build_centering
+from train.optimisation.groups import make_optimiser, parameter_groups
+from train.persistence.continuation import load_networks
 from train.recipe import Recipe
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from train.metrics import TIMINGS, read_metrics
+from train.monitoring.metrics import TIMINGS, read_metrics
 
 HEAD = {"prototypes": 32, "hidden": 32, "bottleneck": 16}
 RECIPE = {

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from train import cross_entropy
-from train.centering import CenteringSettings, EmaCentre, SinkhornKnopp, build_centering
-from train.cross_entropy import Targets
+from train.objectives import cross_entropy
+from train.objectives.centering import CenteringSettings, EmaCentre, SinkhornKnopp, build_centering
+from train.objectives.cross_entropy import Targets
 
 ROWS, PROTOTYPES = 11, 9
 TEMPERATURE = 0.07

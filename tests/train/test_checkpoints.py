@@ -17,13 +17,13 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.tensor import DTensor
 
 from shared.errors import LvdError
-from train.backbone import ModelSettings
-from train.checkpoints import MANIFEST, PARTIAL, load, newest, save, training_state
-from train.groups import OptimiserSettings, make_optimiser, parameter_groups
-from train.heads import HeadSettings, HeadsSettings
-from train.network import build_network, make_teacher
-from train.parallel import ParallelSettings, parallelise
-from train.ranks import Ranks, any_rank, process_group
+from train.distributed.parallelise import ParallelSettings, parallelise
+from train.distributed.ranks import Ranks, any_rank, process_group
+from train.model.backbone import ModelSettings
+from train.model.heads import HeadSettings, HeadsSettings
+from train.model.network import build_network, make_teacher
+from train.optimisation.groups import OptimiserSettings, make_optimiser, parameter_groups
+from train.persistence.checkpoints import MANIFEST, PARTIAL, load, newest, save, training_state
 
 PROCESSES = 2
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
@@ -229,7 +229,7 @@ def test_what_is_saved_comes_back_in_place(tmp_path: Path) -> None:
 def test_large_states_are_cut_into_several_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.checkpoints.FILE_BYTES", 100)
+    monkeypatch.setattr("train.persistence.checkpoints.FILE_BYTES", 100)
     state = {str(number): torch.full((10,), float(number)) for number in range(9)}
     path = save(tmp_path, 1, state, 3, ALONE)
     assert len(list(path.glob("*.safetensors"))) > 2
@@ -311,7 +311,7 @@ def test_a_save_that_was_killed_leaves_the_older_one(
         raise KilledError
 
     (tmp_path / ".step-0000000").mkdir()  # of a removal that was killed
-    monkeypatch.setattr("train.checkpoints._commit", killed)
+    monkeypatch.setattr("train.persistence.checkpoints._commit", killed)
     with pytest.raises(KilledError):
         saved(tmp_path, 2)
     monkeypatch.undo()

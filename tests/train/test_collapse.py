@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from train.centering import EmaCentre, SinkhornKnopp
-from train.collapse import RECOVERED, CollapseSettings, CollapseWatch, signs
-from train.indicators import indicators
+from train.monitoring.collapse import RECOVERED, CollapseSettings, CollapseWatch, signs
+from train.monitoring.indicators import indicators
+from train.objectives.centering import EmaCentre, SinkhornKnopp
 
 SIZES = {"prototypes": 1024, "images": 200, "dim": 64, "features": 128}
 WELL = {

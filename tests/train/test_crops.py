@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from torchvision import transforms
 from torchvision.transforms.v2 import InterpolationMode, Normalize, functional
 
-from train import crops as module
-from train.crops import CropSettings, Views, finish_views, normalise, stack_views
-from train.photometric import HUE
+from train.data import crops as module
+from train.data.crops import CropSettings, Views, finish_views, normalise, stack_views
+from train.data.photometric import HUE
 
 SMALL = {"global_size": 24, "local_size": 12, "local_views": 4}
 ON_CPU, DEFERRED = CropSettings(**SMALL), CropSettings(**SMALL, device="gpu")

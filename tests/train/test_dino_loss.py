@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from train import cross_entropy
-from train.cross_entropy import Targets
-from train.dino_loss import dino_loss
+from train.objectives import cross_entropy
+from train.objectives.cross_entropy import Targets
+from train.objectives.dino_loss import dino_loss
 
 IMAGES, PROTOTYPES, GLOBALS, LOCALS = 3, 7, 2, 8
 VIEWS = GLOBALS + LOCALS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.ema import update_teacher
+from train.optimisation.ema import update_teacher
 
 
 def network(seed):

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from train.backbone import ModelSettings
-from train.centering import SinkhornKnopp
-from train.dino_loss import dino_loss
+from train.distributed.parallelise import autocast
 from train.estimate import Load, estimate
-from train.heads import HeadSettings, HeadsSettings
-from train.ibot_loss import ibot_loss, mask_weights
-from train.network import build_network, make_teacher
-from train.parallel import autocast
+from train.model.backbone import ModelSettings
+from train.model.heads import HeadSettings, HeadsSettings
+from train.model.network import build_network, make_teacher
+from train.objectives.centering import SinkhornKnopp
+from train.objectives.dino_loss import dino_loss
+from train.objectives.ibot_loss import ibot_loss, mask_weights
 
 WIDTH, DEPTH, HEADS, PATCH, HIDDEN, BOTTLENECK, PROTOTYPES = 64, 3, 2, 8, 96, 32, 512
 GLOBAL, LOCAL, LOCALS, IMAGES = 32, 16, 3, 4

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from train.ema import update_teacher
-from train.gradients import clip_by_module, drop_gradients_of_frozen, finite
+from train.optimisation.ema import update_teacher
+from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
 
 MAX_NORM = 0.5
 

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from train.heads import HeadSettings, HeadsSettings, ProjectionHead
+from train.model.heads import HeadSettings, HeadsSettings, ProjectionHead
 
 SETTINGS = HeadSettings(prototypes=50, hidden=24, bottleneck=8)
 

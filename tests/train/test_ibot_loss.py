@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from train import cross_entropy
-from train.cross_entropy import Targets
-from train.ibot_loss import ibot_loss, mask_weights
+from train.objectives import cross_entropy
+from train.objectives.cross_entropy import Targets
+from train.objectives.ibot_loss import ibot_loss, mask_weights
 
 CROPS, PATCHES, PROTOTYPES = 5, 6, 7
 TEMPERATURE = 0.1

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-import train.file_ranges
-import train.index
+import train.data.file_ranges
+import train.data.index
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.parts import PartReader
-from train.index import read_index
+from train.data.index import read_index
 
 
 def write_tar(path, members, mode="w"):
@@ -104,7 +104,7 @@ def test_a_remote_range_that_fails_once_is_asked_for_again(tmp_path, monkeypatch
 
     whole = MemoryFileSystem.cat_file
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
-    monkeypatch.setattr(train.file_ranges, "_WAITS", (0, 0))
+    monkeypatch.setattr(train.data.file_ranges, "_WAITS", (0, 0))
     failures = 2
     assert content(index) == expected
     assert len(asked) == 3 * len(expected)
@@ -147,7 +147,7 @@ def test_listing_that_was_stopped_goes_on_where_it_was(tmp_path):
 def test_several_processes_list_the_same_as_one(tmp_path, monkeypatch):
     shards(tmp_path / "data")
     read_index(str(tmp_path / "data"), tmp_path / "one")
-    monkeypatch.setattr(train.index, "_LISTED_ALONE", 0)
+    monkeypatch.setattr(train.data.index, "_LISTED_ALONE", 0)
     read_index(str(tmp_path / "data"), tmp_path / "several")
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "several").iterdir())

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from train import cross_entropy
-from train.cross_entropy import Targets
-from train.indicators import feature_rank, indicators
+from train.monitoring.indicators import feature_rank, indicators
+from train.objectives import cross_entropy
+from train.objectives.cross_entropy import Targets
 
 ROWS, PROTOTYPES = 6, 8
 FEATURES = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))

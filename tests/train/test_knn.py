@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-import train.knn
+import train.evaluation.neighbours
 from shared.errors import LvdError
-from train.knn import Knn, KnnSettings, largest, neighbours, weighted_vote
-from train.ranks import Ranks, process_group
+from train.distributed.ranks import Ranks, process_group
+from train.evaluation.neighbours import largest, neighbours, weighted_vote
+from train.monitoring.knn import Knn, KnnSettings
 
 
 def brute_force(queries, bank, labels, k, temperature, classes):
@@ -45,8 +46,8 @@ def predicted(queries, bank, labels, k, temperature, classes):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(train.knn, "QUERY_BLOCK", 7)
-    monkeypatch.setattr(train.knn, "BANK_BLOCK", 11)
+    monkeypatch.setattr(train.evaluation.neighbours, "QUERY_BLOCK", 7)
+    monkeypatch.setattr(train.evaluation.neighbours, "BANK_BLOCK", 11)
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 60, 100])
@@ -78,8 +79,8 @@ def test_ties_go_to_the_first_neighbours_and_the_lowest_class(bank, queries, k):
     labels = np.array([label for _, label in bank])
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
-        context.setattr(train.knn, "BANK_BLOCK", 6)
-        context.setattr(train.knn, "QUERY_BLOCK", 5)
+        context.setattr(train.evaluation.neighbours, "BANK_BLOCK", 6)
+        context.setattr(train.evaluation.neighbours, "QUERY_BLOCK", 5)
         ours = predicted(EXACT[queries], rows, labels, k, 0.5, 4)
     assert ours == brute_force(EXACT[queries], rows, labels, k, 0.5, 4)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.koleo import koleo_loss
+from train.objectives.koleo import koleo_loss
 
 
 def drawn(rows=12, dim=5, dtype=torch.float64):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-import train.labelled
+import train.data.labelled
 from shared.errors import LvdError
-from train.labelled import LabelledImages, class_numbers
+from train.data.labelled import LabelledImages, class_numbers
 
 
 def png(value, size=(4, 4)):
@@ -133,9 +133,9 @@ def test_a_second_pass_reads_nothing_where_the_first_was_small(tmp_path, monkeyp
     members = {f"{n}.png": png(n) for n in range(8)} | {f"{n}.cls": b"1" for n in range(8)}
     write_tar(path, members)
     kept, read_again = images(path, tmp_path), images(path, tmp_path)
-    monkeypatch.setattr(train.labelled, "KEPT_BYTES", 8 * 3 * 4 * 4)
+    monkeypatch.setattr(train.data.labelled, "KEPT_BYTES", 8 * 3 * 4 * 4)
     first = read(kept)
-    monkeypatch.setattr(train.labelled, "KEPT_BYTES", 8 * 3 * 4 * 4 - 1)
+    monkeypatch.setattr(train.data.labelled, "KEPT_BYTES", 8 * 3 * 4 * 4 - 1)
     assert read(read_again) == first
     assert read(read_again) == first
     path.unlink()

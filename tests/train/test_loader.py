@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shared.errors import LvdError
-from train.crops import CropSettings, SampleViews, Views
-from train.index import read_index
-from train.loader import DataSettings, make_loader
-from train.masks import MaskSettings, batch_masks
-from train.order import Order
+from train.data.crops import CropSettings, SampleViews, Views
+from train.data.index import read_index
+from train.data.loader import DataSettings, make_loader
+from train.data.masks import MaskSettings, batch_masks
+from train.data.order import Order
 
 IMAGES, SHARDS = 48, 3
 CROPS = CropSettings(global_size=16, local_size=8, local_views=2)
@@ -321,7 +321,7 @@ def test_a_worker_that_dies_stops_the_run_in_one_line(index):
 def test_workers_leave_when_the_training_process_is_killed(index):
     script = (
         "import multiprocessing, sys, time; sys.path.insert(0, sys.argv[1]); import test_loader\n"
-        "from pathlib import Path; from train.index import ShardIndex\n"
+        "from pathlib import Path; from train.data.index import ShardIndex\n"
         "loader = test_loader.load(ShardIndex(Path(sys.argv[2])), workers=2, steps=(0, 10**6))\n"
         "next(loader)\n"
         "print(*[p.pid for p in multiprocessing.active_children()], flush=True); time.sleep(99)\n"

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from train.metrics import CURVES, METRICS, TIMINGS, LogSettings, MetricsWriter, read_metrics
+from train.monitoring.metrics import (
+    CURVES,
+    METRICS,
+    TIMINGS,
+    LogSettings,
+    MetricsWriter,
+    read_metrics,
+)
 
 PLAIN = LogSettings(tensorboard=False)
 
@@ -100,7 +107,7 @@ def test_a_cut_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_line_is_there_although_the_process_was_killed_after_it(tmp_path):
     program = (
         "import pathlib, sys, time\n"
-        "from train.metrics import *\n"
+        "from train.monitoring.metrics import *\n"
         "writer = MetricsWriter(pathlib.Path(sys.argv[1]), LogSettings(tensorboard=False), 0)\n"
         "writer.write(7, {'loss': 0.5})\n"
         "print('written', flush=True)\n"

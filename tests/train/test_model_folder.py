@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from shared.embedders import load, settings_for_folder
-from train import model_folder
-from train.backbone import Backbone, ModelSettings, build_backbone
-from train.model_folder import write_model_folder
+from train.model import model_folder
+from train.model.backbone import Backbone, ModelSettings, build_backbone
+from train.model.model_folder import write_model_folder
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SETTINGS = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import LvdError
-from train.order import Order
+from train.data.order import Order
 
 orders = st.builds(
     dict,

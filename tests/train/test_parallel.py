@@ -15,17 +15,17 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from train.backbone import ModelSettings
-from train.heads import HeadSettings, HeadsSettings
-from train.network import Network, build_network, make_teacher
-from train.parallel import (
+from train.distributed.parallelise import (
     ParallelSettings,
     autocast,
     parallelise,
     resolve_precision,
     sync_gradients,
 )
-from train.ranks import Ranks, process_group, sum_over_ranks
+from train.distributed.ranks import Ranks, process_group, sum_over_ranks
+from train.model.backbone import ModelSettings
+from train.model.heads import HeadSettings, HeadsSettings
+from train.model.network import Network, build_network, make_teacher
 
 PROCESSES = 2
 IMAGES, SIDE, LOCAL_SIDE, PATCH = 8, 32, 16, 8

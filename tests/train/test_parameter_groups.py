@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from train.backbone import ModelSettings, build_backbone
-from train.groups import OptimiserSettings, make_optimiser, parameter_groups
-from train.heads import HeadSettings, ProjectionHead
-from train.network import Network
-from train.schedules import Values, set_values
+from train.model.backbone import ModelSettings, build_backbone
+from train.model.heads import HeadSettings, ProjectionHead
+from train.model.network import Network
+from train.optimisation.groups import OptimiserSettings, make_optimiser, parameter_groups
+from train.optimisation.schedules import Values, set_values
 
 
 def build(name="vit_small_patch14_reg4_dinov2", *, shared=False, **options):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional
 
-from train import photometric as module
-from train.photometric import (
+from train.data import photometric as module
+from train.data.photometric import (
     BRIGHTNESS,
     CONTRAST,
     HUE,

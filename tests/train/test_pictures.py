@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import train.pictures
+import train.data.pictures
 from shared.images import ImageError, decode
-from train.pictures import picture
+from train.data.pictures import picture
 
 
 def photograph(width=90, height=60):
@@ -59,7 +59,7 @@ def test_every_encoding_gives_the_pixels_of_shared_images(name, reduce_to):
 
 
 def test_a_plain_jpeg_is_not_decoded_by_pillow(monkeypatch):
-    monkeypatch.setattr(train.pictures, "decode", None)
+    monkeypatch.setattr(train.data.pictures, "decode", None)
     for name in ("plain", "grey", "progressive, 4:4:4", "odd size"):
         picture(FILES[name])
 

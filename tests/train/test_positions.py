@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from train.positions import resample_positions
+from train.model.positions import resample_positions
 
 
 def table(rows: int, prefix: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from shared.errors import LvdError
-from train.ranks import any_rank, barrier, max_over_ranks, process_group, sum_over_ranks
+from train.distributed.ranks import any_rank, barrier, max_over_ranks, process_group, sum_over_ranks
 
 PROCESSES = 2
 

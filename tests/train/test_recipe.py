@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from shared.errors import LvdError
+from train.optimisation.schedules import Schedules
 from train.recipe import read_recipe
-from train.schedules import Schedules
 from train.system import new_network
 
 SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"

@@ -7,10 +7,10 @@ import torch
 from small_run import IMAGES, write_shards
 from torch import Tensor
 
-from train.crops import CropSettings
-from train.index import ShardIndex, read_index
-from train.parallel import autocast
-from train.recognition import recognition
+from train.data.crops import CropSettings
+from train.data.index import ShardIndex, read_index
+from train.distributed.parallelise import autocast
+from train.monitoring.recognition import recognition
 
 WHOLE = CropSettings(
     global_size=32, local_views=0, global_area=(1, 1), aspect=(1, 1), flip=0,

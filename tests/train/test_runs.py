@@ -17,7 +17,7 @@ from small_run import IMAGES, command, lines, run, start, write_config, write_sh
 
 from shared.embedders import load, settings_for_folder
 from train.cli import main
-from train.continuation import read_network
+from train.persistence.continuation import read_network
 
 STEPS = 12
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from shared.errors import LvdError
-from train.ema import update_teacher
-from train.groups import OptimiserSettings
-from train.schedules import Schedules, TeacherSettings, Values, cosine, set_values
+from train.optimisation.ema import update_teacher
+from train.optimisation.groups import OptimiserSettings
+from train.optimisation.schedules import Schedules, TeacherSettings, Values, cosine, set_values
 
 PUBLISHED = {
     "batch_size": 2048,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from train.ranks import any_rank, process_group
-from train.signals import SIGNALS, StopRequest
+from train.distributed.ranks import any_rank, process_group
+from train.distributed.signals import SIGNALS, StopRequest
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "train" / "cluster"

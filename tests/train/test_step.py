@@ -10,10 +10,10 @@ import torch
 import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
-from train.ibot_loss import mask_weights
-from train.ranks import Ranks, process_group
+from train.distributed.ranks import Ranks, process_group
+from train.objectives.ibot_loss import mask_weights
+from train.optimisation.schedules import Values
 from train.recipe import Recipe
-from train.schedules import Values
 from train.step import GLOBAL_VIEWS, MicroBatch, Report, optimiser_step
 from train.system import System, build_system
 

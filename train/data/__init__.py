@@ -1,0 +1,1 @@
+"""From shards to batches of views: index, order, decoding, crops, masks; and labelled images."""

@@ -1,0 +1,270 @@
+"""Makes the global and local views of an image, from draws that belong to the sample and epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import (
+    horizontal_flip_image,
+    pil_to_tensor,
+    resized_crop_image,
+)
+
+from train.data.photometric import BLUR_RADIUS, HUE, photometric
+from train.seeds import derive
+
+GLOBAL_VIEWS = 2
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_TRIES = 10
+"""How often torchvision's RandomResizedCrop draws a box before it takes one at the centre."""
+
+# The columns of the uniform numbers that a view draws, all of them whether they are used or not: so
+# that no draw depends on how another one came out.
+_COLUMNS = {
+    "area": _TRIES, "aspect": _TRIES, "top": 1, "left": 1, "flip": 1, "jitter": 1, "order": 4,
+    "factors": 4, "grey": 1, "blur": 1, "sigma": 1, "solarise": 1,
+}  # fmt: skip
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(gt=BLUR_RADIUS)]
+
+
+class CropSettings(BaseModel):
+    """Multi-crop: sizes, areas and the strength of the augmentations; by default DINOv2's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    global_size: Pixels = 224
+    local_size: Pixels = 98
+    local_views: int = Field(8, ge=0)
+    global_area: tuple[Share, Share] = (0.32, 1.0)
+    """Least and largest share of the image's area that a global view shows."""
+    local_area: tuple[Share, Share] = (0.05, 0.32)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width of a crop over its height."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    flip: Share = 0.5
+    """Probability of a mirrored view, as the other shares below are probabilities."""
+    jitter: tuple[
+        Annotated[float, Field(ge=0)],
+        Annotated[float, Field(ge=0)],
+        Annotated[float, Field(ge=0)],
+        Annotated[float, Field(ge=0, le=0.5)],
+    ] = (0.4, 0.4, 0.2, 0.1)
+    """Strength of brightness, contrast, saturation and hue, as in torchvision's ColorJitter."""
+    jitter_probability: Share = 0.8
+    grey: Share = 0.2
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
+    """Of the first global view, the second, and the local ones. These are the papers' numbers; the
+    released DINOv2 code blurs with 1 minus its probability, which is (0.0, 0.9, 0.5)."""
+    blur_sigma: tuple[Annotated[float, Field(gt=0)], float] = (0.1, 2.0)
+    """Least and largest standard deviation of the blur, in pixels of the view."""
+    solarise: Share = 0.2
+    """Of the second global view only."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where colours and sharpness are changed: by the loader's workers, or by the training process
+    on its device, a batch at a time. Crops are always made by the workers."""
+
+    @model_validator(mode="after")
+    def _ranges_run_upwards(self) -> CropSettings:
+        for name in ("global_area", "local_area", "aspect", "blur_sigma"):
+            least, largest = getattr(self, name)
+            if not 0 < least <= largest:
+                raise ValueError(f"{name} is ({least}, {largest}): give 0 < least <= largest")
+        return self
+
+
+class SampleViews(NamedTuple):
+    """The crops of one image, uint8, and what is yet to be done to their colours and sharpness.
+
+    `global_views` [2, 3, G, G], `local_views` [L, 3, l, l]. `parameters` are those of `photometric`,
+    a row for each view, the global ones first; None where the views are finished. `deferred` where
+    the training process is to finish them on its device, and not the worker.
+    """
+
+    global_views: UInt8[Tensor, "2 3 g g"]
+    local_views: UInt8[Tensor, "v 3 l l"]
+    parameters: dict[str, Tensor] | None
+    deferred: bool = False
+
+
+class Views:
+    """Cuts images into views; what is drawn depends on seed, epoch and sample, and nothing else."""
+
+    def __init__(self, settings: CropSettings, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+
+    @property
+    def reduce_to(self) -> int:
+        """The shorter side in pixels from which on no crop of a square image is magnified."""
+        settings = self.settings
+        sides = [settings.global_size / math.sqrt(settings.global_area[0])]
+        if settings.local_views:
+            sides.append(settings.local_size / math.sqrt(settings.local_area[0]))
+        narrowest = min(settings.aspect[0], 1 / settings.aspect[1], 1.0)
+        return math.ceil(max(sides) / math.sqrt(narrowest))
+
+    def __call__(
+        self, image: Image.Image | UInt8[Tensor, "3 h w"], sample: int, epoch: int
+    ) -> SampleViews:
+        """Return the crops of an RGB image, by the draws of this sample in this epoch.
+
+        They are finished by `stack_views`, for many samples at once: that is faster.
+        """
+        pixels = pil_to_tensor(image) if isinstance(image, Image.Image) else image
+        settings, count = self.settings, GLOBAL_VIEWS + self.settings.local_views
+        uniform = _draw(derive(self.seed, "views", epoch, sample), count)
+        boxes = _boxes(uniform, pixels.shape, settings)
+        flips = uniform["flip"][:, 0] < settings.flip
+        crops = (
+            _cut(pixels, boxes[rows], flips[rows], size, settings.interpolation)
+            for rows, size in (
+                (slice(0, GLOBAL_VIEWS), settings.global_size),
+                (slice(GLOBAL_VIEWS, count), settings.local_size),
+            )
+        )
+        parameters = _photometric_parameters(uniform, settings)
+        return SampleViews(*crops, parameters, deferred=settings.device == "gpu")
+
+
+def stack_views(
+    samples: Sequence[SampleViews],
+) -> tuple[UInt8[Tensor, "m 3 g g"], UInt8[Tensor, "k 3 l l"], dict[str, Tensor] | None]:
+    """Return the global and the local views of n samples, crop-major, and what is yet to be done.
+
+    Crop-major is view 0 of all n samples, then view 1 and so on. The views are finished and the
+    parameters None, except where the work is deferred: then `finish_views` takes what this returns.
+    """
+
+    def crop_major(tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors, dim=1).flatten(0, 1)
+
+    first = samples[0]
+    global_views = crop_major([sample.global_views for sample in samples])
+    local_views = crop_major([sample.local_views for sample in samples])
+    if first.parameters is None:
+        return global_views, local_views, None
+    parameters = {
+        name: crop_major([sample.parameters[name] for sample in samples])
+        for name in first.parameters
+    }
+    if first.deferred:
+        return global_views, local_views, parameters
+    return *finish_views(global_views, local_views, parameters), None
+
+
+def finish_views(
+    global_views: UInt8[Tensor, "m 3 g g"],
+    local_views: UInt8[Tensor, "k 3 l l"],
+    parameters: dict[str, Tensor] | None,
+) -> tuple[UInt8[Tensor, "m 3 g g"], UInt8[Tensor, "k 3 l l"]]:
+    """Return stacked views with what is yet to be done to them done, on the views' device."""
+    if parameters is None:
+        return global_views, local_views
+    count = len(global_views)
+    return (
+        photometric(global_views, {name: rows[:count] for name, rows in parameters.items()}),
+        photometric(local_views, {name: rows[count:] for name, rows in parameters.items()}),
+    )
+
+
+def normalise(
+    images: UInt8[Tensor, "n 3 h w"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "n 3 h w"]:
+    """Return grey levels as numbers of ImageNet's mean 0 and deviation 1, on the images' device."""
+    mean, deviation = (
+        torch.tensor(values, device=images.device).mul_(255).view(3, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return images.float().sub_(mean).mul_(1 / deviation).to(dtype)
+
+
+def _draw(seed: int, views: int) -> dict[str, np.ndarray]:
+    numbers = np.random.default_rng(seed).random((views, sum(_COLUMNS.values())))
+    columns = np.split(numbers, np.cumsum(list(_COLUMNS.values()))[:-1], axis=1)
+    return dict(zip(_COLUMNS, columns, strict=True))
+
+
+def _between(uniform: np.ndarray, least: float, largest: float) -> np.ndarray:
+    return least + uniform * (largest - least)
+
+
+def _boxes(
+    uniform: dict[str, np.ndarray], shape: Sequence[int], settings: CropSettings
+) -> np.ndarray:
+    """Return int64 [views, 4]: top, left, height and width by torchvision's RandomResizedCrop.
+
+    The first of ten draws that fits in the image; else the largest box at the centre whose aspect
+    is allowed.
+    """
+    height, width = shape[-2:]
+    views = len(uniform["area"])
+    areas = np.array([settings.global_area] * GLOBAL_VIEWS + [settings.local_area] * views)[:views]
+    shares = _between(uniform["area"], areas[:, :1], areas[:, 1:])
+    aspects = np.exp(_between(uniform["aspect"], *np.log(settings.aspect)))
+    widths = np.rint(np.sqrt(shares * aspects * (height * width)))
+    heights = np.rint(np.sqrt(shares / aspects * (height * width)))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    rows, first = np.arange(views), fits.argmax(1)
+    wide, high = widths[rows, first], heights[rows, first]
+    top = uniform["top"][:, 0] * (height - high + 1)
+    left = uniform["left"][:, 0] * (width - wide + 1)
+    boxes = np.stack([top, left, high, wide], axis=1).astype(np.int64)
+    if not fits.any(1).all():
+        wide = min(width, max(1, round(height * settings.aspect[1])))
+        high = min(height, max(1, round(width / settings.aspect[0])))
+        boxes[~fits.any(1)] = (height - high) // 2, (width - wide) // 2, high, wide
+    return boxes
+
+
+def _cut(
+    pixels: UInt8[Tensor, "3 h w"],
+    boxes: np.ndarray,
+    flips: np.ndarray,
+    size: int,
+    interpolation: str,
+) -> UInt8[Tensor, "v 3 s s"]:
+    mode = InterpolationMode(interpolation)
+    views = pixels.new_empty(len(boxes), 3, size, size)
+    for view, box, flip in zip(views, boxes.tolist(), flips.tolist(), strict=True):
+        crop = resized_crop_image(pixels, *box, [size, size], interpolation=mode, antialias=True)
+        view.copy_(horizontal_flip_image(crop) if flip else crop)
+    return views
+
+
+def _photometric_parameters(
+    uniform: dict[str, np.ndarray], settings: CropSettings
+) -> dict[str, Tensor]:
+    views = len(uniform["jitter"])
+    strength = np.array(settings.jitter)
+    least, largest = 1 - strength, 1 + strength
+    least = np.maximum(least, 0)
+    least[HUE], largest[HUE] = -strength[HUE], strength[HUE]
+    factors = _between(uniform["factors"], least, largest)
+    blur = np.full(views, settings.blur[2])
+    blur[:GLOBAL_VIEWS] = settings.blur[:GLOBAL_VIEWS]
+    solarise = np.zeros(views)
+    solarise[1] = settings.solarise
+    sigma = _between(uniform["sigma"][:, 0], *settings.blur_sigma)
+    sigma = np.where(uniform["blur"][:, 0] < blur, sigma, 0)
+    return {
+        "jitter": torch.from_numpy(uniform["jitter"][:, 0] < settings.jitter_probability),
+        "order": torch.from_numpy(uniform["order"].argsort(1)),
+        "factors": torch.from_numpy(factors.astype(np.float32)),
+        "grey": torch.from_numpy(uniform["grey"][:, 0] < settings.grey),
+        "sigma": torch.from_numpy(sigma.astype(np.float32)),
+        "solarise": torch.from_numpy(uniform["solarise"][:, 0] < solarise),
+    }

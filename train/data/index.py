@@ -1,0 +1,262 @@
+"""The index of a dataset: where in which shard each sample's bytes are, made once and mapped from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shared.datasets import DatasetSettings, Part, list_parts
+from shared.errors import LvdError
+from shared.images import ImageError
+from shared.keys import shown
+from shared.listing import is_remote, locate
+from shared.parts import PartReader, direct
+from shared.progress import stage_bar, warn
+from shared.storage import disk_full_is_said, fingerprint, is_disk_full, sync
+from train.data.file_ranges import FileRanges, Range
+
+_COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("path", pa.binary()),  # of an image in a folder, as the file system has it; "" in a tar
+        ("problem", pa.string()),
+    ]
+)
+_ABOUT = b"lvd"
+_LISTED_ALONE = 1 << 30
+"""Bytes of local shards that are listed before further processes have started."""
+_FETCHED_AT_ONCE = 8
+"""Remote shards, each of which takes its size in `folder` while it is listed."""
+_WARNINGS = 5
+
+
+@dataclass(frozen=True)
+class IndexedPart:
+    """A tar, or a share of a folder's images: its place, its size in bytes, its samples."""
+
+    name: str
+    location: str
+    """Of the tar, or of the folder that the images' paths are relative to; a path or a URL."""
+    folder: bool
+    nbytes: int
+    samples: int
+
+
+class ShardIndex:
+    """All samples of a dataset, by number: parts sorted by name, in each its samples by key.
+
+    The table is a memory-mapped Arrow file of 24 bytes a sample and its key's text (for a folder of
+    images its path's too): processes of one machine share its pages, a copy that is sent to another
+    process is the file's name, and nothing is kept in memory for a sample.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file that `read_index` wrote."""
+        self.path = path
+        self._table = pa.ipc.open_file(pa.memory_map(str(path)))
+        about = json.loads(self._table.schema.metadata[_ABOUT])
+        self.parts = [IndexedPart(**part) for part in about["parts"]]
+        self.fingerprint: str = about["fingerprint"]
+        """Says which images these are: the keys and sizes, wherever the shards lie."""
+        self.sizes: NDArray[np.int64] = np.array([p.samples for p in self.parts], np.int64)
+        """[parts] numbers of samples."""
+        self._ends = np.cumsum(self.sizes)
+        self._files = FileRanges()
+
+    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path]]:
+        return ShardIndex, (self.path,)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def key(self, number: int) -> str:
+        """Return the key of a sample."""
+        _, rows, row = self._row(number)
+        return rows.column("key")[row].as_py()
+
+    def read(self, number: int) -> bytes:
+        """Return a sample's bytes; ImageError with the reason where they are not to be had."""
+        (data,) = self.read_each([number])
+        if isinstance(data, ImageError):
+            raise data
+        return data
+
+    def read_each(self, numbers: Sequence[int]) -> Iterator[bytes | ImageError]:
+        """Yield each sample's bytes or the reason why not; remote ones are fetched side by side."""
+        wanted = [self._range(number) for number in numbers]
+        answers = self._files.read([w for w in wanted if isinstance(w, Range)])
+        for range_or_reason in wanted:
+            yield next(answers) if isinstance(range_or_reason, Range) else range_or_reason
+
+    def _row(self, number: int) -> tuple[IndexedPart, pa.RecordBatch, int]:
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        row = int(number) - int(self._ends[place] - self.sizes[place])
+        return self.parts[place], self._table.get_batch(place), row
+
+    def _range(self, number: int) -> Range | ImageError:
+        part, rows, row = self._row(number)
+        offset, size, path, problem = (
+            rows.column(name)[row].as_py() for name in ("offset", "size", "path", "problem")
+        )
+        if problem:
+            return ImageError(problem)
+        if part.folder:
+            return Range(locate(part.location, os.fsdecode(path)), 0, size, size)
+        return Range(part.location, offset, size, part.nbytes)
+
+
+def read_index(shards: str, folder: Path) -> ShardIndex:
+    """Return the index of the images that `shards` names, made in `folder` where it is not there.
+
+    `shards` is a folder of WebDataset tars or of images, a tar, a glob or a brace list, or an
+    fsspec URL of these. What is said of a shard is kept as `<fingerprint of the shard>.parquet`:
+    stopped half-way, listing goes on from there, and of a dataset that changed only the changed
+    shards are listed again. Local shards are listed from their headers, remote ones are read once
+    through. Raises LvdError where nothing is there, or where a shard's images are not to be read
+    one by one (a compressed tar, Parquet).
+    """
+    parts = list_parts("--shards", DatasetSettings(path=shards))
+    stamp = fingerprint([[part.name, locate(part.root, ""), part.fingerprint] for part in parts])
+    path = folder / f"{stamp}.arrow"
+    if not path.exists():
+        with disk_full_is_said(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _list_new(parts, folder)
+            _join(parts, path, shards)
+    return ShardIndex(path)
+
+
+def _list_new(parts: Sequence[Part], folder: Path) -> None:
+    """List the parts that are not listed yet, several at a time where that is worth it."""
+    new = [part for part in parts if not _listing(part, folder).exists()]
+    if not new:
+        return
+    problems: list[str] = []
+    with _mapper(new) as mapped:
+        for found in mapped(partial(_list_part, folder=folder), new):
+            problems += found
+    for problem in problems[:_WARNINGS]:
+        warn(problem)
+    if len(problems) > _WARNINGS:
+        warn(f"and {len(problems) - _WARNINGS} more problems of shards")
+
+
+@contextmanager
+def _mapper(parts: Sequence[Part]) -> Iterator[Callable]:
+    """Yield a `map` that works on several parts at a time, under a bar, where that is faster."""
+    if is_remote(parts[0].root):
+        pool = ThreadPoolExecutor(_FETCHED_AT_ONCE)
+    elif len(parts) > 1 and sum(part.nbytes for part in parts) > _LISTED_ALONE:
+        # Not forked: this process may hold a GPU, or threads.
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(len(parts), os.cpu_count() or 1), mp_context=spawn)
+    else:
+        yield map
+        return
+
+    def mapped(function: Callable, over: Sequence[Part]) -> Iterator:
+        with stage_bar("index", len(over), "shards") as bar:
+            for result in pool.map(function, over):
+                bar.advance()
+                yield result
+
+    try:
+        yield mapped
+    except BrokenProcessPool as error:
+        raise LvdError(
+            "a process that lists shards died, perhaps for want of memory: run the same command "
+            "again (what is listed is kept)"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _list_part(part: Part, folder: Path) -> list[str]:
+    """Write what is in one part to `folder`, and return what is wrong with it."""
+    place = shown(locate(part.root, part.paths[0]))
+    try:
+        if not direct(part):
+            kind = "a Parquet file" if part.format == "parquet" else "a compressed tar"
+            raise LvdError(
+                f"--shards: {place} is {kind}, whose images cannot be read one by one: unpack it "
+                "to a plain tar or a folder of images, or let lvd-curate write shards"
+            )
+        with PartReader(part, folder) as reader:
+            members, problems = reader.members, reader.problems
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        reason = error.strerror or f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise LvdError(
+            f"--shards: {place} cannot be listed: {reason}: mend that and run the same command "
+            "again (what is listed is kept)"
+        ) from error
+    paths = {shown(path): path for path in part.paths} if part.format == "folder" else {}
+    table = pa.table(
+        {
+            "key": [member.key for member in members],
+            "offset": [member.offset or 0 for member in members],
+            "size": [0 if member.problem else member.size for member in members],
+            "path": [os.fsencode(paths.get(member.member, "")) for member in members],
+            "problem": [member.problem for member in members],
+        },
+        schema=_COLUMNS,
+    )
+    with _written(_listing(part, folder)) as beside:
+        pq.write_table(table, beside)
+    return [f"{place}: {problem}" for problem in problems]
+
+
+def _join(parts: Sequence[Part], path: Path, shards: str) -> None:
+    """Write the table of all parts that hold anything, one record batch each, to `path`."""
+    held: list[IndexedPart] = []
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        rows = pq.read_table(_listing(part, path.parent), columns=["key", "size"])
+        digest.update(json.dumps(rows.to_pydict()).encode())
+        if rows.num_rows:
+            folder = part.format == "folder"
+            location = part.root if folder else locate(part.root, part.paths[0])
+            held.append(IndexedPart(part.name, location, folder, part.nbytes, rows.num_rows))
+    if not held:
+        raise LvdError(f"--shards {shards}: no image is in its {len(parts)} shards: name others")
+    about = {"parts": [asdict(part) for part in held], "fingerprint": digest.hexdigest()}
+    schema = _COLUMNS.with_metadata({_ABOUT: json.dumps(about)})
+    with _written(path) as beside, pa.ipc.new_file(str(beside), schema) as file:
+        for part in parts:
+            rows = pq.read_table(_listing(part, path.parent), schema=_COLUMNS)
+            if rows.num_rows:
+                file.write_batch(rows.combine_chunks().to_batches()[0])
+
+
+def _listing(part: Part, folder: Path) -> Path:
+    return folder / f"{part.fingerprint}.parquet"
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Yield a path to write; what was written appears at `path` whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        sync(beside)
+        beside.rename(path)
+        sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)

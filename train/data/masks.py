@@ -1,0 +1,153 @@
+"""Draws the patches that the student does not see: blocks as in BEiT, in exact, static numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from train.data.crops import GLOBAL_VIEWS
+from train.seeds import derive
+
+_TRIES = 10
+"""Boxes that BEiT draws before it gives up on placing another block."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class MaskSettings(BaseModel):
+    """Which global crops are masked, and how much of them; by default DINOv2's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Part of a group's global crops that is masked, at least one crop."""
+    ratio: tuple[Share, Share] = (0.1, 0.5)
+    """Least and largest part of a masked crop's patches that is masked. The range is cut in as many
+    equal strata as a group has masked crops, and each takes the middle of one."""
+    min_patches: int = Field(4, ge=1)
+    """Least size that is drawn for a block."""
+    aspect: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Least height of a block over its width; the largest is 1 over it."""
+
+    @model_validator(mode="after")
+    def _range_runs_upwards(self) -> MaskSettings:
+        least, largest = self.ratio
+        if least > largest or largest == 0:
+            raise ValueError(f"ratio is ({least}, {largest}): give least <= largest, above 0")
+        return self
+
+
+def block_mask(
+    grid: tuple[int, int], count: int, generator: np.random.Generator, settings: MaskSettings
+) -> np.ndarray:
+    """Return a bool array of shape `grid` with exactly `count` patches masked, in blocks.
+
+    Blocks are placed as in BEiT (arXiv 2106.08254, algorithm 1), which stops short of the count:
+    what is missing then grows at the rim of the blocks. ValueError if the grid holds fewer patches.
+    """
+    height, width = grid
+    if not 0 <= count <= height * width:
+        raise ValueError(f"{count} masked patches on a grid of {height} x {width}")
+    mask = np.zeros(grid, bool)
+    missing = count
+    while missing >= settings.min_patches:
+        added = _add_block_(mask, missing, generator, settings)
+        if not added:
+            break
+        missing -= added
+    while missing:
+        missing -= _grow_(mask, missing, generator)
+    return mask
+
+
+def group_counts(group_crops: int, patches: int, settings: MaskSettings) -> np.ndarray:
+    """Return the masked patches of each crop of a group, int64 [group_crops], in rising order.
+
+    Their total is the same for every group, and so are the shapes of all that is masked. The first
+    crops have none; which crop of a group takes which place is for `batch_masks` to draw.
+    """
+    masked = max(1, round(settings.share * group_crops))
+    least, largest = settings.ratio
+    middles = least + (np.arange(masked) + 0.5) / masked * (largest - least)
+    counts = np.zeros(group_crops, np.int64)
+    counts[group_crops - masked :] = np.maximum(np.rint(middles * patches), 1)
+    return counts
+
+
+def batch_masks(
+    samples: Sequence[int],
+    *,
+    first: int,
+    step: int,
+    epoch: int,
+    grid: tuple[int, int],
+    group_size: int,
+    seed: int,
+    settings: MaskSettings,
+) -> Bool[Tensor, "crops patches"]:
+    """Return the masks of both global crops of n images, crop-major: bool [2 n, patches].
+
+    `samples` are consecutive images of the global batch of `step`, from its place `first` on, in
+    whole groups of `group_size`. The crops of a group share out the counts of `group_counts` by a
+    draw for this step and group, and the blocks are a draw for epoch, sample and crop: so neither
+    ranks nor micro-batches change any mask. ValueError where a group would be cut.
+    """
+    count = len(samples)
+    if first % group_size or count % group_size:
+        raise ValueError(f"images {first} to {first + count} are no whole groups of {group_size}")
+    patches = math.prod(grid)
+    counts = group_counts(GLOBAL_VIEWS * group_size, patches, settings)
+    masks = np.zeros((GLOBAL_VIEWS, count, *grid), bool)
+    for start in range(0, count, group_size):
+        group = (first + start) // group_size
+        dealt = _generator(seed, "strata", step, group).permutation(counts)
+        for crop, row in np.ndindex(GLOBAL_VIEWS, group_size):
+            if wanted := int(dealt[crop * group_size + row]):
+                draw = _generator(seed, "mask", epoch, samples[start + row], crop)
+                masks[crop, start + row] = block_mask(grid, wanted, draw, settings)
+    return torch.from_numpy(masks.reshape(-1, patches))
+
+
+def _generator(*parts: int | str) -> np.random.Generator:
+    return np.random.default_rng(derive(*parts))
+
+
+def _add_block_(
+    mask: np.ndarray, missing: int, generator: np.random.Generator, settings: MaskSettings
+) -> int:
+    """Mask one block of at most `missing` new patches; return how many, 0 if no try fits."""
+    height, width = mask.shape
+    log_aspect = math.log(settings.aspect)
+    for area, aspect, top, left in generator.random((_TRIES, 4)).tolist():
+        patches = settings.min_patches + area * (missing - settings.min_patches)
+        ratio = math.exp((1 - 2 * aspect) * log_aspect)
+        tall, wide = round(math.sqrt(patches * ratio)), round(math.sqrt(patches / ratio))
+        if not (0 < tall < height and 0 < wide < width):
+            continue
+        top, left = int(top * (height - tall + 1)), int(left * (width - wide + 1))
+        block = mask[top : top + tall, left : left + wide]
+        added = block.size - np.count_nonzero(block)
+        if 0 < added <= missing:
+            block[:] = True
+            return added
+    return 0
+
+
+def _grow_(mask: np.ndarray, missing: int, generator: np.random.Generator) -> int:
+    """Mask up to `missing` patches that touch masked ones (or any one, on an empty mask)."""
+    ring = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.int8)
+    ring[1:-1, 1:-1] = mask
+    touching = ring[:-2, 1:-1] + ring[2:, 1:-1] + ring[1:-1, :-2] + ring[1:-1, 2:]
+    rim = np.flatnonzero(~mask & (touching > 0))
+    if not len(rim):
+        rim, missing = np.flatnonzero(~mask), 1
+    chosen = generator.permutation(rim)[:missing]
+    mask.flat[chosen] = True
+    return len(chosen)

@@ -1,0 +1,1 @@
+"""Several processes: ranks, wrapping by DDP or FSDP, signals that all agree on."""

@@ -1,0 +1,1 @@
+"""The networks: a timm Vision Transformer as backbone, the projection heads, model folders."""

@@ -1,0 +1,104 @@
+"""Student and teacher: a backbone and its heads, from views to prototype logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from train.model.backbone import Backbone, ModelSettings, build_backbone
+from train.model.blocks import SparseBlock
+from train.model.heads import HeadsSettings, ProjectionHead
+
+
+class Outputs(NamedTuple):
+    """What the objectives read. A tuple, so that FSDP and DDP find the tensors in it."""
+
+    cls: Float[Tensor, "globals d"]
+    """CLS tokens of the global views, after the final norm and before the head."""
+    cls_logits: Float[Tensor, "views k"]
+    """Of the global views, then of the local ones."""
+    patch_logits: Float[Tensor, "m k2"] | None
+    """Of the patch tokens at `masked_index`, where that is given."""
+
+
+class Network(nn.Module):
+    """A backbone, a DINO head and an iBOT head; the same class for both roles.
+
+    `ibot_head` is None where one head serves both kinds of tokens, and without the iBOT objective.
+    """
+
+    def __init__(
+        self, backbone: Backbone, dino_head: ProjectionHead, ibot_head: ProjectionHead | None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dino_head = dino_head
+        self.ibot_head = ibot_head
+
+    def forward(
+        self,
+        global_views: Float[Tensor, "globals 3 g g"],
+        local_views: Float[Tensor, "locals 3 l l"] | None = None,
+        masks: Bool[Tensor, "globals p"] | None = None,
+        masked_index: Int[Tensor, " m"] | None = None,
+    ) -> Outputs:
+        """Return CLS tokens and logits of crop-major views.
+
+        The student sees `masks` on its global views only; the teacher is given none.
+        `masked_index` lists the positions in the flattened [globals * p] whose patch tokens go
+        through the iBOT head, of student and teacher alike.
+        """
+        nothing = torch.empty(0, dtype=torch.int64, device=global_views.device)
+        index = nothing if masked_index is None else masked_index
+        cls, patches = self.backbone(global_views, masks, index)
+        views = cls
+        if local_views is not None and len(local_views):
+            views = torch.cat([cls, self.backbone(local_views, None, nothing)[0]])
+        if masked_index is None:
+            return Outputs(cls, self.dino_head(views), None)
+        if self.ibot_head is not None:
+            return Outputs(cls, self.dino_head(views), self.ibot_head(patches))
+        logits = self.dino_head(torch.cat([views, patches]))
+        return Outputs(cls, *logits.split([len(views), len(patches)]))
+
+
+def build_network(
+    model: ModelSettings,
+    heads: HeadsSettings,
+    *,
+    masked: bool,
+    sizes: Sequence[int],
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Network:
+    """Return a network whose random initialisation depends on `seed` alone.
+
+    `sizes` are the sides in pixels of the views, that of the global ones first. `masked` says
+    whether there is an iBOT objective, which needs a mask token and a head. On the device `meta`
+    nothing is allocated. Raises LvdError when the settings do not fit together.
+    """
+    on_meta = torch.device(device).type == "meta"
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
+        torch.manual_seed(seed)
+        backbone = build_backbone(model, image_size=sizes[0], masked=masked)
+        for size in sizes:
+            backbone.grid(size, size)
+        dino_head = ProjectionHead(backbone.dim, heads.dino)
+        ibot_head = None
+        if masked and not heads.shared:
+            ibot_head = ProjectionHead(backbone.dim, heads.ibot or heads.dino)
+    return Network(backbone, dino_head, ibot_head).to(device)
+
+
+def make_teacher(student: Network) -> Network:
+    """Return a copy for the role of the teacher: no gradients, no stochastic depth, eval mode."""
+    teacher = copy.deepcopy(student).requires_grad_(False).eval()
+    for module in teacher.modules():
+        if isinstance(module, SparseBlock):
+            module.drop_path = 0.0
+    return teacher

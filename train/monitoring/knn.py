@@ -1,0 +1,138 @@
+"""Scores features by DINO's weighted k-nearest-neighbour classifier (arXiv 2104.14294, section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from shared.errors import LvdError
+from train.data.crops import normalise
+from train.data.labelled import LabelledImages, class_numbers
+from train.distributed.ranks import Ranks, sum_over_ranks
+from train.evaluation.neighbours import largest, neighbours, weighted_vote
+
+Features = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""What maps normalised images float [n, 3, h, w] to (CLS tokens [n, d], patch tokens [n, p, d])."""
+
+
+class KnnSettings(BaseModel):
+    """Which labelled images the teacher is scored on, and when; labels serve nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every: int | None = Field(None, ge=1)
+    """Optimiser steps from one score to the next; by default none is taken."""
+    train: str | None = None
+    """The images that vote: WebDataset shards with a `.cls` member, or a `cls` or `label` in the
+    `.json`, beside each; Parquet files with such a column; or a folder of ROOT/CLASS/IMAGE."""
+    test: str | None = None
+    """The images that are classified."""
+    k: int = Field(20, ge=1)
+    temperature: float = Field(0.07, gt=0)
+    """A neighbour's vote weighs exp(cosine / temperature)."""
+    batch_size: int = Field(256, ge=1)
+    """Images of one forward pass of one process."""
+    size: int | None = Field(None, ge=1)
+    """Side of the square images in pixels; by default that of the recipe's global views."""
+
+    @model_validator(mode="after")
+    def _data_is_named(self) -> KnnSettings:
+        if self.every is not None and (self.train is None or self.test is None):
+            raise ValueError("a k-NN score needs 'train' and 'test', two sets of labelled images")
+        return self
+
+
+class Knn:
+    """The two labelled datasets of a run, and the score of features on them.
+
+    The processes share the work: each embeds every world-th image, asks its own share of the voters
+    for each test image's neighbours, and they pick the nearest of all. No image is padded with or
+    counted twice, and all return the score that one process alone would.
+    """
+
+    def __init__(self, settings: KnnSettings, *, size: int, scratch: Path, ranks: Ranks) -> None:
+        """Find the data; LvdError where it is not there. `size` holds where the settings have none.
+
+        `scratch` is a folder for nameless copies of remote and compressed shards.
+        """
+        self._settings, self._ranks = settings, ranks
+        self._voters = self._images("train", settings.train, size, scratch)
+        self._tested = self._images("test", settings.test, size, scratch)
+
+    def _images(self, name: str, path: str | None, size: int, scratch: Path) -> LabelledImages:
+        if path is None:
+            raise LvdError(f"knn.{name} is not set: name labelled images for the k-NN score")
+        return LabelledImages(
+            f"knn.{name}",
+            path,
+            size=self._settings.size or size,
+            batch_size=self._settings.batch_size,
+            scratch=scratch,
+            rank=self._ranks.rank,
+            world=self._ranks.world,
+        )
+
+    @torch.no_grad()
+    def score(self, features: Features, autocast: AbstractContextManager) -> float:
+        """Return the share of test images classified rightly; NaN where features are not finite.
+
+        `features`, a backbone in eval mode for one, is called equally often by every process, and
+        may be a sharded model. Images come without augmentation; decoded once, they are kept as
+        far as memory's bound allows.
+        """
+        with autocast:
+            bank, places = self._embedded(self._voters, features)
+            queries, asking = self._embedded(self._tested, features)
+        classes, (votes, answers) = class_numbers(self._voters.labels, self._tested.labels)
+        votes, answers = votes.to(places.device), answers.to(places.device)
+        whole = sum_over_ranks(_spread(torch.ones_like(asking), asking, len(answers))).bool()
+        queries = sum_over_ranks(_spread(queries, asking, len(answers)))[whole]
+        similarities, index = neighbours(queries, bank, self._settings.k)
+        if self._ranks.world > 1:
+            similarities, chosen = self._nearest_of_all(similarities, places[index])
+        else:
+            chosen = places[index]
+        # NaN sorts first; without a single voter there is no first.
+        if not (similarities.shape[1] and similarities[:, 0].isfinite().all()):
+            return math.nan
+        said = weighted_vote(similarities, votes[chosen], classes, self._settings.temperature)
+        return (said == answers[whole]).double().mean().item()
+
+    def _embedded(self, images: LabelledImages, features: Features) -> tuple[Tensor, Tensor]:
+        """Return this process's CLS tokens, float32 [n, d], and their places in the dataset [n]."""
+        tokens, places = [], []
+        device = self._ranks.device
+        for batch in images.batches():
+            pixels = batch.images
+            if not len(pixels):  # what is embedded in its place only keeps the processes together
+                pixels = torch.zeros(1, *pixels.shape[1:], dtype=pixels.dtype)
+            cls, _ = features(normalise(pixels.to(device)))
+            tokens.append(cls.float()[: len(batch.images)])
+            places.append(batch.places.to(device))
+        return torch.cat(tokens), torch.cat(places)
+
+    def _nearest_of_all(self, similarities: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the k nearest [q, k] of all processes' candidates, and their places [q, k]."""
+        k = self._settings.k
+        missing = (0, k - similarities.shape[1])  # of a share of the bank that is under k
+        similarities = functional.pad(similarities, missing, value=-math.inf)
+        mine = torch.tensor([self._ranks.rank], device=places.device)
+        similarities, places = (
+            sum_over_ranks(_spread(own[None], mine, self._ranks.world)).movedim(0, 1).flatten(1)
+            for own in (similarities, functional.pad(places, missing))
+        )
+        places, order = places.sort(dim=1)
+        similarities, columns = largest(similarities.gather(1, order), k)
+        return similarities, places.gather(1, columns)
+
+
+def _spread(own: Tensor, places: Tensor, length: int) -> Tensor:
+    """Return zeros of `length` rows but for `own` rows at `places`."""
+    return own.new_zeros(length, *own.shape[1:]).index_copy_(0, places, own)

@@ -1,0 +1,204 @@
+"""Follows a run: the bar, the metrics files, the scores, and every warning."""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from shared.errors import LvdError
+from shared.progress import say, stage_bar, warn
+from train.data.crops import GLOBAL_VIEWS
+from train.data.index import ShardIndex
+from train.data.loader import Batch
+from train.distributed.parallelise import autocast
+from train.distributed.ranks import sum_over_ranks
+from train.monitoring.collapse import CollapseWatch
+from train.monitoring.indicators import indicators
+from train.monitoring.knn import Knn
+from train.monitoring.metrics import MetricsWriter
+from train.monitoring.recognition import recognition
+from train.optimisation.schedules import Values
+from train.persistence.run_folder import RunFolder
+from train.step import Report
+from train.system import System
+
+MOST_SKIPPED = 5
+"""Steps in a row that may be skipped for what is not finite before the run is stopped."""
+
+MOST_NAMED = 8
+"""Keys and broken images that a warning names."""
+
+
+class Watch:
+    """Says and writes what happens in a run. Only the first process writes; all must call it."""
+
+    def __init__(self, system: System, folder: RunFolder, index: ShardIndex, steps: int) -> None:
+        self.counts: Counter[str] = Counter(skipped=0, broken=0)
+        """What is counted over the whole run, interruptions included."""
+        self._system, self._recipe, self._ranks = system, system.recipe, system.ranks
+        self._folder, self._index, self._steps = folder, index, steps
+        self._collapse = CollapseWatch(
+            self._recipe.collapse,
+            prototypes=self._recipe.heads.dino.prototypes,
+            images=self._recipe.batch_size,
+            dim=system.student.backbone.dim,
+            features=GLOBAL_VIEWS * self._recipe.micro_batch(system.ranks.world),
+        )
+        knn = self._recipe.knn
+        self._knn = knn.every and Knn(
+            knn, size=self._recipe.crops.global_size, scratch=folder.out, ranks=self._ranks
+        )
+        self._skipped_in_a_row = 0
+        self._waited = self._worked = 0.0
+        self._logged = 0
+
+    @contextmanager
+    def following(self, start: int) -> Iterator[None]:
+        """Open the metrics files and the bar of a run that begins behind `start` steps.
+
+        The first score comes before the bar, whose rate and time left it would spoil.
+        """
+        batch = self._recipe.batch_size
+        self._logged = start
+        if not self._ranks.first:
+            self.score(start)
+            yield
+            return
+        self._writer = MetricsWriter(self._folder.out, self._recipe.log, start)
+        try:
+            self.score(start)
+            with stage_bar("train", self._steps * batch) as self._bar:
+                self._bar.skip(start * batch)
+                yield
+        finally:
+            self._writer.close()
+
+    def waiting(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Yield the batches, and count the time that they are waited for."""
+        while True:
+            asked = monotonic()
+            following = next(batches, None)
+            self._began = monotonic()
+            self._waited += self._began - asked
+            if following is None:
+                return
+            yield following
+
+    def record(self, step: int, batches: Sequence[Batch], values: Values, report: Report) -> None:
+        """Note one step; LvdError, on every process, where too many in a row were not finite."""
+        self._worked += monotonic() - self._began
+        done = step + 1
+        self._note_broken(batches)
+        self._note_skipped(step, batches, report)
+        if self._ranks.first:
+            self._bar.advance(self._recipe.batch_size)
+        if done % self._recipe.log.every and done != self._steps:
+            return
+        metrics = {
+            "epoch": batches[0].epoch,
+            **report.losses,
+            **asdict(values),
+            **{f"gradient_norm/{name}": norm for name, norm in report.norms.items()},
+            **indicators(report.targets, report.features),
+            **self.counts,
+        }
+        metrics |= self._timings(done)
+        if self._ranks.first:
+            metrics["collapse"] = self._collapse.look(step, metrics)
+            self._writer.write(step, metrics)
+            self._bar.note(self._short(metrics))
+
+    def score(self, done: int) -> None:
+        """Score the teacher behind `done` steps, where that is due: every process must call it.
+
+        By k-NN where the recipe names labelled images, else, at both ends of the run, by how often
+        the network knows two views for the same picture.
+        """
+        ends = done in (0, self._steps)
+        if self._knn and (ends or done % self._recipe.knn.every == 0):
+            began = monotonic()
+            score = self._knn.score(self._features, self._autocast())
+            self._tell(done, {"knn": score, "knn_seconds": monotonic() - began})
+        elif ends and not self._knn:
+            known = recognition(
+                lambda images: self._features(images)[0],
+                self._index,
+                self._recipe.crops,
+                self._recipe.seed,
+                self._ranks.device,
+                self._autocast(),
+            )
+            if known is not None:
+                self._tell(done, {"recognition": known})
+
+    def _tell(self, done: int, scores: dict[str, float]) -> None:
+        if not self._ranks.first:
+            return
+        self._writer.write(done, scores)
+        if "knn" in scores:
+            say(f"k-NN top-1 {scores['knn']:.1%} after {done:,} steps")
+
+    def _features(self, images: Tensor) -> tuple[Tensor, None]:
+        # Called as a whole: the parts of a sharded network cannot be called by themselves.
+        return self._system.teacher_called(images).cls, None
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self._system.precision, self._ranks.device)
+
+    def _note_broken(self, batches: Sequence[Batch]) -> None:
+        broken = [f"{key} ({reason})" for batch in batches for key, reason in batch.broken]
+        known = self.counts["broken"]
+        self.counts["broken"] += int(sum_over_ranks(torch.tensor(len(broken))))
+        for image in broken[: max(0, MOST_NAMED - known)]:
+            warn(f"broken image left out, another takes its place: {image}")
+        if broken:
+            self._folder.note_broken(self._ranks.rank, broken)
+
+    def _note_skipped(self, step: int, batches: Sequence[Batch], report: Report) -> None:
+        if not report.skipped:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        self.counts["skipped"] += 1
+        odd = [name for name, value in {**report.losses, **report.norms}.items() if value - value]
+        keys = [key for batch in batches for key in batch.keys]
+        self._folder.note_skipped(self._ranks.rank, step, odd, keys)
+        if self._ranks.first:
+            named = ", ".join(keys[:MOST_NAMED]) + (", ..." if len(keys) > MOST_NAMED else "")
+            warn(f"step {step} skipped: not finite: {', '.join(odd)}; its images: {named}")
+        if self._skipped_in_a_row >= MOST_SKIPPED:
+            raise LvdError(
+                f"{MOST_SKIPPED} steps in a row were not finite, the last one {step}: stopped "
+                f"(their images are in {self._folder.skipped}): lower optimiser.base_lr, or try "
+                "parallel.precision=float32"
+            )
+
+    def _timings(self, done: int) -> dict[str, float]:
+        """Return the rates since the last line of metrics, and the memory now."""
+        steps, seconds = done - self._logged, self._waited + self._worked
+        timings = {
+            "images_per_second": steps * self._recipe.batch_size / seconds,
+            "step_seconds": seconds / steps,
+            "data_wait": self._waited / seconds,
+            "memory_gib": _memory(self._ranks.device) / 2**30,
+        }
+        self._logged, self._waited, self._worked = done, 0.0, 0.0
+        return timings
+
+    def _short(self, metrics: dict[str, float]) -> str:
+        names = ("loss", "dino", "ibot", "koleo")
+        return "  ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
+
+
+def _memory(device: torch.device) -> int:
+    """Return the most bytes this process has held: of the GPU, or else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,1 @@
+"""What is optimised: DINO, iBOT and KoLeo, with their centering and settings."""

@@ -1,0 +1,33 @@
+"""What a recipe may say of its objectives: their weights, and how each is computed."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from train.objectives.centering import CenteringSettings
+from train.objectives.koleo import Estimator
+
+
+class ObjectivesSettings(BaseModel):
+    """The loss is the sum of the objectives, each times its weight; 0 switches one off."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dino: float = Field(1.0, ge=0)
+    """Of the DINO loss between CLS tokens of different views."""
+    ibot: float = Field(1.0, ge=0)
+    """Of the iBOT loss at masked patches."""
+    koleo: float = Field(0.1, ge=0)
+    """Of the KoLeo regulariser, summed over the two global views."""
+    koleo_estimator: Estimator = "nearest"
+    """By the distance to the nearest neighbour, or by the squared cosines of all pairs."""
+    student_temperature: float = Field(0.1, gt=0)
+    """Of the student's softmax, in both losses."""
+    centering: CenteringSettings = Field(default_factory=CenteringSettings)
+    """Of both heads' teacher outputs, each on its own."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ObjectivesSettings:
+        if not self.dino + self.ibot:
+            raise ValueError("dino and ibot are both 0, and KoLeo alone learns nothing: raise one")
+        return self

@@ -1,0 +1,1 @@
+"""How weights move: parameter groups, schedules, clipping, the teacher's moving average."""

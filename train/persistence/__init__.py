@@ -1,0 +1,1 @@
+"""What survives the process: run folder, snapshots, checkpoints, going on from another run."""

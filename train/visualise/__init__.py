@@ -1,0 +1,1 @@
+"""Pictures of what a frozen model sees: attention, principal components of patches, neighbours."""
