@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from shared.errors import LvdError
 
 UNIT_MANIFEST = "unit.json"
@@ -42,14 +44,24 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any, scratch: Path | None = None) -> None:
-    """Write `value` to `path` whole or not at all.
+    """Write `value` to `path` whole or not at all; `scratch` is that of `written_whole`."""
+    with written_whole(path, scratch) as beside:
+        beside.write_text(dumps(value))
 
-    It is written in `scratch` first, a folder on the same file system that is swept after a crash.
+
+@contextmanager
+def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Yield where to write what becomes `path` at the end: whole, or not at all.
+
+    That is in `scratch`, a folder on the same file system that is swept after a crash, or beside.
     """
     beside = (scratch or path.parent) / f".{path.name}.{os.getpid()}"
-    beside.write_text(dumps(value))
-    sync(beside)
-    beside.rename(path)
+    try:
+        yield beside
+        sync(beside)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -87,6 +99,18 @@ def disk_full_is_said(place: Path) -> Iterator[None]:
             f"no space left below {place}: free some, or name another folder with --work or --out, "
             "and run the same command again (what is done is kept)"
         ) from error
+
+
+@contextmanager
+def weights_fail_as_files() -> Iterator[None]:
+    """Turn safetensors' failed writes, which are no OSErrors, into those they were."""
+    try:
+        yield
+    except SafetensorError as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
+            if f"(os error {number})" in str(error):
+                raise OSError(number, str(error)) from error
+        raise
 
 
 @contextmanager

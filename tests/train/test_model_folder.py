@@ -167,3 +167,11 @@ def test_what_fails_or_is_killed_half_way_leaves_the_old_folder_and_is_swept(tmp
     write_model_folder(backbone(settings, 2).state_dict(), settings, 32, tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_others_may_read_the_weights(tmp_path):
+    made = backbone(SETTINGS["plain"])
+    write_model_folder(made.state_dict(), SETTINGS["plain"], 32, tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
+    assert modes.pop() & 0o444 == 0o444

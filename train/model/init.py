@@ -91,7 +91,7 @@ def _check_same_architecture(
         raise LvdError(
             f"--init {source} is a {type(theirs).__name__}, no Vision Transformer of timm"
         )
-    there, here = _traits(theirs), _traits(ours)
+    there, here = traits(theirs), traits(ours)
     differing = [
         f"{name} {there[name]}, not {here[name]}" for name in here if there[name] != here[name]
     ]
@@ -102,7 +102,8 @@ def _check_same_architecture(
         )
 
 
-def _traits(vit: VisionTransformer) -> dict[str, object]:
+def traits(vit: VisionTransformer) -> dict[str, object]:
+    """Return what makes two networks compute different things, shown by weights' shapes or not."""
     block = vit.blocks[0]
     return {
         "embed_dim": vit.embed_dim,

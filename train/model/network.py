@@ -72,6 +72,7 @@ def build_network(
     heads: HeadsSettings,
     *,
     masked: bool,
+    ibot: bool | None = None,
     sizes: Sequence[int],
     seed: int,
     device: torch.device | str = "cpu",
@@ -79,7 +80,8 @@ def build_network(
     """Return a network whose random initialisation depends on `seed` alone.
 
     `sizes` are the sides in pixels of the views, that of the global ones first. `masked` says
-    whether there is an iBOT objective, which needs a mask token and a head. On the device `meta`
+    whether patches are masked, which takes a mask token; `ibot` whether there is an iBOT objective,
+    which takes a head (by default where patches are masked). On the device `meta`
     nothing is allocated. Raises LvdError when the settings do not fit together.
     """
     on_meta = torch.device(device).type == "meta"
@@ -90,7 +92,7 @@ def build_network(
             backbone.grid(size, size)
         dino_head = ProjectionHead(backbone.dim, heads.dino)
         ibot_head = None
-        if masked and not heads.shared:
+        if (masked if ibot is None else ibot) and not heads.shared:
             ibot_head = ProjectionHead(backbone.dim, heads.ibot or heads.dino)
     return Network(backbone, dino_head, ibot_head).to(device)
 

@@ -210,7 +210,7 @@ def _newest_step(folder: Path) -> int:
     """Return the step of the newest whole checkpoint, or -1; warn once of those passed over."""
     torn, step = [], -1
     for path in _newest_first(folder):
-        problem = "it was not finished" if path.suffix == PARTIAL else _problem(path)
+        problem = "it was not finished" if path.suffix == PARTIAL else problem_of(path)
         if not problem:
             step = _step(path)
             break
@@ -230,7 +230,7 @@ def _step(path: Path) -> int:
     return int(STEP.fullmatch(path.name)[1])
 
 
-def _problem(path: Path, *, hashes: bool = True) -> str:
+def problem_of(path: Path, *, hashes: bool = True) -> str:
     """Return what is wrong with a checkpoint, or an empty string."""
     try:
         files = read_json(path / MANIFEST)["files"]
@@ -257,7 +257,7 @@ def _commit(partial: Path, path: Path) -> None:
 def _prune(folder: Path, written: Path, keep: int) -> None:
     """Remove what is torn, and all whole ones but `written` and the newest others."""
     others = [path for path in _newest_first(folder) if path != written]
-    whole = [path for path in others if not _problem(path, hashes=False)]
+    whole = [path for path in others if not problem_of(path, hashes=False)]
     for path in others:
         if path not in whole[: keep - 1]:
             _remove(path)

@@ -1,0 +1,36 @@
+"""Gives an export a folder that is there whole or not at all, and never takes another's place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared.errors import LvdError
+from shared.storage import disk_full_is_said, sync, sync_tree, weights_fail_as_files
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out` that is renamed to it at the end, or removed on any failure.
+
+    Raises LvdError where there is anything at `out`, where it cannot be written, and in one line
+    when the disk is full.
+    """
+    path = out.expanduser().absolute()
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise LvdError(f"--out {out} is there, and not an empty folder: name another, or remove it")
+    beside = path.with_name(f".{path.name}.lvd-export")
+    try:
+        with disk_full_is_said(path.parent), weights_fail_as_files():
+            shutil.rmtree(beside, ignore_errors=True)  # of one that was killed
+            beside.mkdir(parents=True)
+            yield beside
+            sync_tree(beside)
+            beside.rename(path)
+            sync(path.parent)
+    except OSError as error:
+        raise LvdError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
