@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.data.crops import GLOBAL_VIEWS
+from train.distillation.frozen_teacher import FrozenTeacher
 from train.distributed.parallelise import autocast
 from train.model.network import Network, Outputs, make_teacher
 
@@ -32,7 +33,7 @@ class Load:
     local_size: int
     local_views: int
     masked: int = 0
-    """Masked patches of all global views of the micro-batch."""
+    """Patches of all global views of the micro-batch at which iBOT's loss is taken."""
     accumulate: int = 1
     """Micro-batches of a step, whose teacher outputs are held together."""
     precision: torch.dtype = torch.float32
@@ -75,8 +76,10 @@ class Estimate:
         return "\n".join(f"{name:<20}{text}" for name, text in rows)
 
 
-def estimate(network: Network, load: Load) -> Estimate:
+def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) -> Estimate:
     """Return what one step of a student like `network` costs, which should be on the device `meta`.
+
+    A `frozen` teacher is one of a distillation, with its weights: one image is run through it.
 
     FLOPs are those of matrix products and convolutions (torch's FlopCounterMode) in the forward
     passes of teacher and student and in the backward pass. Attention counts in its explicit form,
@@ -98,13 +101,36 @@ def estimate(network: Network, load: Load) -> Estimate:
         for name, size in sizes.items()
         if name == "global" or load.local_views
     }
-    seen = GLOBAL_VIEWS * tokens["global"]
+    seen = {"student": GLOBAL_VIEWS * tokens["global"]}
+    seen["student"] += load.local_views * tokens.get("local", 0)
+    if frozen is None:
+        seen["teacher"] = GLOBAL_VIEWS * tokens["global"]
+    flops = _flops(student, teacher, load)
+    memory = _memory(student, load, sum(parameters.values()))
+    if frozen is not None:
+        flops, memory = _with_frozen(frozen, load, flops, memory)
     return Estimate(
         parameters,
         tokens,
-        {"student": seen + load.local_views * tokens.get("local", 0), "teacher": seen},
-        _flops(student, teacher, load),
-        _memory(student, load, sum(parameters.values())),
+        seen,
+        flops,
+        memory,
+    )
+
+
+def _with_frozen(
+    frozen: FrozenTeacher, load: Load, flops: dict[str, float], memory: dict[str, int]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Return both with the frozen teacher's in place of the passes that the average is spared."""
+    views = torch.zeros(GLOBAL_VIEWS, *_shape(load.global_size))
+    with FlopCounterMode(display=False) as counter:
+        frozen.tokens(views)
+    taught = float(counter.get_total_flops())
+    kept = sum(tensor.nbytes for tensor in frozen.state_dict().values())
+    whole = flops["in all"] - flops["teacher"] + taught
+    return (
+        flops | {"teacher": taught, "in all": whole},
+        {"frozen teacher": kept, **memory, "in all": memory["in all"] + kept},
     )
 
 
@@ -217,7 +243,7 @@ def _call(network: Network, tensors: dict[str, Tensor], load: Load, *, student: 
     arguments = {"global_views": torch.zeros(count, *_shape(load.global_size), device=device)}
     if load.masked:
         arguments["masked_index"] = torch.zeros(load.masked, dtype=torch.int64, device=device)
-    if student and load.masked:
+    if student and network.backbone.mask_token is not None:
         arguments["masks"] = torch.zeros(count, patches, dtype=torch.bool, device=device)
     if student and load.local_views:
         arguments["local_views"] = torch.zeros(

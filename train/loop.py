@@ -15,6 +15,7 @@ from train.data.index import ShardIndex, read_index
 from train.data.loader import Batch, make_loader
 from train.data.masks import batch_masks
 from train.data.order import Order
+from train.distributed.parallelise import autocast
 from train.distributed.ranks import Ranks, any_rank, barrier, process_group
 from train.distributed.signals import StopRequest
 from train.monitoring.summary import summary
@@ -26,6 +27,9 @@ from train.persistence.snapshot import restore, snapshot, write_model
 from train.recipe import Recipe
 from train.step import optimiser_step, to_device
 from train.system import System, build_system
+
+ENDLESS = 2**31
+"""Steps: more than any teacher's anchors take."""
 
 
 def train(
@@ -60,20 +64,22 @@ def train(
             if folder.finished(steps):
                 _say(ranks, f"{out} is complete after {steps:,} steps: nothing to do")
                 return
-        system = build_system(recipe, ranks, start_from)
+        checkpoint = newest(folder.checkpoints) if resume == "auto" else None
+        system = build_system(recipe, ranks, start_from, fresh=checkpoint is None)
         watch = Watch(system, folder, index, steps)
         if ranks.first:
             if resume == "never":
                 folder.set_aside()
             folder.begin(recipe, index.fingerprint)
         barrier()
-        checkpoint = newest(folder.checkpoints)
         begun = restore(system, watch.counts, checkpoint) if checkpoint else 0
+        if checkpoint is None:
+            _take_anchors(system, index, order)
         batches = _load(system, index, order, range(begun, steps))
         with watch.following(begun):
             for step, micro in enumerate(watch.waiting(batches), begun):
                 values = schedules.at(step)
-                on_device = [to_device(batch, ranks.device) for batch in micro]
+                on_device = [to_device(batch, ranks.device, system.patches) for batch in micro]
                 report = optimiser_step(system, on_device, values, step)
                 watch.record(step, micro, values, report)
                 done = step + 1
@@ -108,10 +114,9 @@ def _say(ranks: Ranks, text: str) -> None:
 def _load(system: System, index: ShardIndex, order: Order, steps: range) -> Iterator[list[Batch]]:
     """Return for each step the micro-batches of this process."""
     recipe, ranks = system.recipe, system.ranks
-    size = recipe.crops.global_size
     masks = recipe.masks and partial(
         batch_masks,
-        grid=system.student.backbone.grid(size, size),
+        grid=system.grid,
         group_size=recipe.group_size,
         seed=recipe.seed,
         settings=recipe.masks,
@@ -129,3 +134,14 @@ def _load(system: System, index: ShardIndex, order: Order, steps: range) -> Iter
         pin_memory=ranks.device.type == "cuda",
     )
     return map(list, zip(*[batches] * recipe.accumulate, strict=True))
+
+
+def _take_anchors(system: System, index: ShardIndex, order: Order) -> None:
+    """Give a frozen teacher without heads the anchors that it needs, from the first views."""
+    teacher, ranks = system.frozen_teacher, system.ranks
+    if teacher is None or not teacher.has_anchors:
+        return
+    batches = _load(system, index, order, range(ENDLESS))
+    views = (to_device(batch, ranks.device).global_views for step in batches for batch in step)
+    with autocast(system.precision, ranks.device):
+        teacher.take_anchors(views, system.recipe.seed, ranks)

@@ -13,7 +13,7 @@ from train.data.masks import group_counts
 from train.distributed.parallelise import resolve_precision
 from train.estimate import Load, estimate
 from train.recipe import Recipe
-from train.system import new_network
+from train.system import frozen_teacher, new_network
 
 
 def preview(recipe: Recipe, name: str, shards: str) -> str:
@@ -34,6 +34,9 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
     if recipe.masks is not None:
         counts = group_counts(GLOBAL_VIEWS * recipe.group_size, rows * columns, recipe.masks)
         masked = int(counts.sum()) * images // recipe.group_size
+    elif recipe.objectives.ibot > 0:
+        masked = GLOBAL_VIEWS * images * rows * columns
+    frozen = frozen_teacher(recipe, (rows, columns), torch.device("cpu"))
     load = Load(
         images=images,
         global_size=crops.global_size,
@@ -55,6 +58,6 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
             f"{'shards':<20}{len(parts):,} ({volume / 1e6:,.1f} MB) at {shards}",
             f"{'images of a step':<20}{recipe.batch_size:,}: {each}",
             f"{'device':<20}{device}, {str(load.precision).removeprefix('torch.')}",
-            estimate(network, load).table(),
+            estimate(network, load, frozen).table(),
         ]
     )

@@ -12,6 +12,7 @@ from shared.errors import LvdError
 from train.data.crops import CropSettings
 from train.data.loader import DataSettings
 from train.data.masks import MaskSettings
+from train.distillation.settings import DistillationSettings
 from train.distributed.parallelise import ParallelSettings
 from train.model.backbone import ModelSettings
 from train.model.heads import HeadsSettings
@@ -26,7 +27,7 @@ from train.recipe_tree import recipe_tree
 
 FREE_ON_RESUME = (
     *("note", "accumulate", "parallel.", "checkpoints.", "log.", "knn.", "collapse."),
-    *("data.workers", "data.prefetch", "continue_from"),
+    *("data.workers", "data.prefetch", "continue_from", "distillation.teacher"),
 )
 """What may change between a run and its resumption: it decides no sample and no loss."""
 
@@ -57,8 +58,9 @@ class Recipe(BaseModel):
     """Length of the run in steps, in place of `epochs` times the steps of an epoch; whatever is
     given in epochs (warm-up, freezing) shrinks or grows with it."""
     continue_from: str | None = None
-    """The OUT of another run (its newest checkpoint is taken), or a checkpoint: student, teacher
-    and heads go on from there, with new schedules and moments and at any size of crops."""
+    """The OUT of another run (its newest checkpoint is taken), a checkpoint, or an export of the
+    format `heads` or `single`: student, teacher and heads go on from there, with new schedules and
+    moments and at any size of crops."""
     data: DataSettings = Field(default_factory=DataSettings)
     crops: CropSettings = Field(default_factory=CropSettings)
     masks: MaskSettings | None = None
@@ -67,6 +69,7 @@ class Recipe(BaseModel):
     objectives: ObjectivesSettings = Field(default_factory=ObjectivesSettings)
     optimiser: OptimiserSettings
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    distillation: DistillationSettings | None = None
     parallel: ParallelSettings = Field(default_factory=ParallelSettings)
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
     log: LogSettings = Field(default_factory=LogSettings)
@@ -81,7 +84,13 @@ class Recipe(BaseModel):
                 "choose a divisor of it"
             )
         wants_patches = self.objectives.ibot > 0
-        if wants_patches and self.masks is None:
+        if self.distillation is not None:
+            if self.masks is not None or self.model.drop_path:
+                raise ValueError(
+                    "a distillation masks nothing and has no stochastic depth (arXiv 2304.07193, "
+                    "section 5): set masks=null and model.drop_path=0"
+                )
+        elif wants_patches and self.masks is None:
             raise ValueError("the iBOT objective needs masks: add 'masks: {}', or set ibot to 0")
         if wants_patches and self.heads.ibot is None and not self.heads.shared:
             raise ValueError("the iBOT objective needs a head: add heads.ibot, or heads.shared")

@@ -5,12 +5,16 @@ Apart from the settings' own checks, because those need torch, which takes secon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.config import apply_overrides, expand, load_yaml
+from shared.config import apply_overrides, expand, flat, load_yaml
 from shared.errors import LvdError, nearest
+
+UNSET = re.compile(r"\$\{(\w+)")
+"""A variable that the environment does not have."""
 
 
 def recipe_tree(config: Path, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -22,7 +26,14 @@ def recipe_tree(config: Path, name: str, overrides: Sequence[str] = ()) -> dict[
     known = load_yaml(config).get("recipes") or {}
     if not isinstance(known, dict):
         raise LvdError(f"recipes in {config} must be a section of 'name: recipe' pairs")
-    return expand(apply_overrides(_resolved(known, name, config, ()), overrides))
+    tree = expand(apply_overrides(_resolved(known, name, config, ()), overrides))
+    for key, value in flat(tree).items():
+        if isinstance(value, str) and (variable := UNSET.search(value)):
+            raise LvdError(
+                f"recipes.{name}.{key} in {config} is for you to say: {variable[1]}=... in the "
+                f"environment, or --set {key}=..."
+            )
+    return tree
 
 
 def _resolved(

@@ -30,8 +30,9 @@ class MicroBatch:
     """The tensors of one forward pass on the training device, crop-major.
 
     `global_views` float [2n, 3, G, G], `local_views` float [L n, 3, l, l] or None, `masks` bool
-    [2n, p] or None; `index` int64 [m] are the masked places of the flattened [2n p] patches and
-    `weights` float32 [m] what each of them counts.
+    [2n, p] or None; `index` int64 [m] are the places of the flattened [2n p] patches at which iBOT's
+    loss is taken, the masked ones or (in a distillation) all, and `weights` float32 [m] what each
+    of them counts.
     """
 
     global_views: Tensor
@@ -101,8 +102,11 @@ def optimiser_step(
     )
 
 
-def to_device(batch: Batch, device: torch.device) -> MicroBatch:
-    """Return a loader's batch as the tensors of a step: finished views, and the masked places."""
+def to_device(batch: Batch, device: torch.device, patches: int = 0) -> MicroBatch:
+    """Return a loader's batch as the tensors of a step: finished views, and the masked places.
+
+    Without masks, the places are all of the `patches` of each global view (distillation).
+    """
 
     def moved(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
@@ -110,7 +114,12 @@ def to_device(batch: Batch, device: torch.device) -> MicroBatch:
     global_views, local_views = finish_views(
         moved(batch.global_views), moved(batch.local_views), batch.photometric
     )
-    index, weights = (None, None) if batch.masks is None else mask_weights(batch.masks)
+    index = weights = None
+    if batch.masks is not None:
+        index, weights = mask_weights(batch.masks)
+    elif patches:
+        everywhere = torch.ones(len(batch.global_views), patches, dtype=torch.bool)
+        index, weights = mask_weights(everywhere)
     return MicroBatch(
         global_views=normalise(global_views),
         local_views=normalise(local_views) if len(local_views) else None,
@@ -128,10 +137,11 @@ def _targets(
 
     All micro-batches of all processes are centred together. None where there is no such objective.
     """
+    teacher = system.frozen_teacher or system.teacher_called
     cls_logits, patch_logits = [], []
     for views in micro_batches:
         with autocast(system.precision, system.ranks.device):
-            outputs = system.teacher_called(views.global_views, masked_index=views.index)
+            outputs = teacher(views.global_views, masked_index=views.index)
         cls_logits.append(outputs.cls_logits)
         patch_logits.append(outputs.patch_logits)
     none = [None] * len(micro_batches)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from train.distillation.frozen_teacher import FrozenTeacher, build_frozen_teacher
 from train.distributed.parallelise import parallelise, resolve_precision
 from train.distributed.ranks import Ranks
 from train.model.heads import HeadSettings
@@ -31,9 +33,22 @@ class System:
     student_called: nn.Module
     """The student as parallelism wants it called."""
     teacher_called: nn.Module
+    frozen_teacher: FrozenTeacher | None
+    """Of a distillation: it sets the targets, and `teacher` is only the student's average."""
     dino_centering: Centering | None
     ibot_centering: Centering | None
     optimiser: torch.optim.Optimizer
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return the rows and columns of patches of a global view."""
+        size = self.recipe.crops.global_size
+        return self.student.backbone.grid(size, size)
+
+    @property
+    def patches(self) -> int:
+        """Return the patches of a global view at which iBOT's loss is taken where nothing is masked."""
+        return prod(self.grid) if self.ibot_centering and not self.recipe.masks else 0
 
     @property
     def centerings(self) -> list[Centering]:
@@ -48,6 +63,7 @@ def new_network(recipe: Recipe, device: str = "cpu") -> Network:
         recipe.model,
         recipe.heads,
         masked=recipe.masks is not None,
+        ibot=recipe.objectives.ibot > 0,
         sizes=[crops.global_size, *([crops.local_size] if crops.local_views else [])],
         seed=recipe.seed,
         device=device,
@@ -57,16 +73,38 @@ def new_network(recipe: Recipe, device: str = "cpu") -> Network:
     return network
 
 
-def build_system(recipe: Recipe, ranks: Ranks, start_from: str | None = None) -> System:
-    """Return the system before its first step; `start_from` is what `--init` names."""
+def frozen_teacher(
+    recipe: Recipe, grid: tuple[int, int], device: torch.device
+) -> FrozenTeacher | None:
+    """Return the teacher of a distillation into patches of `grid`; None where there is no such."""
+    if recipe.distillation is None:
+        return None
+    return build_frozen_teacher(
+        recipe.distillation,
+        recipe.heads,
+        grid=grid,
+        patches=recipe.objectives.ibot > 0,
+        device=device,
+    )
+
+
+def build_system(
+    recipe: Recipe, ranks: Ranks, start_from: str | None = None, *, fresh: bool = True
+) -> System:
+    """Return the system before its first step; `start_from` is what `--init` names.
+
+    Unless it is to be `fresh`, because a checkpoint will be loaded into it, nothing else is loaded.
+    """
     student = new_network(recipe)
     source = start_from or (f"timm:{recipe.model.name}" if recipe.model.pretrained else None)
-    if source is not None:
+    if source is not None and fresh:
         load_backbone(student, source)
     teacher = make_teacher(student)
-    if recipe.continue_from is not None:
+    if recipe.continue_from is not None and fresh:
         load_networks(Path(recipe.continue_from), {"student": student, "teacher": teacher})
     student, teacher = student.to(ranks.device), teacher.to(ranks.device)
+    size = recipe.crops.global_size
+    frozen = frozen_teacher(recipe, student.backbone.grid(size, size), ranks.device)
     student_called, teacher_called = parallelise(student, teacher, recipe.parallel, ranks)
 
     def centering(head: HeadSettings | None, weight: float) -> Centering | None:
@@ -83,6 +121,7 @@ def build_system(recipe: Recipe, ranks: Ranks, start_from: str | None = None) ->
         teacher=teacher,
         student_called=student_called,
         teacher_called=teacher_called,
+        frozen_teacher=frozen,
         dino_centering=centering(recipe.heads.dino, recipe.objectives.dino),
         ibot_centering=centering(recipe.heads.ibot, recipe.objectives.ibot),
         optimiser=make_optimiser(parameter_groups(student, recipe.optimiser), recipe.optimiser),

@@ -18,7 +18,9 @@ PUBLISHED = ["dino-vits16", "ibot-vits16", "vitg14", "vitl14", "vitl16-short"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_shipped_recipe_builds(name: str) -> None:
+def test_every_shipped_recipe_builds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTINUE_FROM", "runs/train/larger")
+    monkeypatch.setenv("TEACHER", "runs/train/larger")
     recipe = read_recipe(SHIPPED, name)
     assert recipe.note
     network = new_network(recipe, device="meta")
@@ -38,7 +40,45 @@ def test_every_shipped_recipe_builds(name: str) -> None:
 
 def test_the_shipped_recipes_are_those_that_were_promised() -> None:
     own = {"tiny", "cifar", "vits16", "vitb14", "vits16-few-gpus", "vitb14-few-gpus"}
-    assert own | set(PUBLISHED) <= set(NAMES)
+    stages = {"tiny-highres", "cifar-highres", "vitl14-highres"}
+    students = {"tiny-distilled", "cifar-distilled", "vits14-distilled", "vitb14-distilled"}
+    assert own | stages | students | set(PUBLISHED) <= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("tiny-highres", "continue_from"), ("tiny-distilled", "distillation.teacher")],
+)
+def test_what_a_recipe_leaves_to_the_user_is_asked_for_in_one_line(
+    name: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CONTINUE_FROM", "TEACHER"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(LvdError, match=f"--set {key}=") as raised:
+        read_recipe(SHIPPED, name)
+    assert "\n" not in str(raised.value)
+    assert read_recipe(SHIPPED, name, [f"{key}=somewhere"])
+
+
+def test_the_high_resolution_stage_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTINUE_FROM", "runs/train/vitl14")
+    before, recipe = (read_recipe(SHIPPED, name) for name in ("vitl14", "vitl14-highres"))
+    assert (recipe.steps, recipe.crops.global_size, recipe.model.image_size) == (10_000, 518, 518)
+    assert recipe.optimiser.base_lr < before.optimiser.base_lr
+    steps, epoch_steps = recipe.length(data_epoch=1250)
+    assert epoch_steps * recipe.optimiser.warmup_epochs == pytest.approx(steps * 80 / 500)
+    assert recipe.teacher == before.teacher
+
+
+def test_a_distilled_student_sees_everything_and_drops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEACHER", "runs/train/vitg14")
+    recipe = read_recipe(SHIPPED, "vits14-distilled")
+    assert recipe.masks is None
+    assert recipe.model.drop_path == 0
+    assert recipe.objectives.ibot > 0
+    assert recipe.heads == read_recipe(SHIPPED, "vitg14").heads
 
 
 def test_vitl14_has_the_published_values() -> None:

@@ -1,0 +1,1 @@
+"""Distillation: a larger frozen teacher sets the targets, the student's average is the product."""
