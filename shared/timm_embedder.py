@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +14,17 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch.nn.functional import normalize
-from torchvision import transforms
 
 from shared.embedders import (
     HUB,
     LOCAL,
-    REDUCED_DECODING_FACTOR,
     EmbedderSettings,
     failure_is_said,
     fetch,
     given_weights,
 )
 from shared.errors import LvdError, nearest
-
-WIDEST_ASPECT = 4
-"""Where only the middle square is looked at, longer images are trimmed first: memory is bounded."""
+from shared.evaluation_transform import EvaluationTransform
 
 
 class TorchEmbedder:
@@ -41,42 +37,20 @@ class TorchEmbedder:
     def __init__(
         self,
         encode: Callable[[torch.Tensor], torch.Tensor],
-        transform: transforms.Compose,
+        transform: EvaluationTransform,
         settings: EmbedderSettings,
     ) -> None:
-        *geometry, to_tensor, normalise = transform.transforms
-        if not (
-            isinstance(to_tensor, transforms.ToTensor)
-            and isinstance(normalise, transforms.Normalize)
-        ):
-            raise LvdError(f"embedder model {settings.model}: its transform is not one for images")
         self._encode = encode
-        self._geometry = geometry
+        self._transform = transform
         self._device = settings.device
         self._precision = getattr(torch, settings.precision)
-        self._mean, self._std = (
-            torch.as_tensor(values, dtype=torch.float32, device=self._device).view(-1, 1, 1)
-            for values in (normalise.mean, normalise.std)
-        )
-        blank = self.prepare(Image.new("RGB", (256, 256)))
-        self.dim = self.embed([blank]).shape[1]
-        resize = geometry[0]
-        side = resize.size if isinstance(resize, transforms.Resize) else blank.shape[:2]
-        self.input_side = int(side if isinstance(side, int) else min(side))
-        self.reduce_to = (
-            round(self.input_side * REDUCED_DECODING_FACTOR)
-            if settings.decode == "reduced"
-            else None
-        )
+        self.dim = self.embed([np.zeros((*transform.size, 3), np.uint8)]).shape[1]
+        self.input_side = transform.input_side
+        self.reduce_to = transform.reduce_to if settings.decode == "reduced" else None
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return the resized and cropped pixels, uint8 [height, width, 3]."""
-        resize = self._geometry[0]
-        if isinstance(resize, transforms.Resize) and isinstance(resize.size, int):
-            image = _trimmed(image)
-        for step in self._geometry:
-            image = step(image)
-        return np.asarray(image, dtype=np.uint8)
+        return self._transform.prepare(image)
 
     def embed(self, batch: Sequence[np.ndarray]) -> np.ndarray:
         """Return the L2-normalised vectors, float32 [n, dim]."""
@@ -88,7 +62,7 @@ class TorchEmbedder:
             torch.inference_mode(),
             torch.autocast(self._device, self._precision, enabled=reduced),
         ):
-            features = self._encode(pixels.float().div_(255).sub_(self._mean).div_(self._std))
+            features = self._encode(self._transform.normalised(pixels))
         return normalize(features.float(), dim=1).cpu().numpy()
 
 
@@ -106,19 +80,32 @@ def fit_for_inference(model: torch.nn.Module, device: str) -> torch.nn.Module:
 def load_timm(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
     """Return a timm model's pooled features (no classifier) as an embedder."""
     torch.set_num_threads(threads)
+    model, transform = build_timm(settings)
+    return TorchEmbedder(model, transform, settings)
+
+
+def build_timm(
+    settings: EmbedderSettings, **options: object
+) -> tuple[torch.nn.Module, EvaluationTransform]:
+    """Return a timm model without classifier, in eval mode, and its own evaluation transform.
+
+    Each of `options`, arguments of `timm.create_model`, is given where the model has it. Raises
+    LvdError where the model or its weights cannot be had.
+    """
     if settings.model.startswith(HUB):
         settings = settings.model_copy(update={"model": _downloaded(settings.model)})
     elif not settings.model.startswith(LOCAL):
         _check_name(settings.model)
     weights = _weights(settings)
     with failure_is_said(settings.model):
-        model = _create(settings, weights)
+        model = _create(settings, weights, options)
         if weights is not None:
-            _check_all_loaded(model, settings, weights)
+            _check_all_loaded(model, _create(settings, None, options), settings, weights)
         model = fit_for_inference(model, settings.device)
         size = {"input_size": (3, settings.image_size, settings.image_size)}
         data = resolve_data_config(size if settings.image_size else {}, model=model)
-        return TorchEmbedder(model, create_transform(**data, is_training=False), settings)
+        transform = create_transform(**data, is_training=False)
+        return model, EvaluationTransform(transform, settings.model)
 
 
 def _downloaded(model: str) -> str:
@@ -159,8 +146,10 @@ def _weights(settings: EmbedderSettings) -> Path | None:
     )
 
 
-def _create(settings: EmbedderSettings, weights: Path | None) -> torch.nn.Module:
-    def build(**size: int) -> torch.nn.Module:
+def _create(
+    settings: EmbedderSettings, weights: Path | None, options: Mapping[str, object]
+) -> torch.nn.Module:
+    def build(**given: object) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             return timm.create_model(
@@ -168,22 +157,24 @@ def _create(settings: EmbedderSettings, weights: Path | None) -> torch.nn.Module
                 pretrained=weights is not None,
                 pretrained_cfg_overlay=_only_from(weights) if weights else None,
                 num_classes=0,
-                **size,
+                **given,
             )
 
-    return _with_size(build, settings.image_size)
+    size = {"img_size": settings.image_size} if settings.image_size else {}
+    return _with_what_it_takes(build, {**size, **options})
 
 
-def _with_size(build: Callable[..., torch.nn.Module], size: int | None) -> torch.nn.Module:
+def _with_what_it_takes(
+    build: Callable[..., torch.nn.Module], options: Mapping[str, object]
+) -> torch.nn.Module:
     """ViTs are built for one size, most convolutional networks take any and have no such option."""
-    if size is None:
-        return build()
     try:
-        return build(img_size=size)
+        return build(**options)
     except TypeError as error:
-        if "img_size" not in str(error):
+        unknown = next((name for name in options if f"'{name}'" in str(error)), None)
+        if unknown is None:
             raise
-        return build()
+        return _with_what_it_takes(build, {k: v for k, v in options.items() if k != unknown})
 
 
 def _only_from(weights: Path) -> dict:
@@ -197,9 +188,10 @@ def _only_from(weights: Path) -> dict:
     }
 
 
-def _check_all_loaded(model: torch.nn.Module, settings: EmbedderSettings, weights: Path) -> None:
+def _check_all_loaded(
+    model: torch.nn.Module, random: torch.nn.Module, settings: EmbedderSettings, weights: Path
+) -> None:
     """Raise LvdError when weights still have their random start: timm loads what fits, silently."""
-    random = _create(settings.model_copy(update={"pretrained": False}), None)
     start = dict(random.named_parameters())
     for name, value in model.named_parameters():
         same = name in start and value.shape == start[name].shape and value.numel() > 1
@@ -208,13 +200,3 @@ def _check_all_loaded(model: torch.nn.Module, settings: EmbedderSettings, weight
                 f"embedder model {settings.model}: {weights.name} has no weights for {name!r}; "
                 "give the file that belongs to this model"
             )
-
-
-def _trimmed(image: Image.Image) -> Image.Image:
-    """Return the image without the ends of an extreme aspect ratio, which no centre crop keeps."""
-    width, height = image.size
-    limit = WIDEST_ASPECT * min(width, height)
-    if max(width, height) <= limit:
-        return image
-    left, top = max(0, (width - limit) // 2), max(0, (height - limit) // 2)
-    return image.crop((left, top, left + min(width, limit), top + min(height, limit)))

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from PIL import Image
 
 import train.data.labelled
 from shared.errors import LvdError
+from shared.evaluation_transform import centre_square
 from train.data.labelled import LabelledImages, class_numbers
 
 
@@ -32,7 +34,12 @@ def images(path, tmp_path, size=4, batch_size=3, **options):
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
     return LabelledImages(
-        "knn.train", str(path), size=size, batch_size=batch_size, scratch=scratch, **options
+        "knn.train",
+        str(path),
+        transform=centre_square(size),
+        batch_size=batch_size,
+        scratch=scratch,
+        **options,
     )
 
 
@@ -149,3 +156,25 @@ def test_classes_are_numbered_by_value_or_by_text_and_alike_in_all_sets():
     assert (count, some.tolist(), others.tolist()) == (3, [2, 1, 2], [0, 1])
     count, (some,) = class_numbers(["dog", "10", "cat"])
     assert (count, some.tolist()) == (3, [2, 0, 1])
+
+
+def test_one_batch_is_decoded_while_another_is_at_work_and_no_more(tmp_path, monkeypatch):
+    decoded = threading.Semaphore(0)
+    picture = LabelledImages._picture
+
+    def noted(self, reader, member):
+        try:
+            return picture(self, reader, member)
+        finally:
+            decoded.release()
+
+    monkeypatch.setattr(LabelledImages, "_picture", noted)
+    members = {f"{n:02d}.png": png(n) for n in range(20)}
+    members |= {f"{n:02d}.cls": b"0" for n in range(20)}
+    write_tar(tmp_path / "a.tar", members)
+    batches = images(tmp_path / "a.tar", tmp_path, batch_size=3).batches()
+    first = next(batches)
+    assert all(decoded.acquire(timeout=30) for _ in range(6))
+    assert not decoded.acquire(blocking=False)
+    assert [*first.places.tolist(), *next(batches).places.tolist()] == list(range(6))
+    batches.close()

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from shared.datasets import DatasetSettings, Part, list_parts
 from shared.errors import LvdError
+from shared.evaluation_transform import EvaluationTransform
 from shared.filetypes import extension
 from shared.images import ImageError, decode
 from shared.keys import stem
 from shared.listing import is_remote, locate, open_binary
 from shared.parts import Member, PartReader, direct
 from shared.progress import warn
+from shared.storage import fingerprint
 from shared.tars import walk_tar
 
 KEPT_BYTES = 1 << 30
@@ -42,14 +42,16 @@ _LARGEST_LABEL = 4096
 class LabelledBatch:
     """Decoded images and the places of the whole dataset at which they stand; it may be empty."""
 
-    images: UInt8[Tensor, "n 3 size size"]
+    images: UInt8[Tensor, "n 3 height width"]
+    """In channels-last memory."""
     places: Int[Tensor, " n"]
+    keys: tuple[str, ...]
 
 
-class _Encoded(NamedTuple):
+class _Coming(NamedTuple):
     place: int
     key: str
-    data: bytes
+    picture: Future[np.ndarray | None]
 
 
 class LabelledImages:
@@ -57,8 +59,9 @@ class LabelledImages:
 
     An image's label is what its `.cls` member says (as webdataset has it), else the field `cls` or
     `label` of its `.json` member or of a Parquet file, else the first folder of its path. An image
-    without one, or one that cannot be decoded, is left out and counted in a warning. Images are
-    resized (bicubic) to a shorter side of `size` pixels and cut to the square at their centre.
+    without one, or one that cannot be decoded, is left out and counted in a warning. With
+    `labelled` false an image may be without, and its label is then "". Who reads more than once may
+    `keep` what has been decoded, as far as it is small.
     """
 
     def __init__(
@@ -66,32 +69,43 @@ class LabelledImages:
         name: str,
         path: str,
         *,
-        size: int,
+        transform: EvaluationTransform,
         batch_size: int,
         scratch: Path,
+        labelled: bool = True,
+        keep: bool = True,
         rank: int = 0,
         world: int = 1,
+        threads: int | None = None,
     ) -> None:
         self.name, self.path = name, path
         self.labels: list[str] = []
         """The labels of all images of all processes, by place; there after a pass over `batches`."""
-        self._size, self._batch_size = size, batch_size
-        self._scratch, self._rank, self._world = scratch, rank, world
+        self.left_out: list[str] = []
+        """What the last pass warned of, without the dataset's name."""
+        self._transform, self._batch_size, self._threads = transform, batch_size, threads
+        self._scratch, self._wants_labels, self._keeps = scratch, labelled, keep
+        self._rank, self._world = rank, world
         self._parts = list_parts(name, DatasetSettings(path=path))
         self._kept: list[LabelledBatch] | None = None
         self._unlabelled: list[str] = []
         self._broken: list[str] = []
 
+    @property
+    def fingerprint(self) -> str:
+        """What changes when the data do, as far as names, sizes and modification times tell."""
+        return fingerprint([part.fingerprint for part in self._parts])
+
     def batches(self) -> Iterator[LabelledBatch]:
         """Yield this process's images; every process yields the same number of batches.
 
-        Raises LvdError where no image has a label.
+        While one batch is at work the next is decoded. Raises LvdError where no image has a label.
         """
         if self._kept is not None:
             yield from self._kept
             return
         kept: list[LabelledBatch] = []
-        room = KEPT_BYTES
+        room = KEPT_BYTES if self._keeps else -1
         for batch in self._read():
             room -= batch.images.nbytes
             if room >= 0:
@@ -104,9 +118,9 @@ class LabelledImages:
 
     def _read(self) -> Iterator[LabelledBatch]:
         self.labels, self._unlabelled, self._broken = [], [], []
-        share: list[_Encoded] = []
-        yielded = 0
-        with ThreadPoolExecutor() as pool:
+        coming: list[_Coming] = []
+        size, yielded = self._batch_size, 0
+        with ThreadPoolExecutor(self._threads) as pool:
             for part in self._parts:
                 with PartReader(part, self._scratch, _LABEL_COLUMNS) as reader:
                     for member, label in self._labelled(part, reader):
@@ -114,48 +128,66 @@ class LabelledImages:
                         self.labels.append(label)
                         if place % self._world != self._rank:
                             continue
-                        share.append(_Encoded(place, member.key, _bytes(reader, member)))
-                        if len(share) == self._batch_size:
-                            yield self._decoded(share, pool)
+                        picture = pool.submit(self._picture, reader, member)
+                        coming.append(_Coming(place, member.key, picture))
+                        if len(coming) == 2 * size:
+                            yield self._batch(coming[:size])
+                            del coming[:size]
                             yielded += 1
-                            share = []
+                    wait(some.picture for some in coming)  # they read what is closed next
             # Another process may have one image more than this one, and so one batch more, in
             # which the processes of a sharded model must meet.
             largest_share = -(-len(self.labels) // self._world)
-            if yielded < -(-largest_share // self._batch_size):
-                yield self._decoded(share, pool)
+            for start in range(0, largest_share - yielded * size, size):
+                yield self._batch(coming[start : start + size])
 
     def _labelled(self, part: Part, reader: PartReader) -> Iterator[tuple[Member, str]]:
         beside = _cls_members(part, self._scratch) if part.format == "tar" else {}
         for member in reader.members:
             label = beside.get(stem(member.member)) or _label(part, member)
-            if label:
-                yield member, label
+            if label or not self._wants_labels:
+                yield member, label or ""
             else:
                 self._unlabelled.append(member.key)
 
-    def _decoded(self, share: list[_Encoded], pool: ThreadPoolExecutor) -> LabelledBatch:
-        pictures = list(pool.map(lambda encoded: _square(encoded.data, self._size), share))
-        whole = [n for n, picture in enumerate(pictures) if picture is not None]
-        self._broken += [share[n].key for n, picture in enumerate(pictures) if picture is None]
-        images = torch.empty(len(whole), 3, self._size, self._size, dtype=torch.uint8)
-        for row, n in enumerate(whole):
-            images[row] = torch.from_numpy(pictures[n]).permute(2, 0, 1)
-        return LabelledBatch(images, torch.tensor([share[n].place for n in whole]).long())
+    def _picture(self, reader: PartReader, member: Member) -> UInt8[np.ndarray, "h w 3"] | None:
+        """Return what the model is to see of an image; None where it cannot be decoded."""
+        try:
+            image = decode(reader.read(member), reduce_to=self._transform.reduce_to)
+        except ImageError:
+            return None
+        return self._transform.prepare(image)
+
+    def _batch(self, coming: list[_Coming]) -> LabelledBatch:
+        whole = [some for some in coming if some.picture.result() is not None]
+        self._broken += [some.key for some in coming if some.picture.result() is None]
+        images = np.empty((len(whole), *self._transform.size, 3), np.uint8)
+        for row, some in enumerate(whole):
+            images[row] = some.picture.result()
+        return LabelledBatch(
+            torch.from_numpy(images).permute(0, 3, 1, 2),
+            torch.tensor([some.place for some in whole]).long(),
+            tuple(some.key for some in whole),
+        )
 
     def _report(self) -> None:
         if not self.labels:
             raise LvdError(
                 f"{self.name}: none of the images at {self.path!r} has a label: put a .cls member, "
                 "or a `cls` or `label` in the .json, beside each, or give ROOT/CLASS/IMAGE folders"
+                if self._wants_labels
+                else f"{self.name}: there are no images at {self.path!r}: name another place"
             )
-        if self._unlabelled and self._rank == 0:
-            self._warn(self._unlabelled, "have no label")
-        if self._broken:
-            self._warn(self._broken, "cannot be decoded")
-
-    def _warn(self, keys: list[str], what: str) -> None:
-        warn(f"{self.name}: {len(keys)} images {what} and are left out (the first is {keys[0]})")
+        self.left_out = [
+            f"{len(keys)} images {what} and are left out (the first is {keys[0]})"
+            for keys, what in (
+                (self._unlabelled if self._rank == 0 else [], "have no label"),
+                (self._broken, "cannot be decoded"),
+            )
+            if keys
+        ]
+        for message in self.left_out:
+            warn(f"{self.name}: {message}")
 
 
 def class_numbers(*datasets: list[str]) -> tuple[int, list[Int[Tensor, " n"]]]:
@@ -168,26 +200,6 @@ def class_numbers(*datasets: list[str]) -> tuple[int, list[Int[Tensor, " n"]]]:
     by_value = all(name.removeprefix("-").isdecimal() for name in names)
     numbers = {name: n for n, name in enumerate(sorted(names, key=int if by_value else str))}
     return len(numbers), [torch.tensor([numbers[label] for label in some]) for some in datasets]
-
-
-def _bytes(reader: PartReader, member: Member) -> bytes:
-    try:
-        return reader.read(member)
-    except ImageError:
-        return b""  # which does not decode either
-
-
-def _square(data: bytes, size: int) -> np.ndarray | None:
-    """Return the centre of an image as uint8 [size, size, 3]; None where it cannot be decoded."""
-    try:
-        # Twice the size keeps reduced decoding of large JPEGs from showing in the result.
-        image = decode(data, reduce_to=2 * size)
-    except ImageError:
-        return None
-    if image.size != (size, size):
-        image = transforms.resize(image, [size], InterpolationMode.BICUBIC)
-        image = transforms.center_crop(image, [size, size])
-    return np.array(image)
 
 
 def _label(part: Part, member: Member) -> str | None:

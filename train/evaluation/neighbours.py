@@ -16,16 +16,14 @@ def neighbours(
     """Return the cosines of the k most similar rows of `bank`, and which rows they are.
 
     All n where k is larger. Of equally similar rows the first count, and come first. No matrix is
-    larger than a block of queries by a block of the bank.
+    larger than a block of queries by a block of the bank, which may be float16 mapped from the disk.
     """
-    queries = functional.normalize(queries.float(), dim=1)
-    bank = functional.normalize(bank.float(), dim=1)
     found = []
-    for block in queries.split(QUERY_BLOCK):
+    for block in map(_unit, queries.split(QUERY_BLOCK)):
         best = block.new_empty(len(block), 0)
         rows = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
         for start in range(0, len(bank), BANK_BLOCK):
-            cosines = block @ bank[start : start + BANK_BLOCK].T
+            cosines = block @ _unit(bank[start : start + BANK_BLOCK]).T
             some, columns = largest(cosines, k)
             # Those found so far stand first, as they do in the bank.
             best, kept = largest(torch.cat([best, some], dim=1), k)
@@ -33,6 +31,10 @@ def neighbours(
         found.append((best, rows))
     best, rows = zip(*found, strict=True)
     return torch.cat(best), torch.cat(rows)
+
+
+def _unit(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return functional.normalize(rows.float(), dim=1)
 
 
 def largest(
