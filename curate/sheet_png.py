@@ -5,22 +5,21 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from curate.contact_sheets import COLUMNS, Sheet, Strip, Tile
 from curate.thumbnails import SIDE
+from shared.lettering import FAINT, FRAME, INK, MARK, PAPER, Fonts, fitted
 from shared.progress import printable
 
 MARGIN, GAP, TEXT = 20, 10, 16  # pixels; TEXT is a line's height
 CELL = SIDE + 2 + GAP
-INK, FAINT, FRAME, MARK = "#1c2833", "#6b7780", "#d5dbdf", "#2471a3"
 
 
 def draw_sheet(sheet: Sheet, pictures: Mapping[tuple[bool, str], bytes]) -> bytes:
     """Return the PNG of a sheet, `pictures` being its thumbnails by `(seed, key)`."""
-    fonts = _Fonts()
+    fonts = Fonts()
     heights = [_strip_height(strip) for strip in sheet.strips]
     size = (2 * MARGIN + COLUMNS * CELL - GAP, 2 * MARGIN + 52 + sum(heights))
     canvas = Image.new("RGB", size, "white")
@@ -36,16 +35,6 @@ def draw_sheet(sheet: Sheet, pictures: Mapping[tuple[bool, str], bytes]) -> byte
     return stream.getvalue()
 
 
-class _Fonts:
-    def __init__(self) -> None:
-        import matplotlib as mpl
-
-        folder = Path(mpl.get_data_path()) / "fonts" / "ttf"
-        self.title = ImageFont.truetype(str(folder / "DejaVuSans-Bold.ttf"), 17)
-        self.heading = ImageFont.truetype(str(folder / "DejaVuSans.ttf"), 13)
-        self.small = ImageFont.truetype(str(folder / "DejaVuSans.ttf"), 11)
-
-
 def _strip_height(strip: Strip) -> int:
     lines = -(-len(strip.tiles) // COLUMNS)
     return (26 if strip.heading else 0) + lines * (CELL + 2 * TEXT) + 6
@@ -57,10 +46,10 @@ def _draw_strip(
     top: int,
     strip: Strip,
     pictures: Mapping[tuple[bool, str], bytes],
-    fonts: _Fonts,
+    fonts: Fonts,
 ) -> None:
     if strip.heading:
-        heading = _fitted(draw, strip.heading, fonts.heading, canvas.width - 2 * MARGIN)
+        heading = fitted(draw, strip.heading, fonts.heading, canvas.width - 2 * MARGIN)
         draw.text((MARGIN, top + 4), heading, INK, fonts.heading)
         top += 26
     for place, tile in enumerate(strip.tiles):
@@ -75,11 +64,11 @@ def _draw_tile(
     corner: tuple[int, int],
     tile: Tile,
     jpeg: bytes | None,
-    fonts: _Fonts,
+    fonts: Fonts,
 ) -> None:
     x, y = corner
     box = (x, y, x + SIDE + 1, y + SIDE + 1)
-    draw.rectangle(box, "#f6f7f8")
+    draw.rectangle(box, PAPER)
     if jpeg is None:
         text = "\n".join(textwrap.wrap(printable(tile.absent[:100]), 22))
         middle = (x + SIDE // 2, y + SIDE // 2)
@@ -89,21 +78,7 @@ def _draw_tile(
             left, above = (1 + (SIDE - side) // 2 for side in picture.size)
             canvas.paste(picture, (x + left, y + above))
     draw.rectangle(box, None, MARK if tile.mark else FRAME, 2 if tile.mark else 1)
-    caption = _fitted(draw, tile.caption, fonts.small, SIDE)
+    caption = fitted(draw, tile.caption, fonts.small, SIDE)
     draw.text((x, y + SIDE + 4), caption, MARK if tile.mark else INK, fonts.small)
-    key = _fitted(draw, tile.key, fonts.small, SIDE)
+    key = fitted(draw, tile.key, fonts.small, SIDE)
     draw.text((x, y + SIDE + 4 + TEXT - 2), key, FAINT, fonts.small)
-
-
-def _fitted(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = printable(text[:1000])
-    if draw.textlength(text, font) <= width:
-        return text
-    # Keys differ at their ends, reasons at their beginnings: keep both.
-    kept = len(text)
-    while kept > 2:
-        kept -= 1
-        shorter = f"{text[: (kept + 1) // 2]}…{text[-(kept // 2) :]}"
-        if draw.textlength(shorter, font) <= width:
-            return shorter
-    return "…"

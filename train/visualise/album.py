@@ -1,0 +1,204 @@
+"""Draws all figures of a model and writes them as PNG files and one page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn.functional import normalize
+
+from shared.config import apply_overrides, validate
+from shared.errors import LvdError
+from shared.images import decode
+from shared.progress import say, stage_bar, warn
+from train.evaluation.attention_maps import MissingTokensError
+from train.evaluation.features import bank
+from train.evaluation.frozen import FrozenModel, JoinedModel, load_models
+from train.evaluation.neighbours import neighbours
+from train.visualise.figures import attention_figure, neighbour_figure, patch_figure
+from train.visualise.output import check_replaceable, write_figures
+from train.visualise.page import figures_page
+from train.visualise.pictures import Pictures, first_pictures, squares_of
+from train.visualise.sheets import SIDE, Sheet
+
+LARGEST_SQUARE = 1024
+"""Pixels of the side of a picture that is kept, unless the model's input is larger."""
+
+
+class VisualiseSettings(BaseModel):
+    """What is drawn."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    pictures: int = Field(8, ge=1, le=256)
+    """The first so many of the images, by key, are drawn."""
+    mass: float = Field(0.6, gt=0, le=1)
+    """Share of a head's attention that the patches kept of its map hold."""
+    foreground: float = 0.0
+    """Standard deviations above which the patches' first component is foreground."""
+    nearest: int = Field(6, ge=1, le=100)
+    """Neighbours drawn of each picture."""
+    batch_size: int = Field(64, ge=1)
+    """Images of a forward pass, where neighbours are sought."""
+    workers: int = Field(4, ge=1)
+    """Threads that decode images."""
+
+
+def draw(
+    name: str,
+    images: str,
+    gallery: str | None,
+    out: Path,
+    cache: Path,
+    *,
+    size: int | None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Write the figures of the model `name` to the folder `out` and return its page's path.
+
+    They show the first pictures of `images` by key, and with `gallery` their nearest neighbours in
+    it. A figure that the model has nothing for is left out, which the page says. The same call
+    gives the same bytes, wherever `out` is. Raises LvdError where `out` holds anything else, where
+    there are no pictures, and where nothing can be drawn.
+    """
+    settings = validate(
+        VisualiseSettings,
+        apply_overrides({}, overrides),
+        file="the settings of visualise",
+        overrides=overrides,
+    )
+    check_replaceable(out)
+    pictures = first_pictures("--images", images, settings.pictures, max(size or 0, LARGEST_SQUARE))
+    if pictures.more:
+        say(f"the first {settings.pictures} pictures are drawn: more with --set pictures=N")
+    [model] = load_models([name], size=size)
+    sheets, facts, missing = [], [(str(len(pictures.squares)), "pictures")], []
+    for number, part in enumerate(model.parts, start=1):
+        drawn, said = _figures(part, pictures, settings)
+        several = len(model.parts) > 1
+        of = f" of {part.name}" if several else ""
+        facts += [(value, f"{what}{of}") for value, what in _facts(part, drawn)]
+        sheets += [replace(s, name=f"{s.name}-{number}") if several else s for s in drawn]
+        missing += said
+    if gallery is not None:
+        sheets.append(_neighbour_sheet(model, pictures, gallery, cache, settings))
+    if not sheets:
+        raise LvdError(f"model {name} has neither attention nor patch tokens: give --neighbours")
+    command = _command(name, images, gallery, size, overrides)
+    remarks = _remarks(pictures, images, missing)
+    page = figures_page(f"What {name} sees", facts, remarks, sheets, command)
+    files = {"index.html": page.encode()}
+    for sheet in sheets:
+        files |= sheet.pngs()
+    known = {
+        "model": name,
+        "fingerprint": model.fingerprint,
+        "needs": [asdict(part.needs) for part in model.parts],
+        "settings": settings.model_dump(mode="json"),
+        "pictures": list(pictures.squares),
+        "broken": pictures.broken,
+        "reasons": pictures.reasons,
+        "command": command,
+    }
+    write_figures(out, files, known)
+    return out / "index.html"
+
+
+def _figures(
+    model: FrozenModel, pictures: Pictures, settings: VisualiseSettings
+) -> tuple[list[Sheet], list[str]]:
+    """Return the figures of attention and patches, and why one is missing."""
+    sheets, missing = [], []
+    with stage_bar("draw", 2, "figures") as bar:
+        for figure, value in (
+            (attention_figure, settings.mass),
+            (patch_figure, settings.foreground),
+        ):
+            try:
+                sheets.append(figure(model, pictures.squares, value))
+            except MissingTokensError as error:
+                warn(str(error))
+                missing.append(str(error))
+            bar.advance()
+    return sheets, missing
+
+
+def _neighbour_sheet(
+    model: JoinedModel,
+    pictures: Pictures,
+    gallery: str,
+    cache: Path,
+    settings: VisualiseSettings,
+) -> Sheet:
+    there = bank(
+        model,
+        gallery,
+        role="--neighbours",
+        cache=cache,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        labelled=False,
+    )
+    queries = torch.cat([_pooled(model, data) for data in pictures.data.values()])
+    cosines, rows = neighbours(queries, there.pooled, settings.nearest)
+    found = {
+        key: [(there.keys[row], cosine) for row, cosine in zip(*best, strict=True)]
+        for key, *best in zip(pictures.squares, rows.tolist(), cosines.tolist(), strict=True)
+    }
+    wanted = {key for best in found.values() for key, _ in best}
+    return neighbour_figure(
+        model.name,
+        gallery,
+        pictures.squares,
+        found,
+        squares_of("--neighbours", gallery, wanted, SIDE),
+    )
+
+
+def _pooled(model: JoinedModel, data: bytes) -> torch.Tensor:
+    """Return an image's features as those of a bank: each part's L2-normalised, concatenated."""
+    parts = []
+    for part in model.parts:
+        image = decode(data, reduce_to=part.transform.reduce_to)
+        pixels = torch.from_numpy(np.array(part.prepare(image))).permute(2, 0, 1)
+        parts.append(normalize(part.tokens(pixels[None]).pooled.float().cpu(), dim=1))
+    return torch.cat(parts, dim=1)
+
+
+def _facts(model: FrozenModel, drawn: Sequence[Sheet]) -> list[tuple[str, str]]:
+    needs = model.needs
+    facts = [(f"{needs.size} px", "input side")]
+    if needs.patch:
+        grid = needs.size // needs.patch
+        facts += [(f"{needs.patch} px", "patch side"), (f"{grid} × {grid}", "patches of a picture")]
+    return facts + [fact for sheet in drawn for fact in sheet.facts]
+
+
+def _remarks(pictures: Pictures, images: str, missing: Sequence[str]) -> list[str]:
+    remarks = ["Of each picture the central square is shown, resized to the model's input."]
+    if pictures.more:
+        remarks.append(
+            f"The first {len(pictures.squares)} pictures of {images}, by key; more follow."
+        )
+    remarks += [f"Left out: {what}." for what in missing]
+    if pictures.broken:
+        named = "; ".join(f"{key}: {reason}" for key, reason in pictures.reasons.items())
+        more = "; ..." if pictures.broken > len(pictures.reasons) else ""
+        remarks.append(f"{pictures.broken} images cannot be decoded ({named}{more}).")
+    return remarks
+
+
+def _command(
+    name: str, images: str, gallery: str | None, size: int | None, overrides: Sequence[str]
+) -> str:
+    """Return the call without --out and --cache, which decide nothing of what is drawn."""
+    words = ["lvd-train", "visualise", "--model", name, "--images", images]
+    words += ["--neighbours", gallery] if gallery is not None else []
+    words += ["--size", str(size)] if size is not None else []
+    words += [word for override in overrides for word in ("--set", override)]
+    return shlex.join(words)

@@ -1,0 +1,75 @@
+"""The command `lvd-train visualise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--model",
+    "name",
+    required=True,
+    metavar="NAME",
+    help="A model folder, the OUT or a step folder of a run, a timm name, ARCH:TAG of open_clip; "
+    "several joined with '+'.",
+)
+@click.option(
+    "--images",
+    required=True,
+    metavar="PATH",
+    help="The pictures: a folder of images or of shards, a tar, a glob, a brace list, an fsspec URL.",
+)
+@click.option(
+    "--neighbours",
+    metavar="SHARDS",
+    help="Images among which each picture's nearest neighbours are sought; a PATH like --images.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/visualise"),
+    show_default=True,
+    help="Gets index.html and PNG files; figures of an earlier call there are replaced.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path("runs/features"),
+    show_default=True,
+    help="Where the features of --neighbours are kept for the next call.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    metavar="PX",
+    help="Side of the model's input, for finer maps; by default the model's own.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, such as pictures=16, mass=0.6 or nearest=10 (a wrong name lists the "
+    "right ones). Repeatable.",
+)
+def visualise(
+    name: str,
+    images: str,
+    neighbours: str | None,
+    out: Path,
+    cache: Path,
+    size: int | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Draw what a model sees: attention maps, patch colours and nearest neighbours.
+
+    Of the first pictures of PATH, by key: the CLS token's attention of each head, with the patches
+    that hold 60 % of it; the principal components of the patch tokens as colours that all pictures
+    share; and the nearest neighbours among SHARDS. Open OUT/index.html, which needs nothing else.
+    """
+    from train.visualise.album import draw
+
+    click.echo(draw(name, images, neighbours, out, cache, size=size, overrides=overrides))
