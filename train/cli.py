@@ -7,18 +7,24 @@ from pathlib import Path
 import click
 
 from shared.commands import Commands
+from train.evaluation.command import evaluate
+from train.export.command import export
+from train.visualise.command import visualise
 
 
 @click.group(
     cls=Commands, prog="lvd-train", context_settings={"help_option_names": ["-h", "--help"]}
 )
 def main() -> None:
-    """Train a vision transformer without labels on the shards of `lvd-curate`: DINOv2, iBOT, DINO.
+    """Train a vision transformer without labels on the shards of `lvd-curate`, and see what it knows.
 
     \b
     lvd-train run --recipe tiny --shards runs/curate/latest/shards --out runs/train/tiny
     lvd-train run --recipe vits16 --shards 's3://bucket/shards' --out runs/train/s --dry-run
     torchrun --nproc-per-node 8 -m train.launch run --recipe vitl14 --shards ... --out ...
+    lvd-train eval knn linear --model runs/train/tiny --model pixels --train A --test B
+    lvd-train visualise --model runs/train/tiny --images photos/ --out runs/look
+    lvd-train export runs/train/tiny --out model --size 224
     """
 
 
@@ -101,6 +107,10 @@ def run(
     with disk_full_is_said(out):
         train(recipe, shards, out, resume=resume, start_from=start_from)
 
+
+main.add_command(evaluate)
+main.add_command(visualise)
+main.add_command(export)
 
 if __name__ == "__main__":
     main(prog_name="lvd-train")

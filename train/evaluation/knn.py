@@ -1,0 +1,62 @@
+"""Scores features by DINO's weighted k-nearest-neighbour classifier (arXiv 2104.14294, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.progress import stage_bar
+from train.evaluation.features import Bank
+from train.evaluation.holdout import known_classes
+from train.evaluation.neighbours import QUERY_BLOCK, neighbours, weighted_vote
+from train.evaluation.scores import Score
+
+CPU = torch.device("cpu")
+
+
+class KnnEvalSettings(BaseModel):
+    """Who votes, and how much."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 20, 100, 200), min_length=1)
+    """Numbers of neighbours; each has a score."""
+    temperature: float = Field(0.07, gt=0)
+    """A neighbour's vote weighs exp(cosine / temperature)."""
+
+
+def knn(
+    train: Bank, test: Bank, settings: KnnEvalSettings, device: torch.device = CPU
+) -> list[Score]:
+    """Return the share of `test` that its neighbours in `train` name rightly, for each k.
+
+    By the cosine of pooled features. Of equally similar neighbours the first rows count; of classes
+    with equal votes the first wins. Where k is larger than the bank all of it votes, which the
+    score's note says.
+    """
+    classes, labels, answers = known_classes(train.labels, test.labels)
+    bank, labels, answers = train.pooled.to(device), labels.to(device), answers.to(device)
+    # Of the largest k neighbours, which come in falling order, the first k are the k nearest.
+    right = dict.fromkeys(settings.k, 0)
+    with stage_bar("knn", len(test)) as bar:
+        for queries, truth in zip(
+            test.pooled.split(QUERY_BLOCK), answers.split(QUERY_BLOCK), strict=True
+        ):
+            cosines, rows = neighbours(queries.to(device), bank, max(settings.k))
+            for k in right:
+                of = labels[rows[:, :k]]
+                said = weighted_vote(cosines[:, :k], of, classes, settings.temperature)
+                right[k] += int((said == truth).sum())
+            bar.advance(len(queries))
+    return [
+        Score("knn", "top-1", count / len(test), f"k={k}", note=_all_vote(k, len(train)))
+        for k, count in right.items()
+    ]
+
+
+def _all_vote(k: int, images: int) -> str:
+    return (
+        f"k={k} is more than the {images} training images: all of them vote" if k > images else ""
+    )

@@ -1,0 +1,20 @@
+"""What a task of an evaluation returns: one number, and what it is a number of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of one model in one task."""
+
+    task: str
+    metric: str
+    value: float
+    """Shares are fractions, not percent; NaN where there is none."""
+    setting: str = ""
+    """What the metric was taken at (`k=20`), or what won on held-out data (`lr 0.1, cls4`)."""
+    higher_is_better: bool = True
+    note: str = ""
+    """What a reader of the figure must know, in a sentence without a full stop."""

@@ -1,0 +1,30 @@
+"""Means and deviations of features over the rows that a probe is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EPSILON = 1e-6
+"""Added to variances, as by MAE's probe."""
+
+
+def moments(
+    blocks: Iterable[Float[Tensor, "n d"]],
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Return the mean and the standard deviation of each feature over all rows of all blocks.
+
+    Summed in float64, relative to the first row: a feature that never changes has a variance of 0.
+    """
+    count, first, total, squares = 0, None, 0.0, 0.0
+    for block in blocks:
+        first = block[0].double() if first is None else first
+        away = block.double() - first
+        count += len(block)
+        total, squares = total + away.sum(dim=0), squares + away.square().sum(dim=0)
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    return (first + mean).float(), torch.sqrt(variance + EPSILON).float()

@@ -1,0 +1,137 @@
+"""The scores of several models side by side, and the files that hold them."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.errors import LvdError
+from shared.storage import dumps, sync
+from train.evaluation.scores import Score
+from train.evaluation.table_text import as_text
+from train.evaluation.tasks import TASKS
+
+COLUMNS = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("model", "fingerprint", "task", "metric")),
+        *(pa.field(name, pa.string()) for name in ("setting", "train", "test", "data", "note")),
+        pa.field("value", pa.float64()),
+        pa.field("higher_is_better", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of the table, in the order in which they were asked for."""
+
+    model: str
+    fingerprint: str
+    needs: Sequence[str]
+    """What it (or each part of a joined one) needs of its input, in a line."""
+    scores: Sequence[Score]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Why a task gave no score."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What an evaluation has found."""
+
+    tasks: Sequence[str]
+    rows: Sequence[Row]
+    places: Mapping[str, str | None] = field(default_factory=dict)
+    """Where the data are: the options train, test and data."""
+    notes: Sequence[str] = ()
+    """On the data."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Return a record for each model, task, metric and setting, in the table's order."""
+        return [
+            {
+                **asdict(score),
+                **{place: self._read(place, score.task) for place in ("train", "test", "data")},
+                "model": row.model,
+                "fingerprint": row.fingerprint,
+            }
+            for row in self.rows
+            for score in row.scores
+        ]
+
+    def failures(self) -> list[str]:
+        """Return why tasks gave no score, each with its model."""
+        return [f"{row.model}, {t}: {why}" for row in self.rows for t, why in row.failures.items()]
+
+    def text(self) -> str:
+        """Return the table as it stands in table.txt and on the terminal."""
+        return as_text(self)
+
+    def _read(self, place: str, task: str) -> str | None:
+        return self.places.get(place) if place in TASKS[task] else None
+
+
+def write_table(table: Table, out: Path) -> None:
+    """Write table.txt, table.parquet and table.json to the folder `out`, each whole or not at all.
+
+    The Parquet file has a row for each model, task, metric and setting: model (its name as it was
+    given), fingerprint (of all that decides its features), task, metric, setting (what the metric
+    was taken at, or what won on held-out data), train, test and data (where the task read them, as
+    given; else null), note, value (a fraction, or metres; NaN where there is none) and
+    higher_is_better. The JSON file has the same records as `figures` (null in place of NaN), and
+    with them what each model needs, what failed, the notes and the settings.
+    """
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(table.figures(), schema=COLUMNS), stream)
+    figures = [
+        {**figure, "value": figure["value"] if math.isfinite(figure["value"]) else None}
+        for figure in table.figures()
+    ]
+    models = [
+        {"name": row.model, "fingerprint": row.fingerprint, "needs": row.needs}
+        | {"failures": dict(row.failures)}
+        for row in table.rows
+    ]
+    whole = {"figures": figures, "models": models, "notes": table.notes}
+    whole |= {"settings": dict(table.settings), "data": dict(table.places)}
+    make_folder(out)
+    with _failing_in_a_line(out):
+        _write(out / "table.parquet", stream.getvalue())
+        _write(out / "table.json", dumps(whole).encode())
+        _write(out / "table.txt", table.text().encode())
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder `out` where it is not there; LvdError where that cannot be done."""
+    with _failing_in_a_line(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _failing_in_a_line(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LvdError(
+            f"--out {out} cannot be written ({error.strerror or error}): name another folder"
+        ) from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        sync(beside)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync(path.parent)
