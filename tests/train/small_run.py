@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from click.testing import CliRunner
 from PIL import Image
 
+from train.cli import main
 from train.monitoring.metrics import TIMINGS, read_metrics
 
 HEAD = {"prototypes": 32, "hidden": 32, "bottleneck": 16}
@@ -101,6 +103,13 @@ def run(arguments: list[str], processes: int = 1, code: int = 0) -> str:
     said, _ = process.communicate(timeout=300)
     assert process.returncode == code, said
     return said
+
+
+def run_here(arguments: list[str]) -> str:
+    """Run the command in this process, which is quicker, and return what it said."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def lines(out: Path) -> list[dict]:

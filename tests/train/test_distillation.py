@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from small_run import command, lines, run, start, write_config, write_shards
+from small_run import command, lines, run, run_here, start, write_config, write_shards
 
 from shared.storage import read_json
 from train.cli import main
@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "distillation": {"teacher": str(folder / "teacher")},
         },
     )
-    run(command(folder / "pipelines.yaml", folder / "shards", folder / "teacher"))
+    run_here(command(folder / "pipelines.yaml", folder / "shards", folder / "teacher"))
     return folder
 
 
@@ -246,12 +246,12 @@ def test_two_processes_distil_as_one(place: Path, tmp_path: Path) -> None:
 
 
 def test_another_teacher_is_refused_on_resuming(place: Path, tmp_path: Path) -> None:
-    run(distil(place, tmp_path / "out", "--set", "steps=4"))
+    run_here(distil(place, tmp_path / "out", "--set", "steps=4"))
     other = command(
         place / "pipelines.yaml", place / "shards", tmp_path / "other", "--set", "seed=5",
         "--set", "steps=2",
     )  # fmt: skip
-    run(other)
+    run_here(other)
     again = distil(
         place,
         tmp_path / "out",
@@ -303,12 +303,12 @@ def test_a_model_without_heads_teaches_by_anchors(place: Path, foreign: Path) ->
 
 def test_anchors_are_kept_with_the_run(place: Path, foreign: Path, tmp_path: Path) -> None:
     shorter = [*distil(place, tmp_path / "out"), "--set", f"distillation.teacher={foreign}"]
-    run([*shorter, "--set", "steps=4"])
+    run_here([*shorter, "--set", "steps=4"])
     folder = tmp_path / "out" / "checkpoints"
     anchors = read_network(folder / "step-0000004", "distillation/anchors/dino")
     assert anchors["anchors"].shape == (32, 24)
     assert anchors["anchors"].abs().sum() > 0
-    run([*shorter, "--set", "steps=8"])
+    run_here([*shorter, "--set", "steps=8"])
     later = read_network(folder / "step-0000008", "distillation/anchors/dino")
     assert all(torch.equal(later[name], anchors[name]) for name in anchors)
 

@@ -9,6 +9,15 @@ from train.evaluation.linear import LinearSettings, ProbeFeatures, linear_probe,
 QUICK = {"batch_size": 32, "epochs": 4, "least_steps": 60, "learning_rates": (0.001, 0.01, 0.1)}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Thousands of small steps on several threads that other processes hold up would take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def probe(train, test, **options):
     (score,) = linear_probe(train, test, LinearSettings(**(QUICK | options)))
     assert (score.task, score.metric, score.higher_is_better) == ("linear", "top-1", True)

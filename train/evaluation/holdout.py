@@ -27,16 +27,16 @@ def known_classes(
     return classes, numbers, torch.tensor([known.get(label, -1) for label in test])
 
 
-def unknown_in_test(train: list[str], test: list[str]) -> str:
-    """Return a sentence on the test images whose class `train` does not have; "" where none is."""
+def unknown_in_test(train: list[str], test: list[str]) -> list[str]:
+    """Return a note on the test images whose class `train` does not have, if there are any."""
     known = set(train)
     strangers = [label for label in test if label not in known]
     if not strangers:
-        return ""
-    return (
+        return []
+    return [
         f"{len(strangers):,} of {len(test):,} test images are of {len(set(strangers)):,} classes "
         f"that --train does not have, and count as wrong (the first is {strangers[0]!r})"
-    )
+    ]
 
 
 def held_out(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.progress import stage_bar
 from train.evaluation.features import Bank
-from train.evaluation.holdout import known_classes
+from train.evaluation.holdout import known_classes, unknown_in_test
 from train.evaluation.neighbours import QUERY_BLOCK, neighbours, weighted_vote
 from train.evaluation.scores import Score
 
@@ -33,8 +33,9 @@ def knn(
     """Return the share of `test` that its neighbours in `train` name rightly, for each k.
 
     By the cosine of pooled features. Of equally similar neighbours the first rows count; of classes
-    with equal votes the first wins. Where k is larger than the bank all of it votes, which the
-    score's note says.
+    with equal votes the first wins. The note says where k is larger than the bank, all of which then
+    votes, and how many images of `test` count as wrong because `train` has none of their class.
+    Raises LvdError where `train` has one class only.
     """
     classes, labels, answers = known_classes(train.labels, test.labels)
     bank, labels, answers = train.pooled.to(device), labels.to(device), answers.to(device)
@@ -50,13 +51,15 @@ def knn(
                 said = weighted_vote(cosines[:, :k], of, classes, settings.temperature)
                 right[k] += int((said == truth).sum())
             bar.advance(len(queries))
+    unknown = unknown_in_test(train.labels, test.labels)
     return [
-        Score("knn", "top-1", count / len(test), f"k={k}", note=_all_vote(k, len(train)))
+        Score(
+            *("knn", "top-1", count / len(test), f"k={k}"),
+            note="; ".join([*unknown, *_too_many(k, len(train))]),
+        )
         for k, count in right.items()
     ]
 
 
-def _all_vote(k: int, images: int) -> str:
-    return (
-        f"k={k} is more than the {images} training images: all of them vote" if k > images else ""
-    )
+def _too_many(k: int, images: int) -> list[str]:
+    return [f"k={k} is more than the {images:,} images that vote: all do"] if k > images else []

@@ -131,13 +131,13 @@ def linear_probe(
     probe = train_heads(seen, every, labels, classes, chosen, [rate], settings)
     count = count_right(probe, asked, torch.arange(len(asked)), answers)
     _best(probe, count)  # for all of `train` could have made it diverge
-    notes = [unknown_in_test(train.labels, test.labels)]
+    notes = unknown_in_test(train.labels, test.labels)
     if len(rates) > 1 and rate in (min(rates), max(rates)):
         notes.append("the learning rate that won is at the end of its range")
     return [
         Score(
             *("linear", "top-1", count[variant][0] / len(asked), f"{variant}, lr {rate:g}"),
-            note="; ".join(note for note in notes if note),
+            note="; ".join(notes),
         )
     ]
 

@@ -71,7 +71,7 @@ def logistic(train: Bank, test: Bank, settings: LogregSettings) -> list[Score]:
         int((model.predict(_standardised(block, mean, std)) == truth.numpy()).sum())
         for block, truth in zip(test.pooled.split(_ROWS), answers.split(_ROWS), strict=True)
     )
-    notes = [unknown_in_test(names, test.labels)]
+    notes = unknown_in_test(names, test.labels)
     if len(rows) < len(train):
         notes.append(f"fitted on {len(rows):,} of {len(train):,} training images, drawn at random")
     if not converged:
@@ -79,7 +79,7 @@ def logistic(train: Bank, test: Bank, settings: LogregSettings) -> list[Score]:
     return [
         Score(
             *("logreg", "top-1", right / len(test), f"C={model.C:g}"),
-            note="; ".join(note for note in notes if note),
+            note="; ".join(notes),
         )
     ]
 

@@ -17,4 +17,9 @@ class Score:
     """What the metric was taken at (`k=20`), or what won on held-out data (`lr 0.1, cls4`)."""
     higher_is_better: bool = True
     note: str = ""
-    """What a reader of the figure must know, in a sentence without a full stop."""
+    """What a reader of the figure must know: sentences without a full stop, `; ` between them."""
+
+    @property
+    def sentences(self) -> list[str]:
+        """Those of the note."""
+        return self.note.split("; ") if self.note else []

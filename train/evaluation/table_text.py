@@ -50,10 +50,15 @@ def as_text(table: Table) -> str:
         for model, score in column.scores.items()
         if score.setting and not column.setting
     ]
-    notes = [(row.model, score.task, score.note) for row in table.rows for score in row.scores]
+    notes = [
+        (row.model, score.task, sentence)
+        for row in table.rows
+        for score in row.scores
+        for sentence in score.sentences
+    ]
     for title, entries in (
         ("Settings", _gathered(settings, models)),
-        ("Notes", [*table.notes, *_gathered((note for note in notes if note[2]), models)]),
+        ("Notes", [*table.notes, *_gathered(notes, models)]),
         ("What each model needs", dict.fromkeys(need for row in table.rows for need in row.needs)),
         ("Failed", table.failures()),
     ):
@@ -119,13 +124,16 @@ def _short(name: str) -> str:
 
 
 def _gathered(said: Iterable[tuple[str, str, str]], models: Sequence[str]) -> list[str]:
-    """Return a line for each task and text that is said of models, naming these unless it is all."""
-    gathered: dict[tuple[str, str], dict[str, None]] = {}
+    """Return a line for each text that is said of models and tasks; models go without saying if all."""
+    by_task: dict[tuple[str, str], dict[str, None]] = {}
     for model, task, text in said:
-        gathered.setdefault((task, text), {})[model] = None
+        by_task.setdefault((text, task), {})[model] = None
+    tasks: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (text, task), of in by_task.items():
+        tasks.setdefault((text, tuple(of)), []).append(task)
     return [
-        f"{task}: {text}" if len(of) == len(models) else f"{', '.join(of)}, {task}: {text}"
-        for (task, text), of in gathered.items()
+        ", ".join(some if len(of) == len(models) else [*of, *some]) + f": {text}"
+        for (text, of), some in tasks.items()
     ]
 
 
