@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from click.testing import CliRunner
-from small_run import command, write_config, write_shards
+from small_run import command, run_twofold, write_config, write_shards
 
 
 @pytest.fixture(scope="session")
@@ -31,25 +25,3 @@ def sharded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_twofold(command(config, shards, folder / "out", *more))
     assert len(list((folder / "out" / "checkpoints" / "step-0000002").glob("*.safetensors"))) == 2
     return folder / "out"
-
-
-def run_twofold(arguments: list[str]) -> None:
-    """Run the command in this process and in one more, with the environment torchrun gives them."""
-    from train.cli import main
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    both |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    second = {**os.environ, **both, "RANK": "1", "LOCAL_RANK": "1"}
-    with subprocess.Popen([sys.executable, "-m", "train.launch", *arguments], env=second) as other:
-        threads = torch.get_num_threads()
-        try:
-            first = {**both, "RANK": "0", "LOCAL_RANK": "0"}
-            result = CliRunner(env=first).invoke(main, arguments)
-            assert result.exit_code == 0, result.output
-            assert other.wait(60) == 0
-        finally:
-            other.kill()
-            torch.set_num_threads(threads)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
@@ -110,6 +112,26 @@ def run_here(arguments: list[str]) -> str:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def run_twofold(arguments: list[str]) -> None:
+    """Run the command in this process and in one more, with the environment torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    both |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    second = {**os.environ, **both, "RANK": "1", "LOCAL_RANK": "1"}
+    with subprocess.Popen([sys.executable, "-m", "train.launch", *arguments], env=second) as other:
+        threads = torch.get_num_threads()
+        try:
+            first = {**both, "RANK": "0", "LOCAL_RANK": "0"}
+            result = CliRunner(env=first).invoke(main, arguments)
+            assert result.exit_code == 0, result.output
+            assert other.wait(60) == 0
+        finally:
+            other.kill()
+            torch.set_num_threads(threads)
 
 
 def lines(out: Path) -> list[dict]:

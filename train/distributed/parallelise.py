@@ -72,7 +72,6 @@ def parallelise(
     return DistributedDataParallel(
         student,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     ), teacher
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import LvdError
-from shared.storage import dumps, sync
+from shared.storage import write_json, written_whole
 from train.evaluation.scores import Score
 from train.evaluation.table_text import as_text
 from train.evaluation.tasks import TASKS
@@ -105,9 +104,10 @@ def write_table(table: Table, out: Path) -> None:
     whole |= {"settings": dict(table.settings), "data": dict(table.places)}
     make_folder(out)
     with _failing_in_a_line(out):
-        _write(out / "table.parquet", stream.getvalue())
-        _write(out / "table.json", dumps(whole).encode())
-        _write(out / "table.txt", table.text().encode())
+        write_json(out / "table.json", whole)
+        for name, data in (("parquet", stream.getvalue()), ("txt", table.text().encode())):
+            with written_whole(out / f"table.{name}") as beside:
+                beside.write_bytes(data)
 
 
 def make_folder(out: Path) -> None:
@@ -124,14 +124,3 @@ def _failing_in_a_line(out: Path) -> Iterator[None]:
         raise LvdError(
             f"--out {out} cannot be written ({error.strerror or error}): name another folder"
         ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        sync(beside)
-        beside.rename(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(path.parent)
