@@ -11,6 +11,7 @@ PIPELINE ?= default
 RECIPE ?= tiny
 SHARDS ?= runs/curate/latest/shards
 NPROC ?= 1
+TESTERS ?= 2
 ARGS ?=
 
 .PHONY: setup demo curate train test lint clean
@@ -18,7 +19,7 @@ ARGS ?=
 
 help:
 	@echo "make demo     curate the built-in sample (no download), and train on it"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests [TESTERS=2 processes]"
 	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
 	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
 	@echo "make train [RECIPE=tiny SHARDS=... OUT=... NPROC=1 ARGS='--set key=value']"
@@ -59,7 +60,7 @@ lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 test: setup
-	@$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses '$(TESTERS)' --dist loadfile
 
 clean:
 	rm -rf .venv runs build *.egg-info
