@@ -23,7 +23,8 @@ help:
 	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
 	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
 	@echo "make train [RECIPE=tiny SHARDS=... OUT=... NPROC=1 ARGS='--set key=value']"
-	@echo "              RECIPE: one of pipelines.yaml; SHARDS: by default those of the last make curate"
+	@echo "              RECIPE: one of pipelines.yaml; SHARDS: by default those of the last make curate;"
+	@echo "              CONTINUE_FROM=run for RECIPE=...-highres, TEACHER=run or model for ...-distilled"
 	@echo "make lint     ruff and the import contracts"
 	@echo "make setup    only make .venv;  make clean  remove it, and runs/"
 

@@ -26,6 +26,9 @@ from shared.embedders import (
 from shared.errors import LvdError, nearest
 from shared.evaluation_transform import EvaluationTransform
 
+UNLIKELY_SEED = 0x10AD_ED
+"""Of the weights that are there before those of a file are loaded."""
+
 
 class TorchEmbedder:
     """A model's encoder behind the model's own evaluation transform.
@@ -151,7 +154,8 @@ def _create(
 ) -> torch.nn.Module:
     def build(**given: object) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+            # What stays as it was made is found by `_check_all_loaded`: so no seed that others use.
+            torch.manual_seed(settings.seed if settings.pretrained is False else UNLIKELY_SEED)
             return timm.create_model(
                 settings.model,
                 pretrained=weights is not None,

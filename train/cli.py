@@ -29,7 +29,13 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--recipe", "name", required=True, help="A recipe of the configuration.")
+@click.option(
+    "--recipe",
+    "name",
+    required=True,
+    help="A recipe of the configuration. Those of a second stage read what they go on from in the "
+    "environment: CONTINUE_FROM for ...-highres, TEACHER for ...-distilled.",
+)
 @click.option(
     "--shards",
     required=True,

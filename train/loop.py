@@ -71,6 +71,8 @@ def train(
             if resume == "never":
                 folder.set_aside()
             folder.begin(recipe, index.fingerprint)
+            if checkpoint is None:
+                _say_origin(system)
         barrier()
         begun = restore(system, watch.counts, checkpoint) if checkpoint else 0
         if checkpoint is None:
@@ -134,6 +136,17 @@ def _load(system: System, index: ShardIndex, order: Order, steps: range) -> Iter
         pin_memory=ranks.device.type == "cuda",
     )
     return map(list, zip(*[batches] * recipe.accumulate, strict=True))
+
+
+def _say_origin(system: System) -> None:
+    """Say what a second stage goes on from, and who teaches."""
+    recipe = system.recipe
+    if recipe.continue_from is not None:
+        rows, columns = system.grid
+        say(f"goes on from {recipe.continue_from}, its positions resampled to {rows} x {columns}")
+    if system.frozen_teacher is not None:
+        targets = "anchors" if system.frozen_teacher.has_anchors else "its own heads"
+        say(f"teacher {recipe.distillation.teacher}, frozen; {targets} set the targets")
 
 
 def _take_anchors(system: System, index: ShardIndex, order: Order) -> None:

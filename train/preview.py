@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 import yaml
@@ -12,6 +13,7 @@ from train.data.crops import GLOBAL_VIEWS
 from train.data.masks import group_counts
 from train.distributed.parallelise import resolve_precision
 from train.estimate import Load, estimate
+from train.persistence.trained import find_trained
 from train.recipe import Recipe
 from train.system import frozen_teacher, new_network
 
@@ -25,6 +27,8 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
     parts = list_parts("--shards", DatasetSettings(path=shards))
     processes = int(os.environ.get("WORLD_SIZE", 1))
     images = recipe.micro_batch(processes)
+    if recipe.continue_from is not None:
+        find_trained(Path(recipe.continue_from))  # says so where there is nothing to go on from
     network = new_network(recipe, device="meta")
     crops, device = recipe.crops, recipe.parallel.device
     if device == "auto":

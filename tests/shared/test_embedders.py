@@ -321,3 +321,19 @@ def test_descriptor_vectors_do_not_depend_on_the_batch():
     np.testing.assert_array_equal(
         together, np.concatenate([embedder.embed([one]) for one in batch])
     )
+
+
+def test_weights_that_are_those_of_a_common_seed_are_taken_for_weights(tmp_path):
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    arguments = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments)
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    about = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": arguments}
+    (tmp_path / "config.json").write_text(
+        json.dumps({**about, "pretrained_cfg": {"input_size": [3, 32, 32]}})
+    )
+    assert load(settings_for_folder(tmp_path), threads=1).dim == 24

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import time
 from itertools import cycle
@@ -246,23 +247,18 @@ def test_two_processes_distil_as_one(place: Path, tmp_path: Path) -> None:
 
 
 def test_another_teacher_is_refused_on_resuming(place: Path, tmp_path: Path) -> None:
-    run_here(distil(place, tmp_path / "out", "--set", "steps=4"))
-    other = command(
-        place / "pipelines.yaml", place / "shards", tmp_path / "other", "--set", "seed=5",
-        "--set", "steps=2",
-    )  # fmt: skip
-    run_here(other)
-    again = distil(
-        place,
-        tmp_path / "out",
-        "--set",
-        "steps=6",
-        "--set",
-        f"distillation.teacher={tmp_path / 'other'}",
-    )
-    said = CliRunner().invoke(main, again)
-    assert said.exit_code == 2
-    assert "other weights" in said.output.splitlines()[-1]
+    teacher = tmp_path / "teacher"
+    shutil.copytree(place / "teacher", teacher)
+    asked = distil(place, tmp_path / "out", "--set", f"distillation.teacher={teacher}")
+    run_here([*asked, "--set", "steps=4"])
+    shutil.rmtree(teacher / "checkpoints" / "step-0000012")  # step 8 is now its newest
+    for more, said in (
+        (["--set", "steps=6"], "other weights"),
+        (["--set", f"distillation.teacher={place / 'teacher'}"], "holds a run with distillation"),
+    ):
+        result = CliRunner().invoke(main, [*asked, *more])
+        assert result.exit_code == 2
+        assert said in result.output.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -205,6 +205,17 @@ def test_a_stage_goes_on_from_student_teacher_and_heads_at_another_size(
     torch.testing.assert_close(ours, theirs["dino_head.prototypes"], rtol=0, atol=1e-7)
 
 
+def test_a_stage_with_nothing_to_go_on_from_is_refused_by_a_dry_run_too(
+    place: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    for source, said in ((tmp_path, "no whole checkpoint"), (undisturbed / "model", "")):
+        stage = ["--set", f"continue_from={source}", "--dry-run"]
+        asked = command(place / "pipelines.yaml", place / "shards", tmp_path / "out", *stage)
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 2, result.output
+        assert said in result.output
+
+
 # pitfall 16
 def test_a_run_stops_after_several_steps_that_are_not_finite_and_names_the_images(
     place: Path, tmp_path: Path

@@ -54,7 +54,7 @@ def test_what_is_said_of_all_models_is_said_once():
         *("Settings", "  linear: lr 1", ""),
         *("Notes", "  about the data", "  one, two, knn: so few"),
         *("  one, two, knn: too old", "  three, linear: so few", ""),
-        *("What each model needs", "  32 px", "  64 px"),
+        *("What each model sees, by its own config", "  32 px", "  64 px"),
     ]
 
 

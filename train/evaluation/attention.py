@@ -21,7 +21,7 @@ from shared.progress import stage_bar, warn
 from train.evaluation.attention_maps import cls_attention, most_attended
 from train.evaluation.file_features import ahead
 from train.evaluation.pairs import Pair, find_pairs, read_mask
-from train.evaluation.scores import Score
+from train.evaluation.scores import Score, share_scored
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import JoinedModel
@@ -73,9 +73,12 @@ def attention(model: JoinedModel, data: str, settings: AttentionSettings) -> lis
     if left_out:
         warn(f"--data: {len(left_out)} pairs are left out, as {left_out[0]}")
     every = torch.stack(indices)
+    note = share_scored(len(every), len(pairs))
     setting = f"{settings.mass:.0%} of the mass"
     return [
-        Score("attention", "Jaccard, best head", every.amax(dim=1).mean().item(), setting),
+        Score(
+            "attention", "Jaccard, best head", every.amax(dim=1).mean().item(), setting, note=note
+        ),
         Score("attention", "Jaccard, all heads", every.mean().item(), setting),
     ]
 

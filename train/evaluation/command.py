@@ -44,7 +44,7 @@ import click
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a setting, such as knn.k=[20], linear.epochs=30, device=cpu or batch_size=256 "
+    help="Override a setting, such as knn.k=[20], linear.epochs=30, segment.steps=500 or device=cpu "
     "(a wrong name lists the right ones). Repeatable.",
 )
 def evaluate(
@@ -94,8 +94,11 @@ def evaluate(
                                 or `label` in the .json, beside each image; Parquet with such a
                                 column; a folder, file, glob, brace list or fsspec URL of these
       for segment, attention    images/ and annotations/ (ADE20K), JPEGImages/ and
-                                SegmentationClass/ (VOC), or images/ and masks/
-      for depth                 NYU's pairs, or images/ (or rgb/) and depth/
+                                SegmentationClass/ (VOC), or images/ and masks/; a mask's pixels are
+                                numbers of classes, 255 counts for nothing (attention.void=-1 for
+                                masks of 0 and 255)
+      for depth                 NYU's pairs, or images/ (or rgb/) and depth/: PNGs of 16 bits in
+                                millimetres, or .npy in metres; 0 is unknown
       for retrieval             gnd.json and jpg/ (revisited Oxford and Paris), or queries/ and
                                 gallery/ of class folders
     """
@@ -114,10 +117,17 @@ def evaluate(
     from train.evaluation.table import make_folder, write_table
 
     make_folder(out)  # what cannot be written is said before hours of work, not behind them
-    table = evaluated(names, list(dict.fromkeys(tasks)), places, settings, cache=cache, size=size)
+    table = evaluated(
+        names,
+        list(dict.fromkeys(tasks)),
+        places,
+        settings,
+        cache=cache,
+        size=size,
+        after_each=lambda so_far: write_table(so_far, out) if so_far.figures() else None,
+    )
     if not any(row.scores for row in table.rows):
         raise LvdError(table.failures()[0])
-    write_table(table, out)
     click.echo(table.text(), nl=False)
     if failures := table.failures():
         raise LvdError(f"{len(failures)} failed, and all else is in {out}: {'; '.join(failures)}")

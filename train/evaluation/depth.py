@@ -17,7 +17,7 @@ from shared.images import ImageError
 from train.evaluation.dense import DenseSettings, dense_images, draw, find_apart
 from train.evaluation.dense_head import Task, fit, predictions
 from train.evaluation.pairs import Pair, read_depth
-from train.evaluation.scores import Score
+from train.evaluation.scores import Score, share_scored
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import JoinedModel
@@ -77,6 +77,7 @@ def depth(
         raise LvdError(
             f"--test: no pixel of the depth maps in {test!r} counts: see depth.max_depth"
         )
+    note = "; ".join(filter(None, [note, share_scored(len(found), len(pairs[1]))]))
     rmse, abs_rel, delta1 = np.mean(found, axis=0).tolist()
     return [
         Score("depth", "RMSE", rmse, setting, higher_is_better=False, note=note),

@@ -13,6 +13,7 @@ from train.evaluation.attention import attention
 from train.evaluation.depth import depth
 from train.evaluation.features import Bank, bank
 from train.evaluation.frozen import JoinedModel, load_models
+from train.evaluation.holdout import check_common
 from train.evaluation.knn import knn
 from train.evaluation.linear import linear_probe
 from train.evaluation.logistic import logistic
@@ -34,11 +35,13 @@ def evaluate(
     *,
     cache: Path,
     size: int | None = None,
+    after_each: Callable[[Table], None] = lambda _: None,
 ) -> Table:
     """Return the scores of every named model in every task, in the order they are asked for.
 
     `places` are the options train, test and data, which `check_request` and `check_data` have seen.
-    `size` in pixels stands for the models' own. Raises LvdError where a model cannot be loaded,
+    `size` in pixels stands for the models' own; `after_each` model gets what has been found by then.
+    Raises LvdError where a model cannot be loaded,
     before anything is computed; a task that fails for a model leaves the others as they are.
     """
     models = load_models(
@@ -62,7 +65,9 @@ def evaluate(
                 traceback.print_exc()
                 failures[task] = " ".join(f"{type(error).__name__}: {error}".split())
         rows.append(Row(model.name, model.fingerprint, model.notes, scores, failures))
-    return Table(tasks, rows, places, list(notes), settings.model_dump(mode="json"))
+        table = Table(tasks, rows, places, list(notes), settings.model_dump(mode="json"))
+        after_each(table)
+    return table
 
 
 def _scores(
@@ -118,5 +123,6 @@ def _labelled(
 
 
 def _about(train: Bank, test: Bank) -> str:
+    check_common(train.labels, test.labels)
     classes = len(set(train.labels))
     return f"{len(train):,} training images of {classes:,} classes, {len(test):,} test images"

@@ -27,6 +27,15 @@ def known_classes(
     return classes, numbers, torch.tensor([known.get(label, -1) for label in test])
 
 
+def check_common(train: list[str], test: list[str]) -> None:
+    """Raise LvdError where `test` has no class of `train`: then nothing could be right."""
+    if not set(train) & set(test):
+        raise LvdError(
+            f"--test has none of the classes of --train: {min(test)!r} and others against "
+            f"{min(train)!r} and others; give two sets with the same labels"
+        )
+
+
 def unknown_in_test(train: list[str], test: list[str]) -> list[str]:
     """Return a note on the test images whose class `train` does not have, if there are any."""
     known = set(train)

@@ -17,7 +17,7 @@ from shared.errors import LvdError
 from shared.progress import warn
 from train.evaluation.file_features import ImageFile, View, file_features
 from train.evaluation.relevance import Relevance, read_benchmark
-from train.evaluation.scores import Score
+from train.evaluation.scores import Score, share_scored
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import FrozenModel, JoinedModel
@@ -71,7 +71,7 @@ def retrieval(
             warn(f"--data: {missing} of {len(rows)} queries have no positive ({name})")
         mean_ap, mean_precision = np.mean(values, axis=0).tolist()
         scores += [
-            Score("retrieval", "mAP", mean_ap, name),
+            Score("retrieval", "mAP", mean_ap, name, note=share_scored(len(values), len(asked))),
             Score("retrieval", f"mP@{FIRST}", mean_precision, name),
         ]
     return scores

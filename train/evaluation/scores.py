@@ -23,3 +23,8 @@ class Score:
     def sentences(self) -> list[str]:
         """Those of the note."""
         return self.note.split("; ") if self.note else []
+
+
+def share_scored(scored: int, given: int) -> str:
+    """Return a sentence where fewer images were scored than given, else an empty string."""
+    return f"{scored:,} of {given:,} images are scored" if scored < given else ""

@@ -17,7 +17,7 @@ from shared.images import ImageError
 from train.evaluation.dense import DenseSettings, Samples, dense_images, draw, find_apart
 from train.evaluation.dense_head import Task, fit, predictions
 from train.evaluation.pairs import Pair, read_mask
-from train.evaluation.scores import Score
+from train.evaluation.scores import Score, share_scored
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import JoinedModel
@@ -78,13 +78,21 @@ def segment(
     tested = dense_images(model, pairs[1], read, settings, role="--test", cache=cache)
     device = model.parts[0].device
     samples = draw(trained, settings, "--train")
-    task = _task(_classes(samples, train), device)
+    classes = _classes(samples, train)
+    task = _task(classes, device)
     head, rate, note = fit(samples, task, settings, device)
-    overlap = Overlap()
+    overlap, scored = Overlap(), 0
     for predicted, true in predictions(head, task, tested, settings.workers, "--test"):
         overlap.add(predicted, true)
+        scored += 1
     if not overlap.true.any():
         raise LvdError(f"--test: no pixel of the masks in {test!r} counts: see segment.ignored")
+    known = int(overlap.true[classes.numpy()].sum()) / int(overlap.true.sum())
+    notes = [note, share_scored(scored, len(pairs[1]))]
+    notes += [f"{1 - known:.1%} of the pixels are of classes that --train does not have"] * (
+        known < 1
+    )
+    note = "; ".join(filter(None, notes))
     return [
         Score("segment", "mIoU", overlap.mean_iou(), f"lr {rate:g}", note=note),
         Score("segment", "pixel accuracy", overlap.accuracy(), f"lr {rate:g}"),

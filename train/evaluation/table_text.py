@@ -35,7 +35,7 @@ def as_text(table: Table) -> str:
     of a column, `↓` a metric of which the lowest is the best.
     """
     columns, models = _columns(table), [row.model for row in table.rows]
-    names = ["", "", "", *map(_short, models)]
+    names = ["", "", "", *_short(models)]
     lines = []
     for block in _blocks([_cells(column, models) for column in columns], _widest(names)):
         rows = zip(_aligned(names, str.ljust), *block, strict=True)
@@ -43,7 +43,8 @@ def as_text(table: Table) -> str:
     lower = any(
         not score.higher_is_better for column in columns for score in column.scores.values()
     )
-    lines.append("* the best of its column" + "; ↓ the lower, the better" * lower)
+    legend = ["* the best of its column"] * (len(models) > 1) + ["↓ the lower, the better"] * lower
+    lines.append("; ".join(legend))
     settings = [
         (model, column.task, score.setting)
         for column in columns
@@ -59,7 +60,10 @@ def as_text(table: Table) -> str:
     for title, entries in (
         ("Settings", _gathered(settings, models)),
         ("Notes", [*table.notes, *_gathered(notes, models)]),
-        ("What each model needs", dict.fromkeys(need for row in table.rows for need in row.needs)),
+        (
+            "What each model sees, by its own config",
+            dict.fromkeys(need for row in table.rows for need in row.needs),
+        ),
         ("Failed", table.failures()),
     ):
         if entries:
@@ -118,9 +122,16 @@ def _blocks(columns: Sequence[list[str]], names: int) -> Iterator[list[list[str]
     yield block
 
 
-def _short(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
+def _short(names: Sequence[str]) -> list[str]:
+    """Return what stands for each name: the ends of long ones, numbered where these are equal."""
+    ends = [
+        name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
+        for name in map(printable, names)
+    ]
+    return [
+        f"({number}) {end}" if ends.count(end) > 1 else end
+        for number, end in enumerate(ends, start=1)
+    ]
 
 
 def _gathered(said: Iterable[tuple[str, str, str]], models: Sequence[str]) -> list[str]:

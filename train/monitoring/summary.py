@@ -24,7 +24,7 @@ def summary(folder: RunFolder) -> str:
     for name, meaning in SCORES.items():
         found = [line[name] for line in lines if isinstance(line.get(name), float)]
         if found:
-            said.append(f"  {found[0]:.1%} untrained, {found[-1]:.1%} now: {meaning}")
+            said.append(f"  {found[0]:.1%} at the start, {found[-1]:.1%} now: {meaning}")
     if trained:
         first, last = trained[0], trained[-1]
         losses = [name for name in ("dino", "ibot", "koleo") if name in last]
@@ -41,7 +41,7 @@ def summary(folder: RunFolder) -> str:
             *said,
             "",
             f"In {out}",
-            f"  model/          the teacher: lvd-curate run --embedder {out}/model, or in timm",
+            f"  model/          the student's average: lvd-curate run --embedder {out}/model, or in timm",
             f'                  create_model("local-dir:{out}/model", pretrained=True)',
             "  metrics.jsonl   losses, schedules, gradient norms, signs of collapse, rates",
             "  tensorboard/    the same as curves",

@@ -83,9 +83,11 @@ def read_network(path: Path, name: str) -> dict[str, Tensor]:
         *(SafetensorError, CheckpointException),
     ) as error:
         reason = " ".join(str(error).split())[:200]
+        if (path / "model.safetensors").is_file():
+            reason = "it is a model folder, which has no heads: --init begins with one"
         raise LvdError(
             f"{path} is no whole checkpoint ({reason}): give the OUT of a run, a step-... folder, "
-            "or what lvd-train export --format heads wrote"
+            "or what lvd-train export --format heads or single wrote"
         ) from error
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import normalize
 
 from shared.config import apply_overrides, validate
+from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 from shared.images import decode
 from shared.progress import say, stage_bar, warn
@@ -73,6 +74,8 @@ def draw(
         overrides=overrides,
     )
     check_replaceable(out)
+    if gallery is not None:
+        list_parts("--neighbours", DatasetSettings(path=gallery))
     pictures = first_pictures("--images", images, settings.pictures, max(size or 0, LARGEST_SQUARE))
     if pictures.more:
         say(f"the first {settings.pictures} pictures are drawn: more with --set pictures=N")

@@ -52,8 +52,8 @@ def attention_figure(model: FrozenModel, pictures: Pictures, mass: float) -> She
             "weights on the patches (CLS and register tokens left out, the rest divided by its "
             "sum), enlarged bilinearly; of each map, the largest weight is the brightest.",
             f"Below, the fewest patches that hold {mass:.0%} of the map (DINO, arXiv 2104.14294, "
-            "section 4.2.2), the others dimmed. The first column is the picture as the model gets "
-            "it, and the mean of the heads' maps.",
+            "section 4.2.2), the others dimmed. The first column is the picture, cut as the model "
+            "gets it (which sees less of it, at its own size), and the mean of the heads' maps.",
         ),
         tuple(strips),
         facts=((str(len(heads)), "heads"), (str(model.needs.registers), "register tokens")),
