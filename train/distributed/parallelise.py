@@ -69,9 +69,12 @@ def parallelise(
         for network in (student, teacher):
             _shard(network, mesh, precision)
         return student, teacher
+    # Networks have no buffers; with the default, processes were seen to abort at their end.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     return DistributedDataParallel(
         student,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     ), teacher
 
