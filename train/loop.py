@@ -143,7 +143,7 @@ def _say_origin(system: System) -> None:
     recipe = system.recipe
     if recipe.continue_from is not None:
         rows, columns = system.grid
-        say(f"goes on from {recipe.continue_from}, its positions resampled to {rows} x {columns}")
+        say(f"goes on from {recipe.continue_from}, with {rows} x {columns} patches")
     if system.frozen_teacher is not None:
         targets = "anchors" if system.frozen_teacher.has_anchors else "its own heads"
         say(f"teacher {recipe.distillation.teacher}, frozen; {targets} set the targets")

@@ -69,9 +69,10 @@ def retrieval(
             raise LvdError(f"--data: no query in {data!r} has a positive ({name}): add some")
         if missing := len(rows) - len(values):
             warn(f"--data: {missing} of {len(rows)} queries have no positive ({name})")
+        note = share_scored(len(values), len(asked), "queries")
         mean_ap, mean_precision = np.mean(values, axis=0).tolist()
         scores += [
-            Score("retrieval", "mAP", mean_ap, name, note=share_scored(len(values), len(asked))),
+            Score("retrieval", "mAP", mean_ap, name, note=note),
             Score("retrieval", f"mP@{FIRST}", mean_precision, name),
         ]
     return scores

@@ -25,6 +25,6 @@ class Score:
         return self.note.split("; ") if self.note else []
 
 
-def share_scored(scored: int, given: int) -> str:
-    """Return a sentence where fewer images were scored than given, else an empty string."""
-    return f"{scored:,} of {given:,} images are scored" if scored < given else ""
+def share_scored(scored: int, given: int, what: str = "images") -> str:
+    """Return a sentence where fewer of `what` were scored than given, else an empty string."""
+    return f"{scored:,} of {given:,} {what} are scored" if scored < given else ""
