@@ -70,13 +70,15 @@ class EvaluationTransform:
         return pixels.float().div_(255).sub_(mean).div_(std)
 
 
-def centre_square(size: int) -> EvaluationTransform:
-    """Return bicubic resizing to a shorter side of `size` pixels and the square at the centre.
+def square(size: int, crop_mode: str = "center") -> EvaluationTransform:
+    """Return bicubic resizing to a square of `size` pixels, as timm's `crop_mode` says.
 
-    Means and deviations are those of ImageNet.
+    `center`: to a shorter side of that many, and the square at the centre. `squash`: all of the
+    image, whatever its aspect. Means and deviations are those of ImageNet.
     """
+    sides = (size, size) if crop_mode == "squash" else size
     steps = [
-        transforms.Resize(size, transforms.InterpolationMode.BICUBIC),
+        transforms.Resize(sides, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(size),
         transforms.ToTensor(),
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

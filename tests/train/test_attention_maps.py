@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
-from shared.evaluation_transform import centre_square
+from shared.evaluation_transform import square
 from train.evaluation.attention import AttentionSettings, attention, jaccard
 from train.evaluation.attention_maps import cls_attention, most_attended
 from train.evaluation.frozen import FrozenModel, JoinedModel, Needs
@@ -35,7 +35,7 @@ def frozen(module, size=32, precision="float32", name="tiny"):
     patch, registers = patch_and_registers(module)
     needs = Needs(size, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "token", patch, registers)
     told = EmbedderSettings(kind="timm", model="any", precision=precision, device="cpu")
-    return FrozenModel(name, module.eval(), centre_square(size), needs, told, "test")
+    return FrozenModel(name, module.eval(), square(size), needs, told, "test")
 
 
 def random_weights(module, seed=0):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import train.data.labelled
 from shared.errors import LvdError
-from shared.evaluation_transform import centre_square
+from shared.evaluation_transform import square
 from train.data.labelled import LabelledImages, class_numbers
 
 
@@ -36,7 +36,7 @@ def images(path, tmp_path, size=4, batch_size=3, **options):
     return LabelledImages(
         "knn.train",
         str(path),
-        transform=centre_square(size),
+        transform=square(size),
         batch_size=batch_size,
         scratch=scratch,
         **options,

@@ -5,12 +5,15 @@ import threading
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
 
 from shared.embedders import load, settings_for_folder
+from shared.evaluation_transform import square
 from train.model import model_folder
 from train.model.backbone import Backbone, ModelSettings, build_backbone
 from train.model.model_folder import write_model_folder
@@ -175,3 +178,18 @@ def test_others_may_read_the_weights(tmp_path):
     modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
     assert len(modes) == 1
     assert modes.pop() & 0o444 == 0o444
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_timm_sees_whole_images_as_the_recipe_says(tmp_path, crop_mode):
+    settings = SETTINGS["plain"].model_copy(update={"crop_mode": crop_mode})
+    write_model_folder(backbone(settings).state_dict(), settings, 32, tmp_path / "model")
+    model = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    theirs = create_transform(**resolve_data_config({}, model=model))
+    ramp = np.linspace(0, 255, 90 * 40 * 3).reshape(40, 90, 3).astype(np.uint8)
+    ramp[:, :10] = 255  # seen only where the whole image is
+    ours = square(32, crop_mode)
+    pixels = torch.from_numpy(ours.prepare(Image.fromarray(ramp)).copy()).permute(2, 0, 1)
+    seen = theirs(Image.fromarray(ramp))
+    torch.testing.assert_close(ours.normalised(pixels[None])[0], seen, atol=1e-6, rtol=0)
+    assert bool((pixels[:, :, 0] == 255).all()) == (crop_mode == "squash")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shared.embedders import HUB, LOCAL, EmbedderSettings, identity
 from shared.errors import LvdError
-from shared.evaluation_transform import EvaluationTransform, centre_square
+from shared.evaluation_transform import EvaluationTransform, square
 from train.evaluation.frozen import FrozenModel, Needs
 from train.evaluation.model_names import ModelName
 from train.evaluation.towers import Tokens, patch_and_registers, pooling_of
@@ -84,7 +84,10 @@ def _ours(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
         size = settings.image_size
         _check_divides(backbone.patch, size)
         _resize(backbone, size)
-    module, transform = fit_for_inference(backbone.vit, settings.device), centre_square(size)
+    module, transform = (
+        fit_for_inference(backbone.vit, settings.device),
+        square(size, model.crop_mode),
+    )
     needs = _needs(module, transform, "bicubic", 1.0)
     about = {"kind": "trained", "model": model.model_dump(mode="json")}
     return FrozenModel(name.given, module, transform, needs, settings, about)
@@ -95,7 +98,7 @@ def _pixels(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
         return Tokens(images.flatten(1), None, None)
 
     settings = settings.model_copy(update={"precision": "float32"})
-    module, transform = nn.Identity(), centre_square(PIXELS_SIDE)
+    module, transform = nn.Identity(), square(PIXELS_SIDE)
     needs = _needs(module, transform, "bicubic", 1.0, pooling="pixels")
     return FrozenModel(name.given, module, transform, needs, settings, "pixels", flattened)
 

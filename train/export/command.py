@@ -38,7 +38,16 @@ import click
     help="Resample the position embeddings for images of PX x PX, for timm and onnx; by default "
     "the size that the model was trained at.",
 )
-def export(source: Path, out: Path, form: str, role: str | None, size: int | None) -> None:
+@click.option(
+    "--centre",
+    metavar="IMAGES",
+    help="Shift what the network gives so that its mean over these images (of at most 5,000; what "
+    "--shards of lvd-train run may be) is zero: cosines of unlike images then lie about 0 and not "
+    "high above. For timm and onnx.",
+)
+def export(
+    source: Path, out: Path, form: str, role: str | None, size: int | None, centre: str | None
+) -> None:
     """Write what a run has trained in a form that others load, without unpickling anything.
 
     RUN_OR_CHECKPOINT is the OUT of a run, whose newest whole checkpoint is taken, or one of its
@@ -47,4 +56,4 @@ def export(source: Path, out: Path, form: str, role: str | None, size: int | Non
     """
     from train.export.formats import write_export
 
-    click.echo(write_export(source, out, form, role=role, size=size))
+    click.echo(write_export(source, out, form, role=role, size=size, centre=centre))

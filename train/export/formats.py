@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from shared.errors import LvdError
+from train.export.centring import mean_token
 from train.export.new_folder import new_folder
 from train.export.one_file import write_one_file
 from train.export.onnx_graph import TOLERANCE, require_onnx, write_onnx
@@ -19,19 +20,26 @@ NETWORKS = ("student/", "teacher/")
 
 
 def write_export(
-    source: Path, out: Path, form: Format, *, role: Role | None = None, size: int | None = None
+    source: Path,
+    out: Path,
+    form: Format,
+    *,
+    role: Role | None = None,
+    size: int | None = None,
+    centre: str | None = None,
 ) -> str:
     """Write the folder `out`, whole or not at all; return what is in it, in a line.
 
     `timm` and `onnx` hold one backbone, of the teacher unless `role` says otherwise, for images of
-    `size` pixels; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
+    `size` pixels, centred on the images that `centre` names; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
     line, for a source that is torn or foreign and for an `out` that holds anything.
     """
     if form in ("timm", "onnx"):
-        return _write_backbone(source, out, form, role, size)
-    if role is not None or size is not None:
+        return _write_backbone(source, out, form, role, size, centre)
+    if role is not None or size is not None or centre is not None:
         raise LvdError(
-            f"--format {form} holds both networks as they are: leave --network and --size away"
+            f"--format {form} holds both networks as they are: leave --network, --size and "
+            "--centre away"
         )
     if is_model_folder(source) or (source / ONE_FILE).exists():
         raise LvdError(
@@ -45,7 +53,12 @@ def write_export(
 
 
 def _write_backbone(
-    source: Path, out: Path, form: Format, role: Role | None, size: int | None
+    source: Path,
+    out: Path,
+    form: Format,
+    role: Role | None,
+    size: int | None,
+    centre: str | None,
 ) -> str:
     if form == "onnx":
         require_onnx()
@@ -53,6 +66,10 @@ def _write_backbone(
     what = f"{out}: {name}, {settings.name} at {settings.image_size} px"
     with new_folder(out) as folder:
         write_model_folder(state, settings, settings.image_size, folder)
+        if centre is not None:
+            state["vit.norm.bias"] = state["vit.norm.bias"] - mean_token(folder, centre)
+            write_model_folder(state, settings, settings.image_size, folder)
+            what += ", centred"
         if form == "timm":
             return f"{what}; timm.create_model('local-dir:{out}', pretrained=True) loads it"
         difference = write_onnx(folder)

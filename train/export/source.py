@@ -70,6 +70,7 @@ def _in_folder(folder: Path, role: Role | None) -> tuple[Backbone, ModelSettings
             "image_size": int(arguments.pop("img_size")),
             "patch_size": arguments.pop("patch_size", None),
             "layer_scale": arguments.pop("init_values", None),
+            "crop_mode": config["pretrained_cfg"]["crop_mode"],
         }
         del arguments["dynamic_img_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -60,6 +60,9 @@ class ModelSettings(BaseModel):
     position_antialias: bool = True
     position_offset: float = Field(0.0, ge=0, lt=1)
     """DINOv2's own code resamples with 0.1 and without antialias."""
+    crop_mode: Literal["center", "squash"] = "center"
+    """How a whole image becomes the model's square once it is trained, as timm's configs say it: the
+    square at its centre, or all of it, squeezed. Written to `model/config.json`; training crops."""
     attention: Literal["auto", "fused", "explicit"] = "auto"
     """torch's scaled_dot_product_attention or matrix products; `auto` is the faster one."""
 

@@ -74,7 +74,7 @@ def _config(weights: Mapping[str, Tensor], settings: ModelSettings, size: int) -
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "crop_mode": "center",
+            "crop_mode": settings.crop_mode,
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
             "first_conv": "patch_embed.proj",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.errors import LvdError
-from shared.evaluation_transform import centre_square
+from shared.evaluation_transform import square
 from train.data.crops import normalise
 from train.data.labelled import LabelledImages, class_numbers
 from train.distributed.ranks import Ranks, sum_over_ranks
@@ -73,7 +73,7 @@ class Knn:
         return LabelledImages(
             f"knn.{name}",
             path,
-            transform=centre_square(self._settings.size or size),
+            transform=square(self._settings.size or size),
             batch_size=self._settings.batch_size,
             scratch=scratch,
             rank=self._ranks.rank,

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from shared.config import flat
 from shared.errors import LvdError
 from shared.progress import say, warn
@@ -49,7 +51,7 @@ class RunFolder:
             return
         before = read_json(self.run)
         remedy = "name another --out, or say --resume never to begin anew (what is there is kept)"
-        theirs, ours = flat(before["recipe"]), flat(recipe.model_dump(mode="json"))
+        theirs, ours = flat(_whole(before["recipe"])), flat(recipe.model_dump(mode="json"))
         for key in sorted(theirs.keys() | ours.keys()):
             there, here = theirs.get(key), ours.get(key)
             if there == here or key.startswith(FREE_ON_RESUME):
@@ -103,3 +105,11 @@ class RunFolder:
     def finish(self, steps: int) -> None:
         """Mark the run as complete."""
         write_json(self.done, {"steps": steps})
+
+
+def _whole(recipe: dict) -> dict:
+    """Return the settings of an earlier run, with the defaults of those that came since."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:  # one that is no more; compared as it stands
+        return recipe

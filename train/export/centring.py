@@ -1,0 +1,70 @@
+"""Centres a backbone: its CLS tokens get their mean at zero, so that cosines are spread about zero.
+
+The tokens of a trained network share a large common part, which is in every cosine and says nothing.
+It is taken off the bias of the final norm, so the network stays a plain one of timm's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from shared.datasets import DatasetSettings, list_parts
+from shared.embedders import settings_for_folder
+from shared.errors import LvdError
+from shared.evaluation_transform import EvaluationTransform
+from shared.images import ImageError, decode
+from shared.parts import PartReader
+from shared.progress import stage_bar
+from shared.timm_embedder import build_timm
+
+MOST = 5000
+"""Images that the mean is taken of: as many of each part, chosen by a seed."""
+_BATCH = 64
+
+
+def mean_token(folder: Path, images: str) -> Float[Tensor, " d"]:
+    """Return the mean of what the model of `folder` gives for at most `MOST` images.
+
+    `images` is whatever `--shards` may be. Images that cannot be decoded are left out. Raises
+    LvdError where there is none.
+    """
+    settings = settings_for_folder(folder).model_copy(update={"precision": "float32"})
+    model, transform = build_timm(settings)
+    total, count = torch.zeros(model.num_features, dtype=torch.float64), 0
+    with torch.inference_mode():
+        for batch in _batches(images, transform):
+            pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(settings.device)
+            total += model(transform.normalised(pixels)).double().sum(0).cpu()
+            count += len(batch)
+    if not count:
+        raise LvdError(f"--centre {images}: none of the images can be decoded: name others")
+    return (total / count).float()
+
+
+def _batches(images: str, transform: EvaluationTransform) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+    parts = list_parts("--centre", DatasetSettings(path=images))
+    rng = np.random.default_rng(0)
+    held: list[np.ndarray] = []
+    with tempfile.TemporaryDirectory() as scratch, stage_bar("centre", len(parts), "parts") as bar:
+        for part in parts:
+            with PartReader(part, Path(scratch)) as reader:
+                share = rng.permutation(len(reader.members))[: -(-MOST // len(parts))]
+                for member in (reader.members[place] for place in sorted(share.tolist())):
+                    try:
+                        picture = decode(reader.read(member), reduce_to=transform.reduce_to)
+                    except ImageError:
+                        continue
+                    held.append(transform.prepare(picture))
+                    if len(held) == _BATCH:
+                        yield np.stack(held)
+                        held = []
+            bar.advance()
+    if held:
+        yield np.stack(held)
