@@ -60,7 +60,7 @@ class Recipe(BaseModel):
     continue_from: str | None = None
     """The OUT of another run (its newest checkpoint is taken), a checkpoint, or an export of the
     format `heads` or `single`: student, teacher and heads go on from there, with new schedules and
-    moments and at any size of crops."""
+    moments and at any size of crops and of patches."""
     data: DataSettings = Field(default_factory=DataSettings)
     crops: CropSettings = Field(default_factory=CropSettings)
     masks: MaskSettings | None = None

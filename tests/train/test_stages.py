@@ -91,3 +91,30 @@ def test_a_shipped_student_is_distilled_from_its_larger_sibling(
     out = stage(f"{name}-distilled", shards, tmp_path / "out", teacher)
     assert table(out).shape[-1] < table(before).shape[-1]
     assert all(line["loss"] == line["loss"] for line in lines(out) if "loss" in line)
+
+
+def test_larger_patches_go_on_with_the_tokens_of_smaller_ones(
+    first: tuple[str, Path], shards: Path, tmp_path: Path
+) -> None:
+    name, before = first
+    arguments = json.loads((before / "model" / "config.json").read_text())["model_args"]
+    patch, size = 2 * arguments["patch_size"], 2 * arguments["img_size"]
+    changes = (
+        *(f"continue_from={before}", f"model.patch_size={patch}", f"crops.global_size={size}"),
+        *(f"crops.local_size={size // 2}", *STILL),
+    )
+    out = stage(name, shards, tmp_path / "out", *changes)
+    small, large = (
+        timm.create_model(f"local-dir:{folder / 'model'}", pretrained=True).eval()
+        for folder in (before, out)
+    )
+    images = torch.randn(2, 3, patch // 2, patch // 2, generator=torch.manual_seed(0))
+    up = torch.nn.functional.interpolate(images, size=patch, mode="bicubic", antialias=True)
+    with torch.inference_mode():
+        one, other = small.patch_embed.proj(images), large.patch_embed.proj(up)
+    torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    ours, theirs = lines(out), lines(before)
+    end = [line for line in theirs if "loss" in line][-1]
+    begin = next(line for line in ours if "loss" in line)
+    for loss in ("dino", "ibot"):
+        assert begin[loss] == pytest.approx(end[loss], rel=0.1)

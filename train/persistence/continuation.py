@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.layers import resample_patch_embed
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
@@ -21,6 +22,7 @@ from train.model.network import Network
 from train.persistence.checkpoints import MANIFEST, newest, read_tensors
 
 TABLE = "backbone.vit.pos_embed"
+KERNEL = "backbone.vit.patch_embed.proj.weight"
 ONE_FILE = "checkpoint.safetensors"
 """What `lvd-train export --format heads` and `single` write beside a config.json with the recipe:
 tensors named as in a checkpoint."""
@@ -30,8 +32,9 @@ def load_networks(source: Path, networks: Mapping[str, Network]) -> None:
     """Load "student" and "teacher" of a run into `networks`, heads and mask token included.
 
     `source` is the run's OUT, one of its checkpoints, or an export of the format `heads` or
-    `single`. Position embeddings are resampled to the grid of the networks. Raises LvdError where
-    there is no whole checkpoint, or one of another architecture.
+    `single`. Position embeddings are resampled to the grid of the networks, and patch embeddings
+    to their patch size (FlexiViT, arXiv 2212.08013: a patch and its enlargement give one token).
+    Raises LvdError where there is no whole checkpoint, or one of another architecture.
     """
     path = source
     if (source / "checkpoints").is_dir():
@@ -45,6 +48,8 @@ def load_networks(source: Path, networks: Mapping[str, Network]) -> None:
             side = isqrt(state[TABLE].shape[1] - embedded)
             grid = backbone.vit.patch_embed.grid_size
             state[TABLE] = backbone.resampled(state[TABLE], (side, side), grid)
+        if KERNEL in state:
+            state[KERNEL] = resample_patch_embed(state[KERNEL], [network.backbone.patch] * 2)
         check_fit(state, network, f"continue_from {source}: its {name}", "this recipe")
         network.load_state_dict(state)
 
