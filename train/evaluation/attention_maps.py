@@ -1,4 +1,7 @@
-"""Attention maps: which patches the CLS token of the last block looks at, head by head."""
+"""Attention maps: which patches the CLS token of the last block looks at, head by head.
+
+A block that only pools is passed over.
+"""
 
 from __future__ import annotations
 
@@ -124,10 +127,19 @@ def _last_attention(model: FrozenModel) -> tuple[nn.Module, int]:
     if isinstance(network, ClipTransformer):
         return network.transformer.resblocks[-1].attn, 1
     if isinstance(network, TOKEN_MODELS) and network.cls_token is not None:
-        last = network.blocks[-1]
-        if hasattr(last, "attn"):  # timm's parallel blocks have none, or several
-            return last.attn, network.num_prefix_tokens
+        looking = [block for block in network.blocks if not _pools(block)]
+        if looking and hasattr(looking[-1], "attn"):  # timm's parallel blocks have none, or several
+            return looking[-1].attn, network.num_prefix_tokens
     raise _no_maps(model)
+
+
+def _pools(block: nn.Module) -> bool:
+    """Tell a block that weighs all tokens alike (`lvd-train export --mean-patch`): it sees nothing."""
+    qkv = getattr(getattr(block, "attn", None), "qkv", None)
+    if qkv is None:
+        return False
+    queries = [part[: qkv.in_features] for part in (qkv.weight, qkv.bias) if part is not None]
+    return not any(bool(part.any()) for part in queries)
 
 
 def _no_maps(model: FrozenModel) -> MissingTokensError:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import settings_for_folder
@@ -25,7 +25,7 @@ from shared.progress import stage_bar
 from shared.timm_embedder import build_timm
 
 MOST = 5000
-"""Images that the mean is taken of: as many of each part, chosen by a seed."""
+"""Images that are looked at: as many of each part, chosen by a seed."""
 _BATCH = 64
 
 
@@ -35,23 +35,34 @@ def mean_token(folder: Path, images: str) -> Float[Tensor, " d"]:
     `images` is whatever `--shards` may be. Images that cannot be decoded are left out. Raises
     LvdError where there is none.
     """
-    settings = settings_for_folder(folder).model_copy(update={"precision": "float32"})
-    model, transform = build_timm(settings)
+    model, transform, device = frozen(folder)
     total, count = torch.zeros(model.num_features, dtype=torch.float64), 0
     with torch.inference_mode():
-        for batch in _batches(images, transform):
-            pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(settings.device)
-            total += model(transform.normalised(pixels)).double().sum(0).cpu()
-            count += len(batch)
+        for pixels in pixel_batches(images, transform, device):
+            total += model(pixels).double().sum(0).cpu()
+            count += len(pixels)
     if not count:
         raise LvdError(f"--centre {images}: none of the images can be decoded: name others")
     return (total / count).float()
 
 
-def _batches(images: str, transform: EvaluationTransform) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+def frozen(folder: Path) -> tuple[nn.Module, EvaluationTransform, str]:
+    """Return a model folder's model in float32, what it sees images by, and its device."""
+    settings = settings_for_folder(folder).model_copy(update={"precision": "float32"})
+    return *build_timm(settings), settings.device
+
+
+def pixel_batches(
+    images: str, transform: EvaluationTransform, device: str
+) -> Iterator[Float[Tensor, "n 3 h w"]]:
+    """Yield the model's input for at most `MOST` images, those that cannot be decoded left out."""
     parts = list_parts("--centre", DatasetSettings(path=images))
     rng = np.random.default_rng(0)
     held: list[np.ndarray] = []
+
+    def pixels() -> Float[Tensor, "n 3 h w"]:
+        return transform.normalised(torch.from_numpy(np.stack(held)).permute(0, 3, 1, 2).to(device))
+
     with tempfile.TemporaryDirectory() as scratch, stage_bar("centre", len(parts), "parts") as bar:
         for part in parts:
             with PartReader(part, Path(scratch)) as reader:
@@ -63,8 +74,8 @@ def _batches(images: str, transform: EvaluationTransform) -> Iterator[UInt8[np.n
                         continue
                     held.append(transform.prepare(picture))
                     if len(held) == _BATCH:
-                        yield np.stack(held)
+                        yield pixels()
                         held = []
             bar.advance()
     if held:
-        yield np.stack(held)
+        yield pixels()

@@ -45,8 +45,20 @@ import click
     "--shards of lvd-train run may be) is zero: cosines of unlike images then lie about 0 and not "
     "high above. For timm and onnx.",
 )
+@click.option(
+    "--mean-patch",
+    is_flag=True,
+    help="With --centre: let the one vector that the network gives hold its mean patch token "
+    "beside the CLS token, half of the dimensions each, by one more block.",
+)
 def export(
-    source: Path, out: Path, form: str, role: str | None, size: int | None, centre: str | None
+    source: Path,
+    out: Path,
+    form: str,
+    role: str | None,
+    size: int | None,
+    centre: str | None,
+    mean_patch: bool,
 ) -> None:
     """Write what a run has trained in a form that others load, without unpickling anything.
 
@@ -56,4 +68,6 @@ def export(
     """
     from train.export.formats import write_export
 
-    click.echo(write_export(source, out, form, role=role, size=size, centre=centre))
+    click.echo(
+        write_export(source, out, form, role=role, size=size, centre=centre, mean_patch=mean_patch)
+    )

@@ -1,0 +1,151 @@
+"""What an embedder is made of on export, held against plain timm: a mean of zero, a mean patch.
+
+Centring shifts what the network gives, and does nothing else; the mean patch is one more block.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+import timm
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+from small_run import write_shards
+from timm.data import create_transform, resolve_data_config
+
+from shared.errors import LvdError
+from train.evaluation.attention_maps import cls_attention
+from train.evaluation.frozen import load_models
+from train.export import centring
+from train.export.command import export
+from train.export.formats import write_export
+
+
+def tokens(folder: Path, shards: Path, *, pooled: bool = True) -> torch.Tensor:
+    """What plain timm gives for the pictures of all shards, or its tokens before the last norm."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    pictures = []
+    for shard in sorted(shards.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    picture = Image.open(io.BytesIO(tar.extractfile(member).read()))
+                    pictures.append(transform(picture.convert("RGB")))
+    if not pooled:
+        model.norm = torch.nn.Identity()
+    with torch.inference_mode():
+        images = torch.stack(pictures)
+        return (model(images) if pooled else model.forward_features(images)).double()
+
+
+def test_centring_takes_the_mean_away_and_nothing_else(sharded_run: Path, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards")
+    plain, centred = tmp_path / "plain", tmp_path / "centred"
+    write_export(sharded_run, plain, "timm")
+    arguments = [str(sharded_run), "--out", str(centred), "--centre", str(shards)]
+    result = CliRunner().invoke(export, arguments)
+    assert result.exit_code == 0, result.output
+    assert "centred" in result.output
+    before, after = tokens(plain, shards), tokens(centred, shards)
+    mean = before.mean(0)
+    assert mean.norm() > 0.1
+    torch.testing.assert_close(after, before - mean, atol=1e-5, rtol=0)
+    one, other = (load_file(folder / "model.safetensors") for folder in (plain, centred))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == ["norm.bias"]
+
+
+def test_a_broken_image_is_left_out_of_the_mean(
+    sharded_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(centring, "_BATCH", 7)
+    folder = tmp_path / "plain"
+    write_export(sharded_run, folder, "timm")
+    whole = write_shards(tmp_path / "whole")
+    broken = write_shards(tmp_path / "broken", {4: b"\xff\xd8\xff torn"})
+    place = 12 + 4 // 3  # number 4 is the second one of shard 1, behind shard 0's twelve
+    rest = np.delete(tokens(folder, whole).numpy(), place, axis=0).mean(0)
+    found = centring.mean_token(folder, str(broken)).numpy()
+    np.testing.assert_allclose(found, rest, atol=1e-5)
+
+
+def test_nothing_to_take_a_mean_of_is_said_in_one_line(sharded_run: Path, tmp_path: Path) -> None:
+    broken = write_shards(tmp_path / "broken", dict.fromkeys(range(36), b"\xff\xd8\xff torn"))
+    with pytest.raises(LvdError, match="none of the images can be decoded"):
+        write_export(sharded_run, tmp_path / "out", "timm", centre=str(broken))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(LvdError, match="leave --network, --size, --centre and"):
+        write_export(sharded_run, tmp_path / "out", "heads", centre=str(broken))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twice as many images as the model has dimensions, and more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_run, "IMAGES", 60)
+        return write_shards(tmp_path_factory.mktemp("many") / "shards")
+
+
+def test_the_mean_patch_stands_beside_the_cls_token(
+    sharded_run: Path, many: Path, tmp_path: Path
+) -> None:
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    write_export(sharded_run, plain, "timm")
+    arguments = [str(sharded_run), "--out", str(both), "--centre", str(many), "--mean-patch"]
+    result = CliRunner().invoke(export, arguments)
+    assert result.exit_code == 0, result.output
+    found, before = tokens(both, many), tokens(plain, many, pooled=False)
+    model = timm.create_model(f"local-dir:{both}", pretrained=True).eval().double()
+    turn, weight = model.blocks[-1].attn.proj.weight.detach(), model.norm.weight.detach()
+    width = len(weight)
+
+    def normed(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(values, (width,), eps=model.norm.eps)
+
+    cls, mean = before[:, 0], normed(before).mean(1)
+    expected = normed(cls + mean @ turn.T) * weight
+    torch.testing.assert_close(found, expected - expected.mean(0), atol=1e-4, rtol=1e-4)
+    # Both parts vary as much, along other axes.
+    parts = [normed(cls) * weight]
+    parts += [mean @ turn.T * weight / cls.std(1, correction=0).mean()]
+    parts = [part - part.mean(0) for part in parts]
+    sizes = [part.square().sum().item() for part in parts]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    assert torch.linalg.matrix_rank(turn, rtol=1e-5) == width // 2
+    axes = torch.linalg.svd(parts[0], full_matrices=False)[2][: width // 2]
+    assert (parts[1] @ axes.T).abs().max() < 1e-3 * parts[1].abs().max()
+
+
+def test_attention_is_that_of_the_last_block_which_looks(
+    sharded_run: Path, many: Path, tmp_path: Path
+) -> None:
+    write_export(sharded_run, tmp_path / "plain", "timm")
+    write_export(sharded_run, tmp_path / "both", "timm", centre=str(many), mean_patch=True)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.manual_seed(0)).to(torch.uint8)
+    names = [str(tmp_path / name) for name in ("plain", "both")]
+    maps = [
+        cls_attention(model.parts[0], pixels)
+        for model in load_models(names, device="cpu", precision="float32")
+    ]
+    torch.testing.assert_close(maps[0], maps[1])
+    assert maps[0].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"), [(None, "add --centre IMAGES"), ("few", "name at least 48")]
+)
+def test_a_mean_patch_without_images_enough_is_said_in_one_line(
+    sharded_run: Path, tmp_path: Path, images: str | None, problem: str
+) -> None:
+    centre = str(write_shards(tmp_path / images)) if images else None
+    with pytest.raises(LvdError, match=problem):
+        write_export(sharded_run, tmp_path / "out", "timm", centre=centre, mean_patch=True)
+    assert not (tmp_path / "out").exists()
