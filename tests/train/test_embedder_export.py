@@ -1,6 +1,6 @@
 """What an embedder is made of on export, held against plain timm: a mean of zero, a mean patch.
 
-Centring shifts what the network gives, and does nothing else; the mean patch is one more block.
+Centring shifts what the network gives, and does nothing else; an embedder is one more block.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from train.evaluation.frozen import load_models
 from train.export import centring
 from train.export.command import export
 from train.export.formats import write_export
+from train.model.backbone import ModelSettings, build_backbone
+from train.model.model_folder import write_model_folder
 
 
 def tokens(folder: Path, shards: Path, *, pooled: bool = True) -> torch.Tensor:
@@ -94,41 +96,60 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_shards(tmp_path_factory.mktemp("many") / "shards")
 
 
-def test_the_mean_patch_stands_beside_the_cls_token(
+def test_plain_timm_gives_what_the_formula_says(
     sharded_run: Path, many: Path, tmp_path: Path
 ) -> None:
-    plain, both = tmp_path / "plain", tmp_path / "both"
+    plain, made = tmp_path / "plain", tmp_path / "made"
     write_export(sharded_run, plain, "timm")
-    arguments = [str(sharded_run), "--out", str(both), "--centre", str(many), "--mean-patch"]
+    arguments = [str(sharded_run), "--out", str(made), "--embedder", str(many)]
     result = CliRunner().invoke(export, arguments)
     assert result.exit_code == 0, result.output
-    found, before = tokens(both, many), tokens(plain, many, pooled=False)
-    model = timm.create_model(f"local-dir:{both}", pretrained=True).eval().double()
-    turn, weight = model.blocks[-1].attn.proj.weight.detach(), model.norm.weight.detach()
-    width = len(weight)
+    found, before = tokens(made, many), tokens(plain, many, pooled=False)
+    model = timm.create_model(f"local-dir:{made}", pretrained=True).eval().double()
+    block, width = model.blocks[-1], model.num_features
+    turn = block.attn.proj.weight.detach()
+    matrix, bias = block.mlp.fc2.weight.detach()[:, :width], block.mlp.fc2.bias.detach()
 
     def normed(values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.layer_norm(values, (width,), eps=model.norm.eps)
 
-    cls, mean = before[:, 0], normed(before).mean(1)
-    expected = normed(cls + mean @ turn.T) * weight
-    torch.testing.assert_close(found, expected - expected.mean(0), atol=1e-4, rtol=1e-4)
-    # Both parts vary as much, along other axes.
-    parts = [normed(cls) * weight]
-    parts += [mean @ turn.T * weight / cls.std(1, correction=0).mean()]
-    parts = [part - part.mean(0) for part in parts]
-    sizes = [part.square().sum().item() for part in parts]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    joined = before[:, 0] + normed(before).mean(1) @ turn.T
+    expected = normed(joined + normed(joined) @ matrix.T + bias)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert torch.linalg.matrix_rank(turn, rtol=1e-5) == width // 2
-    axes = torch.linalg.svd(parts[0], full_matrices=False)[2][: width // 2]
-    assert (parts[1] @ axes.T).abs().max() < 1e-3 * parts[1].abs().max()
+    unit = torch.nn.functional.normalize(found, dim=1)
+    cosines = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
+    assert abs(cosines.mean()) < 0.1  # spread about zero
+    plain_unit = torch.nn.functional.normalize(tokens(plain, many), dim=1)
+    assert (plain_unit @ plain_unit.T).mean() > 0.3
+
+
+def test_edited_views_find_their_pictures_better_than_before(
+    sharded_run: Path, many: Path, tmp_path: Path
+) -> None:
+    write_export(sharded_run, tmp_path / "plain", "timm")
+    write_export(sharded_run, tmp_path / "made", "timm", embedder=str(many))
+    pictures = [Image.open(io.BytesIO(small_run.draw(number))) for number in range(100, 140)]
+    darker = [picture.point(lambda level: level * 0.7) for picture in pictures]
+
+    def found(folder: Path) -> float:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        transform = create_transform(**resolve_data_config({}, model=model))
+        with torch.inference_mode():
+            ours, theirs = (
+                torch.nn.functional.normalize(model(torch.stack(list(map(transform, side)))), dim=1)
+                for side in (darker, pictures)
+            )
+        return float(((ours @ theirs.T).argmax(1) == torch.arange(len(pictures))).float().mean())
+
+    assert found(tmp_path / "made") > found(tmp_path / "plain") + 0.1
 
 
 def test_attention_is_that_of_the_last_block_which_looks(
     sharded_run: Path, many: Path, tmp_path: Path
 ) -> None:
     write_export(sharded_run, tmp_path / "plain", "timm")
-    write_export(sharded_run, tmp_path / "both", "timm", centre=str(many), mean_patch=True)
+    write_export(sharded_run, tmp_path / "both", "timm", embedder=str(many))
     pixels = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.manual_seed(0)).to(torch.uint8)
     names = [str(tmp_path / name) for name in ("plain", "both")]
     maps = [
@@ -139,13 +160,18 @@ def test_attention_is_that_of_the_last_block_which_looks(
     assert maps[0].std() > 0
 
 
-@pytest.mark.parametrize(
-    ("images", "problem"), [(None, "add --centre IMAGES"), ("few", "name at least 48")]
-)
-def test_a_mean_patch_without_images_enough_is_said_in_one_line(
-    sharded_run: Path, tmp_path: Path, images: str | None, problem: str
+def test_too_few_images_and_gated_blocks_are_said_in_one_line(
+    sharded_run: Path, many: Path, tmp_path: Path
 ) -> None:
-    centre = str(write_shards(tmp_path / images)) if images else None
-    with pytest.raises(LvdError, match=problem):
-        write_export(sharded_run, tmp_path / "out", "timm", centre=centre, mean_patch=True)
+    few = str(write_shards(tmp_path / "few"))
+    with pytest.raises(LvdError, match="name at least 48"):
+        write_export(sharded_run, tmp_path / "out", "timm", embedder=few)
+    with pytest.raises(LvdError, match="leave --centre away"):
+        write_export(sharded_run, tmp_path / "out", "timm", embedder=few, centre=few)
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    gated = ModelSettings(name="vit_giant_patch14_dinov2", patch_size=16, options=options)
+    state = build_backbone(gated, image_size=32, masked=False).state_dict()
+    write_model_folder(state, gated, 32, tmp_path / "gated")
+    with pytest.raises(LvdError, match="needs plain MLPs"):
+        write_export(tmp_path / "gated", tmp_path / "out", "timm", embedder=str(many))
     assert not (tmp_path / "out").exists()

@@ -134,7 +134,7 @@ def _last_attention(model: FrozenModel) -> tuple[nn.Module, int]:
 
 
 def _pools(block: nn.Module) -> bool:
-    """Tell a block that weighs all tokens alike (`lvd-train export --mean-patch`): it sees nothing."""
+    """Tell a block that weighs all tokens alike (`lvd-train export --embedder`): it sees nothing."""
     qkv = getattr(getattr(block, "attn", None), "qkv", None)
     if qkv is None:
         return False

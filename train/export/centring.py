@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from shared.datasets import DatasetSettings, list_parts
@@ -55,27 +58,26 @@ def frozen(folder: Path) -> tuple[nn.Module, EvaluationTransform, str]:
 def pixel_batches(
     images: str, transform: EvaluationTransform, device: str
 ) -> Iterator[Float[Tensor, "n 3 h w"]]:
-    """Yield the model's input for at most `MOST` images, those that cannot be decoded left out."""
-    parts = list_parts("--centre", DatasetSettings(path=images))
-    rng = np.random.default_rng(0)
+    """Yield the model's input for at most `MOST` images."""
     held: list[np.ndarray] = []
+    for picture in chain(pictures(images, transform), [None]):
+        if picture is not None:
+            held.append(transform.prepare(picture))
+        if held and (picture is None or len(held) == _BATCH):
+            pixels = torch.from_numpy(np.stack(held)).permute(0, 3, 1, 2).to(device)
+            yield transform.normalised(pixels)
+            held = []
 
-    def pixels() -> Float[Tensor, "n 3 h w"]:
-        return transform.normalised(torch.from_numpy(np.stack(held)).permute(0, 3, 1, 2).to(device))
 
-    with tempfile.TemporaryDirectory() as scratch, stage_bar("centre", len(parts), "parts") as bar:
+def pictures(images: str, transform: EvaluationTransform) -> Iterator[Image.Image]:
+    """Yield at most `MOST` images, decoded; those that cannot be are left out."""
+    parts = list_parts("images", DatasetSettings(path=images))
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as scratch, stage_bar("look", len(parts), "parts") as bar:
         for part in parts:
             with PartReader(part, Path(scratch)) as reader:
                 share = rng.permutation(len(reader.members))[: -(-MOST // len(parts))]
                 for member in (reader.members[place] for place in sorted(share.tolist())):
-                    try:
-                        picture = decode(reader.read(member), reduce_to=transform.reduce_to)
-                    except ImageError:
-                        continue
-                    held.append(transform.prepare(picture))
-                    if len(held) == _BATCH:
-                        yield pixels()
-                        held = []
+                    with suppress(ImageError):
+                        yield decode(reader.read(member), reduce_to=transform.reduce_to)
             bar.advance()
-    if held:
-        yield pixels()

@@ -41,15 +41,17 @@ import click
 @click.option(
     "--centre",
     metavar="IMAGES",
-    help="Shift what the network gives so that its mean over these images (of at most 5,000; what "
+    help="Shift what the network gives so that its mean over these images (at most 5,000; what "
     "--shards of lvd-train run may be) is zero: cosines of unlike images then lie about 0 and not "
     "high above. For timm and onnx.",
 )
 @click.option(
-    "--mean-patch",
-    is_flag=True,
-    help="With --centre: let the one vector that the network gives hold its mean patch token "
-    "beside the CLS token, half of the dimensions each, by one more block.",
+    "--embedder",
+    "images",
+    metavar="IMAGES",
+    help="Make an embedder that finds copies, by one more block that is computed from these images "
+    "and edited views of them: CLS token and mean patch in one vector, in which directions that "
+    "edits change count less; centred too. For timm and onnx.",
 )
 def export(
     source: Path,
@@ -58,16 +60,16 @@ def export(
     role: str | None,
     size: int | None,
     centre: str | None,
-    mean_patch: bool,
+    images: str | None,
 ) -> None:
-    """Write what a run has trained in a form that others load, without unpickling anything.
+    """Write what a run has trained in a form that others load.
 
-    RUN_OR_CHECKPOINT is the OUT of a run, whose newest whole checkpoint is taken, or one of its
+    Nothing is ever unpickled. RUN_OR_CHECKPOINT is the OUT of a run, whose newest whole checkpoint is taken, or one of its
     OUT/checkpoints/step-... folders, whatever number of processes wrote it. timm and onnx are also
     made from an export of the format heads or single, and from a model folder, such as OUT/model.
     """
     from train.export.formats import write_export
 
     click.echo(
-        write_export(source, out, form, role=role, size=size, centre=centre, mean_patch=mean_patch)
+        write_export(source, out, form, role=role, size=size, centre=centre, embedder=images)
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from shared.errors import LvdError
 from train.export.centring import mean_token
-from train.export.mean_patch import with_mean_patch
+from train.export.embedder_block import as_embedder
 from train.export.new_folder import new_folder
 from train.export.one_file import write_one_file
 from train.export.onnx_graph import TOLERANCE, require_onnx, write_onnx
@@ -28,23 +28,23 @@ def write_export(
     role: Role | None = None,
     size: int | None = None,
     centre: str | None = None,
-    mean_patch: bool = False,
+    embedder: str | None = None,
 ) -> str:
     """Write the folder `out`, whole or not at all; return what is in it, in a line.
 
     `timm` and `onnx` hold one backbone, of the teacher unless `role` says otherwise, for images of
-    `size` pixels, centred on the images that `centre` names, the mean patch beside the CLS
-    token where `mean_patch` says so; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
+    `size` pixels, centred on the images that `centre` names, or made an embedder by those that
+    `embedder` names; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
     line, for a source that is torn or foreign and for an `out` that holds anything.
     """
     if form in ("timm", "onnx"):
-        if mean_patch and centre is None:
-            raise LvdError("--mean-patch needs images to learn axes from: add --centre IMAGES")
-        return _write_backbone(source, out, form, role, size, centre, mean_patch)
-    if role is not None or size is not None or centre is not None or mean_patch:
+        if centre is not None and embedder is not None:
+            raise LvdError("--embedder centres too: leave --centre away")
+        return _write_backbone(source, out, form, role, size, centre, embedder)
+    if role is not None or size is not None or centre is not None or embedder is not None:
         raise LvdError(
             f"--format {form} holds both networks as they are: leave --network, --size, "
-            "--centre and --mean-patch away"
+            "--centre and --embedder away"
         )
     if is_model_folder(source) or (source / ONE_FILE).exists():
         raise LvdError(
@@ -64,7 +64,7 @@ def _write_backbone(
     role: Role | None,
     size: int | None,
     centre: str | None,
-    mean_patch: bool,
+    embedder: str | None,
 ) -> str:
     if form == "onnx":
         require_onnx()
@@ -72,10 +72,10 @@ def _write_backbone(
     what = f"{out}: {name}, {settings.name} at {settings.image_size} px"
     with new_folder(out) as folder:
         write_model_folder(state, settings, settings.image_size, folder)
-        if mean_patch:
-            state, settings = with_mean_patch(state, settings, folder, centre)
+        if embedder is not None:
+            state, settings = as_embedder(state, settings, folder, embedder)
             write_model_folder(state, settings, settings.image_size, folder)
-            what += ", with its mean patch"
+            what += ", as an embedder"
         if centre is not None:
             state["vit.norm.bias"] = state["vit.norm.bias"] - mean_token(folder, centre)
             write_model_folder(state, settings, settings.image_size, folder)
