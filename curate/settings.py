@@ -20,9 +20,10 @@ from curate.holdout import HoldoutSettings
 from curate.quality import FilterSettings, QualitySettings
 from curate.retrieve import RetrieveSettings
 from curate.rows import ReportSettings
+from shared import bundled
 from shared.config import apply_overrides, expand, load_yaml, require_expanded, validate
 from shared.datasets import DatasetSettings
-from shared.embedders import EmbedderSettings, settings_for_folder
+from shared.embedders import EmbedderSettings, bundled_settings, settings_for_folder
 from shared.errors import LvdError, nearest
 
 
@@ -34,7 +35,7 @@ class PipelineSettings(BaseModel):
     crawl: str | None = None
     seed: str | None = None
     holdouts: list[str] = Field(default_factory=list)
-    embedder: str
+    embedder: str = bundled.NAME
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
     quality: QualitySettings = Field(default_factory=QualitySettings)
     filters: list[FilterSettings] = Field(default_factory=list)
@@ -71,6 +72,18 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Configuration:
+    """A configuration file: what stands in it, and what the overrides of this call make of it."""
+
+    path: Path
+    file: dict[str, Any]
+    """Without the overrides, its variables replaced."""
+    overrides: tuple[str, ...]
+    """With their whole keys."""
+    whole: PipelinesFile
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything that a run is asked for, validated."""
 
@@ -80,6 +93,7 @@ class Request:
     crawl: Named
     seed: Named
     holdouts: tuple[Named, ...]
+    configuration: Configuration
 
 
 def read_request(
@@ -97,8 +111,8 @@ def read_request(
     An override counts for the pipeline unless it begins with `datasets.`, `embedders.` or
     `pipelines.`.
     """
-    tree = load_yaml(config)
-    pipelines = tree.get("pipelines")
+    file = with_bundled(load_yaml(config))
+    pipelines = file.get("pipelines")
     known = pipelines if isinstance(pipelines, dict) else {}
     if pipeline not in known:
         raise LvdError(
@@ -111,7 +125,7 @@ def read_request(
         else f"pipelines.{pipeline}.{text}"
         for text in overrides
     ]
-    tree = apply_overrides(tree, absolute)
+    tree = apply_overrides(file, absolute)
     try:
         whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
     except LvdError as error:  # speaks of the override as it was typed
@@ -132,7 +146,17 @@ def read_request(
         holdouts=tuple(
             _dataset(whole, tree, name, config) for name in holdouts or settings.holdouts
         ),
+        configuration=Configuration(config, expand(file), tuple(absolute), whole),
     )
+
+
+def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration's tree with the bundled embedder, unless it has one of that name."""
+    declared = tree.get("embedders") or {}
+    if not isinstance(declared, dict):
+        return tree
+    built_in = bundled_settings().model_dump(exclude_defaults=True)
+    return {**tree, "embedders": {bundled.NAME: built_in, **declared}}
 
 
 def _embedder(whole: PipelinesFile, name: str, config: Path) -> Named:

@@ -6,8 +6,6 @@ Nothing here imports torch before `load`, so that settings are checked within a 
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,11 +16,14 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shared import bundled
 from shared.errors import LvdError
 from shared.storage import digest_file
 
 LOCAL = "local-dir:"
 HUB = "hf-hub:"
+BUILT_IN = "builtin:"
+BUNDLED = f"{BUILT_IN}{bundled.NAME}"
 
 REDUCED_DECODING_FACTOR = 2.0
 """Reduced decoding keeps the shorter side at this many times what the model's transform resizes to.
@@ -31,8 +32,6 @@ Measured on crawl-small, the model's input made so small (80 px) that most JPEGs
 of the decisions change at 1.0, 2.5% at 1.5 and 1.4% at 2.0 (median cosine 0.998). At the usual
 224 px a factor of 2 leaves JPEGs with a shorter side below 1,024 px as they are.
 """
-
-PROBE_SECONDS = 5.0
 
 Threshold = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | Literal["auto"]
 
@@ -55,7 +54,8 @@ class EmbedderSettings(BaseModel):
 
     kind: Literal["timm", "open_clip", "descriptor"]
     model: str | None = None
-    """A name of the library, `hf-hub:OWNER/NAME`, or `local-dir:FOLDER` of safetensors weights."""
+    """A name of the library, `hf-hub:OWNER/NAME`, `local-dir:FOLDER` of safetensors weights, or
+    `builtin:bundled`."""
     pretrained: bool | str = True
     """true: the hub's weights; false: random ones by `seed`; else a .safetensors file, or for
     open_clip a tag."""
@@ -78,7 +78,9 @@ class EmbedderSettings(BaseModel):
             return self
         if not self.model or self.model in (LOCAL, HUB):
             raise ValueError(f"embedders of kind {self.kind} need 'model', the name of one")
-        if isinstance(self.pretrained, str) and self.model.startswith((LOCAL, HUB)):
+        if self.model.startswith(BUILT_IN) and (self.kind, self.model) != ("timm", BUNDLED):
+            raise ValueError(f"the only built-in model is {BUNDLED}, of kind timm")
+        if isinstance(self.pretrained, str) and self.model.startswith((LOCAL, HUB, BUILT_IN)):
             raise ValueError(f"{self.model} brings its own weights: remove 'pretrained'")
         if self.kind == "open_clip" and self.pretrained is True:
             if not self.model.startswith((LOCAL, HUB)):
@@ -108,6 +110,11 @@ class Embedder(Protocol):
         A zero or non-finite vector stays as it is, for the caller to mark.
         """
         ...
+
+
+def bundled_settings() -> EmbedderSettings:
+    """Return the settings of the bundled embedder, as good as an entry in `pipelines.yaml`."""
+    return EmbedderSettings(kind="timm", model=BUNDLED)
 
 
 def settings_for_folder(path: Path) -> EmbedderSettings:
@@ -163,7 +170,7 @@ def identity(settings: EmbedderSettings) -> dict:
     known = settings.model_dump(exclude={"thresholds", "seed"})
     if settings.pretrained is False:
         known["seed"] = settings.seed
-    if settings.model.startswith(LOCAL):
+    if in_folder(settings):
         known["model"] = {f.name: _digest(f) for f in local_files(settings)}
     if is_weights_file(settings.pretrained):
         known["pretrained"] = _digest(Path(settings.pretrained))
@@ -204,13 +211,20 @@ def failure_is_said(model: str) -> Iterator[None]:
         ) from error
 
 
+def in_folder(settings: EmbedderSettings) -> bool:
+    """Tell models of a folder, the bundled one among them, from those that libraries know."""
+    return settings.kind != "descriptor" and settings.model.startswith((LOCAL, BUILT_IN))
+
+
 def local_folder(settings: EmbedderSettings) -> Path:
-    """Return the folder of a `local-dir:` model."""
+    """Return the folder of a `local-dir:` model, or of the bundled one."""
+    if settings.model == BUNDLED:
+        return bundled.FOLDER
     return Path(settings.model.removeprefix(LOCAL)).expanduser()
 
 
 def local_files(settings: EmbedderSettings) -> tuple[Path, Path]:
-    """Return config and weights of a `local-dir:` model; LvdError when one is missing."""
+    """Return config and weights of a model `in_folder`; LvdError when one is missing."""
     names = {
         "timm": ("config.json", "model.safetensors"),
         "open_clip": ("open_clip_config.json", "open_clip_model.safetensors"),
@@ -225,9 +239,14 @@ def local_files(settings: EmbedderSettings) -> tuple[Path, Path]:
     return config, weights
 
 
+def weights_digest(settings: EmbedderSettings) -> str:
+    """Return the sha256, in hex, of the weights of a model `in_folder`."""
+    return _digest(local_files(settings)[1])
+
+
 def given_weights(settings: EmbedderSettings) -> Path | None:
     """Return the local safetensors weights that the settings name; None where the hub has them."""
-    if settings.model.startswith(LOCAL):
+    if in_folder(settings):
         return local_files(settings)[1]
     if not is_weights_file(settings.pretrained):
         return None
@@ -242,43 +261,6 @@ def given_weights(settings: EmbedderSettings) -> Path | None:
 def is_weights_file(pretrained: bool | str) -> bool:
     """Tell a path of weights from a tag and from a switch."""
     return isinstance(pretrained, str) and pretrained.endswith(".safetensors")
-
-
-def fetch(repository: str, name: str, *, model: str) -> Path:
-    """Return the local path of file `name` of `repository` (`owner/name`, or with `@revision`).
-
-    From the cache, else downloaded: and `huggingface_hub` retries a hub that cannot be reached for
-    23 s per file name, so it is asked only once the hub has answered a plain request.
-    Raises LvdError, which speaks of `model`, when the file is neither cached nor to be had.
-    """
-    import huggingface_hub
-    from huggingface_hub import constants
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    repository, _, revision = repository.partition("@")
-    place = {"repo_id": repository, "filename": name, "revision": revision or None}
-    try:
-        return Path(huggingface_hub.hf_hub_download(**place, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    except ValueError as error:
-        raise LvdError(f"embedder model {model}: {_line(error)}") from None
-    if constants.HF_HUB_OFFLINE:
-        raise LvdError(_unreachable(model, "HF_HUB_OFFLINE is set and it is not in the cache"))
-    problem = _probe(constants.ENDPOINT)
-    if problem:
-        raise LvdError(_unreachable(model, f"{constants.ENDPOINT} was not reachable ({problem})"))
-    try:
-        return Path(huggingface_hub.hf_hub_download(**place))
-    except LocalEntryNotFoundError as error:  # the connection broke meanwhile
-        raise LvdError(_unreachable(model, _line(error))) from None
-    except EntryNotFoundError:
-        raise LvdError(
-            f"embedder model {model}: {repository} on the hub has no {name}, and weights in other "
-            "formats are never read; choose a model with safetensors weights"
-        ) from None
-    except Exception as error:
-        raise LvdError(f"embedder model {model} cannot be downloaded: {_line(error)}") from None
 
 
 def _check_is_safetensors(path: str) -> None:
@@ -315,26 +297,3 @@ def _has_nvidia_gpu() -> bool:
         return False
     gpus = Path("/proc/driver/nvidia/gpus")
     return gpus.is_dir() and any(gpus.iterdir())
-
-
-def _probe(endpoint: str) -> str:
-    """Return why the hub does not answer at all, or an empty string."""
-    request = urllib.request.Request(endpoint, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
-            return ""
-    except urllib.error.HTTPError:  # any answer is an answer
-        return ""
-    except (OSError, ValueError) as error:
-        return _line(getattr(error, "reason", error))
-
-
-def _unreachable(model: str, why: str) -> str:
-    return (
-        f"embedder model {model} cannot be loaded: {why}; set HF_HOME to a cache that holds it, "
-        "or give `--embedder FOLDER` (config.json and model.safetensors) or `--embedder descriptor`"
-    )
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -18,12 +18,12 @@ from shared.embedders import (
     LOCAL,
     EmbedderSettings,
     failure_is_said,
-    fetch,
     given_weights,
     is_weights_file,
 )
 from shared.errors import LvdError, nearest
 from shared.evaluation_transform import EvaluationTransform
+from shared.hub import fetch
 from shared.timm_embedder import TorchEmbedder, fit_for_inference
 
 CONFIG = "open_clip_config.json"

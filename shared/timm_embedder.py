@@ -20,11 +20,13 @@ from shared.embedders import (
     LOCAL,
     EmbedderSettings,
     failure_is_said,
-    fetch,
     given_weights,
+    in_folder,
+    local_folder,
 )
 from shared.errors import LvdError, nearest
 from shared.evaluation_transform import EvaluationTransform
+from shared.hub import fetch
 
 UNLIKELY_SEED = 0x10AD_ED
 """Of the weights that are there before those of a file are loaded."""
@@ -97,7 +99,9 @@ def build_timm(
     """
     if settings.model.startswith(HUB):
         settings = settings.model_copy(update={"model": _downloaded(settings.model)})
-    elif not settings.model.startswith(LOCAL):
+    elif in_folder(settings):
+        settings = settings.model_copy(update={"model": f"{LOCAL}{local_folder(settings)}"})
+    else:
         _check_name(settings.model)
     weights = _weights(settings)
     with failure_is_said(settings.model):

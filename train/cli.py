@@ -12,9 +12,7 @@ from train.export.command import export
 from train.visualise.command import visualise
 
 
-@click.group(
-    cls=Commands, prog="lvd-train", context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=Commands, prog="lvd-train")
 def main() -> None:
     """Train a vision transformer without labels on the shards of `lvd-curate`, and see what it knows.
 
@@ -73,7 +71,8 @@ def main() -> None:
     "--init",
     "start_from",
     metavar="MODEL",
-    help="Start the backbone from a model folder (config.json + model.safetensors), or timm:NAME.",
+    help="Start the backbone from a model folder (config.json + model.safetensors), bundled, or "
+    "timm:NAME.",
 )
 @click.option(
     "--dry-run",

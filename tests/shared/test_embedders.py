@@ -288,7 +288,7 @@ def test_a_hub_out_of_reach_is_one_line_within_seconds(monkeypatch, tmp_path, se
     assert time.perf_counter() - started < 5
     message = str(raised.value)
     assert "\n" not in message
-    for part in (settings["model"], "HF_HOME", "--embedder FOLDER", "descriptor"):
+    for part in (settings["model"], "HF_HOME", "--embedder FOLDER", "--embedder bundled"):
         assert part in message
 
 

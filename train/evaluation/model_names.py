@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.embedders import HUB, LOCAL, settings_for_folder
+from shared import bundled
+from shared.embedders import BUNDLED, HUB, LOCAL, settings_for_folder
 from shared.errors import LvdError
 
 TIMM, OPEN_CLIP, UNTRAINED, PIXELS = "timm:", "open_clip:", "untrained:", "pixels"
 
 REMEDY = (
-    "give a model folder, the OUT or a step folder of a run, a timm name, ARCH:TAG of open_clip, "
-    "pixels, or untrained:NAME"
+    "give a model folder, the OUT or a step folder of a run, bundled, a timm name, ARCH:TAG of "
+    "open_clip, pixels, or untrained:NAME"
 )
 
 
@@ -48,6 +49,8 @@ def _parse(given: str) -> ModelName:
         raise LvdError(f"--model {given!r} names no model: {REMEDY}")
     if name == PIXELS:
         return ModelName(given, "pixels", PIXELS)
+    if name in (bundled.NAME, BUNDLED):
+        return ModelName(given, "timm", BUNDLED, trained=trained)
     if name.startswith((TIMM, HUB)):
         return ModelName(given, "timm", name.removeprefix(TIMM), trained=trained)
     folder = Path(name).expanduser()

@@ -12,8 +12,10 @@ from timm.layers import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from shared.embedders import LOCAL, fetch, settings_for_folder
+from shared import bundled
+from shared.embedders import LOCAL, settings_for_folder
 from shared.errors import LvdError, nearest
+from shared.hub import fetch
 from train.model.backbone import Backbone
 from train.model.model_folder import WEIGHTS
 from train.model.network import Network
@@ -24,15 +26,16 @@ HUB = "timm:"
 def load_backbone(network: Network, source: str) -> None:
     """Load weights into the backbone of `network`; heads and mask token stay as they are.
 
-    `source` is a model folder (config.json and model.safetensors), or `timm:NAME` for the weights
-    that timm has on the hub. Position embeddings and patch embedding are resampled to the sizes of
-    the network. Raises LvdError where weights are missing or of another architecture.
+    `source` is a model folder (config.json and model.safetensors), `bundled`, or `timm:NAME` for
+    the weights that timm has on the hub. Position embeddings and patch embedding are resampled to
+    the sizes of the network. Raises LvdError where weights are missing or of another architecture.
     """
     if source.startswith(HUB):
         name = source.removeprefix(HUB)
         file = _downloaded(name, source)
     else:
-        name, file = _in_folder(Path(source).expanduser())
+        built_in = source == bundled.NAME
+        name, file = _in_folder(bundled.FOLDER if built_in else Path(source).expanduser())
     try:
         with torch.device("meta"):
             donor = timm.create_model(name, num_classes=0)
