@@ -11,20 +11,23 @@ PIPELINE ?= default
 RECIPE ?= tiny
 SHARDS ?= runs/curate/latest/shards
 NPROC ?= 1
+ROUNDS ?= 2
 TESTERS ?= 2
 ARGS ?=
 
-.PHONY: setup demo curate train test lint clean
+.PHONY: setup demo curate train loop test lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     curate the built-in sample (no download), and train on it"
+	@echo "make demo     the first minute: curate a made-up crawl, train on it, see what came of it"
 	@echo "make test     run the tests [TESTERS=2 processes]"
 	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
 	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
 	@echo "make train [RECIPE=tiny SHARDS=... OUT=... NPROC=1 ARGS='--set key=value']"
 	@echo "              RECIPE: one of pipelines.yaml; SHARDS: by default those of the last make curate;"
 	@echo "              CONTINUE_FROM=run for RECIPE=...-highres, TEACHER=run or model for ...-distilled"
+	@echo "make loop [ROUNDS=2 CRAWL=... SEED=... RECIPE=tiny NPROC=1 OUT=... ARGS='--curate-set key=value']"
+	@echo "              curate, train, and curate with that model; on the built-in sample unless you name data"
 	@echo "make lint     ruff and the import contracts"
 	@echo "make setup    only make .venv;  make clean  remove it, and runs/"
 
@@ -34,7 +37,7 @@ help:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { echo "make: $(PYTHON) is not Python 3.11 or 3.12: name one: make PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@uv=$$(command -v uv || true); \
-	if [ -z "$$uv" ]; then $(BIN)/python -m pip install --quiet uv && uv=$(BIN)/uv; fi; \
+	if [ -z "$$uv" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check uv && uv=$(BIN)/uv; fi; \
 	echo "installing into .venv (seconds from uv's cache, else gigabytes to fetch)"; \
 	$$uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -42,8 +45,7 @@ help:
 setup: .venv/installed
 
 demo: setup
-	@$(BIN)/lvd-curate run --pipeline sample --out runs/curate/sample $(ARGS)
-	@$(BIN)/lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/sample
+	@$(BIN)/lvd-curate demo --config '$(CONFIG)' $(ARGS)
 
 curate: setup
 	@$(BIN)/lvd-curate run --config '$(CONFIG)' --pipeline '$(PIPELINE)' $(if $(SEED),--seed '$(SEED)') $(if $(CRAWL),--crawl '$(CRAWL)') $(if $(OUT),--out '$(OUT)') $(ARGS)
@@ -56,6 +58,12 @@ ifeq ($(origin SHARDS),file)
 	@test -e '$(SHARDS)' || { echo "make train: no shards at $(SHARDS): run make demo or make curate first, or say SHARDS=..."; exit 2; }
 endif
 	@$(LAUNCH) run --config '$(CONFIG)' --recipe '$(RECIPE)' --shards '$(SHARDS)' --out '$(or $(OUT),runs/train/$(RECIPE))' $(ARGS)
+
+# Without a word on data, the loop runs on the built-in sample.
+LOOPED = $(if $(filter file,$(origin PIPELINE)),$(if $(CRAWL)$(SEED),$(PIPELINE),sample),$(PIPELINE))
+
+loop: setup
+	@$(BIN)/lvd-curate loop --rounds '$(ROUNDS)' --config '$(CONFIG)' --pipeline '$(LOOPED)' $(if $(SEED),--seed '$(SEED)') $(if $(CRAWL),--crawl '$(CRAWL)') --recipe '$(RECIPE)' --nproc '$(NPROC)' $(if $(OUT),--out '$(OUT)') $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

@@ -27,13 +27,17 @@ def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
     )
     connection.execute("SET enable_progress_bar = false")
     for name in ("images", "retrieval", "duplicates"):
-        path = out / "reports" / f"{name}.parquet"
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files or not files[0].exists():
-            raise _unfinished(out, path)
-        # DuckDB reads a path as a pattern.
-        connection.read_parquet([glob.escape(str(file)) for file in files]).create_view(name)
+        connection.read_parquet(table_files(out, name)).create_view(name)
     return connection
+
+
+def table_files(out: Path, name: str) -> list[str]:
+    """Return the files of one of the tables of `out`, as DuckDB's patterns."""
+    path = out / "reports" / f"{name}.parquet"
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise _unfinished(out, path)
+    return [glob.escape(str(file)) for file in files]
 
 
 def rows(

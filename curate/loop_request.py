@@ -1,0 +1,166 @@
+"""What a loop is asked for, the words that its commands are called with, and what OUT says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curate.pipeline import comparable
+from curate.plan import Plan, default_out
+from curate.settings import Request, read_request
+from shared.config import expand, flat, load_yaml
+from shared.errors import LvdError, nearest
+from shared.storage import read_json, write_json
+
+SETTINGS = "loop.json"
+CHECKED = "check.log"
+
+
+@dataclass(frozen=True)
+class LoopRequest:
+    """The options of `lvd-curate loop`."""
+
+    rounds: int
+    out: Path
+    request: Request
+    """Of the first round's curation: what is wrong with it has been said by then."""
+    embedder: str | None
+    crawl: str | None
+    seed: str | None
+    holdouts: Sequence[str]
+    config: Path
+    work: Path
+    recipe: str
+    processes: int
+    """That train: one, or as many as torchrun is to start."""
+    curate_set: Sequence[str]
+    train_set: Sequence[str]
+    truth: Path | None
+    """A CSV with the columns part, member and kind."""
+    knn_train: str | None
+    knn_test: str | None
+
+    def curate(self, command: str, embedder: str | None, *more: str) -> list[str]:
+        """Return the command `lvd-curate run` or `calibrate`, with another embedder if one is given."""
+        named = {
+            "--embedder": embedder or self.embedder,
+            "--crawl": self.crawl,
+            "--seed": self.seed,
+        }
+        return [
+            *("lvd-curate", command, "--config", str(self.config), "--work", str(self.work)),
+            *("--pipeline", self.request.pipeline),
+            *(word for pair in named.items() if pair[1] for word in pair),
+            *(word for name in self.holdouts for word in ("--holdout", name)),
+            *(word for text in self.curate_set for word in ("--set", text)),
+            *more,
+        ]
+
+    def train(self, shards: str, out: Path, *more: str) -> list[str]:
+        """Return the command that trains the recipe on `shards`."""
+        launch = ["lvd-train"]
+        if self.processes > 1:
+            many = str(self.processes)
+            launch = ["torchrun", "--standalone", "--nproc-per-node", many, "-m", "train.launch"]
+        return [
+            *(*launch, "run", "--config", str(self.config), "--recipe", self.recipe),
+            *("--shards", shards, "--out", str(out)),
+            *(word for text in self.train_set for word in ("--set", text)),
+            *more,
+        ]
+
+    def is_begun(self) -> bool:
+        """Tell whether `out` holds this loop; LvdError where it holds another one, or other files."""
+        path = self.out / SETTINGS
+        if not path.exists():
+            there = {file.name for file in self.out.iterdir() if not file.name.startswith(".")}
+            if foreign := sorted(there - {CHECKED}):
+                raise LvdError(
+                    f"--out {self.out} holds {foreign[0]}, which no loop wrote: name another folder"
+                )
+            return False
+        there = read_json(path)
+        before, now = flat(there["settings"]), flat(self._settings())
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise LvdError(
+                    f"--out {self.out} holds a loop with {key}={before.get(key)!r}, not "
+                    f"{now.get(key)!r}: name another --out, or go on with what it began with"
+                )
+        if there["rounds"] > self.rounds:
+            raise LvdError(
+                f"--out {self.out} holds a loop of {there['rounds']} rounds, not {self.rounds}: "
+                f"say --rounds {there['rounds']} or more, or name another --out"
+            )
+        return True
+
+    def begin(self) -> None:
+        """Write down what `is_begun` compares."""
+        path, now = self.out / SETTINGS, {"rounds": self.rounds, "settings": self._settings()}
+        if not path.exists() or read_json(path) != now:
+            write_json(path, now)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides the loop's result; not where it works, nor in how many processes."""
+        curation = comparable(Plan(self.request, self.request.embedder.settings, [], self.work))
+        return {
+            **curation,
+            "embedder": self.request.embedder.name,
+            "recipe": self.recipe,
+            "recipes": _recipes(self.config, self.recipe),
+            "train-set": list(self.train_set),
+        }
+
+
+def loop_request(
+    *,
+    pipeline: str,
+    out: Path | None,
+    config: Path,
+    recipe: str,
+    truth: Path | None,
+    knn_train: str | None,
+    knn_test: str | None,
+    curate_set: Sequence[str],
+    **asked: Any,
+) -> LoopRequest:
+    """Return the request, checked as far as it can be without reading an image.
+
+    Raises LvdError, in one line, for what is wrong with it.
+    """
+    named = {name: asked[name] for name in ("embedder", "crawl", "seed", "holdouts")}
+    request = read_request(config, pipeline, overrides=curate_set, **named)
+    if (knn_train is None) != (knn_test is None):
+        raise LvdError("--knn-train and --knn-test go together: say both, or neither")
+    if out is None:
+        own = named["crawl"] is None and named["seed"] is None
+        out = Path("runs") / "loop" / (pipeline if own else default_out(request).name)
+    _recipes(config, recipe)
+    return LoopRequest(
+        request=request,
+        out=out,
+        config=config,
+        recipe=recipe,
+        truth=truth,
+        knn_train=knn_train,
+        knn_test=knn_test,
+        curate_set=curate_set,
+        **asked,
+    )
+
+
+def _recipes(config: Path, name: str) -> dict[str, Any]:
+    """Return the recipe and those that it is `like`, as they stand in the file, without notes."""
+    known = load_yaml(config).get("recipes") or {}
+    if name not in known:
+        raise LvdError(
+            f"no recipe {name!r} in {config}{nearest(name, known)}: "
+            f"it has {', '.join(sorted(known)) or 'none'}"
+        )
+    chain: dict[str, Any] = {}
+    while name in known and name not in chain and isinstance(known[name], dict):
+        chain[name] = {key: value for key, value in known[name].items() if key != "note"}
+        name = str(chain[name].get("like"))
+    return expand(chain)

@@ -1,0 +1,200 @@
+"""The loop of both stages: killed anywhere it goes on, to what an undisturbed one has made."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from curate.cli import main
+
+LVD_CURATE = Path(sys.executable).with_name("lvd-curate")
+HEAD = {"prototypes": 16, "hidden": 16, "bottleneck": 8}
+RECIPE = {
+    "batch_size": 8,
+    "group_size": 4,
+    "steps": 16,
+    "epochs": 4,
+    "data": {"workers": 0, "window": 2},
+    "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
+    "masks": {},
+    "model": {
+        "name": "vit_tiny_patch16_224",
+        "patch_size": 8,
+        "options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+    },
+    "heads": {"dino": HEAD, "ibot": HEAD},
+    "optimiser": {"warmup_epochs": 1},
+    "parallel": {"precision": "float32", "device": "cpu"},
+    "checkpoints": {"every": 1},
+    "log": {"tensorboard": False},
+}
+MOMENTS = {
+    "curating": ("1", "round-1/curate.partial"),
+    "training": ("1", "round-1/train/checkpoints/step-0000001"),
+    "between rounds": ("2", "round-1/train/model/thresholds.json"),
+}
+"""How many rounds are asked for, and what appears in OUT when it is time to kill the loop."""
+
+
+@dataclass
+class LoopSite:
+    """The drawn data with a recipe, and a work folder; loops run there."""
+
+    root: Path
+    config: Path
+    data: Path
+
+    def arguments(self, out: str, *extra: str, rounds: str = "2") -> list[str]:
+        """Return the words behind `lvd-curate` of a loop."""
+        where = {
+            "--rounds": rounds,
+            "--out": self.root / out,
+            "--config": self.config,
+            "--work": self.root / "work",
+            "--pipeline": "default",
+            "--recipe": "smallest",
+            "--curate-set": "calibrate.originals=8",
+            "--truth": self.root / "truth.csv",
+        }
+        return ["loop", *[str(word) for pair in where.items() for word in pair], *extra]
+
+    def run(self, out: str, *extra: str, rounds: str = "2", status: int = 0) -> str:
+        """Run a loop whose steps are processes of their own, and return all that was said."""
+        result = CliRunner().invoke(main, self.arguments(out, *extra, rounds=rounds))
+        assert result.exit_code == status, f"{result.output}\n{result.exception!r}"
+        return result.output
+
+    def kill_when(self, out: str, pattern: str, rounds: str) -> None:
+        """Run a loop, kill it and nothing else when `pattern` is there; its children end too."""
+        loop = subprocess.Popen(
+            [LVD_CURATE, *self.arguments(out, rounds=rounds)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        patience = time.monotonic() + 240
+        while loop.poll() is None and not (self.root / out / pattern).exists():
+            assert time.monotonic() < patience
+            time.sleep(0.002)
+        assert loop.poll() is None, loop.stderr.read()
+        children = Path(f"/proc/{loop.pid}/task/{loop.pid}/children").read_text().split()
+        loop.send_signal(signal.SIGKILL)
+        assert loop.wait() == -signal.SIGKILL
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+        loop.stderr.close()
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return inode and time of change of every file below `folder`."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(file): (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+
+
+def result(out: Path) -> dict:
+    """Return all figures of the table but the times."""
+    table = json.loads((out / "table.json").read_text())
+    return table | {"rounds": [figures | {"seconds": {}} for figures in table["rounds"]]}
+
+
+def made(out: Path) -> dict[str, bytes]:
+    """Return what a loop is for, of every round: decisions, shards, models."""
+    patterns = (
+        "round-*/curate/reports/*.parquet",
+        "round-*/curate/shards/*",
+        "round-*/train/model/*",
+    )
+    files = [file for pattern in patterns for file in out.glob(pattern)]
+    return {file.relative_to(out).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def site(ray_session, drawn, tmp_path_factory) -> LoopSite:
+    root = tmp_path_factory.mktemp("loop")
+    config = yaml.safe_load((drawn / "pipelines.yaml").read_text())
+    config["recipes"] = {"smallest": RECIPE}
+    config["pipelines"]["default"]["engine"] = {"workers": 1}  # each of them imports torch
+    (root / "pipelines.yaml").write_text(yaml.safe_dump(config))
+    kinds = {"wave": "wave", "chart": "drawing"}
+    truth = [f"00000,{kind}{n:02d},{kinds[kind]}" for kind in kinds for n in range(10)]
+    (root / "truth.csv").write_text("\n".join(["part,member,kind", *truth, ""]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray_session.get_runtime_context().gcs_address)
+        yield LoopSite(root, root / "pipelines.yaml", drawn)
+
+
+@pytest.fixture(scope="module")
+def whole(site) -> Path:
+    """An undisturbed loop of two rounds, with labelled images."""
+    labelled = ("--knn-train", str(site.data / "animals"), "--knn-test", str(site.data / "plants"))
+    said = site.run("whole", *labelled)
+    assert "round 1 of 2 · curate with descriptor\n" in said
+    assert "round 2 of 2 · curate with model of round 1\n" in said
+    return site.root / "whole"
+
+
+def test_each_round_is_curated_by_the_model_of_the_one_before(whole):
+    runs = [json.loads((whole / f"round-{n}/curate/run.json").read_text()) for n in (1, 2)]
+    model = whole / "round-1" / "train" / "model"
+    assert runs[0]["settings"]["embedder"]["kind"] == "descriptor"
+    assert runs[1]["settings"]["embedder"]["model"] == f"local-dir:{model}"
+    stored = json.loads((model / "thresholds.json").read_text())
+    for name in ("dedup", "retrieve"):
+        assert runs[1]["thresholds"][name] == {"value": stored[name], "source": "embedder"}
+    table = json.loads((whole / "table.json").read_text())
+    assert [figures["embedder"] for figures in table["rounds"]] == [
+        "descriptor",
+        "model of round 1",
+    ]
+    assert all(figures["kinds"]["wave"]["crawled"] == 10 for figures in table["rounds"])
+    assert all(figures["knn"]["k=20"] > 0 for figures in table["rounds"])
+
+
+def test_a_loop_killed_within_and_between_rounds_goes_on_to_the_same_result(site, whole):
+    out = site.root / "cut"
+    for rounds, pattern in MOMENTS.values():
+        site.kill_when("cut", pattern, rounds)
+    finished = stamps(out / "round-1" / "curate") | stamps(out / "round-1" / "train")
+    said = site.run("cut")
+    assert "round 1 of 2 · curate, train, calibrate: done before" in said
+    assert stamps(out / "round-1" / "curate") | stamps(out / "round-1" / "train") == finished
+    log = (out / "round-1" / "train.log").read_text()
+    assert log.count("$ lvd-train run") == 2
+    assert "done before" in log
+    assert made(out) == made(whole)
+    expected = result(whole)
+    for figures in expected["rounds"]:
+        figures["knn"] = {}
+    assert result(out) == expected
+
+
+def test_a_complete_loop_is_left_as_it_is(site, whole):
+    before = stamps(whole / "round-1") | stamps(whole / "round-2")
+    said = site.run("whole")
+    assert "nothing to do" in said
+    assert (whole / "table.txt").read_text() in said
+    assert stamps(whole / "round-1") | stamps(whole / "round-2") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--train-set", "steps=9"], "train-set"),
+        (["--curate-set", "dedup.threshold=0.9"], "dedup.threshold=None, not 0.9"),
+        (["--embedder", "bundled"], "embedder='descriptor', not 'bundled'"),
+        (["--rounds", "1"], "--rounds 2"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(site, whole, changed, named):
+    said = site.run("whole", *changed, status=2)
+    assert said.count("\n") == 1
+    assert named in said
+    assert "another --out" in said
