@@ -115,6 +115,8 @@ class Engine:
             self._bar_stack.callback(self._dismiss)
             self._bar = None
             yield
+            if self._bar is not None:
+                self._bar.note("")  # what was being done is no news on the final line
         self._bar = None
         self.times[-1].seconds = time.monotonic() - self._stage_began
 
@@ -289,13 +291,13 @@ class Engine:
                         object_store_memory=128 * 2**20,
                         **quiet,
                     )
-            except (ConnectionError, RuntimeError, OSError) as error:
+            except Exception as error:  # bare ones too, when the machine is too busy
                 remedy = (
                     f"is a cluster running at RAY_ADDRESS={address}? unset it for a local one"
                     if address
-                    else "check free space in /tmp and /dev/shm"
+                    else "run it again, or check free space in /tmp and /dev/shm"
                 )
-                said = str(error).splitlines()[0]
+                said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
                 raise LvdError(f"Ray did not start ({said}): {remedy}") from error
         took = time.monotonic() - began
         self._stage_began += took

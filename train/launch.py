@@ -1,8 +1,11 @@
-"""Starts `lvd-train` with the allocator set as training needs it: what `torchrun -m` is given too.
+"""Starts `lvd-train` with allocator and threads set as it needs them: `torchrun -m` is given it too.
 
 glibc returns and maps large blocks again on every step of training on a CPU, and the page faults
 cost more than the arithmetic of small models. Its settings are read when a process starts, so this
 one starts itself anew with them. Nothing but the standard library is imported before that.
+
+OpenMP's threads wait by spinning for one another. Where something else wants the processors, loader
+processes or another job, those spin that could work: a small model then trains 30 times slower.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import sys
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+THREADS = "OMP_WAIT_POLICY"
 
 
 def main() -> None:
@@ -18,6 +22,7 @@ def main() -> None:
 
     A variable that the user has set, `LD_PRELOAD` (jemalloc and others) included, is left alone.
     """
+    os.environ.setdefault(THREADS, "PASSIVE")
     chosen = any(name in os.environ for name in (*ALLOCATOR, "LD_PRELOAD", "GLIBC_TUNABLES"))
     if sys.platform == "linux" and not chosen:
         # -P: a folder called `train` where the user happens to be must not stand for this package.

@@ -1,4 +1,4 @@
-"""The launcher: the allocator it sets, what it leaves alone, and where it may be started."""
+"""The launcher: what it sets for allocator and threads, what it leaves alone, where it may start."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from train.launch import ALLOCATOR
+from train.launch import ALLOCATOR, THREADS
 
 SHOW = """
 import os, sys
 from train import launch
 os.execve = lambda path, command, environment: print(
-    "again", *(f"{name}={environment.get(name)}" for name in launch.ALLOCATOR))
+    "again", *(f"{name}={environment.get(name)}" for name in (*launch.ALLOCATOR, launch.THREADS)))
 sys.modules["train.cli"] = type(sys)("train.cli")
-sys.modules["train.cli"].main = lambda prog_name: print("here")
+sys.modules["train.cli"].main = lambda prog_name: print("here", os.environ[launch.THREADS])
 launch.main()
 """
 
 
 def launched(environment: dict[str, str]) -> str:
-    kept = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+    kept = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, THREADS)}
     return subprocess.run(
         [sys.executable, "-c", SHOW],
         capture_output=True,
@@ -35,14 +35,15 @@ def launched(environment: dict[str, str]) -> str:
 
 def test_the_process_starts_again_with_the_allocator_set() -> None:
     expected = " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
-    assert launched({}).startswith(f"again {expected}")
+    assert launched({}).splitlines()[0] == f"again {expected} {THREADS}=PASSIVE"
 
 
 @pytest.mark.parametrize(
     "chosen", [{"MALLOC_MMAP_MAX_": "7"}, {"LD_PRELOAD": ""}, {"GLIBC_TUNABLES": ""}]
 )
 def test_an_allocator_that_the_user_chose_stays(chosen: dict[str, str]) -> None:
-    assert launched(chosen).strip() == "here"
+    assert launched(chosen).strip() == "here PASSIVE"
+    assert launched(chosen | {THREADS: "ACTIVE"}).strip() == "here ACTIVE"
 
 
 def test_a_folder_called_train_is_not_taken_for_the_package(tmp_path: Path) -> None:

@@ -81,12 +81,12 @@ def test_the_page_holds_all_its_pictures_and_says_what_they_are_of(model, pictur
     out, said = call(model, pictures, "--size", 48, "--neighbours", pictures)
     assert names(out) == [
         *(f"attention-0{number}.png" for number in range(1, 5)),
-        *("index.html", "neighbours.png", "patches.png", "visualise.json"),
+        *("index.html", "neighbours.png", "overview-01.png", "patches.png", "visualise.json"),
     ]
     assert said.strip().endswith(str(out / "index.html"))
     page = Page(out / "index.html")
-    # A picture and 3 heads of each of 4; the patches of 4; 4 queries with all 4 as neighbours.
-    assert len(page.sources) == 4 * 4 + 4 + 4 * 5
+    # At a glance 4; a picture and 3 heads of each; the patches; 4 queries, all 4 as neighbours.
+    assert len(page.sources) == 4 + 4 * 4 + 4 + 4 * 5
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert not page.tags & {"script", "link", "a", "iframe"}
     assert "http" not in page.words
@@ -150,7 +150,10 @@ def test_bad_images_are_named_and_skipped_and_more_pictures_are_said(model, pict
 def test_figures_are_replaced_whole_and_nothing_else_ever_is(model, pictures, tmp_path, call):
     out, _ = call(model, pictures)
     call(model, pictures, "--set", "pictures=1")
-    assert names(out) == ["attention-01.png", "index.html", "patches.png", "visualise.json"]
+    (out / "picture.png").write_bytes(b"that of the demo")
+    call(model, pictures, "--set", "pictures=1")
+    figures = ["attention-01.png", "index.html", "overview-01.png", "patches.png"]
+    assert names(out) == [*figures, "visualise.json"]
     assert names(tmp_path) == ["out", "pictures"]
     (out / "mine.txt").write_text("dear")
     with pytest.raises(LvdError, match=r"holds mine\.txt") as refused:
@@ -185,9 +188,11 @@ def test_what_a_model_does_not_have_is_left_out_and_said(tmp_path, pictures, cal
     }
     (folder / "config.json").write_text(json.dumps(config))
     out, said = call(folder, pictures)
-    assert names(out) == ["index.html", "patches.png", "visualise.json"]
+    assert names(out) == ["index.html", "overview-01.png", "patches.png", "visualise.json"]
     assert "has no attention maps" in said
-    assert "has no attention maps" in Page(out / "index.html").words
+    words = Page(out / "index.html").words
+    assert "has no attention maps" in words
+    assert f"{folder}: from the top, the picture, principal components of the patches" in words
     with pytest.raises(LvdError, match="neither attention nor patch tokens"):
         call("pixels", pictures)
     out, _ = call("pixels", pictures, "--neighbours", pictures)
@@ -196,10 +201,11 @@ def test_what_a_model_does_not_have_is_left_out_and_said(tmp_path, pictures, cal
 
 def test_joined_models_have_figures_of_their_own_and_common_neighbours(model, pictures, call):
     out, _ = call(f"{model}+{model}", pictures, "--neighbours", pictures, "--set", "pictures=1")
-    figures = ["attention-1-01.png", "attention-2-01.png"]
     assert names(out) == [
-        *figures, "index.html", "neighbours.png", "patches-1.png", "patches-2.png", "visualise.json"
-    ]  # fmt: skip
+        *("attention-1-01.png", "attention-2-01.png", "index.html", "neighbours.png"),
+        *("overview-01.png", "overview-02.png", "patches-1.png", "patches-2.png"),
+        "visualise.json",
+    ]
 
 
 def test_a_size_that_patches_do_not_divide_is_an_error(model, pictures, call):

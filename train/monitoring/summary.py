@@ -7,7 +7,7 @@ from train.persistence.run_folder import RunFolder
 
 SCORES = {
     "knn": "k-NN top-1 on the labelled images",
-    "recognition": "of the pictures are known by another view of them",
+    "recognition": "pictures known by another view of them",
 }
 
 COUNTED = {
@@ -41,8 +41,9 @@ def summary(folder: RunFolder) -> str:
             *said,
             "",
             f"In {out}",
-            f"  model/          the student's average: lvd-curate run --embedder {out}/model, or in timm",
+            "  model/          the student's average, for timm and as an embedder:",
             f'                  create_model("local-dir:{out}/model", pretrained=True)',
+            f"                  lvd-curate run --embedder {out}/model",
             "  metrics.jsonl   losses, schedules, gradient norms, signs of collapse, rates",
             "  tensorboard/    the same as curves",
             "  checkpoints/    to go on from",

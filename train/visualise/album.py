@@ -16,17 +16,20 @@ from shared.config import apply_overrides, validate
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 from shared.images import decode
-from shared.progress import say, stage_bar, warn
+from shared.progress import StageBar, say, stage_bar, warn
 from train.evaluation.attention_maps import MissingTokensError
 from train.evaluation.features import bank
 from train.evaluation.frozen import FrozenModel, JoinedModel, load_models
 from train.evaluation.neighbours import neighbours
 from train.visualise.figures import attention_figure, neighbour_figure, patch_figure
 from train.visualise.output import check_replaceable, write_figures
+from train.visualise.overview import overview
 from train.visualise.page import figures_page
 from train.visualise.pictures import Pictures, first_pictures, squares_of
 from train.visualise.sheets import SIDE, Sheet
 
+FIGURES = 2
+"""Of each model: attention and patches."""
 LARGEST_SQUARE = 1024
 """Pixels of the side of a picture that is kept, unless the model's input is larger."""
 
@@ -81,20 +84,25 @@ def draw(
         say(f"the first {settings.pictures} pictures are drawn: more with --set pictures=N")
     [model] = load_models([name], size=size)
     sheets, facts, missing = [], [(str(len(pictures.squares)), "pictures")], []
-    for number, part in enumerate(model.parts, start=1):
-        drawn, said = _figures(part, pictures, settings)
-        several = len(model.parts) > 1
-        of = f" of {part.name}" if several else ""
-        facts += [(value, f"{what}{of}") for value, what in _facts(part, drawn)]
-        sheets += [replace(s, name=f"{s.name}-{number}") if several else s for s in drawn]
-        missing += said
+    several = len(model.parts) > 1
+    with stage_bar("draw", FIGURES * len(model.parts), "figures") as bar:
+        for number, part in enumerate(model.parts, start=1):
+            drawn, said = _figures(part, pictures, settings, bar)
+            of = f" of {part.name}" if several else ""
+            facts += [(value, f"{what}{of}") for value, what in _facts(part, drawn)]
+            sheets += [replace(s, name=f"{s.name}-{number}") if several else s for s in drawn]
+            missing += said
+        if glance := overview(model.parts, pictures.squares):
+            sheets.insert(0, glance)
     if gallery is not None:
         sheets.append(_neighbour_sheet(model, pictures, gallery, cache, settings))
     if not sheets:
         raise LvdError(f"model {name} has neither attention nor patch tokens: give --neighbours")
     command = _command(name, images, gallery, size, overrides)
     remarks = _remarks(pictures, images, missing)
-    page = figures_page(f"What {name} sees", facts, remarks, sheets, command)
+    names = [part.name for part in model.parts]
+    title = f"What {' and '.join(names)} see{'' if several else 's'}"
+    page = figures_page(title, facts, remarks, sheets, command)
     files = {"index.html": page.encode()}
     for sheet in sheets:
         files |= sheet.pngs()
@@ -113,21 +121,20 @@ def draw(
 
 
 def _figures(
-    model: FrozenModel, pictures: Pictures, settings: VisualiseSettings
+    model: FrozenModel, pictures: Pictures, settings: VisualiseSettings, bar: StageBar
 ) -> tuple[list[Sheet], list[str]]:
     """Return the figures of attention and patches, and why one is missing."""
     sheets, missing = [], []
-    with stage_bar("draw", 2, "figures") as bar:
-        for figure, value in (
-            (attention_figure, settings.mass),
-            (patch_figure, settings.foreground),
-        ):
-            try:
-                sheets.append(figure(model, pictures.squares, value))
-            except MissingTokensError as error:
-                warn(str(error))
-                missing.append(str(error))
-            bar.advance()
+    for figure, value in (
+        (attention_figure, settings.mass),
+        (patch_figure, settings.foreground),
+    ):
+        try:
+            sheets.append(figure(model, pictures.squares, value))
+        except MissingTokensError as error:
+            warn(str(error))
+            missing.append(str(error))
+        bar.advance()
     return sheets, missing
 
 

@@ -13,8 +13,8 @@ import click
     "name",
     required=True,
     metavar="NAME",
-    help="A model folder, the OUT or a step folder of a run, a timm name, ARCH:TAG of open_clip; "
-    "several joined with '+'.",
+    help="A model folder, the OUT or a step folder of a run, bundled, a timm name, ARCH:TAG of "
+    "open_clip; several joined with '+'.",
 )
 @click.option(
     "--images",

@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from shared.lettering import PAPER
 from train.evaluation.attention_maps import MissingTokensError, cls_attention, most_attended
 from train.evaluation.frozen import FrozenModel
-from train.visualise.overlays import blocks, central_square, cut_out, diverging, heat
+from train.visualise.overlays import (
+    blocks,
+    central_square,
+    cut_out,
+    diverging,
+    heat,
+    model_pixels,
+)
 from train.visualise.patch_colours import patch_colours
 from train.visualise.sheets import SIDE, Sheet, Strip, Tile, stacked
 
@@ -27,7 +32,7 @@ def attention_figure(model: FrozenModel, pictures: Pictures, mass: float) -> She
     """
     strips = []
     for key, image in pictures.items():
-        maps = cls_attention(model, _pixels(model, [image])).cpu()
+        maps = cls_attention(model, model_pixels(model, [image])).cpu()
         kept = most_attended(maps, mass)[0].numpy()
         heads = maps[0].numpy()
         shown = central_square(image, SIDE)
@@ -66,7 +71,7 @@ def patch_figure(model: FrozenModel, pictures: Pictures, threshold: float) -> Sh
 
     Raises MissingTokensError where the model has no patch tokens.
     """
-    found = [model.tokens(_pixels(model, [image])).patches for image in pictures.values()]
+    found = [model.tokens(model_pixels(model, [image])).patches for image in pictures.values()]
     if found[0] is None:
         raise MissingTokensError(f"model {model.name} has no patch tokens, and no map of features")
     patches = torch.cat([tokens.cpu() for tokens in found]).numpy()
@@ -126,10 +131,3 @@ def neighbour_figure(
         ),
         tuple(strips),
     )
-
-
-def _pixels(model: FrozenModel, images: Sequence[Image.Image]) -> UInt8[Tensor, "n 3 size size"]:
-    """Return the central squares of images, at the size that the model looks at."""
-    size = model.needs.size
-    squares = [np.array(central_square(image, size)) for image in images]
-    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)

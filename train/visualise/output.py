@@ -12,6 +12,8 @@ from shared.storage import disk_full_is_said, read_json, sync, sync_tree, write_
 
 FACTS = "visualise.json"
 """What the figures show, and the names of all the other files."""
+PICTURE = "picture.png"
+"""`lvd-curate demo` makes it of the figures and puts it beside them: it goes when they do."""
 
 
 def check_replaceable(out: Path) -> None:
@@ -23,7 +25,7 @@ def check_replaceable(out: Path) -> None:
         return
     there = {path.name for path in out.iterdir()}
     try:
-        ours = {FACTS, *read_json(out / FACTS)["files"]}
+        ours = {FACTS, PICTURE, *read_json(out / FACTS)["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         ours = set()
     if foreign := there - ours:

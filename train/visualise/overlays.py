@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
+from torch import Tensor
 
+from train.evaluation.frozen import FrozenModel
 from train.visualise.sheets import SIDE
 
 _STRENGTH = 0.75
@@ -19,6 +24,15 @@ def central_square(image: Image.Image, side: int) -> Image.Image:
     left, top = ((length - short) // 2 for length in image.size)
     square = image.crop((left, top, left + short, top + short))
     return square.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def model_pixels(
+    model: FrozenModel, images: Sequence[Image.Image]
+) -> UInt8[Tensor, "n 3 size size"]:
+    """Return the central squares of images, at the size that the model looks at."""
+    size = model.needs.size
+    squares = [np.array(central_square(image, size)) for image in images]
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
 
 
 def heat(picture: Image.Image, values: Float[np.ndarray, "rows cols"]) -> Image.Image:

@@ -48,11 +48,15 @@ def patch_colours(
 
 
 def _components(tokens: Float[np.ndarray, "n d"], count: int) -> Float[np.ndarray, "n count"]:
-    """Return the first principal components in float64; zeros where there are fewer."""
-    from sklearn.decomposition import PCA
+    """Return the first principal components in float64; zeros where there are fewer.
 
+    The largest weight of each is positive, as in scikit-learn, whose import would take longer than
+    all the drawing.
+    """
     there = min(count, *tokens.shape)
-    pca = PCA(there, svd_solver="covariance_eigh")
-    with np.errstate(invalid="ignore"):  # it divides by a variance that may be none
-        found = pca.fit_transform(tokens.astype(np.float64))
-    return np.pad(found, ((0, 0), (0, count - there)))
+    centred = tokens.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred).eigenvectors[:, : -there - 1 : -1]
+    largest = np.abs(axes).argmax(axis=0)
+    axes = axes * np.sign(axes[largest, np.arange(there)])
+    return np.pad(centred @ axes, ((0, 0), (0, count - there)))
