@@ -50,8 +50,10 @@ def run_child(
     `title` is said first. What the child says on stderr is shown, as a bar where we have a
     terminal, and goes to the end of `log`, as does its stdout. The file descriptors `hold` stay
     open in it: a lock on one lasts until the child has ended, even where we are killed. It is
-    stopped when we are asked to, and on Linux when we die. Raises KeyboardInterrupt when it was
-    stopped (SystemExit where it has said so itself). Raises LvdError, which names the log and ends with `note`, when it fails.
+    stopped when we are asked to, and on Linux when we die.
+
+    Raises LvdError, which names the log and ends with `note`, when it fails; KeyboardInterrupt when
+    it was stopped, or SystemExit where it has said so itself.
     """
     say("")
     say(title)
