@@ -60,6 +60,11 @@ def main() -> None:
 @click.option("--sample", type=click.Path(path_type=Path), default=Path("runs/work/sample"))
 def links(data: Path, out: Path, sample: Path) -> None:
     """Fill OUT with links to the training shards of DATA and to the built-in sample."""
+    folders = (data / "cifar10", data / "crawl-small" / "crawl", sample / "crawl")
+    if missing := [str(folder) for folder in folders if not any(folder.glob("*.tar"))]:
+        raise click.ClickException(f"no tars in {missing[0]} (make demo makes the sample)")
+    if out.exists():
+        raise click.ClickException(f"{out} is there already: name another OUT")
     out.mkdir(parents=True)
     seed = out / "seed-00.tar"
     with tarfile.open(seed, "w") as tar:

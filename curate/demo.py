@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -159,5 +160,5 @@ def _own_size() -> int:
 
 
 def _set_aside(out: Path) -> Path:
-    number = 1 + sum(1 for _ in out.parent.glob(f"{out.name}.earlier-*"))
-    return out.rename(out.with_name(f"{out.name}.earlier-{number}"))
+    names = (out.with_name(f"{out.name}.earlier-{number}") for number in count(1))
+    return out.rename(next(name for name in names if not name.exists()))

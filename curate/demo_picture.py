@@ -85,9 +85,10 @@ def _dropped(curation: Path, funnel: Mapping[str, Any]) -> list[_Tile]:
         FROM images AS dropped JOIN images AS kept ON kept.key = dropped.duplicate_of
         WHERE dropped.decision = 'duplicate' AND dropped.duplicate_similarity < 1
         QUALIFY row_number() OVER (PARTITION BY kept.caption ORDER BY cosine, dropped.key) = 1
-        ORDER BY kept.decision = 'kept' DESC, kept.width * kept.height DESC, dropped.key LIMIT ?
+        ORDER BY kept.decision = 'kept' AND list_contains(?, kept.caption) DESC,
+            kept.width * kept.height DESC, dropped.key LIMIT ?
         """,
-        [COPIES],
+        [list(SEED_SUBJECTS), COPIES],
     )
     unlike = rows(
         tables,

@@ -88,8 +88,9 @@ def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     counts = funnel["decisions"]
     names = [*ORDER, *(name for name in REASONS if name not in ORDER)]
     dropped = [f"{counts[name]:,} were {REASONS[name]}" for name in names if counts.get(name)]
-    judge = f"by {run['embedder']}, " if run.get("embedder") not in (None, bundled.NAME) else ""
-    judge = judge or "by the bundled model, which this project trained itself, without labels"
+    judge = "by the bundled model, which this project trained itself, without labels"
+    if run.get("embedder") not in (None, bundled.NAME):
+        judge = f"by {run['embedder']}"
     return (
         f"From {funnel['images']:,} pictures, made up here to look like a crawl, "
         f"{counts['kept']:,} were kept: {_and(dropped)}. What is alike was judged {judge}."

@@ -23,9 +23,9 @@ from curate.plan import make_plan, writable
 from curate.tables import read_optional
 from shared import bundled
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import BUNDLED, in_folder, local_folder, weights_digest
+from shared.embedders import BUNDLED, identity, in_folder, local_folder, weights_digest
 from shared.progress import say
-from shared.storage import disk_full_is_said, locked, write_json
+from shared.storage import disk_full_is_said, fingerprint, locked, write_json
 
 SAMPLE = "builtin:crawl"
 SCORED = "scored.json"
@@ -42,10 +42,10 @@ def loop(asked: LoopRequest) -> str:
         if not asked.is_begun():
             _check(asked, hold)
         asked.begin()
-        rounds: list[Round] = []
+        rounds, inputs = [], _inputs(asked)
         worked = False
         for number in range(1, asked.rounds + 1):
-            rounds.append(Round(asked, number, rounds[-1] if rounds else None, hold))
+            rounds.append(Round(asked, number, rounds[-1] if rounds else None, hold, inputs))
             worked = rounds[-1].run() or worked
         try:
             worked = _score(asked, rounds, hold) or worked
@@ -54,6 +54,16 @@ def loop(asked: LoopRequest) -> str:
     if not worked:
         say(f"{asked.out} is complete and up to date: nothing to do")
     return text
+
+
+def _inputs(asked: LoopRequest) -> str:
+    """Return what tells the images and the first embedder from those of another call."""
+    plan = make_plan(asked.request, asked.work.absolute())
+    network = identity(plan.embedder)
+    for machine in ("device", "precision"):
+        network.pop(machine, None)
+    parts = [[part.fingerprint for part in data.parts] for data in plan.datasets]
+    return fingerprint([network, parts])
 
 
 @contextmanager

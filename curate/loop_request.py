@@ -16,6 +16,8 @@ from shared.storage import read_json, write_json
 
 SETTINGS = "loop.json"
 CHECKED = "check.log"
+SCORES = ("knn", "knn.log")
+"""What checking the labels may leave before a loop has begun."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class LoopRequest:
         path = self.out / SETTINGS
         if not path.exists():
             there = {file.name for file in self.out.iterdir() if not file.name.startswith(".")}
-            if foreign := sorted(there - {CHECKED}):
+            if foreign := sorted(there - {CHECKED, *SCORES}):
                 raise LvdError(
                     f"--out {self.out} holds {foreign[0]}, which no loop wrote: name another folder"
                 )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class Round:
     """The round whose model curates this one; None in the first."""
     hold: int
     """The lock that a child keeps while it lives, even where we are killed."""
+    inputs: str = ""
+    """What tells crawl, seed, holdouts and the first embedder from what they were before."""
 
     @property
     def folder(self) -> Path:
@@ -104,14 +107,15 @@ class Round:
 
     def _is_curated(self) -> bool:
         done = (self.curation / RUN).exists()
-        return done and self._note.get("selected_by") == self._selected_by
+        known = (self._note.get("selected_by"), self._note.get("inputs", ""))
+        return done and known == (self._selected_by, self.inputs)
 
     def _curate(self) -> None:
         model = str(self.before.model) if self.before else None
         # What another model kept is swapped at the end: OUT is the loop's own.
         more = ("--out", str(self.curation), "--replace")
         self._run("curate", f"curate with {self.embedder}", self.asked.curate("run", model, *more))
-        self._add(selected_by=self._selected_by)
+        self._add(selected_by=self._selected_by, inputs=self.inputs)
         say(self._title(f"curated{self._kept()}"))
 
     def _is_trained(self) -> bool:
@@ -162,8 +166,8 @@ class Round:
         write_json(self.folder / NOTE, {**self._note, **said})
 
     def _set_aside(self) -> Path:
-        number = 1 + sum(1 for _ in self.folder.glob("train.earlier-*"))
-        return self.training.rename(self.folder / f"train.earlier-{number}")
+        names = (self.folder / f"train.earlier-{number}" for number in count(1))
+        return self.training.rename(next(name for name in names if not name.exists()))
 
     def _run(self, step: str, what: str, command: list[str]) -> None:
         log = self._log(step)

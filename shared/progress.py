@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,7 +164,9 @@ def _live() -> bool:
 
 def _print(line: str, style: str | None = None) -> None:
     if _live():
-        _console().print(line, style=style, soft_wrap=True)
+        # Wrapped between words; a long one, such as a path to be copied, stays whole.
+        lines = textwrap.wrap(line, WIDTH, break_long_words=False, break_on_hyphens=False)
+        _console().print("\n".join(lines), style=style, soft_wrap=True)
     else:
         print(line, file=sys.stderr, flush=True)
 

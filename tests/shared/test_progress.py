@@ -148,7 +148,7 @@ def test_on_a_terminal_messages_stand_above_a_live_bar():
     assert "2/4 images" in plain
     for part in range(4):
         assert f"part [{part}] done\r\n" in plain
-    assert re.search(r"embed {7}4 images  1\.\d s  [\d.]+/s\r\n$", plain)
+    assert re.search(r"embed {7}4 images  \d+\.\d s  [\d.]+/s\r\n$", plain)
 
 
 def test_on_a_dumb_terminal_there_are_no_control_characters():
@@ -158,3 +158,23 @@ def test_on_a_dumb_terminal_there_are_no_control_characters():
     os.close(writer)
     assert b"\x1b" not in os.read(reader, 65536)
     os.close(reader)
+
+
+def test_a_long_message_is_wrapped_between_words_where_there_is_a_terminal():
+    path = "/long/path" * 12
+    program = f"from shared.progress import say, warn; warn('many words ' * 12 + '{path}'); say('')"
+    reader, writer = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-c", program],
+        stderr=writer,
+        env={**os.environ, "TERM": "xterm-256color"},
+        check=True,
+    )
+    os.close(writer)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", os.read(reader, 65536).decode())
+    os.close(reader)
+    first, second, third, empty = shown.splitlines()
+    assert first.startswith("warning: many words many")
+    assert 80 < len(first) <= 100
+    assert second.endswith("many words")
+    assert (third, empty) == (path, "")

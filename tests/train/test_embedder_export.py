@@ -172,6 +172,6 @@ def test_too_few_images_and_gated_blocks_are_said_in_one_line(
     gated = ModelSettings(name="vit_giant_patch14_dinov2", patch_size=16, options=options)
     state = build_backbone(gated, image_size=32, masked=False).state_dict()
     write_model_folder(state, gated, 32, tmp_path / "gated")
-    with pytest.raises(LvdError, match="needs plain MLPs"):
+    with pytest.raises(LvdError, match="plain MLPs with biases"):
         write_export(tmp_path / "gated", tmp_path / "out", "timm", embedder=str(many))
     assert not (tmp_path / "out").exists()

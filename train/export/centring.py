@@ -72,11 +72,14 @@ def pixel_batches(
 def pictures(images: str, transform: EvaluationTransform) -> Iterator[Image.Image]:
     """Yield at most `MOST` images, decoded; those that cannot be are left out."""
     parts = list_parts("images", DatasetSettings(path=images))
-    rng = np.random.default_rng(0)
+    rng, left = np.random.default_rng(0), MOST
+    if len(parts) > MOST:
+        parts = [parts[place] for place in np.sort(rng.permutation(len(parts))[:MOST]).tolist()]
     with tempfile.TemporaryDirectory() as scratch, stage_bar("look", len(parts), "parts") as bar:
         for part in parts:
             with PartReader(part, Path(scratch)) as reader:
-                share = rng.permutation(len(reader.members))[: -(-MOST // len(parts))]
+                share = rng.permutation(len(reader.members))[: min(left, -(-MOST // len(parts)))]
+                left -= len(share)
                 for member in (reader.members[place] for place in sorted(share.tolist())):
                     with suppress(ImageError):
                         yield decode(reader.read(member), reduce_to=transform.reduce_to)

@@ -70,10 +70,10 @@ def as_embedder(
         if (found := BLOCK.match(name)) and int(found[1]) == depth - 1
     }
     width = state["vit.cls_token"].shape[-1]
-    if not _holds_a_matrix(last, width):
+    if not _holds_a_matrix(last, width) or "vit.norm.bias" not in state:
         raise LvdError(
-            f"--embedder needs plain MLPs, not gated and at least {2 * width} wide, and this model "
-            "has others: leave it away, or say --centre"
+            "--embedder needs LayerNorm and plain MLPs with biases, not gated and at least "
+            f"{2 * width} wide, and this model has others: leave it away"
         )
     whole, views, eps = _seen(folder, images)
     if len(whole.cls) < 2 * width:
@@ -104,7 +104,9 @@ def as_embedder(
 def _holds_a_matrix(block: Mapping[str, Tensor], width: int) -> bool:
     """Tell a block with a plain MLP, whose hidden units take a vector and its negative."""
     first, second = block.get("mlp.fc1.weight"), block.get("mlp.fc2.weight")
-    if first is None or second is None or first.shape[0] != second.shape[1]:
+    if first is None or second is None or "mlp.fc2.bias" not in block:
+        return False
+    if first.shape[0] != second.shape[1]:
         return False
     return first.shape[0] >= 2 * width
 

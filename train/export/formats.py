@@ -77,6 +77,8 @@ def _write_backbone(
             write_model_folder(state, settings, settings.image_size, folder)
             what += ", as an embedder"
         if centre is not None:
+            if "vit.norm.bias" not in state:
+                raise LvdError("--centre needs a final LayerNorm, and this model has none")
             state["vit.norm.bias"] = state["vit.norm.bias"] - mean_token(folder, centre)
             write_model_folder(state, settings, settings.image_size, folder)
             what += ", centred"
