@@ -122,7 +122,7 @@ def _trained(path: Path, pictures: int) -> str:
     return (
         f"{text} Shown one of them twice, cut out and coloured differently, it finds it again among "
         f"the others in {known[-1]:.0%} of cases; untrained, in {known[0]:.0%}. That is a first "
-        "look: a model that is good for something learns for hours, as the bundled one did."
+        "look: a model that is good for something learns for an hour or more, as the bundled one did."
     )
 
 
