@@ -64,9 +64,10 @@ def export(
 ) -> None:
     """Write what a run has trained in a form that others load.
 
-    Nothing is ever unpickled. RUN_OR_CHECKPOINT is the OUT of a run, whose newest whole checkpoint is taken, or one of its
-    OUT/checkpoints/step-... folders, whatever number of processes wrote it. timm and onnx are also
-    made from an export of the format heads or single, and from a model folder, such as OUT/model.
+    Nothing is ever unpickled. RUN_OR_CHECKPOINT is the OUT of a run, whose newest whole checkpoint
+    is taken, or one of its OUT/checkpoints/step-... folders, whatever number of processes wrote
+    it. timm and onnx are also made from an export of the format heads or single, and from a model
+    folder, such as OUT/model.
     """
     from train.export.formats import write_export
 

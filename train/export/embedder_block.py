@@ -1,7 +1,7 @@
 """Makes an embedder of a backbone: one more block gives its CLS token what copies are found by.
 
-The CLS token knows what a picture shows, the mean patch what it is made of: DINOv2's linear probes
-read both, side by side (arXiv 2304.07193, section 7.1). In their cosines, directions along which views
+The CLS token knows what a picture shows, the mean patch what it is made of: linear probes of
+DINOv2 (arXiv 2304.07193) read both, side by side. In their cosines, directions along which views
 of one picture differ count as much as those that tell pictures apart. Within-class covariance
 normalisation (Hatch and others, Interspeech 2006) scales them down; views of one picture are the
 class here, so nobody has to name one. The block holds all that in the shapes of a plain one:
@@ -60,7 +60,7 @@ def as_embedder(
 ) -> tuple[dict[str, Tensor], ModelSettings]:
     """Return `state` and `settings` of a `Backbone` with one block more; `folder` is its model folder.
 
-    Over the `images` (what `--shards` may be; at most 5,000) the vectors have a mean of zero. Raises
+    Over the `images` (what `--shards` may be; at most 5,000) the vectors have a mean of about zero. Raises
     LvdError where there are too few, or where the block's MLP cannot hold a matrix.
     """
     depth = 1 + max(int(found[1]) for name in state if (found := BLOCK.match(name)))
@@ -139,10 +139,9 @@ def _telling_apart(
     values, vectors = torch.linalg.eigh(within)
     matrix = vectors @ torch.diag(values.rsqrt()) @ vectors.T
     spread = torch.linalg.svd(centred @ matrix.T, full_matrices=False)[2]
-    ones = torch.ones(len(total), 1, dtype=total.dtype)
-    basis = torch.linalg.qr(torch.cat([ones, torch.eye(len(total), dtype=total.dtype)[:, 1:]], 1))[
-        0
-    ]
+    identity = torch.eye(len(total), dtype=total.dtype)
+    identity[:, 0] = 1
+    basis, _ = torch.linalg.qr(identity)
     return basis @ spread.flip(0) @ matrix  # the least axis comes first, as the ones do
 
 
