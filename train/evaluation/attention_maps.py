@@ -134,12 +134,9 @@ def _last_attention(model: FrozenModel) -> tuple[nn.Module, int]:
 
 
 def _pools(block: nn.Module) -> bool:
-    """Tell a block that weighs all tokens alike (`lvd-train export --embedder`): it sees nothing."""
+    """Tell a block that asks the same of every image (`lvd-train export --embedder`): it sees nothing."""
     qkv = getattr(getattr(block, "attn", None), "qkv", None)
-    if qkv is None:
-        return False
-    queries = [part[: qkv.in_features] for part in (qkv.weight, qkv.bias) if part is not None]
-    return not any(bool(part.any()) for part in queries)
+    return qkv is not None and not bool(qkv.weight[: qkv.in_features].any())
 
 
 def _no_maps(model: FrozenModel) -> MissingTokensError:
