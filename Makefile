@@ -50,7 +50,9 @@ demo: setup
 curate: setup
 	@$(BIN)/lvd-curate run --config '$(CONFIG)' --pipeline '$(PIPELINE)' $(if $(SEED),--seed '$(SEED)') $(if $(CRAWL),--crawl '$(CRAWL)') $(if $(OUT),--out '$(OUT)') $(ARGS)
 
-# One process, or torchrun with NPROC of them (one for each GPU).
+# One process, or torchrun with NPROC of them (one for each GPU), which have ten minutes to save when
+# they are told to stop; by itself torchrun kills them after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 600
 LAUNCH = $(if $(filter 1,$(NPROC)),$(BIN)/lvd-train,$(BIN)/torchrun --nproc-per-node '$(NPROC)' -m train.launch)
 
 train: setup

@@ -31,6 +31,9 @@ STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What asks us to stop."""
 GENTLY = {"lvd-curate": signal.SIGINT}
 """How programs are told; others by SIGTERM, at which training saves first."""
+TORCHRUN = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+"""What torchrun is given unless it is set: the first it would set itself, and say so at length; the
+second is how many seconds its processes have to save before they are killed, else 30."""
 STOPPED = 130
 """The status of a command that has said itself that it was stopped."""
 PR_SET_PDEATHSIG = 1
@@ -58,15 +61,14 @@ def run_child(
     say("")
     say(title)
     words = [_program(command[0]), *command[1:]]
-    # torchrun would set it as well, and say so at length.
-    quiet = {"OMP_NUM_THREADS": "1"} if command[0] == "torchrun" else {}
+    more = TORCHRUN if command[0] == "torchrun" else {}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab", buffering=0) as stream, _Stop(command[0]) as stop:
         stream.write(f"$ {shlex.join(command)}\n".encode())
         ours, theirs = _stderr()
         process = subprocess.Popen(
             words,
-            env={**quiet, **os.environ},
+            env={**more, **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=theirs,

@@ -13,11 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from curate.children import run_child
 from curate.demo_picture import choose_pictures, draw_picture
 from curate.demo_summary import Places, summary
+from curate.loop_request import recipe_as_written
 from curate.output import RUN
 from curate.plan import writable
 from curate.tables import read_funnel, read_optional
@@ -143,8 +142,8 @@ class Demo:
     @cached_property
     def _training(self) -> str:
         """What tells the training from any other: the pictures, the recipe, its length."""
-        recipes = yaml.safe_load(self.config.read_text(encoding="utf-8")).get("recipes") or {}
-        return fingerprint([self._address, recipes.get(RECIPE), self.steps])
+        written = recipe_as_written(self.config, RECIPE)
+        return fingerprint([self._address, written, self.steps])
 
     @property
     def _note(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _check(asked: LoopRequest, hold: int) -> None:
             title=f"check recipe {asked.recipe}",
             hold=[hold],
         )
-    _score(asked, [], hold)  # says what is wrong with the labelled images
+    _score(asked, [], hold)  # says what is wrong with the labelled images, if it can score one
 
 
 def _score(asked: LoopRequest, rounds: Sequence[Round], hold: int) -> bool:
@@ -117,7 +117,13 @@ def _score(asked: LoopRequest, rounds: Sequence[Round], hold: int) -> bool:
     models |= {str(of.model): of.weights for of in rounds}
     if not models:
         return False
-    wanted = {"models": models, "train": asked.knn_train, "test": asked.knn_test}
+    labelled = {"--knn-train": asked.knn_train, "--knn-test": asked.knn_test}
+    parts = {option: list_parts(option, DatasetSettings(path=p)) for option, p in labelled.items()}
+    wanted = {
+        "models": models,
+        **labelled,
+        "parts": {option: [part.fingerprint for part in of] for option, of in parts.items()},
+    }
     place = asked.out / "knn"
     if read_optional(place / SCORED) == wanted:
         return False

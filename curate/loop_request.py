@@ -111,7 +111,7 @@ class LoopRequest:
             **curation,
             "embedder": self.request.embedder.name,
             "recipe": self.recipe,
-            "recipes": _recipes(self.config, self.recipe),
+            "recipes": recipe_as_written(self.config, self.recipe),
             "train-set": list(self.train_set),
         }
 
@@ -139,7 +139,7 @@ def loop_request(
     if out is None:
         own = named["crawl"] is None and named["seed"] is None
         out = Path("runs") / "loop" / (pipeline if own else default_out(request).name)
-    _recipes(config, recipe)
+    recipe_as_written(config, recipe)
     return LoopRequest(
         request=request,
         out=out,
@@ -153,7 +153,7 @@ def loop_request(
     )
 
 
-def _recipes(config: Path, name: str) -> dict[str, Any]:
+def recipe_as_written(config: Path, name: str) -> dict[str, Any]:
     """Return the recipe and those that it is `like`, as they stand in the file, without notes."""
     known = load_yaml(config).get("recipes") or {}
     if name not in known:

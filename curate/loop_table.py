@@ -135,14 +135,8 @@ def read_table(
 
 
 def check_truth(truth: Path) -> None:
-    """Raise LvdError where `truth` is no CSV with the columns `TRUTH`."""
-    try:
-        with truth.open(newline="", encoding="utf-8") as stream:
-            header = next(csv.reader(stream), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LvdError(f"--truth {truth} cannot be read as a CSV: {error}") from None
-    if missing := [name for name in TRUTH if name not in header]:
-        raise LvdError(f"--truth {truth} has no column {missing[0]!r}: it needs {', '.join(TRUTH)}")
+    """Raise LvdError where `truth` is no CSV with the columns `TRUTH`, or a row has others."""
+    _read_truth(truth)
 
 
 def write_table(table: LoopTable, text: str, out: Path) -> None:
@@ -177,14 +171,35 @@ def _overlap(tables: duckdb.DuckDBPyConnection, one: int, other: int) -> float |
     return found["both"] / found["either"] if found["either"] else None
 
 
+def _read_truth(truth: Path) -> pa.Table:
+    """Return the columns `TRUTH`, all text."""
+    try:
+        with truth.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            if missing := [name for name in TRUTH if name not in (reader.fieldnames or ())]:
+                raise LvdError(
+                    f"--truth {truth} has no column {missing[0]!r}: it needs {', '.join(TRUTH)}"
+                )
+            columns: dict[str, list[str]] = {name: [] for name in TRUTH}
+            for row in reader:
+                if None in row or None in row.values():
+                    raise LvdError(
+                        f"--truth {truth}, line {reader.line_num}: {len(reader.fieldnames)} fields "
+                        "are needed: correct it"
+                    )
+                for name, values in columns.items():
+                    values.append(row[name])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LvdError(f"--truth {truth} cannot be read as a CSV: {error}") from None
+    return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in TRUTH]))
+
+
 def _kinds(tables: duckdb.DuckDBPyConnection, number: int, truth: Path) -> dict[str, Kind]:
+    tables.register("named", _read_truth(truth))
     found = rows(
         tables,
         f"""
-        WITH truth AS (
-            SELECT part, member, min(kind) AS kind FROM read_csv(?, header = true, all_varchar = true)
-            GROUP BY part, member
-        )
+        WITH truth AS (SELECT part, member, min(kind) AS kind FROM named GROUP BY part, member)
         SELECT coalesce(whole.kind, stem.kind, ?) AS kind, count(*) AS crawled,
             count(*) FILTER (i.decision = 'kept') AS kept
         FROM images_{number} i
@@ -192,6 +207,6 @@ def _kinds(tables: duckdb.DuckDBPyConnection, number: int, truth: Path) -> dict[
         LEFT JOIN truth stem ON i.part = stem.part AND i.key = stem.part || '/' || stem.member
         GROUP BY ALL ORDER BY kind
         """,
-        [str(truth), UNKNOWN],
+        [UNKNOWN],
     )
     return {row["kind"]: Kind(row["crawled"], row["kept"]) for row in found}

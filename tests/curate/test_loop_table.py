@@ -147,3 +147,11 @@ def test_a_truth_without_its_columns_is_refused_in_one_line(tmp_path):
         check_truth(path)
     with pytest.raises(LvdError, match=r"none\.csv cannot be read"):
         check_truth(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("row", [b"00000,b,dog,x", b"00000,b", b"00000,b,d\xf6g"])
+def test_a_row_that_is_not_like_the_others_is_found_before_anything_is_trained(tmp_path, row):
+    path = tmp_path / "truth.csv"
+    path.write_bytes(b"part,member,kind\n00000,a,cat\n" + row + b"\n")
+    with pytest.raises(LvdError, match=r"truth\.csv(, line 3:| cannot be read)"):
+        check_truth(path)

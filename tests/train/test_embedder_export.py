@@ -92,16 +92,33 @@ def test_nothing_to_take_a_mean_of_is_said_in_one_line(sharded_run: Path, tmp_pa
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twice as many images as the model has dimensions, and more."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_run, "IMAGES", 96)
+        patch.setattr(small_run, "IMAGES", 128)
         return write_shards(tmp_path_factory.mktemp("many") / "shards")
 
 
+@pytest.fixture(scope="module")
+def five_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose heads go through the regions and begin again, with an odd MLP."""
+    options = {"embed_dim": 20, "depth": 2, "num_heads": 5, "mlp_ratio": 2.13}
+    settings = ModelSettings(name="vit_tiny_patch16_224", patch_size=8, options=options)
+    torch.manual_seed(0)
+    backbone = build_backbone(settings, image_size=32, masked=False)
+    for name, parameter in backbone.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, 0, 0.2)
+    folder = tmp_path_factory.mktemp("five") / "model"
+    write_model_folder(backbone.state_dict(), settings, 32, folder)
+    return folder
+
+
+@pytest.mark.parametrize("source", ["sharded_run", "five_heads"])
 def test_plain_timm_gives_what_the_formula_says(
-    sharded_run: Path, many: Path, tmp_path: Path
+    source: str, many: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    trained = request.getfixturevalue(source)
     plain, made = tmp_path / "plain", tmp_path / "made"
-    write_export(sharded_run, plain, "timm")
-    arguments = [str(sharded_run), "--out", str(made), "--embedder", str(many)]
+    write_export(trained, plain, "timm")
+    arguments = [str(trained), "--out", str(made), "--embedder", str(many)]
     result = CliRunner().invoke(export, arguments)
     assert result.exit_code == 0, result.output
     found, before = tokens(made, many), tokens(plain, many, pooled=False)
@@ -118,15 +135,16 @@ def test_plain_timm_gives_what_the_formula_says(
 
     side = model.patch_embed.grid_size[0]
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, side).double()] * 2, indexing="ij")
-    places = [-3 * y, 3 * y, -4 * (x**2 + y**2), 4 * (x**2 - y**2)]
+    places = [-4 * (x**2 + y**2), -3 * y, 3 * y, 4 * (x**2 - y**2)]
+    places = [place.flatten() - place.mean() for place in places]
     cls, prefix = before[:, 0], model.num_prefix_tokens
     joined = torch.nn.functional.pad(cls - cls.mean(1, keepdim=True), (0, width - narrow))
-    share = model.pos_embed.detach()[0, prefix, narrow]  # that of the first patch, for the top
+    typical = float(model.pos_embed.detach()[0, prefix, narrow] / places[0][0] / 0.01)
+    assert typical == pytest.approx(float(before[0, prefix:].std(-1).mean()), rel=0.5)
     read = []
     for head in range(heads):
-        place = places[head % 4].flatten()
-        logits = torch.nn.functional.pad(place - place.mean(), (prefix, 0))
-        logits = logits * share / 3 / 0.01 / before.std(-1, correction=0)
+        logits = torch.nn.functional.pad(places[head % 4], (prefix, 0))
+        logits = logits * typical / before.std(-1, correction=0)
         region = torch.einsum("np,npd->nd", logits.softmax(-1), normed(before))
         read.append(region @ values[head].T)
     joined = joined + torch.cat(read, 1) @ turn.T
@@ -137,8 +155,8 @@ def test_plain_timm_gives_what_the_formula_says(
     unit = torch.nn.functional.normalize(found, dim=1)
     cosines = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
     assert abs(cosines.mean()) < 0.1  # spread about zero
-    plain_unit = torch.nn.functional.normalize(tokens(plain, many), dim=1)
-    assert (plain_unit @ plain_unit.T).mean() > 0.3
+    taken = torch.cat([values[head, :, :] for head in range(0, heads, 4)])
+    assert torch.linalg.matrix_rank(taken, rtol=1e-6) == min(narrow, len(taken))  # no axis twice
 
 
 def test_the_block_says_the_same_in_bfloat16(sharded_run: Path, many: Path, tmp_path: Path) -> None:
@@ -200,4 +218,10 @@ def test_too_few_images_and_gated_blocks_are_said_in_one_line(
     write_model_folder(state, gated, 32, tmp_path / "gated")
     with pytest.raises(LvdError, match="plain MLPs with biases"):
         write_export(tmp_path / "gated", tmp_path / "out", "timm", embedder=str(many))
+    options = {**options, "num_heads": 2, "qk_norm": True}
+    normed = ModelSettings(name="vit_tiny_patch16_224", patch_size=16, options=options)
+    state = build_backbone(normed, image_size=32, masked=False).state_dict()
+    write_model_folder(state, normed, 32, tmp_path / "normed")
+    with pytest.raises(LvdError, match=r"--embedder: .*norm.* cannot be widened: leave it away"):
+        write_export(tmp_path / "normed", tmp_path / "out", "timm", embedder=str(many))
     assert not (tmp_path / "out").exists()

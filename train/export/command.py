@@ -50,8 +50,9 @@ import click
     "images",
     metavar="IMAGES",
     help="Make an embedder that finds copies, by one more block that is computed from these images "
-    "and edited views of them: CLS token and mean patch in one vector, in which directions that "
-    "edits change count less; centred too. For timm and onnx.",
+    "and edited views of them: CLS token and what is in four regions in one vector, 8 dimensions for "
+    "each head longer, in which directions that edits change count less; centred too. For timm and "
+    "onnx.",
 )
 def export(
     source: Path,

@@ -25,7 +25,7 @@ from torch.nn.functional import layer_norm, pad
 
 from shared.errors import LvdError
 from train.export.seen_regions import REGIONS, Seen, seen
-from train.export.widening import widened
+from train.export.widening import mlp_ratio, widened
 from train.model.backbone import ModelSettings
 
 AXES_PER_HEAD = 8
@@ -46,17 +46,22 @@ def as_embedder(
 ) -> tuple[dict[str, Tensor], ModelSettings]:
     """Return `state` and `settings` of a `Backbone` with a block more; `folder` is its model folder.
 
-    It is `AXES_PER_HEAD` wider per head. Over the `images` (what `--shards` may be; at most 5,000)
+    It is `AXES_PER_HEAD` wider per head; with fewer than four heads, only the first regions are
+    read. Over the `images` (what `--shards` may be; at most 5,000)
     the vectors have a mean of about zero. Raises LvdError where there are too few, or where the
     network is not made of what the block is made of.
     """
     depth = 1 + max(int(found[1]) for name in state if (found := _BLOCK.match(name)))
-    if not _is_plain(state, depth - 1):
+    if settings.options.get("act_layer", "gelu") != "gelu" or not _is_plain(state, depth - 1):
         raise LvdError(
             "--embedder needs LayerNorms, position embeddings, plain attention and plain MLPs with "
-            "biases, hidden layers more than twice as wide as tokens, and this model has others: "
+            "biases and GELU, at least twice as wide as the tokens, and this model has others: "
             "leave it away"
         )
+    try:
+        widened(state, state["vit.cls_token"].shape[-1], 1)
+    except LvdError as error:
+        raise LvdError(f"--embedder: {error}: leave it away") from None
     pictures = seen(folder, images, settings.crop_mode)
     narrow, heads = state["vit.cls_token"].shape[-1], pictures.heads
     width = narrow + AXES_PER_HEAD * heads
@@ -85,7 +90,12 @@ def as_embedder(
     share = (narrow / width) ** 0.5  # a token's deviation is smaller over more axes
     block["norm1.weight"][:narrow] = share
     block["norm1.weight"][narrow:] = share / _SOFT
-    options = {**settings.options, "embed_dim": width, "depth": depth + 1}
+    options = {
+        **settings.options,
+        "embed_dim": width,
+        "depth": depth + 1,
+        "mlp_ratio": mlp_ratio(block["mlp.fc1.weight"]),
+    }
     return {
         **wide,
         **{f"vit.blocks.{depth}.{name}": value.float() for name, value in block.items()},

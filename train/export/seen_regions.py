@@ -124,7 +124,7 @@ REGIONS = 4
 
 
 def region_logits(rows: int, columns: int) -> Float[Tensor, "4 patches"]:
-    """Return soft regions of a grid, row by row: its top, its bottom, its centre, its left and right.
+    """Return soft regions of a grid, row by row: its centre, its top, its bottom, its left and right.
 
     Each has a mean of zero over the patches.
     """
@@ -133,6 +133,6 @@ def region_logits(rows: int, columns: int) -> Float[Tensor, "4 patches"]:
         torch.linspace(-1, 1, columns, dtype=torch.float64),
         indexing="ij",
     )
-    regions = (-3 * y, 3 * y, -4 * (x**2 + y**2), 4 * (x**2 - y**2))
+    regions = (-4 * (x**2 + y**2), -3 * y, 3 * y, 4 * (x**2 - y**2))
     logits = torch.stack([region.flatten() for region in regions])
     return logits - logits.mean(1, keepdim=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from jaxtyping import Float
 from torch import Tensor
 
 from shared.errors import LvdError
@@ -26,6 +27,13 @@ def widened(state: Mapping[str, Tensor], width: int, heads: int) -> dict[str, Te
     made of LayerNorms, plain attention and plain MLPs.
     """
     return {name: _Wider(state, name, width, heads).value() for name in state}
+
+
+def mlp_ratio(first: Float[Tensor, "hidden d"]) -> float:
+    """Return the `mlp_ratio` by which timm makes an MLP of that shape: it cuts the product off."""
+    hidden, width = first.shape
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 class _Wider:
@@ -78,7 +86,7 @@ class _Wider:
         return value - value.mean(0)
 
     def _hidden(self, old: int) -> int:
-        return int(old / self.narrow * self.width)
+        return round(old / self.narrow * self.width)
 
 
 def _cornered(value: Tensor, *shape: int) -> Tensor:
