@@ -34,9 +34,9 @@ from shared.images import ImageError, decode
 from shared.parts import PartReader
 
 HELD_OUT = ("00004", "00005")
-REPEATS = 35
+REPEATS = 20
 """How often each picture of the crawl and the seed stands in the folder; CIFAR's stand there once."""
-SAMPLE_REPEATS = 7
+SAMPLE_REPEATS = 4
 RESAMPLES = 1000
 PRECISION = 0.99
 

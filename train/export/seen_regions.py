@@ -64,11 +64,10 @@ class Seen(NamedTuple):
 def seen(folder: Path, images: str, crop_mode: str) -> Seen:
     """Return what the model of `folder` makes of `images`, whatever `--shards` may be.
 
-    `crop_mode` is the model's.
-
-    A region's mean is what softmax attention gives with a key that stands beside a patch's token and
-    goes through its LayerNorm: its logit is divided by the token's standard deviation, times the
-    typical one. CLS and registers take part, with logits of zero. Raises LvdError where nothing can be decoded.
+    `crop_mode` is the model's. A region's mean is what softmax attention gives with a key that
+    stands beside a patch's token and goes through its LayerNorm: its logit is divided by the token's
+    standard deviation, times the typical one. CLS and registers take part, with logits of zero.
+    Raises LvdError where nothing can be decoded.
     """
     model, transform, device = frozen(folder)
     prefix, eps = model.num_prefix_tokens, model.norm.eps
