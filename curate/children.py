@@ -80,13 +80,23 @@ def run_child(
         shown = Thread(target=_show, args=(ours, log), daemon=True)
         shown.start()
         stop.child = process
-        status = process.wait()
+        status = _ended(process)
         shown.join(LAST_WORDS)
     if stop.asked:
         raise SystemExit(STOPPED) if status == STOPPED else KeyboardInterrupt
     if status:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         raise LvdError(f"{title}: {command[0]} failed ({how}), its log is {log}{note}")
+
+
+def _ended(process: subprocess.Popen) -> int:
+    """Return the child's status at its end.
+
+    A signal that arrives just before a blocking wait begins is only heard behind it, so none blocks.
+    """
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=1)
 
 
 class _Stop:

@@ -122,19 +122,22 @@ def _fused(attention: nn.Module) -> Iterator[None]:
 
 
 def _last_attention(model: FrozenModel) -> tuple[nn.Module, int]:
-    """Return the attention of the last block, and how many tokens stand before the patches."""
+    """Return the attention of the last block, and how many tokens stand before the patches.
+
+    The last that asks of each image what it holds; of all, where none does.
+    """
     network = trunk_of(model.module)
     if isinstance(network, ClipTransformer):
         return network.transformer.resblocks[-1].attn, 1
     if isinstance(network, TOKEN_MODELS) and network.cls_token is not None:
-        looking = [block for block in network.blocks if not _pools(block)]
+        looking = [block for block in network.blocks if not _pools(block)] or network.blocks
         if looking and hasattr(looking[-1], "attn"):  # timm's parallel blocks have none, or several
             return looking[-1].attn, network.num_prefix_tokens
     raise _no_maps(model)
 
 
 def _pools(block: nn.Module) -> bool:
-    """Tell a block that asks the same of every image (`lvd-train export --embedder`): it sees nothing."""
+    """Tell a block that asks the same of every image, as that of `lvd-train export --embedder`."""
     qkv = getattr(getattr(block, "attn", None), "qkv", None)
     return qkv is not None and not bool(qkv.weight[: qkv.in_features].any())
 
