@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from shared.storage import (
     fingerprint,
     locked,
     read_json,
+    set_aside,
     write_json,
 )
 
@@ -99,7 +99,7 @@ class Demo:
         if self._note.get("trained") != self._training:
             if out.exists():
                 say(
-                    f"what was trained on other pictures, or otherwise, is now in {_set_aside(out)}"
+                    f"what was trained on other pictures, or otherwise, is now in {set_aside(out)}"
                 )
             self._add(trained=self._training)
         title = "2 of 3 · train a small vision transformer on what was kept, without labels"
@@ -156,8 +156,3 @@ class Demo:
 def _own_size() -> int:
     """Return the side of the bundled model's input in pixels."""
     return read_json(bundled.FOLDER / "config.json")["pretrained_cfg"]["input_size"][-1]
-
-
-def _set_aside(out: Path) -> Path:
-    names = (out.with_name(f"{out.name}.earlier-{number}") for number in count(1))
-    return out.rename(next(name for name in names if not name.exists()))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from curate.tables import read_funnel, read_optional
 from shared.embedders import settings_for_folder
 from shared.errors import LvdError
 from shared.progress import say
-from shared.storage import digest_file, read_json, write_json
+from shared.storage import digest_file, read_json, set_aside, write_json
 
 NOTE = "round.json"
 GO_ON = ": the same command goes on from there"
@@ -133,7 +132,7 @@ class Round:
             )
         if self._note.get("trained_on") != self._address:
             if self.training.exists():
-                aside = self._set_aside()
+                aside = set_aside(self.training)
                 say(self._title(f"what was trained on another curation is now in {aside}"))
             self._add(trained_on=self._address)
         command = self.asked.train(str(self.curation / "shards"), self.training)
@@ -164,10 +163,6 @@ class Round:
     def _add(self, **said: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / NOTE, {**self._note, **said})
-
-    def _set_aside(self) -> Path:
-        names = (self.folder / f"train.earlier-{number}" for number in count(1))
-        return self.training.rename(next(name for name in names if not name.exists()))
 
     def _run(self, step: str, what: str, command: list[str]) -> None:
         log = self._log(step)

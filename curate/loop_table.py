@@ -114,6 +114,8 @@ def read_table(
     another image. Raises LvdError where a round has no reports.
     """
     with _open(finished) as tables:
+        if truth:
+            tables.register("named", _read_truth(truth))
         figures = []
         for number, of in enumerate(finished, start=1):
             funnel = read_funnel(of.curation)
@@ -124,7 +126,7 @@ def read_table(
                     thresholds=funnel["thresholds"],
                     images=funnel["images"],
                     kept=funnel["decisions"]["kept"],
-                    kinds=_kinds(tables, number, truth) if truth else {},
+                    kinds=_kinds(tables, number) if truth else {},
                     overlap={other: _overlap(tables, other, number) for other in earlier},
                     knn=of.knn,
                     seconds=of.seconds,
@@ -194,8 +196,7 @@ def _read_truth(truth: Path) -> pa.Table:
     return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in TRUTH]))
 
 
-def _kinds(tables: duckdb.DuckDBPyConnection, number: int, truth: Path) -> dict[str, Kind]:
-    tables.register("named", _read_truth(truth))
+def _kinds(tables: duckdb.DuckDBPyConnection, number: int) -> dict[str, Kind]:
     found = rows(
         tables,
         f"""

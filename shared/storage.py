@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path` to `NAME.earlier-N`, N the first that is free, and return what it is now."""
+    names = (path.with_name(f"{path.name}.earlier-{number}") for number in count(1))
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def sync(path: Path) -> None:

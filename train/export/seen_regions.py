@@ -22,6 +22,7 @@ from shared.evaluation_transform import square
 from train.data.crops import CropSettings, Views, stack_views
 from train.export.centring import frozen, pictures
 
+REGIONS = 4
 DRAWS = 4
 """How often each picture is edited; each draw gives two views, and the last has a caption on it."""
 EDITS = {
@@ -117,9 +118,6 @@ def _captioned(picture: Image.Image, number: int) -> Image.Image:
     top = strip * int(rng.integers(2))
     canvas.paste(picture.resize((width, height - strip), Image.Resampling.BICUBIC), (0, top))
     return canvas
-
-
-REGIONS = 4
 
 
 def region_logits(rows: int, columns: int) -> Float[Tensor, "4 patches"]:
