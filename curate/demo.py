@@ -98,9 +98,7 @@ class Demo:
         length = [] if self.steps is None else ["--set", f"steps={self.steps}"]
         if self._note.get("trained") != self._training:
             if out.exists():
-                say(
-                    f"what was trained on other pictures, or otherwise, is now in {set_aside(out)}"
-                )
+                say(f"what was trained on other pictures, or otherwise, is now in {set_aside(out)}")
             self._add(trained=self._training)
         title = "2 of 3 · train a small vision transformer on what was kept, without labels"
         self._run(
