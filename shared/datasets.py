@@ -15,6 +15,7 @@ from shared.errors import LvdError
 from shared.filetypes import kind_of, without_extension
 from shared.keys import bucket, shown, stem
 from shared.listing import File, ListingError, Place, expand, locate, open_binary
+from shared.storage import fingerprint
 
 Format = Literal["folder", "tar", "parquet"]
 
@@ -46,7 +47,8 @@ class Part:
     `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
     or a URL; `sizes` are the bytes of `paths`. A folder's `paths` hold its images and their
     sidecars. `fingerprint` changes when the content does, as far as names, sizes and modification
-    times (or ETags) tell. `key_prefix` stands before a folder image's key; it is empty but for a
+    times (or ETags) tell. `stamp` changes with the place and with every change of a file there; it is
+    "" where the storage does not tell. `key_prefix` stands before a folder image's key; it is empty but for a
     list of several folders.
     """
 
@@ -61,6 +63,7 @@ class Part:
     image_column: str | None = None
     key_column: str | None = None
     key_prefix: str = ""
+    stamp: str = ""
 
 
 def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
@@ -183,6 +186,7 @@ def _shards(
             sizes=(file.size,),
             table=table.path if table else None,
             fingerprint=_digest([file, table] if table else [file]),
+            stamp=_stamp(place.root, [file, table] if table else [file]),
             nbytes=file.size,
             image_column=settings.image_column if kind == "parquet" else None,
             key_column=settings.key_column if kind == "parquet" else None,
@@ -210,6 +214,7 @@ def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) ->
             sizes=tuple(file.size for file in every),
             table=None,
             fingerprint=_digest(every),
+            stamp=_stamp(place.root, every),
             nbytes=sum(image.size for image in images),
         )
 
@@ -247,6 +252,13 @@ def _digest(files: list[File]) -> str:
     for file in files:
         digest.update(f"{shown(file.path)}\0{file.size}\0{file.stamp}\0\0".encode())
     return digest.hexdigest()
+
+
+def _stamp(root: str, files: list[File]) -> str:
+    if not all(file.version for file in files):
+        return ""
+    versions = [[shown(file.path), file.size, file.version] for file in files]
+    return fingerprint([root, versions])
 
 
 def _sealed(part: Part) -> Part:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,11 +26,16 @@ class ListingError(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """One file: its path below the root, its size in bytes and what changes when it does."""
+    """One file: its path below the root, its size in bytes and what changes when it does.
+
+    `stamp` is its time or ETag. `version` tells it from any other file that was ever there; "" where
+    the storage has nothing that does.
+    """
 
     path: str
     size: int
     stamp: str
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def _braces(path: str) -> Iterator[str]:
 def _below(root: str, found: dict[str, File]) -> Iterator[File]:
     prefix = root.rstrip("/") + "/"
     for path, file in found.items():
-        yield File(path.removeprefix(prefix), file.size, file.stamp)
+        yield replace(file, path=path.removeprefix(prefix))
 
 
 class _LocalFiles:
@@ -242,7 +247,7 @@ class _RemoteFiles:
             return File(path, -1, "")
         marks = ("ETag", "etag", "checksum", "md5Hash", "LastModified", "mtime", "created")
         stamp = next((f"{mark}={info[mark]}" for mark in marks if info.get(mark)), "")
-        return File(path, int(info.get("size") or 0), stamp)
+        return File(path, int(info.get("size") or 0), stamp, version=stamp)
 
 
 def _hidden(path: str) -> bool:
@@ -250,4 +255,6 @@ def _hidden(path: str) -> bool:
 
 
 def _file(path: str, status: os.stat_result) -> File:
-    return File(path, status.st_size, str(status.st_mtime_ns))
+    # The time of the last change of the inode cannot be set back, as that of the content can.
+    version = f"{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_dev}-{status.st_ino}"
+    return File(path, status.st_size, str(status.st_mtime_ns), version)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +25,8 @@ class StageBar:
     def __init__(self, title: str, total: int | None, unit: str) -> None:
         self.title, self.total, self.unit = printable(title), total, unit
         self.done = self.skipped = 0
-        self.under_way = 0
-        """Done inside units that are not committed yet; counted while the stage is at work."""
+        self._shown = 0
+        """The most that was ever done, units at work counted: progress never runs backwards."""
         self._note = ""
         self._start = self._spoke = monotonic()
         self._lock = threading.Lock()
@@ -40,6 +40,26 @@ class StageBar:
                 self._spoke = monotonic()
         if due:
             _print(self._line(self.status()))
+
+    def count_under_way(self, n: int) -> None:
+        """Say how much is done inside units that are not committed yet."""
+        with self._lock:
+            self._shown = max(self._shown, self.done + n)
+
+    @property
+    def shown(self) -> int:
+        """What is done, with what is done inside units at work; it never falls."""
+        with self._lock:
+            self._shown = max(self._shown, self.done)
+            return self._shown
+
+    def counts(self) -> dict[str, Any]:
+        """Return `done`, `total` (None where it is not known), `rate` a second and seconds `left`."""
+        worked, seconds = self.shown - self.skipped, self.seconds
+        speed = worked / seconds if worked > 0 and seconds > 0 else None
+        total = None if self.total is None else max(self.total, self.shown)
+        left = None if speed is None or total is None else (total - self.shown) / speed
+        return {"done": self.shown, "total": total, "rate": speed, "left": left}
 
     def skip(self, n: int) -> None:
         """Count `n` units as done by an earlier run: they enter neither the rate nor the ETA."""
@@ -58,12 +78,13 @@ class StageBar:
 
     def status(self) -> str:
         """Return count, rate and the time left, of a stage that is still at work."""
-        done = self.done + self.under_way
-        worked, seconds = done - self.skipped, self.seconds
-        of = f"/{self.total:,}" if self.total is not None else ""
-        words = [f"{done:,}{of} {self.unit}" if done or self.total else "", rate(worked, seconds)]
-        if self.total is not None and worked > 0 and done < self.total:
-            words.append(f"{duration((self.total - done) * seconds / worked)} left")
+        counts = self.counts()
+        done, total, left = counts["done"], counts["total"], counts["left"]
+        of = f"/{total:,}" if total is not None else ""
+        words = [f"{done:,}{of} {self.unit}" if done or total else ""]
+        words.append(rate(done - self.skipped, self.seconds))
+        if left:
+            words.append(f"{duration(left)} left")
         return "  ".join([word for word in words if word] + self._noted())
 
     def summary(self, *, finished: bool) -> str:
@@ -186,7 +207,7 @@ def _live_display(bar: StageBar) -> Live:
         line.add_row(
             Text(f"{bar.title:<10}"),
             ProgressBar(
-                total=total, completed=bar.done + bar.under_way, width=24, pulse=total is None
+                total=total, completed=bar.shown, width=24, pulse=total is None
             ),
             Text(bar.status()),
         )

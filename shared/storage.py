@@ -28,9 +28,9 @@ def dumps(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def fingerprint(value: Any) -> str:
-    """Return 16 hex digits that address a JSON-able `value`."""
-    return hashlib.blake2b(dumps(value).encode(), digest_size=8).hexdigest()
+def fingerprint(value: Any, size: int = 8) -> str:
+    """Return `2 * size` hex digits that address a JSON-able `value`."""
+    return hashlib.blake2b(dumps(value).encode(), digest_size=size).hexdigest()
 
 
 def digest_file(path: Path) -> str:

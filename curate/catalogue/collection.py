@@ -1,13 +1,14 @@
-"""An embedded dataset in key order: every image has a number, its row among the sorted keys.
+"""An embedded dataset: its parts, the facts of each image, and what these alone decide.
 
-Stage catalogue: a reduce over the facts of a dataset's parts (about 70 bytes an image, and the
-keys where parts interleave). What follows speaks of images by number, and ties that are broken by
-number are broken by key.
+An image is (part, row). Stages speak of images by number, the place of (part, row) when the parts
+stand one behind the other: `starts[part] + row`. Numbers are of one run. Nothing that is computed
+of a part knows them, so that a new part changes no facts and no vectors of another. Stage
+catalogue is a reduce of about 60 bytes an image, and the keys where parts interleave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,44 +17,61 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Float16, Int64
 
-from curate.embedding.embed import FACTS, VECTORS
-from curate.filters.judge import OPEN, FilterSettings, QualitySettings, judge, score_column
+from curate.embedding.embed import FACTS, SCORES, VALID, VECTORS
+from curate.filters.decisions import OPEN
+from curate.filters.judge import judge
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
 from shared.errors import LvdError
-from shared.parts import Part
 from shared.storage import read_json, write_json
 
-VERSION = 1
+VERSION = 2
 PARTS = "parts.json"
 KEYS = "keys.arrow"
 KEY = pa.large_string()
+ROW_BITS = 32
+"""Of the one number that stands for (part, row) where one is needed: `part << 32 | row`."""
 BLOCK = 262_144
 """Images of one unit of the map stages behind embed, and of one file of the reports."""
+
+Numbers = Int64[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class PartOutputs:
+    """Where the units of a part lie; travels to the workers. Paths are relative to the work folder."""
+
+    name: str
+    prefix: str
+    """What stands before a name in its key."""
+    facts: str
+    scores: str | None
+    vectors: str
+    interleaves: bool
+    """Whether keys of other parts may stand between its own."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A catalogued dataset; all arrays are memory-mapped and in the order of the images' numbers.
+    """A catalogued dataset and its vectors by one embedder; all arrays are memory-mapped.
 
-    `part` int32 and `row` int32 say where an image's facts stand, `vector` int32 where its vector
-    does (-1: none), `decision` int8 what its facts alone decide, `canonical` int64 the first image
-    of the same bytes (-1 for decided ones), `rank` int64 its place from best to worst.
+    `starts` int64 [parts + 1]: the number of each part's first image. By number: `decision` int8,
+    what the facts alone decide; `canonical` int64, the image of the same bytes whose key is first
+    (-1 for decided ones); `rank` int64, its place from best to worst. `order` int64: all numbers in
+    the order of their keys.
     """
 
     folder: Path
 
     @cached_property
-    def parts(self) -> list[str]:
-        """Names of the parts, in the order of `part`."""
-        return [entry["name"] for entry in read_json(self.folder / PARTS)]
-
-    @cached_property
-    def _embedded(self) -> list[Path]:
-        work = self.folder.parents[2]
-        return [work / entry["folder"] for entry in read_json(self.folder / PARTS)]
+    def parts(self) -> list[PartOutputs]:
+        """The parts, in the order of their numbers."""
+        return [PartOutputs(**entry) for entry in read_json(self.folder / PARTS)]
 
     def __getattr__(self, name: str) -> np.ndarray:
-        if name not in ("part", "row", "vector", "decision", "canonical", "rank"):
+        if name not in ("starts", "decision", "canonical", "rank", "order"):
             raise AttributeError(name)
         array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         object.__setattr__(self, name, array)
@@ -71,41 +89,64 @@ class Collection:
         return self._vectors_of(0).shape[1]
 
     @cached_property
-    def usable(self) -> np.ndarray:
+    def usable(self) -> Numbers:
         """Numbers of the images that nothing is decided about, one for each distinct content."""
         return np.flatnonzero(self.canonical[:] == np.arange(len(self)))
 
+    @cached_property
+    def usable_by_key(self) -> Numbers:
+        """The usable images in the order of their keys."""
+        order = self.order[:]
+        return order[self.canonical[order] == order]
+
     def blocks(self) -> list[tuple[int, int]]:
-        """Return the ranges of numbers that the map stages work on."""
+        """Return the ranges of numbers, or of places in `order`, that the map stages work on."""
         return [(at, min(at + BLOCK, len(self))) for at in range(0, len(self), BLOCK)]
 
-    def vectors(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the stored float16 vectors [n, d] of images that have one."""
+    def part_of(self, numbers: Numbers) -> Numbers:
+        """Return the part of each image."""
+        return np.searchsorted(self.starts, numbers, side="right") - 1
+
+    def ids(self, numbers: Numbers) -> Numbers:
+        """Return `part << 32 | row` of each image."""
+        parts = self.part_of(numbers)
+        return parts << ROW_BITS | (numbers - self.starts[parts])
+
+    def vectors(self, numbers: Numbers) -> Float16[np.ndarray, "n d"]:
+        """Return the stored vectors of images; zeros where an image has none."""
         result = np.empty((len(numbers), self.dim), np.float16)
-        parts, rows = self.part[numbers], self.vector[numbers]
-        for part, where in _groups(parts):
-            result[where] = self._vectors_of(part)[rows[where]]
+        for part, where, rows in self._rows(numbers):
+            result[where] = self._vectors_of(part)[rows]
         return result
 
-    def facts(self, numbers: np.ndarray, columns: list[str] | None = None) -> pa.Table:
-        """Return the facts of images, in the order of `numbers`, with their part's name."""
+    def facts(self, numbers: Numbers, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the facts of images, in their order, with `key`, `part`, `valid` and all scores."""
         tables, places = [], []
-        parts, rows = self.part[numbers], self.row[numbers]
-        for part, where in _groups(parts):
-            table = self.facts_of_part(part, columns).take(rows[where])
-            name = pa.array([self.parts[part]] * len(where), pa.string())
-            tables.append(table.append_column("part", name))
+        for part, where, rows in self._rows(numbers):
+            tables.append(self.facts_of_part(part, columns).take(rows))
             places.append(where)
         if not tables:
-            schema = pq.read_schema(self._embedded[0] / FACTS)
-            return schema.append(pa.field("part", pa.string())).empty_table()
+            return self.facts_of_part(0, columns).slice(0, 0)
         return pa.concat_tables(tables).take(np.argsort(np.concatenate(places)))
 
-    def facts_of_part(self, part: int, columns: list[str] | None = None) -> pa.Table:
+    def facts_of_part(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the facts of all images of a part, by key."""
-        return pq.read_table(self._embedded[part] / FACTS, columns=columns, memory_map=True)
+        outputs, work = self.parts[part], self._work
+        asked = None if columns is None else list(dict.fromkeys(["name", *columns]))
+        table = pq.read_table(work / outputs.facts / FACTS, columns=asked, memory_map=True)
+        keys = pc.binary_join_element_wise(outputs.prefix, table["name"], "")
+        table = table.drop_columns(["name"]).add_column(0, "key", keys)
+        table = table.append_column("part", pa.array([outputs.name] * len(table), pa.string()))
+        if columns is None:
+            valid = np.load(work / outputs.vectors / VALID)
+            table = table.append_column("valid", pa.array(valid))
+            if outputs.scores is not None:
+                scores = pq.read_table(work / outputs.scores / SCORES)
+                for name in scores.column_names:
+                    table = table.append_column(name, scores[name])
+        return table
 
-    def keys(self, numbers: np.ndarray) -> list[str]:
+    def keys(self, numbers: Numbers) -> list[str]:
         """Return the keys of images, in the order of `numbers`."""
         numbers = np.asarray(numbers, np.int64)
         result = np.empty(len(numbers), object)
@@ -119,130 +160,110 @@ class Collection:
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self.keys([middle])[0].encode() < key.encode():
+            if self.keys(self.order[middle : middle + 1])[0].encode() < key.encode():
                 low = middle + 1
             else:
                 high = middle
-        return low if low < len(self) and self.keys([low])[0] == key else None
+        if low < len(self) and self.keys(self.order[low : low + 1])[0] == key:
+            return int(self.order[low])
+        return None
+
+    @cached_property
+    def _work(self) -> Path:
+        return self.folder.parents[2]
 
     @cached_property
     def _keys(self) -> pa.RecordBatchFileReader:
         return pa.ipc.open_file(pa.memory_map(str(self.folder / KEYS)))
 
     def _vectors_of(self, part: int) -> np.ndarray:
-        return np.load(self._embedded[part] / VECTORS, mmap_mode="r")
+        return np.load(self._work / self.parts[part].vectors / VECTORS, mmap_mode="r")
+
+    def _rows(self, numbers: Numbers) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield each part with the places in `numbers` that name it, and its rows there."""
+        numbers = np.asarray(numbers, np.int64)
+        for part, where in _groups(self.part_of(numbers)):
+            yield part, where, numbers[where] - self.starts[part]
 
 
-def _groups(parts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each part with the places that name it."""
-    order = np.argsort(parts, kind="stable")
-    edges = np.flatnonzero(np.diff(parts[order])) + 1
+def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each value with the places where it stands."""
+    order = np.argsort(values, kind="stable")
+    edges = np.flatnonzero(np.diff(values[order])) + 1
     for where in np.split(order, edges):
         if len(where):
-            yield int(parts[where[0]]), where
+            yield int(values[where[0]]), where
 
 
 def catalogue(
-    parts: list[tuple[Part, Path]],
+    parts: Sequence[PartOutputs],
     work: Path,
     quality: QualitySettings | None,
-    filters: list[FilterSettings],
+    filters: Sequence[FilterSettings],
     *,
     out: Path,
 ) -> dict:
-    """Number the images of embedded `parts` (with their units' folders in `work`) by key.
+    """Write what a `Collection` maps, of embedded parts in the order of `name + "/"`.
 
     With `quality` None nothing but `corrupt` is decided: seeds and holdouts are taken as they are.
     Two images of one key in different parts are an error that names both.
     """
-    parts = sorted(parts, key=lambda entry: entry[0].name + "/")
-    folders = [folder for _, folder in parts]
-    counts = [pq.read_metadata(folder / FACTS).num_rows for folder in folders]
-    numbers = _number([part for part, _ in parts], folders, counts, out / KEYS)
-    total = sum(counts)
-    arrays = {
-        "part": np.empty(total, np.int32),
-        "row": np.empty(total, np.int32),
-        "vector": np.empty(total, np.int32),
-        "decision": np.empty(total, np.int8),
-    }
+    counts = [pq.read_metadata(work / part.facts / FACTS).num_rows for part in parts]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    total = int(starts[-1])
+    arrays = {"starts": starts, "decision": np.empty(total, np.int8)}
+    write_json(out / PARTS, [vars(part) for part in parts])
+    collection = Collection(out)
+    object.__setattr__(collection, "_work", work)
     digest = np.zeros(total, "V32")
-    pixels = np.zeros(total, np.int64)
-    size = np.zeros(total, np.int64)
-    scored = dict.fromkeys([entry.column for entry in filters], False)
-    for index, (folder, number) in enumerate(zip(folders, numbers, strict=True)):
-        facts = pq.read_table(folder / FACTS)
-        arrays["part"][number] = index
-        arrays["row"][number] = np.arange(len(facts))
-        arrays["vector"][number] = facts["vector"].to_numpy()
-        arrays["decision"][number] = _decide(facts, quality, filters)
-        sha256 = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
-        digest[number] = np.frombuffer(bytes.fromhex(sha256), "V32")
-        side = [
-            facts[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height")
-        ]
-        pixels[number] = side[0] * side[1]
-        size[number] = facts["bytes"].to_numpy()
-        for column in scored:
-            scored[column] |= facts[score_column(column)].null_count < len(facts)
-    for column, seen in scored.items():
-        if total and not seen:
-            raise LvdError(
-                f"filters: no image of the crawl has a number in the column {column!r}: "
-                "name a column of its Parquet tables or JSON members, or drop the filter"
+    pixels, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    with _KeyWriter(out / KEYS) as keys:
+        for index in range(len(parts)):
+            own = slice(starts[index], starts[index + 1])
+            facts = collection.facts_of_part(index)
+            keys.write(facts["key"].cast(KEY))
+            valid = facts["valid"].to_numpy()
+            arrays["decision"][own] = judge(facts, facts, valid, quality, filters)[0]
+            sha256 = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
+            digest[own] = np.frombuffer(bytes.fromhex(sha256), "V32")
+            width, height = (
+                facts[side].fill_null(0).to_numpy().astype(np.int64) for side in ("width", "height")
             )
-    arrays["canonical"] = _first_copies(digest, arrays["decision"] == OPEN)
+            pixels[own], size[own] = width * height, facts["bytes"].to_numpy()
+    arrays["order"] = order = _key_order(parts, starts, collection)
+    place = np.empty(total, np.int64)
+    place[order] = np.arange(total)
+    arrays["canonical"] = _first_copies(digest, arrays["decision"] == OPEN, place)
     arrays["rank"] = np.empty(total, np.int64)
-    arrays["rank"][np.lexsort((np.arange(total), -size, -pixels))] = np.arange(total)
+    arrays["rank"][np.lexsort((place, -size, -pixels))] = np.arange(total)
     for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
-    described = [
-        {"name": part.name, "folder": str(folder.relative_to(work))} for part, folder in parts
-    ]
-    write_json(out / PARTS, described)
     usable = int((arrays["canonical"] == np.arange(total)).sum())
     return {"images": total, "open": int((arrays["decision"] == OPEN).sum()), "usable": usable}
 
 
-def _decide(
-    facts: pa.Table, quality: QualitySettings | None, filters: list[FilterSettings]
-) -> np.ndarray:
-    lenient = QualitySettings(min_side=1, max_aspect=1e9, min_contrast=0)
-    return judge(facts, quality or lenient, filters)[0]
+def _key_order(parts: Sequence[PartOutputs], starts: np.ndarray, collection: Collection) -> Numbers:
+    """Return all numbers in the order of their keys.
 
-
-def _number(
-    parts: list[Part], folders: list[Path], counts: list[int], keys_path: Path
-) -> list[np.ndarray]:
-    """Return the images' numbers of every part, rising within it, and write all keys in order.
-
-    Parts that follow one another in key order are only counted. Folder datasets deal their files
-    to parts by hash, and a part's name may be a folder of another's: these are sorted by key.
+    Parts that follow one another in key order are only counted. A folder's files are dealt to parts
+    by hash, and a part's name may be a folder of another's: these are sorted by key.
     """
-    result: list[np.ndarray] = []
-    base = 0
-    with _KeyWriter(keys_path) as writer:
-        for first, last in _interleaving(parts):
-            size = sum(counts[first:last])
-            keys = _keys_of(folders[first:last])
+    orders = [np.empty(0, np.int64)]
+    for first, last in _interleaving(parts):
+        own = np.arange(starts[first], starts[last])
+        if last - first > 1:
+            tables = [collection.facts_of_part(part, []) for part in range(first, last)]
+            keys = pa.chunked_array(
+                [chunk.cast(KEY) for table in tables for chunk in table["key"].chunks], KEY
+            )
             order = pc.sort_indices(keys).to_numpy()
-            ordered = keys.take(order)
-            _refuse_repeated(ordered, parts[first])
-            writer.write(ordered)
-            number = np.empty(size, np.int64)
-            number[order] = np.arange(base, base + size)
-            result += np.split(number, np.cumsum(counts[first : last - 1]))
-            base += size
-    return result
+            _refuse_repeated(keys.take(order), parts[first])
+            own = own[order]
+        orders.append(own)
+    return np.concatenate(orders)
 
 
-def _keys_of(folders: list[Path]) -> pa.ChunkedArray:
-    tables = [pq.read_table(folder / FACTS, columns=["key"])["key"] for folder in folders]
-    chunks = [chunk.cast(KEY) for keys in tables for chunk in keys.chunks]
-    return pa.chunked_array(chunks, KEY)
-
-
-def _refuse_repeated(ordered: pa.ChunkedArray, part: Part) -> None:
+def _refuse_repeated(ordered: pa.ChunkedArray, part: PartOutputs) -> None:
     same = pc.equal(ordered.slice(1), ordered.slice(0, max(0, len(ordered) - 1)))
     if len(ordered) > 1 and pc.any(same).as_py():
         repeated = ordered[pc.index(same, True).as_py()].as_py()
@@ -280,26 +301,26 @@ class _KeyWriter:
         self._writer.write_batch(pa.record_batch([whole], schema=self._schema))
 
 
-def _interleaving(parts: list[Part]) -> Iterator[tuple[int, int]]:
+def _interleaving(parts: Sequence[PartOutputs]) -> Iterator[tuple[int, int]]:
     """Yield ranges of parts, sorted by name + "/", whose keys may interleave.
 
     A folder's keys do not start with its part's name, so they may stand between any others.
     """
     first = 0
-    folders = any(part.format == "folder" for part in parts)
+    folders = any(part.interleaves for part in parts)
     for at in range(1, len(parts) + 1):
         if at == len(parts) or not (folders or parts[at].name.startswith(parts[first].name + "/")):
             yield first, at
             first = at
 
 
-def _first_copies(digest: np.ndarray, taking_part: np.ndarray) -> np.ndarray:
-    """Return for each image the first image of the same content; -1 where it takes no part."""
+def _first_copies(digest: np.ndarray, taking_part: np.ndarray, place: np.ndarray) -> Numbers:
+    """Return for each image the first, by `place`, of the same content; -1 where it takes no part."""
     canonical = np.full(len(digest), -1, np.int64)
     numbers = np.flatnonzero(taking_part)
     if len(numbers):
         words = np.ascontiguousarray(digest[numbers]).view(np.uint64).reshape(-1, 4)
-        order = np.lexsort((numbers, *words.T))
+        order = np.lexsort((place[numbers], *words.T))
         ordered = words[order]
         new = np.ones(len(order), bool)
         new[1:] = (ordered[1:] != ordered[:-1]).any(1)

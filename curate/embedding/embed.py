@@ -1,41 +1,52 @@
-"""Stage embed: a part's images become a table of facts and a file of vectors.
+"""Stage embed: the images of a part become a table of facts and, for each embedder, vectors.
 
-A map over parts. Rows in = rows out: what cannot be read or decoded is a row with a problem. Facts
-are sorted by key, and vectors stand in the order of their images' keys.
+A map over parts. What is made of a part is addressed by its content (`catalogue.content`) and by
+what makes it: `facts/`, `scores/` (columns of the crawl's own tables) and `vectors/` (one folder
+an embedder) hold a unit for each content. One pass over the part makes whichever are missing, with
+one decode of an image for all embedders that look at it at the same scale. Rows in = rows out: what
+cannot be read or decoded is a row with a problem. Rows are sorted by name, so by key.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.embedding.suspects import Journal, crash_of
-from curate.filters.judge import score_column
-from shared.embedders import Embedder, EmbedderSettings, identity, load
+from curate.catalogue.content import Copy, local_copy, remember
+from shared.commits import PROGRESS, building, commit, committed
+from curate.embedding.journal import Journal, crash_of
+from curate.embedding.previous import Previous, find_previous
+from curate.filters.scores import score_column
+from curate.state import Pending, State
+from shared.datasets import Part
+from shared.embedders import Embedder, EmbedderSettings, identity, load, load_preparation, runtime
 from shared.images import Header, ImageError, decode, read_header
-from shared.parts import Member, Part, PartReader
-from shared.storage import PROGRESS, digest_file, fingerprint
+from shared.parts import Member, PartReader
+from shared.storage import fingerprint
 
-VERSION = 1
-FACTS = "facts.parquet"
-VECTORS = "vectors.npy"
+VERSION = 2
+FACTS, SCORES = "facts.parquet", "scores.parquet"
+VECTORS, VALID = "vectors.npy", "valid.npy"
 LONGEST_SIDE = 2**31 - 1
 """The longest side that the facts can hold; hostile headers say more."""
+UNDER_WAY = 2
+"""Batches of an embedder that are computed while the next is decoded."""
 
 COLUMNS = pa.schema(
     [
-        ("key", pa.string()),
+        ("name", pa.string()),
         ("member", pa.string()),
         ("url", pa.string()),
         ("caption", pa.string()),
@@ -47,10 +58,10 @@ COLUMNS = pa.schema(
         ("offset", pa.int64()),
         ("problem", pa.string()),
         ("contrast", pa.float32()),
-        ("vector", pa.int32()),
     ]
 )
-"""`vector` is a row of the vectors' file, or -1; `contrast` the luminance's standard deviation."""
+"""`name` is the key without what the part puts before it (`catalogue.content.key_prefix`);
+`contrast` the luminance's standard deviation."""
 
 
 class EmbedSettings(BaseModel):
@@ -64,26 +75,80 @@ class EmbedSettings(BaseModel):
     """Threads that decode ahead of the forward pass; by default the task's threads."""
 
 
-def embed_fingerprint(
-    embedder: EmbedderSettings, settings: EmbedSettings, columns: list[str], threads: int
-) -> str:
-    """Return the address of everything embedded with these settings."""
-    return fingerprint(
-        {
-            "stage": "embed",
-            "version": VERSION,
-            "embedder": identity(embedder),
-            "max_pixels": settings.max_pixels,
-            "columns": columns,
-            "threads": threads,
-        }
-    )
+@dataclass(frozen=True)
+class EmbedRequest:
+    """What is asked of each part of a dataset. Travels to the workers."""
+
+    work: Path
+    settings: EmbedSettings
+    embedders: tuple[EmbedderSettings, ...]
+    """Distinct ones. The facts' contrast is measured at the scale that the first one looks at."""
+    columns: tuple[str, ...]
+    """Columns of the crawl's own tables that are kept as scores."""
+    threads: int
+
+    @property
+    def facts(self) -> Path:
+        """The folder of the facts' units."""
+        first = self.embedders[0]
+        reduced = "full" if first.decode == "full" else load_preparation(first).reduce_to
+        return self._folder("facts", self.settings.max_pixels, reduced)
+
+    @property
+    def scores(self) -> Path:
+        """The folder of the scores' units."""
+        return self._folder("scores", self.columns)
+
+    def vectors(self, embedder: EmbedderSettings) -> Path:
+        """Return the folder of an embedder's units."""
+        return self._folder("vectors", self.settings.max_pixels, identity(embedder))
+
+    def units(self, content: str) -> list[Path]:
+        """Return the units of a content: facts, scores if there are any, and vectors."""
+        folders = [self.facts, *([self.scores] if self.columns else [])]
+        folders += [self.vectors(embedder) for embedder in self.embedders]
+        return [folder / content for folder in folders]
+
+    def _folder(self, kind: str, *about: Any) -> Path:
+        return self.work / kind / fingerprint([kind, VERSION, *about])
 
 
-def unit_name(part: Part) -> str:
-    """Return the folder name of a part: readable, and another one when the part's bytes change."""
-    readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in part.name)[-48:]
-    return f"{readable}-{fingerprint([part.name, part.fingerprint])}"
+class Embedders:
+    """The loaded embedders of a request, by their place in it."""
+
+    def __init__(self, settings: tuple[EmbedderSettings, ...], threads: int) -> None:
+        self._loaded = [load(each, threads) for each in settings]
+
+    def dim(self, place: int) -> int:
+        """Return the length of an embedder's vectors."""
+        return self._loaded[place].dim
+
+    def embed(self, place: int, batch: list[np.ndarray]) -> np.ndarray:
+        """Return the vectors of prepared images, float32 [n, d]."""
+        return self._loaded[place].embed(batch)
+
+    def embedder(self, place: int) -> Embedder:
+        """Return an embedder."""
+        return self._loaded[place]
+
+
+def load_embedders(settings: tuple[EmbedderSettings, ...], threads: int) -> Embedders:
+    """Return what an embed worker holds."""
+    return Embedders(settings, threads)
+
+
+def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path) -> dict[str, Any]:
+    """Commit what is missing of a part's facts, scores and vectors; return how many images it has.
+
+    The part is read whole once to learn its content: where that is known, nothing else is done.
+    Images of an earlier state of the part are not decoded again.
+    """
+    with local_copy(part, scratch) as copy:
+        missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
+        if missing:
+            _make(state, copy, request, missing, scratch)
+        remember(request.work, part, copy.content)
+    return {"images": committed(request.facts / copy.content)["images"]}
 
 
 @dataclass
@@ -94,77 +159,207 @@ class _Row:
     size: int = 0
     problem: str = ""
     contrast: float = 0.0
-    vector: int = -1
-    prepared: np.ndarray | None = None
+    earlier: int = -1
+    """The row of the same bytes in an earlier state of the part, whose results stand."""
+    prepared: dict[int, np.ndarray] = field(default_factory=dict)
+    """What each embedder is to see, by its place in the request."""
 
 
-def load_embedder(embedder: EmbedderSettings, threads: int) -> Embedder:
-    """Return the loaded embedder: what an embed worker holds."""
-    return load(embedder, threads)
-
-
-def embed_part(
-    embedder: Embedder,
-    part: Part,
-    settings: EmbedSettings,
-    configured: EmbedderSettings,
-    columns: list[str],
-    threads: int,
-    *,
-    out: Path,
-) -> dict:
-    """Write `facts.parquet` and float16 `vectors.npy` [n, d] of one part into `out`.
-
-    Returns the number of images and of vectors, the part's problems, and a digest of both files.
-    """
-    batch_size = configured.batch_size
-    rows: list[_Row] = []
-    vectors: list[np.ndarray] = []
-    batch: list[_Row] = []
-    count = 0
-
-    def flush() -> None:
-        nonlocal count
-        stored = _stored(embedder.embed([row.prepared for row in batch]))
-        usable = np.flatnonzero(np.isfinite(stored).all(1) & (stored != 0).any(1))
-        for at in usable:
-            batch[at].vector = count
-            count += 1
-        vectors.append(stored[usable])
-        for row in batch:
-            row.prepared = None
-        batch.clear()
-        (out / PROGRESS).write_text(str(len(rows)))
-
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent) as spool,
-        PartReader(part, Path(spool), columns) as reader,
-        Journal(out.with_name(f"{unit_name(part)}.decoding")) as journal,
-    ):
-        read = partial(_read, reader, journal, embedder, settings.max_pixels)
-        for row in _ahead(reader.members, read, 2 * batch_size, settings.decode_threads or threads):
+def _make(
+    state: State, copy: Copy, request: EmbedRequest, missing: list[Path], scratch: Path
+) -> None:
+    content = copy.content
+    wanted = [
+        place
+        for place, each in enumerate(request.embedders)
+        if request.vectors(each) / content in missing
+    ]
+    facts, scores = request.facts / content, request.scores / content
+    with ExitStack() as stack:
+        reader = stack.enter_context(PartReader(copy.part, scratch, request.columns))
+        if request.columns and scores in missing:
+            with building(scores, scratch) as beside:
+                _write_scores(reader.members, request.columns, beside)
+                commit(beside, scores, {"images": len(reader.members)})
+        if missing == [scores]:
+            return
+        count = stack.enter_context(building(facts, scratch))
+        outputs = {
+            place: _Vectors(
+                stack.enter_context(building(request.vectors(each) / content, scratch)),
+                (len(reader.members), state.call("dim", place).result()),
+            )
+            for place, each in enumerate(request.embedders)
+            if place in wanted
+        }
+        previous = find_previous(request, copy, [request.embedders[place] for place in wanted])
+        journal = stack.enter_context(Journal(request.work / "decoding" / content))
+        read = _Reading(reader, journal, request, tuple(wanted), previous)
+        forward = _Forward(state, request, outputs)
+        rows: list[_Row] = []
+        threads = request.settings.decode_threads or request.threads
+        ahead = 2 * max((request.embedders[place].batch_size for place in wanted), default=16)
+        for number, row in enumerate(_ahead(reader.members, read, ahead, threads)):
             rows.append(row)
-            if row.prepared is not None:
-                batch.append(row)
-            if len(batch) == batch_size:
-                flush()
-        if batch:
-            flush()
-        problems = reader.problems
-    _write(rows, vectors, embedder.dim, columns, out)
-    return {
-        "images": len(rows),
-        "vectors": count,
-        "corrupt": sum(bool(row.problem) for row in rows),
-        "problems": problems,
-        "digest": fingerprint([digest_file(out / FACTS), digest_file(out / VECTORS)]),
-    }
+            for place, image in row.prepared.items():
+                forward.add(place, number, image)
+            if row.earlier >= 0:
+                for at, place in enumerate(wanted):
+                    outputs[place].put([number], previous.vectors(at, row.earlier)[None])
+            row.prepared = {}
+            if number % 64 == 63:
+                (count / PROGRESS).write_text(str(number + 1))
+        forward.finish()
+        for place, output in outputs.items():
+            valid = output.close()
+            folder = request.vectors(request.embedders[place]) / content
+            used = runtime(request.embedders[place]) | {"threads": request.threads}
+            commit(output.folder, folder, {"images": len(rows), "vectors": valid}, used)
+        if facts in missing:
+            _write_facts(rows, count)
+            result = {
+                "images": len(rows),
+                "corrupt": sum(bool(row.problem) for row in rows),
+                "problems": reader.problems,
+            }
+            commit(count, facts, result)
+
+
+class _Vectors:
+    """The vectors of a part, float16 [n, d] in a file, and which of them are finite and not zero."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self.folder = folder
+        self._valid = np.zeros(shape[0], bool)
+        self._file = None
+        if all(shape):
+            self._file = np.lib.format.open_memmap(folder / VECTORS, "w+", np.float16, shape)
+        else:  # an empty file cannot be mapped
+            np.save(folder / VECTORS, np.empty(shape, np.float16))
+
+    def put(self, rows: list[int], vectors: np.ndarray) -> None:
+        """Store vectors [n, d] in these rows; what is not finite stays zero."""
+        stored = np.asarray(vectors, np.float32).astype(np.float16)
+        usable = np.isfinite(stored).all(1) & (stored != 0).any(1)
+        places = np.asarray(rows)[usable]
+        self._file[places] = stored[usable]
+        self._valid[places] = True
+
+    def close(self) -> int:
+        """Flush both files, and return how many vectors there are."""
+        if self._file is not None:
+            self._file.flush()
+            self._file = None
+        np.save(self.folder / VALID, self._valid)
+        return int(self._valid.sum())
+
+
+class _Forward:
+    """Hands prepared images to the embedders in batches, a few of which are under way."""
+
+    def __init__(self, state: State, request: EmbedRequest, outputs: dict[int, _Vectors]) -> None:
+        self._state, self._request, self._outputs = state, request, outputs
+        self._batches: dict[int, tuple[list[int], list[np.ndarray]]] = defaultdict(lambda: ([], []))
+        self._under_way: deque[tuple[int, list[int], Pending]] = deque()
+
+    def add(self, place: int, row: int, image: np.ndarray) -> None:
+        """Take an image; a full batch is started."""
+        rows, images = self._batches[place]
+        rows.append(row)
+        images.append(image)
+        if len(rows) == self._request.embedders[place].batch_size:
+            self._start(place)
+
+    def finish(self) -> None:
+        """Embed what is left, and wait for all."""
+        for place in sorted(self._batches):
+            self._start(place)
+        while self._under_way:
+            self._store()
+
+    def _start(self, place: int) -> None:
+        rows, images = self._batches.pop(place)
+        self._under_way.append((place, rows, self._state.call("embed", place, images)))
+        while len(self._under_way) > UNDER_WAY * len(self._outputs):
+            self._store()
+
+    def _store(self) -> None:
+        place, rows, pending = self._under_way.popleft()
+        self._outputs[place].put(rows, pending.result())
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads, checks and decodes one image; safe in threads."""
+
+    reader: PartReader
+    journal: Journal
+    request: EmbedRequest
+    wanted: tuple[int, ...]
+    previous: Previous | None
+
+    def __call__(self, member: Member) -> _Row:
+        row = _Row(member, size=member.size, problem=member.problem)
+        try:
+            if row.problem:
+                return row
+            data = self.reader.read(member)
+            row.size = len(data)
+            row.sha256 = hashlib.sha256(data).hexdigest()
+            if self.previous is not None and (earlier := self.previous.find(row.sha256)):
+                row.earlier, row.header, row.problem, row.contrast = earlier
+                return row
+            header = read_header(data)
+            if max(header.width, header.height) > LONGEST_SIDE:
+                raise ImageError(f"its header says {header.width} x {header.height} pixels")
+            row.header = header
+            if self.journal.is_suspect(member.key) and (
+                crash := crash_of(data, self.request.settings.max_pixels)
+            ):
+                raise ImageError(crash)
+            with self.journal.trying(member.key):
+                self._decode(row, data)
+        except ImageError as error:
+            row.problem = str(error) or "unreadable"
+        return row
+
+    def _decode(self, row: _Row, data: bytes) -> None:
+        """Prepare the image for each embedder, from one decode for each scale they look at."""
+        first = load_preparation(self.request.embedders[0])
+        by_scale: dict[int | None, list[int]] = {first.reduce_to: []}
+        for place in self.wanted:
+            scale = load_preparation(self.request.embedders[place]).reduce_to
+            by_scale.setdefault(scale, []).append(place)
+        for same in _same_scale(row.header, by_scale):
+            reduce_to = same[0]
+            image = decode(
+                data, max_pixels=self.request.settings.max_pixels, reduce_to=reduce_to
+            )
+            for scale in same:
+                if scale == first.reduce_to:
+                    row.contrast = _contrast(image)
+                for place in by_scale[scale]:
+                    preparation = load_preparation(self.request.embedders[place])
+                    row.prepared[place] = preparation.prepare(image)
+
+
+def _same_scale(header: Header, scales: dict[int | None, list[int]]) -> list[list[int | None]]:
+    """Return the sides to reduce to, those together that a JPEG's decoder answers with one scale."""
+    groups: dict[int, list[int | None]] = defaultdict(list)
+    short = min(header.width, header.height)
+    for side in scales:
+        scale = 1
+        if side is not None and header.format == "jpeg":
+            while scale < 8 and short >= 2 * scale * side:
+                scale *= 2
+        groups[scale].append(side)
+    return list(groups.values())
 
 
 def _ahead(
     members: list[Member], read: Callable[[Member], _Row], ahead: int, threads: int
 ) -> Iterator[_Row]:
-    """Yield the rows in key order, decoded by threads ahead of time."""
+    """Yield the rows in the members' order, decoded by threads ahead of time."""
     waiting: deque[Future[_Row]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for member in members:
@@ -175,50 +370,14 @@ def _ahead(
             yield waiting.popleft().result()
 
 
-def _read(
-    reader: PartReader, journal: Journal, embedder: Embedder, max_pixels: int, member: Member
-) -> _Row:
-    row = _Row(member, size=member.size, problem=member.problem)
-    try:
-        if row.problem:
-            return row
-        data = reader.read(member)
-        row.size = len(data)
-        row.sha256 = hashlib.sha256(data).hexdigest()
-        header = read_header(data)
-        if max(header.width, header.height) > LONGEST_SIDE:
-            raise ImageError(f"its header says {header.width} x {header.height} pixels")
-        row.header = header
-        if journal.is_suspect(member.key) and (
-            crash := crash_of(data, max_pixels, embedder.reduce_to)
-        ):
-            raise ImageError(crash)
-        with journal.trying(member.key):
-            row.prepared, row.contrast = _prepared(data, embedder, max_pixels)
-    except ImageError as error:
-        row.problem = str(error) or "unreadable"
-    return row
-
-
-def _prepared(data: bytes, embedder: Embedder, max_pixels: int) -> tuple[np.ndarray, float]:
-    image = decode(data, max_pixels=max_pixels, reduce_to=embedder.reduce_to)
-    return embedder.prepare(image), _contrast(image)
-
-
-def _contrast(image) -> float:
+def _contrast(image: Any) -> float:
     small = image.reduce(max(1, min(image.size) // 64)) if min(image.size) >= 128 else image
     return float(np.asarray(small.convert("L"), np.float32).std(dtype=np.float64))
 
 
-def _stored(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors, np.float32).astype(np.float16)
-
-
-def _write(
-    rows: list[_Row], vectors: list[np.ndarray], dim: int, columns: list[str], out: Path
-) -> None:
+def _write_facts(rows: list[_Row], folder: Path) -> None:
     values = {
-        "key": [row.member.key for row in rows],
+        "name": [row.member.key for row in rows],
         "member": [row.member.member for row in rows],
         "url": [row.member.url for row in rows],
         "caption": [row.member.caption for row in rows],
@@ -230,14 +389,18 @@ def _write(
         "offset": [row.member.offset for row in rows],
         "problem": [row.problem for row in rows],
         "contrast": [row.contrast for row in rows],
-        "vector": [row.vector for row in rows],
     }
-    schema = COLUMNS
-    for column in columns:
-        schema = schema.append(pa.field(score_column(column), pa.float64()))
-        values[score_column(column)] = [_number(row.member.columns.get(column)) for row in rows]
-    pq.write_table(pa.table(values, schema), out / FACTS, compression="zstd")
-    np.save(out / VECTORS, np.concatenate([np.empty((0, dim), np.float16), *vectors]))
+    pq.write_table(pa.table(values, COLUMNS), folder / FACTS, compression="zstd")
+
+
+def _write_scores(members: list[Member], columns: tuple[str, ...], folder: Path) -> None:
+    scores = {
+        score_column(column): pa.array(
+            [_number(member.columns.get(column)) for member in members], pa.float64()
+        )
+        for column in columns
+    }
+    pq.write_table(pa.table(scores), folder / SCORES, compression="zstd")
 
 
 def _number(value: object) -> float | None:

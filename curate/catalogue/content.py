@@ -1,0 +1,115 @@
+"""The content of a part: a hash of its bytes, which addresses all that is computed of it.
+
+A stamp (places, sizes, times) says quickly that a part is what it was; else its bytes are hashed.
+So a part that was touched, copied, renamed or moved costs a read, and changed bytes are noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shared.datasets import Part
+from shared.listing import is_remote, locate, open_binary
+from shared.storage import fingerprint, read_json, write_json
+
+STAMPS, PLACES = "stamps", "places"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A part whose files are local, with its content; what it yields knows nothing of its name."""
+
+    part: Part
+    content: str
+    place: str
+    """What the part is found by when its content has changed."""
+
+
+def key_prefix(part: Part) -> str:
+    """Return what stands before the name of each image of a part in its key."""
+    return part.key_prefix if part.format == "folder" else f"{part.name}/"
+
+
+def recall(work: Path, part: Part) -> str | None:
+    """Return the content of a part as its stamp tells it; None where it has to be read."""
+    if not part.stamp:
+        return None
+    try:
+        return read_json(_stamp_file(work, part))["content"]
+    except FileNotFoundError:
+        return None
+
+
+def remember(work: Path, part: Part, content: str) -> None:
+    """Keep the content of a part under its stamp, and as the newest of its place."""
+    stamps = [_stamp_file(work, part)] if part.stamp else []
+    for path in [work / PLACES / place_of(part), *stamps]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"content": content})
+
+
+def forget(work: Path, part: Part) -> None:
+    """Let a part's bytes be read again, whatever its stamp says."""
+    if part.stamp:
+        _stamp_file(work, part).unlink(missing_ok=True)
+
+
+def earlier_content(work: Path, place: str) -> str | None:
+    """Return the newest content that was kept of a place."""
+    try:
+        return read_json(work / PLACES / place)["content"]
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
+    """Yield the part with its files on a local disk, and its content; reads each file once.
+
+    Files of a local part stay where they are; those of a remote one are copied below `scratch`.
+    """
+    files = [*part.paths, *([part.table] if part.table else [])]
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        root = part.root
+        digests = []
+        for number, path in enumerate(files):
+            digest = hashlib.sha256()
+            with open_binary(locate(part.root, path)) as source:
+                if is_remote(part.root):
+                    root = folder
+                    target = Path(folder, path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as copy:
+                        _pour(source, digest, copy)
+                else:
+                    _pour(source, digest, None)
+            name = path if part.format == "folder" else str(number)
+            digests.append([name.encode("utf-8", "surrogateescape").hex(), digest.hexdigest()])
+        about = [part.format, part.image_column, part.key_column, digests]
+        nameless = replace(part, root=root, name="", key_prefix="")
+        yield Copy(nameless, fingerprint(about, 16), place_of(part))
+
+
+def place_of(part: Part) -> str:
+    """Return what names the place of a part: its root, and its file or its share of a folder."""
+    inside = part.name if part.format == "folder" else part.paths[0]
+    return fingerprint([part.format, part.root, inside])
+
+
+def _stamp_file(work: Path, part: Part) -> Path:
+    name = fingerprint([part.stamp, part.format, part.image_column, part.key_column])
+    return work / STAMPS / name[:2] / name
+
+
+def _pour(source, digest, copy) -> None:
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        if copy is not None:
+            copy.write(chunk)

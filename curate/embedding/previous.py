@@ -1,0 +1,67 @@
+"""What was computed of an earlier state of a part, image by image by the hash of its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from curate.catalogue.content import Copy, earlier_content
+from shared.commits import committed
+from shared.embedders import EmbedderSettings
+from shared.images import Header
+
+if TYPE_CHECKING:
+    from curate.embedding.embed import EmbedRequest
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The facts of an earlier state by sha256, and its vectors for each embedder that is wanted."""
+
+    rows: dict[str, tuple[int, Header | None, str, float]]
+    arrays: tuple[np.ndarray, ...]
+
+    def find(self, sha256: str) -> tuple[int, Header | None, str, float] | None:
+        """Return row, header, problem and contrast of an image of the same bytes, or None."""
+        return self.rows.get(sha256)
+
+    def vectors(self, at: int, row: int) -> np.ndarray:
+        """Return the stored float16 vector [d] by the embedder `at` of those wanted."""
+        return self.arrays[at][row]
+
+
+def find_previous(
+    request: EmbedRequest, copy: Copy, wanted: Sequence[EmbedderSettings]
+) -> Previous | None:
+    """Return what there is of the newest earlier state, where all that is wanted of it is there."""
+    from curate.embedding.embed import FACTS, VECTORS
+
+    content = earlier_content(request.work, copy.place)
+    if content is None or content == copy.content:
+        return None
+    folders = [request.vectors(embedder) / content for embedder in wanted]
+    if any(committed(folder) is None for folder in [request.facts / content, *folders]):
+        return None
+    columns = ["sha256", "width", "height", "format", "problem", "contrast"]
+    facts = pq.read_table(request.facts / content / FACTS, columns=columns).to_pylist()
+    rows = {
+        fact["sha256"]: (row, _header(fact), fact["problem"], fact["contrast"])
+        for row, fact in enumerate(facts)
+        if fact["sha256"] and not fact["problem"]
+    }
+    return Previous(rows, tuple(_load(folder / VECTORS) for folder in folders))
+
+
+def _header(fact: dict) -> Header | None:
+    if fact["width"] is None:
+        return None
+    return Header(fact["width"], fact["height"], fact["format"])
+
+
+def _load(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,84 @@
+"""What an executor is: it runs calls somewhere, and says of each what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.commits import run_unit
+from curate.stage import Unit, Workers
+
+TRIES = 3
+"""Of a unit that dies with its process, or whose storage fails for longer than reads wait."""
+DEATHS = 16
+"""Tries of a unit of workers with a setup: each finds an image that kills (`embedding.journal`)."""
+
+
+class EngineSettings(BaseModel):
+    """How many processes work at a time, and with how many threads each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workers: int | None = Field(None, ge=1)
+    """Processes at a time; by default as many as the processors (or GPUs) allow."""
+    threads: int = Field(1, ge=1)
+    """Threads of one task."""
+    patience: float = Field(600.0, gt=0)
+    """Seconds that a run waits for a processor or GPU of a busy or shrunken cluster."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A unit and how it is computed and committed; travels to the workers."""
+
+    unit: Unit
+    function: Callable[..., dict[str, Any] | None]
+    scratch: Path
+    folder: Path | None = None
+    """Where the unit is committed; None where its function commits."""
+    flat: bool = False
+
+    def __call__(self, *state: Any) -> dict[str, Any]:
+        """Run the unit and return its result."""
+        args = (*state, *self.unit.args)
+        if self.folder is None:
+            return self.function(*args, scratch=self.scratch) or {}
+        return run_unit(self.function, args, self.folder / self.unit.name, self.scratch, self.flat)
+
+
+Outcome = tuple[Call, dict[str, Any] | Exception]
+
+
+class Executor(Protocol):
+    """Runs calls with back-pressure and retries; a context manager."""
+
+    def __enter__(self) -> Executor:
+        """Return itself; nothing is started before there is something to run."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """Stop whatever was started."""
+        ...
+
+    def run(
+        self,
+        calls: Sequence[Call],
+        workers: Workers | None,
+        *,
+        gpus: int,
+        waiting: Callable[[str], None],
+    ) -> Iterator[Outcome]:
+        """Yield each call with its result, or with the exception that its last try raised.
+
+        `gpus` is what a call without workers asks for. `waiting` is called about once a second
+        while nothing ends, with what is being waited for, or "".
+        """
+        ...
+
+    def dismiss(self) -> None:
+        """Let go of workers: no further call of this stage needs them."""
+        ...

@@ -1,0 +1,419 @@
+"""Runs units on Ray: a local one of this run, or the cluster at RAY_ADDRESS. Alone imports ray.
+
+Ray's own retries are off: a unit whose process or node dies is handed out again here, to whoever
+is there then. Workers with a setup are actors. Where they want GPUs and the cluster has some, the
+setup lives in actors of one GPU each, and units run as tasks on processors, which keep a bounded
+number of calls to it under way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from curate.execution.executor import DEATHS, TRIES, Call, EngineSettings, Outcome
+from curate.stage import Workers
+from curate.state import LocalState
+from shared.errors import LvdError
+from shared.failures import kind_of
+from shared.progress import stage_bar
+
+SECONDS_TO_ANSWER = 10.0
+"""That the address of a cluster has to accept a connection."""
+
+
+@dataclass
+class RayExecutor:
+    """An executor on Ray, which is started when there is something to run."""
+
+    settings: EngineSettings
+    started: Callable[[float], None] = lambda seconds: None
+    """Told what the start of Ray took."""
+    _ray: Any = None
+    _joined: bool = False
+    _pools: dict[str, _Actors] = field(default_factory=dict)
+
+    def __enter__(self) -> RayExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ray is not None and not self._joined:
+            self._ray.shutdown()
+        elif self._ray is not None:
+            self.dismiss()
+
+    def run(
+        self,
+        calls: Sequence[Call],
+        workers: Workers | None,
+        *,
+        gpus: int,
+        waiting: Callable[[str], None],
+    ) -> Iterator[Outcome]:
+        """Yield each call with its result, or with the exception that its last try raised."""
+        ray = self._start()
+        if workers is None:
+            self.dismiss()
+        pool = self._pool(workers, gpus, len(calls))
+        most = DEATHS if workers else TRIES
+        queue, tries = deque(calls), Counter[int]()
+        under_way: dict[Any, Call] = {}
+        idle_since = time.monotonic()
+        try:
+            while queue or under_way:
+                while queue and (reference := pool.hand_out(queue[0])) is not None:
+                    under_way[reference] = queue.popleft()
+                awaited = [*under_way, *pool.awaited()]
+                ready, _ = ray.wait(awaited, num_returns=1, timeout=1) if awaited else ([], [])
+                if not ready:
+                    missing = pool.missing()
+                    waiting(missing)
+                    if not missing:
+                        idle_since = time.monotonic()
+                    elif time.monotonic() - idle_since > self.settings.patience:
+                        raise LvdError(
+                            f"{missing} for {self.settings.patience:g} s: free some, raise "
+                            "engine.patience, or run the same command again later"
+                        )
+                for reference in ready:
+                    if reference not in under_way:
+                        pool.joined(reference)
+                        continue
+                    idle_since = time.monotonic()
+                    call = under_way.pop(reference)
+                    outcome, died = _outcome(ray, reference)
+                    pool.returned(reference, died)
+                    if isinstance(outcome, Exception):
+                        tries[id(call)] += 1
+                        again = most if died else TRIES
+                        if (died or kind_of(outcome) != "fatal") and tries[id(call)] < again:
+                            queue.appendleft(call)
+                            continue
+                    yield call, outcome
+        finally:
+            pool.cancel(list(under_way))
+
+    def dismiss(self) -> None:
+        """Stop the actors."""
+        for pool in self._pools.values():
+            pool.stop()
+        self._pools.clear()
+
+    def _pool(self, workers: Workers | None, gpus: int, calls: int) -> _Tasks | _Actors:
+        ray, threads = self._start(), self.settings.threads
+        resources = ray.cluster_resources()
+        room = max(1, int(resources.get("CPU", 1)) // threads)
+        slots = max(1, min(room, self.settings.workers or room, calls))
+        if workers is None:
+            if gpus and not resources.get("GPU"):
+                raise LvdError(
+                    "device: cuda was asked for, but Ray sees no GPU: set the embedder's device=cpu"
+                )
+            # Ray holds back what there is no processor for, but knows nothing of `workers`.
+            most = slots if self.settings.workers else 2 * slots
+            asked = {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": threads}
+            return _Tasks(ray, most, asked)
+        apart = workers.gpus and int(resources.get("GPU", 0)) > 0
+        name = f"{workers.setup.__qualname__}{workers.args}{apart}"
+        if apart:
+            holders = self._pools.setdefault(name, _Actors(ray, workers, {"num_gpus": 1}))
+            holders.grow(min(int(resources["GPU"]), self.settings.workers or 2**31))
+            return _Tasks(ray, slots, {"num_cpus": threads}, holders)
+        actors = self._pools.setdefault(name, _Actors(ray, workers, {"num_cpus": threads}))
+        actors.grow(slots)
+        return actors
+
+    def _start(self) -> Any:
+        """Import ray and join the cluster at RAY_ADDRESS, or start a quiet local one.
+
+        A session that this process has already is joined, and left running.
+        """
+        if self._ray is not None:
+            return self._ray
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        address = os.environ.get("RAY_ADDRESS")
+        environment = {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "OMP_NUM_THREADS": str(self.settings.threads),
+        }
+        began = time.monotonic()
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        if address:
+            _require_answer(address)
+        else:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            os.environ.update(environment)
+        with stage_bar("start Ray", None):
+            import ray
+
+            self._joined = ray.is_initialized()
+            try:
+                if address and not self._joined:
+                    ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
+                elif not self._joined:
+                    ray.init(
+                        address="local",
+                        num_cpus=self._processors(),
+                        include_dashboard=False,
+                        object_store_memory=128 * 2**20,
+                        _temp_dir=_short_folder(),
+                        **quiet,
+                    )
+            except Exception as error:  # bare ones too, when the machine is too busy
+                said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+                raise LvdError(f"Ray did not start ({said}): {_remedy(address)}") from error
+            self._ray = ray
+        self.started(time.monotonic() - began)
+        return ray
+
+    def _processors(self) -> int:
+        wanted = (self.settings.workers or 0) * self.settings.threads
+        return max(wanted, len(os.sched_getaffinity(0)), self.settings.threads)
+
+
+class _Tasks:
+    """Calls as Ray tasks, at most `most` at a time; with `holders`, they call setups over there."""
+
+    def __init__(
+        self, ray: Any, most: int, resources: dict[str, float], holders: _Actors | None = None
+    ) -> None:
+        self._ray, self._most, self._holders = ray, most, holders
+        self._task = ray.remote(max_retries=0, **resources)(_run)
+        self._resources = resources
+        self._under_way: set[Any] = set()
+
+    def hand_out(self, call: Call) -> Any:
+        if len(self._under_way) >= self._most:
+            return None
+        state = ()
+        if self._holders is not None:
+            actors = self._holders.ready
+            if not actors:
+                return None
+            state = (_RemoteState(tuple(actors)),)
+        reference = self._task.remote(call, *state)
+        self._under_way.add(reference)
+        return reference
+
+    def returned(self, reference: Any, died: bool) -> None:
+        self._under_way.discard(reference)
+        if self._holders is not None and died:
+            self._holders.replace_dead()
+
+    def awaited(self) -> list[Any]:
+        return [] if self._holders is None else self._holders.awaited()
+
+    def joined(self, reference: Any) -> None:
+        self._holders.joined(reference)
+
+    def missing(self) -> str:
+        """Return what is waited for that the cluster may never give, or ""."""
+        if self._holders is not None and not self._holders.ready:
+            return self._holders.missing()
+        total = self._ray.cluster_resources()
+        names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+        lacks = [
+            names[name]
+            for name, count in self._resources.items()
+            if total.get(names[name], 0) < count
+        ]
+        return f"Ray has had too few {lacks[0]}s" if lacks else ""
+
+    def cancel(self, references: list[Any]) -> None:
+        for reference in references:
+            self._ray.cancel(reference, force=True)
+
+
+class _Actors:
+    """Actors that hold a setup; calls go to those that are ready, two each."""
+
+    EACH = 2
+
+    def __init__(self, ray: Any, workers: Workers, resources: dict[str, float]) -> None:
+        self._ray, self._workers = ray, workers
+        self._actor = ray.remote(max_restarts=0, **resources)(_Worker)
+        self._kind = "GPU" if "num_gpus" in resources else "CPU"
+        self._wanted = 0
+        self._starting: dict[Any, Any] = {}
+        self._load: dict[Any, int] = {}
+        self._under_way: dict[Any, Any] = {}
+
+    @property
+    def ready(self) -> list[Any]:
+        return list(self._load)
+
+    def grow(self, count: int) -> None:
+        self._wanted = max(self._wanted, count)
+        for _ in range(self._wanted - len(self._load) - len(self._starting)):
+            actor = self._actor.remote(self._workers.setup, self._workers.args)
+            self._starting[actor.ready.remote()] = actor
+
+    def hand_out(self, call: Call) -> Any:
+        free = [actor for actor, load in self._load.items() if load < self.EACH]
+        if not free:
+            return None
+        actor = min(free, key=self._load.__getitem__)
+        self._load[actor] += 1
+        reference = actor.run.remote(call)
+        self._under_way[reference] = actor
+        return reference
+
+    def returned(self, reference: Any, died: bool) -> None:
+        actor = self._under_way.pop(reference)
+        if died and self._load.pop(actor, None) is not None:
+            self.grow(self._wanted)
+        elif actor in self._load:
+            self._load[actor] -= 1
+
+    def awaited(self) -> list[Any]:
+        return list(self._starting)
+
+    def joined(self, reference: Any) -> None:
+        """Take in an actor that has answered; raise what its setup raised."""
+        actor = self._starting.pop(reference)
+        outcome, died = _outcome(self._ray, reference)
+        if isinstance(outcome, Exception):
+            if not died:
+                raise outcome
+            self.grow(self._wanted)
+        else:
+            self._load[actor] = 0
+
+    def replace_dead(self) -> None:
+        """Let go of actors that no longer answer, and start others."""
+        for actor in self.ready:
+            reference = actor.ready.remote()
+            ready, _ = self._ray.wait([reference], timeout=SECONDS_TO_ANSWER)
+            if ready and isinstance(_outcome(self._ray, reference)[0], Exception):
+                del self._load[actor]
+        self.grow(self._wanted)
+
+    def missing(self) -> str:
+        """Return what is waited for while no actor is there, or ""."""
+        if self._load:
+            return ""
+        free = self._ray.available_resources().get(self._kind, 0)
+        total = self._ray.cluster_resources().get(self._kind, 0)
+        if free:
+            return ""
+        return f"all {int(total)} {self._kind}s of the Ray cluster have been in use or lost"
+
+    def cancel(self, references: list[Any]) -> None:
+        pass  # they end with their actors
+
+    def stop(self) -> None:
+        for actor in [*self._load, *self._starting.values()]:
+            self._ray.kill(actor)
+
+
+class _Worker:
+    """An actor with a setup."""
+
+    def __init__(self, setup: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._setup, self._args = setup, args
+
+    @cached_property
+    def state(self) -> LocalState:
+        # Not in __init__: Ray tries a constructor that raises again and again, and hides the error.
+        return LocalState(self._setup(*self._args))
+
+    def ready(self) -> bool:
+        return self.state is not None
+
+    def run(self, call: Call) -> dict[str, Any]:
+        return call(self.state)
+
+    def call(self, method: str, *args: Any) -> Any:
+        return self.state.call(method, *args).result()
+
+
+@dataclass(frozen=True)
+class _RemoteState:
+    """A `State` whose calls go to one of several actors, in turn."""
+
+    actors: tuple[Any, ...]
+    _turn: Any = field(default_factory=lambda: [os.getpid()])
+
+    def call(self, method: str, *args: Any) -> _RemoteValue:
+        self._turn[0] += 1
+        actor = self.actors[self._turn[0] % len(self.actors)]
+        return _RemoteValue(actor.call.remote(method, *args))
+
+
+@dataclass(frozen=True)
+class _RemoteValue:
+    reference: Any
+
+    def result(self) -> Any:
+        import ray
+
+        return ray.get(self.reference)
+
+
+def _run(call: Call, *state: Any) -> dict[str, Any]:
+    return call(*state)
+
+
+def _outcome(ray: Any, reference: Any) -> tuple[Any, bool]:
+    """Return the value or the exception of a reference, and whether a process or node died."""
+    try:
+        return ray.get(reference), False
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        return cause, isinstance(cause, ray.exceptions.RayError)
+    except Exception as error:
+        return error, isinstance(error, ray.exceptions.RayError)
+
+
+def _require_answer(address: str) -> None:
+    """Raise LvdError, in seconds, where nobody listens at the address of a cluster."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # `auto`, `local` and the like
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise LvdError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error}): "
+            "start one there, or unset RAY_ADDRESS for a local one"
+        ) from error
+
+
+def _short_folder() -> str | None:
+    """Return a folder for Ray's sockets where those of TMPDIR would be longer than 107 bytes.
+
+    Also where the usual one, /tmp/ray, is somebody else's.
+    """
+    usual = os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")  # noqa: PTH118
+    tail = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+    theirs = os.path.exists(usual) and not os.access(usual, os.W_OK | os.X_OK)  # noqa: PTH110
+    if len(usual + tail) <= 100 and not theirs:
+        return None
+    for number in itertools.count():
+        folder = f"/tmp/ray-{os.getuid()}-{number}"
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103
+        except OSError as error:
+            raise LvdError(
+                f"Ray has no folder for its sockets ({error}): set TMPDIR to a short path that "
+                "you can write to"
+            ) from error
+        if os.stat(folder).st_uid == os.getuid():  # noqa: PTH116
+            return folder
+    return None
+
+
+def _remedy(address: str | None) -> str:
+    if address:
+        return f"is a cluster of this Ray version at RAY_ADDRESS={address}? unset it for a local one"
+    return "run it again, check free space in /tmp and /dev/shm, or say --executor inline"

@@ -1,0 +1,205 @@
+"""Addresses, runs and commits the units of stages, and says how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.commits import committed, count_under_way
+from curate.execution.executor import Call, Executor
+from curate.execution.monitor import Monitor
+from curate.stage import Failure, Stage, Unit, Workers
+from shared.errors import LvdError
+from shared.failures import kind_of
+from shared.progress import StageBar, stage_bar
+from shared.storage import read_json, write_json
+
+
+@dataclass
+class StageTime:
+    """What a stage took, for timings.json."""
+
+    name: str
+    seconds: float = 0.0
+    images: int = 0
+    worked: int = 0
+    """Of the images, how many were not done before."""
+    cached: bool = True
+
+
+@dataclass
+class StageRunner:
+    """The `Runner` of one run: units go to `executor`, their files below `work`."""
+
+    work: Path
+    scratch: Path
+    executor: Executor
+    monitor: Monitor
+    times: list[StageTime] = field(default_factory=list)
+    used: dict[str, None] = field(default_factory=dict)
+    """The folders of stages and units that this run's result is made of, below `work`."""
+    _bar: StageBar | None = None
+    _began: float = 0.0
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @contextlib.contextmanager
+    def at_work(self, name: str) -> Iterator[None]:
+        """Show what is run meanwhile under one bar, and note it as one entry of `times`."""
+        self.times.append(StageTime(name))
+        self._began = time.monotonic()
+        with contextlib.ExitStack() as self._open:
+            self._open.callback(self.executor.dismiss)
+            self._bar = None
+            self.monitor.begin(name)
+            yield
+            if self._bar is not None:
+                self._bar.note("")  # what was being done is no news on the final line
+        self._bar = None
+        self.times[-1].seconds = time.monotonic() - self._began
+
+    def note_start(self, seconds: float) -> None:
+        """Count what the executor's start took as a stage of its own."""
+        self._began += seconds
+        self.times.insert(-1, StageTime("start Ray", seconds, cached=False))
+
+    def folder(self, stage: Stage) -> Path:
+        """Return where the units of a stage lie: `work/<name>/<address>`."""
+        return self.work / stage.name / stage.address
+
+    def use(self, place: Path) -> None:
+        """Note that the result of this run is made of what lies in `place`."""
+        self.used[str(place.relative_to(self.work))] = None
+
+    def run(
+        self,
+        place: Stage | Path,
+        function: Callable[..., dict[str, Any] | None],
+        units: Sequence[Unit],
+        *,
+        workers: Workers | None = None,
+        scratch: Path | None = None,
+        note: str = "",
+        flat: bool = False,
+        gpus: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Run what is not committed of `units` below `place`; return all results in their order.
+
+        `scratch` must lie on the file system of `place`. With `flat`, a unit's files lie in the
+        folder itself, behind the mark `<name>_stats.json`.
+        """
+        folder = self.folder(place) if isinstance(place, Stage) else place
+        if isinstance(place, Stage):
+            self.use(folder)
+        results = {unit.name: committed(folder / unit.name, flat) for unit in units}
+        missing = [unit for unit in units if results[unit.name] is None]
+        calls = [Call(unit, function, scratch or self.scratch, folder, flat) for unit in missing]
+        total = sum(unit.images for unit in units)
+        done = total - sum(unit.images for unit in missing)
+        for unit, outcome in self._run(calls, workers, note, total, done, gpus):
+            if isinstance(outcome, Exception):
+                raise self._as_line(outcome, unit) from outcome
+            results[unit.name] = outcome
+        return [results[unit.name] for unit in units]
+
+    def map(
+        self,
+        function: Callable[..., dict[str, Any]],
+        units: Sequence[Unit],
+        *,
+        workers: Workers | None = None,
+        done: int = 0,
+    ) -> list[dict[str, Any] | Failure]:
+        """Run units that commit their results themselves; `done` images were done before.
+
+        A unit that fails for its own reasons on every try gives a `Failure`, and the rest goes on.
+        Raises LvdError for a failure of the storage or of the settings.
+        """
+        calls = [Call(unit, function, self.scratch) for unit in units]
+        results: dict[str, dict[str, Any] | Failure] = {}
+        self.times[-1].images += done
+        for unit, outcome in self._run(calls, workers, "", 0, done, 0):
+            if isinstance(outcome, Exception):
+                line = self._as_line(outcome, unit)
+                if kind_of(outcome) != "unit":
+                    raise line from outcome
+                outcome = Failure(str(line))
+            results[unit.name] = outcome
+        return [results[unit.name] for unit in units]
+
+    def _run(
+        self,
+        calls: list[Call],
+        workers: Workers | None,
+        note: str,
+        total: int,
+        done: int,
+        gpus: int,
+    ) -> Iterator[tuple[Unit, dict[str, Any] | Exception]]:
+        entry = self.times[-1]
+        entry.images += total
+        if not calls:
+            return
+        entry.cached = False
+        bar = self._show(total, done, note)
+        scratch = calls[0].scratch
+        counted, weight, whole = bar.done, 0, sum(call.unit.weight for call in calls)
+
+        def waiting(missing: str) -> None:
+            bar.count_under_way(count_under_way(scratch))
+            bar.note(missing and f"waiting: {missing}")
+
+        for call, outcome in self.executor.run(calls, workers, gpus=gpus, waiting=waiting):
+            unit = call.unit
+            if isinstance(outcome, Exception):
+                self.monitor.fail()
+            else:
+                images = unit.images or (outcome.get("images", 0) if unit.weight else 0)
+                entry.worked += images
+                if unit.weight:
+                    entry.images += images
+                bar.count_under_way(0)
+                bar.advance(images)
+            if unit.weight:  # how many images there are is guessed from those of the units so far
+                weight += unit.weight
+                bar.total = counted + round((bar.done - counted) * whole / weight)
+            yield unit, outcome
+
+    def _show(self, total: int, done: int, note: str) -> StageBar:
+        """Return the stage's bar, which opens when the first unit is missing."""
+        if self._bar is None:
+            self._bar = self._open.enter_context(stage_bar(self.times[-1].name, None))
+            self.monitor.follow(self._bar)
+        if total:
+            self._bar.total = (self._bar.total or 0) + total
+        self._bar.skip(done)
+        if note:
+            self._bar.note(note)
+        return self._bar
+
+    def _as_line(self, error: Exception, unit: Unit) -> LvdError:
+        """Return the one line that a user needs of a failed unit; the trace goes to a file."""
+        if isinstance(error, LvdError):
+            return error
+        stage = self.times[-1].name
+        log = self.work / "failures" / f"{stage}-{unit.name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)))
+        said = (str(error).strip().splitlines() or [""])[0]
+        return LvdError(
+            f"{stage} failed on {unit.name}: {type(error).__name__}: {said} (trace: {log})"
+        )
+
+
+def read_used(path: Path) -> list[str]:
+    """Return the folders below WORK that a finished run says its result is made of."""
+    return read_json(path)["used"]
+
+
+def write_used(path: Path, used: Sequence[str], scratch: Path) -> None:
+    """Write what `read_used` returns."""
+    write_json(path, {"used": sorted(used)}, scratch)

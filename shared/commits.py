@@ -1,0 +1,146 @@
+"""Commits the files of a unit whole or not at all; the unit's manifest is its only record."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from shared.storage import (
+    digest_file,
+    disk_full_is_said,
+    dumps,
+    fingerprint,
+    read_json,
+    sync,
+    sync_tree,
+)
+
+MANIFEST = "unit.json"
+PROGRESS = "progress"
+"""A unit at work may keep its count in a file of this name; it is not committed."""
+
+
+def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
+    """Return the result of a committed unit, or None.
+
+    A flat unit's files lie beside `out`, behind the mark `<out.name>_stats.json`.
+    """
+    if flat:
+        mark = _stats(out)
+        return read_json(mark) if mark.exists() else None
+    manifest = read_manifest(out)
+    return None if manifest is None else manifest["result"]
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """Return a unit's manifest (`result`, `files`, `runtime`), or None where it is not committed."""
+    try:
+        return read_json(out / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def digest_of(out: Path) -> str:
+    """Return what stands for the content of a committed unit: a fingerprint of its files' hashes."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise FileNotFoundError(f"no unit is committed in {out}")
+    return fingerprint({name: entry["sha256"] for name, entry in manifest["files"].items()})
+
+
+@contextmanager
+def building(out: Path, scratch: Path) -> Iterator[Path]:
+    """Yield an empty folder below `scratch` where the unit `out` is built, removed at the end."""
+    beside = scratch / f"{fingerprint(str(out))}-{os.getpid()}-{threading.get_ident()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    with disk_full_is_said(out.parent):
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def commit(
+    beside: Path, out: Path, result: dict[str, Any], runtime: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Make the folder `beside` the unit `out`, on the same file system, and return its result.
+
+    Its manifest holds `result`, the size and hash of every file, and `runtime`: what is worth
+    knowing of how it was computed and decides nothing. A unit that another process has committed
+    meanwhile stays, and its result is returned.
+    """
+    (beside / PROGRESS).unlink(missing_ok=True)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+        for path in sorted(beside.iterdir())
+    }
+    manifest = {"result": result, "files": files, "runtime": runtime or {}}
+    (beside / MANIFEST).write_text(dumps(manifest))
+    sync_tree(beside)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        beside.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or read_manifest(out) is None:
+            raise
+    sync(out.parent)
+    return committed(out) or result
+
+
+def run_unit(
+    function: Callable[..., dict[str, Any] | None],
+    args: tuple[Any, ...],
+    out: Path,
+    scratch: Path,
+    flat: bool = False,
+) -> dict[str, Any]:
+    """Run `function(*args, out=folder)` and commit the folder as `out`; return the result.
+
+    With `flat` the function leaves files called `<out.name>...` and, as its mark,
+    `<out.name>_stats.json` with the result: each is renamed to stand beside `out`, the mark last.
+    A unit that is there already is not computed again.
+    """
+    if (result := committed(out, flat)) is not None:
+        return result
+    with building(out, scratch) as beside:
+        result = function(*args, out=beside) or {}
+        if not flat:
+            return commit(beside, out, result)
+        sync_tree(beside)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mark = _stats(out)
+        for path in sorted(beside.iterdir(), key=lambda path: path.name == mark.name):
+            if path.name == mark.name:
+                sync(out.parent)
+            path.rename(out.with_name(path.name))
+        sync(out.parent)
+        return result
+
+
+def discard(out: Path, scratch: Path) -> None:
+    """Remove a unit: at once for whoever looks, as its folder is renamed before it is emptied."""
+    aside = scratch / f"discarded-{fingerprint(str(out))}"
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        out.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def count_under_way(scratch: Path) -> int:
+    """Return what the units at work below `scratch` have counted."""
+    count = 0
+    for path in scratch.glob(f"*/{PROGRESS}"):
+        with suppress(OSError, ValueError):
+            count += int(path.read_text())
+    return count
+
+
+def _stats(out: Path) -> Path:
+    return out.with_name(f"{out.name}_stats.json")
