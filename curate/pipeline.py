@@ -1,127 +1,182 @@
-"""Curation, from a crawl and a seed to shards and reports.
-
-Each stage's folder below `work` is addressed by the stage's settings and version and by what went
-into it: whatever is there already is used, and a change recomputes only what stands behind it.
-"""
+"""Curation, from a crawl and a seed to shards and reports: read this first."""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
-from curate.catalogue.collection import Collection
-from curate.catalogue.originals import Originals
-from curate.execution.engine import Engine
-from curate.execution.output import RUN, Output, versions
-from curate.export import shards as export
-from curate.plan import Plan, parts_of
+from curate.calibration.stage import Thresholds, find_thresholds
+from curate.catalogue.collection import Catalogued
+from curate.dedup.holdout import Held, find_held
+from curate.dedup.stage import Deduplicated, dedup
+from curate.embedding.stage import EmbeddedParts, catalogued, embed
+from curate.execution.output import Output, versions
+from curate.execution.runner import StageRunner
+from curate.export import shards
+from curate.neighbours.cluster import Clustered, cluster
+from curate.plan import Plan, comparable
 from curate.report import rows
-from curate.report.pictures import pictures
-from curate.settings import Named
-from curate.stages import Run
-from shared.datasets import DatasetSettings
+from curate.report.rows import Decided
+from curate.report.stage import draw, write_tables
+from curate.retrieval.threshold import Retrieved, retrieve
+from curate.selection.decide import Selected, decide
+from curate.stage import Runner, Stage
 from shared.errors import LvdError
-from shared.progress import warn
-from shared.storage import fingerprint, read_json
 
 
-def curate(plan: Plan, output: Output) -> bool:
+@dataclass(frozen=True)
+class Datasets:
+    """What goes into a run, as the embedders see it: `copies` for copies, `meaning` for the seed."""
+
+    embedded: list[EmbeddedParts]
+    crawl: Catalogued
+    crawl_by_meaning: Catalogued
+    seed: Catalogued
+    holdouts: list[Catalogued]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages made."""
+
+    datasets: Datasets
+    thresholds: Thresholds
+    clustered: Clustered
+    copies: Deduplicated
+    held: Held
+    retrieved: Retrieved
+    selected: Selected
+
+
+def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     """Run the pipeline into `output`; return False when it stands there already.
 
     Raises LvdError, in one line, for whatever the user can mend.
     """
     started = time.monotonic()
-    with Engine(plan.work, plan.request.settings.engine) as engine:
-        run = Run(plan, engine)
-        run.embed()
-        run.calibrate()
-        run.cluster()
-        run.dedup()
-        run.holdout()
-        run.retrieve()
-        run.select()
-        address = fingerprint([run.address, output.settings, export.VERSION, rows.VERSION])
-        if output.stands(address):
-            return False
-        output.begin(address)
-        run.export(output)
-        with engine.stage("report"):
-            run.report(output)
-            output.write(_run(run), _funnel(run), address)
-            if plan.request.settings.report.pictures:
-                _draw(run, output)
-        output.finish(engine.times, time.monotonic() - started)
+    results = decide_all(plan, runner)
+    settings = plan.request.settings
+    address = Stage(
+        "output",
+        [shards.VERSION, rows.VERSION],
+        [results.selected.address, results.datasets.seed.address],
+        [output.settings, [each.problems for each in results.datasets.embedded]],
+    ).address
+    if output.stands(address):
+        return False
+    output.begin(address)
+    datasets = results.datasets
+    shards.export(
+        runner,
+        output,
+        datasets.crawl,
+        datasets.seed.collection,
+        results.selected,
+        results.retrieved,
+        settings.export,
+        settings.embed.max_pixels,
+    )
+    with runner.at_work("report"):
+        write_tables(runner, output, _decided(plan, results))
+        output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))
+        if settings.report.pictures:
+            of = {"crawl": datasets.crawl, "seed": datasets.seed}
+            drawn = {role: (data.collection, data.parts) for role, data in of.items()}
+            draw(output.partial, drawn, runner.scratch)
+    output.finish(runner.times, time.monotonic() - started)
     return True
 
 
-def comparable(plan: Plan) -> dict:
-    """Return the settings that decide the result: those that an OUT is compared by."""
-    request = plan.request
-    return {
-        "pipeline": request.pipeline,
-        "crawl": request.crawl.name,
-        "seed": request.seed.name,
-        "holdouts": [held.name for held in request.holdouts],
-        "embedder": {"name": request.embedder.name, **plan.embedder.model_dump(mode="json")},
-        **request.settings.model_dump(
-            mode="json",
-            exclude={"crawl": True, "seed": True, "holdouts": True, "embedder": True}
-            | {"engine": {"workers"}, "embed": {"decode_threads"}},
-        ),
-    }
+def decide_all(plan: Plan, runner: Runner) -> Results:
+    """Run the stages up to the decision about every image."""
+    settings, threads = plan.request.settings, plan.request.settings.engine.threads
+    datasets = embed_datasets(plan, runner)
+    crawl, crawl_by_meaning, seed = datasets.crawl, datasets.crawl_by_meaning, datasets.seed
+    thresholds = find_thresholds(runner, plan, crawl, crawl_by_meaning, seed)
+    clustered = cluster(runner, crawl, settings.cluster, threads)
+    copies = dedup(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, threads)
+    held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
+    retrieved = retrieve(
+        *(runner, crawl_by_meaning, copies.groups, copies.address, seed),
+        *(settings.report.top_k, threads),
+    )
+    selected = decide(
+        *(runner, crawl, copies.groups, held, retrieved),
+        *(thresholds.retrieve.value, settings.retrieve, settings.export.seed),
+    )
+    return Results(datasets, thresholds, clustered, copies, held, retrieved, selected)
 
 
-def redraw(out: Path, work: Path) -> None:
-    """Draw the pictures of a finished run again, from what it says of its datasets.
-
-    Without the crawl, the seed or `work`, a warning says which images are missing from them.
-    """
-    path = out / RUN
-    if not path.exists():
-        raise LvdError(f"no run in {out}: name the --out of one")
-    readers, scratch = {}, work / "scratch"
-    with ExitStack() as stack:
-        for role, about in read_json(path)["datasets"].items():
-            try:
-                collection = Collection(work / "catalogue" / about["content"] / "all")
-                named = Named(about["name"], DatasetSettings(**about["settings"]))
-                originals = Originals(collection, parts_of(named, work), scratch)
-                readers[role] = _reader(stack.enter_context(originals), collection)
-                readers[role]("")
-            except (LvdError, OSError) as error:
-                readers[role] = lambda key: None
-                warn(f"drawn without the images of the {role} that were not kept: {error}")
-        pictures(out, readers["crawl"], readers["seed"])
-
-
-def _draw(run: Run, output: Output) -> None:
-    crawl, seed, scratch = run.crawl, run.seed, run.engine.scratch
-    with (
-        Originals(crawl.collection, crawl.parts, scratch) as crawled,
-        Originals(seed.collection, seed.parts, scratch) as seeds,
-    ):
-        pictures(
-            output.partial, _reader(crawled, crawl.collection), _reader(seeds, seed.collection)
+def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
+    """Embed and catalogue crawl, seed and holdouts."""
+    settings = plan.request.settings
+    with runner.at_work("embed"):
+        done = [
+            embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
+            for data in plan.datasets
+        ]
+        crawl, seed, *holdouts = done
+        judged = (settings.quality, settings.filters)
+        datasets = Datasets(
+            embedded=done,
+            crawl=catalogued(runner, crawl, plan.copies, *judged),
+            crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
+            seed=catalogued(runner, seed, plan.meaning),
+            holdouts=[catalogued(runner, held, plan.copies) for held in holdouts],
         )
+    if not len(datasets.crawl.collection):
+        problems = crawl.problems
+        raise LvdError(
+            f"crawl {crawl.name}: its {len(plan.crawl.parts)} parts hold no image"
+            + (f" ({problems[0]})" if problems else "")
+        )
+    if not len(datasets.seed.collection.usable):
+        raise LvdError(
+            f"seed {seed.name}: none of its {len(datasets.seed.collection)} images can be "
+            "read, so nothing can be similar to it: name another seed dataset"
+        )
+    return datasets
 
 
-def _run(run: Run) -> dict:
-    plan = run.plan
-    named = {"crawl": plan.request.crawl, "seed": plan.request.seed}
+def _decided(plan: Plan, results: Results) -> Decided:
+    datasets, settings = results.datasets, plan.request.settings
+    return Decided(
+        crawl=datasets.crawl.collection,
+        seed=datasets.seed.collection,
+        holdouts=tuple((held.name, held.collection) for held in datasets.holdouts),
+        assigned=results.clustered.assigned,
+        groups=results.copies.groups,
+        held=results.held.folders,
+        retrieved=results.retrieved.folders,
+        selected=results.selected.folder,
+        quality=settings.quality,
+        filters=tuple(settings.filters),
+        dedup_threshold=results.thresholds.dedup.value,
+        retrieve_threshold=results.thresholds.retrieve.value,
+        max_images=settings.retrieve.max_images,
+        strategy=settings.retrieve.strategy,
+        shard_size=settings.export.shard_size,
+    )
+
+
+def _run(plan: Plan, results: Results) -> dict[str, Any]:
+    request, datasets = plan.request, results.datasets
+    named = {"crawl": request.crawl, "seed": request.seed}
+    addresses = {"crawl": datasets.crawl.address, "seed": datasets.seed.address}
     return {
-        "crawl": run.crawl.name,
-        "seed": run.seed.name,
-        "holdouts": [held.name for held in run.holdouts],
-        "embedder": plan.request.embedder.name,
-        "settings": comparable(plan),
-        "thresholds": _thresholds(run),
-        "calibration": run.calibrations,
+        "crawl": datasets.crawl.name,
+        "seed": datasets.seed.name,
+        "holdouts": [held.name for held in datasets.holdouts],
+        "embedder": request.embedder_name,
+        "settings": comparable(plan.request),
+        "thresholds": results.thresholds.known(),
+        "calibration": results.thresholds.calibrations,
         "datasets": {
             role: {
                 "name": named[role].name,
                 "settings": named[role].settings.model_dump(mode="json"),
-                "content": getattr(run, role).address,
+                "content": addresses[role],
             }
             for role in named
         },
@@ -129,34 +184,16 @@ def _run(run: Run) -> dict:
     }
 
 
-def _funnel(run: Run) -> dict:
-    counts = run.group_counts
+def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
+    counts, embedded = results.copies.counts, results.datasets.embedded
     return {
-        "images": len(run.crawl.collection),
-        "decisions": run.decisions,
+        "images": len(results.datasets.crawl.collection),
+        "decisions": results.selected.decisions,
         "groups": {"count": counts["groups"], "members": counts["members"]},
-        "dedup_recall": run.recall,
-        "thresholds": _thresholds(run),
-        "problems": [
-            text for data in (run.crawl, run.seed, *run.holdouts) for text in data.problems
-        ],
-        "settings": comparable(run.plan),
+        "dedup_recall": results.copies.completeness,
+        "thresholds": results.thresholds.known(),
+        "problems": [text for each in embedded for text in each.problems],
+        "set_aside": [each.part for data in embedded for each in data.aside],
+        "settings": comparable(plan.request),
         "versions": versions(),
     }
-
-
-def _thresholds(run: Run) -> dict:
-    return {
-        name: {"value": threshold.value, "source": threshold.source}
-        for name, threshold in run.thresholds.items()
-    }
-
-
-def _reader(originals: Originals, collection: Collection):
-    """Return a function from a key to its image's bytes, or None."""
-
-    def read(key: str) -> bytes | None:
-        number = collection.find(key)
-        return None if number is None else originals.read(number)
-
-    return read

@@ -7,15 +7,20 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from curate.calibration.thresholds import known_thresholds
-from curate.embedding.embed import embed_fingerprint, unit_name
+from curate.catalogue.content import forget, recall
+from curate.embedding.embed import EmbedRequest
+from curate.embedding.stage import is_embedded, set_aside_parts
 from curate.sample.make import make_sample
 from curate.settings import Named, Request
+from shared.commits import committed, discard
 from shared.datasets import DatasetSettings, Part, list_parts
-from shared.embedders import EmbedderSettings, resolve
+from shared.embedders import EmbedderSettings, identity, resolve
 from shared.errors import LvdError
-from shared.storage import UNIT_MANIFEST, read_json
+from shared.progress import size
+from shared.storage import fingerprint
 
 BUILT_IN = "builtin:"
 BYTES_PER_IMAGE = 100_000
@@ -35,10 +40,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose datasets were found and whose embedder was resolved for this machine."""
+    """A request whose datasets were found; `embedders` are those for `dedup` and `retrieve`."""
 
     request: Request
-    embedder: EmbedderSettings
+    embedders: dict[str, EmbedderSettings]
     datasets: list[Dataset]
     work: Path
 
@@ -46,6 +51,31 @@ class Plan:
     def crawl(self) -> Dataset:
         """The crawl: always the first dataset; the seed is the second, holdouts follow."""
         return self.datasets[0]
+
+    @property
+    def copies(self) -> EmbedderSettings:
+        """The embedder that finds copies, in the crawl and of holdouts."""
+        return self.embedders["dedup"]
+
+    @property
+    def meaning(self) -> EmbedderSettings:
+        """The embedder that judges similarity to the seed."""
+        return self.embedders["retrieve"]
+
+    def embed_request(self, dataset: Dataset) -> EmbedRequest:
+        """Return what is asked of each part of a dataset: by role, which embedders, which scores."""
+        by_role = {"seed": [self.meaning], "holdout": [self.copies]}
+        wanted = by_role.get(dataset.role, [self.copies, self.meaning])
+        distinct = {fingerprint(identity(each)): each for each in reversed(wanted)}
+        settings = self.request.settings
+        filters = settings.filters if dataset.role == "crawl" else []
+        return EmbedRequest(
+            work=self.work,
+            settings=settings.embed,
+            embedders=tuple(reversed(distinct.values())),
+            columns=tuple(sorted({entry.column for entry in filters})),
+            threads=settings.engine.threads,
+        )
 
 
 def make_plan(request: Request, work: Path) -> Plan:
@@ -55,10 +85,36 @@ def make_plan(request: Request, work: Path) -> Plan:
     found = [Dataset(role, named.name, parts_of(named, work)) for role, named in roles]
     return Plan(
         request=request,
-        embedder=resolve(request.embedder.settings),
+        embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
         datasets=[found[1], found[0], *found[2:]],
         work=work,
     )
+
+
+def comparable(request: Request) -> dict[str, Any]:
+    """Return the settings that decide the result: those that an OUT is compared by."""
+    embedders = {
+        name: {
+            "name": each.name,
+            **resolve(each.settings).model_dump(mode="json", exclude={"device", "batch_size"}),
+        }
+        for name, each in request.embedders.items()
+    }
+    return {
+        "pipeline": request.pipeline,
+        "crawl": request.crawl.name,
+        "seed": request.seed.name,
+        "holdouts": [held.name for held in request.holdouts],
+        "embedders": embedders,
+        **request.settings.model_dump(
+            mode="json",
+            exclude={
+                **dict.fromkeys(("crawl", "seed", "holdouts", "embedder"), True),
+                **{"engine": {"workers", "patience"}, "embed": {"decode_threads"}},
+                **{"dedup": {"embedder"}, "retrieve": {"embedder"}},
+            },
+        ),
+    }
 
 
 def parts_of(named: Named, work: Path) -> list[Part]:
@@ -91,23 +147,22 @@ def _label(name: str) -> str:
 def describe(plan: Plan, out: Path) -> str:
     """Return what a run would do: the plan, its parts, what is cached, the space needed."""
     request, settings = plan.request, plan.request.settings
-    device = f"{plan.embedder.device}, {plan.embedder.precision}"
-    lines = [f"pipeline   {request.pipeline}", f"embedder   {request.embedder.name} ({device})"]
+    lines = [f"pipeline   {request.pipeline}"]
+    lines += [
+        f"embedder   {each.name} ({each.settings.device}, {each.settings.precision})"
+        for each in {each.name: each for each in request.embedders.values()}.values()
+    ]
     missing = 0
     for dataset in plan.datasets:
-        folder = embed_folder(plan, dataset)
-        todo = [
-            part
-            for part in dataset.parts
-            if not (folder / unit_name(part) / UNIT_MANIFEST).exists()
-        ]
+        asked = plan.embed_request(dataset)
+        todo = [part for part in dataset.parts if not is_embedded(asked, part)]
         nbytes = sum(part.nbytes for part in dataset.parts)
         missing += sum(part.nbytes for part in todo)
         lines.append(
             f"{dataset.role:<9}  {dataset.name}: {len(dataset.parts):,} {dataset.parts[0].format} "
-            f"parts, {_bytes(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
+            f"parts, {size(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
         )
-    known = known_thresholds(settings, plan.embedder)
+    known = known_thresholds(settings, plan.embedders)
     for name in ("dedup", "retrieve"):
         value = f"{known[name].value} (inclusive)" if name in known else "auto: measured in the run"
         lines.append(f"{name:<9}  threshold {value}")
@@ -117,7 +172,7 @@ def describe(plan: Plan, out: Path) -> str:
         (plan.work, work, "needed for facts and vectors, about"),
         (out, shards, "needed for shards, at most about"),
     ):
-        lines.append(f"space      {folder}: {what} {_bytes(need)}; {_bytes(_free(folder))} free")
+        lines.append(f"space      {folder}: {what} {size(need)}; {size(_free(folder))} free")
     lines.append(f"output     {out}" + (" (exists)" if out.exists() else ""))
     return "\n".join(lines)
 
@@ -133,14 +188,6 @@ def _there(folder: Path) -> Path:
     )
 
 
-def _bytes(count: float) -> str:
-    for suffix in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {suffix}" if suffix == "B" else f"{count:.1f} {suffix}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def writable(folder: Path, option: str) -> None:
     """Fail at once where nothing can be written."""
     there = _there(folder)
@@ -148,37 +195,33 @@ def writable(folder: Path, option: str) -> None:
         raise LvdError(f"{option} {folder}: cannot write below {there}: name another folder")
 
 
-def embed_folder(plan: Plan, dataset: Dataset) -> Path:
-    """Return where the parts of a dataset are embedded with the plan's settings."""
-    return (
-        plan.work
-        / "embed"
-        / embed_fingerprint(
-            plan.embedder,
-            plan.request.settings.embed,
-            score_columns(plan, dataset),
-            plan.request.settings.engine.threads,
-        )
-    )
-
-
-def score_columns(plan: Plan, dataset: Dataset) -> list[str]:
-    """Return the columns of the dataset's own tables that the filters read."""
-    filters = plan.request.settings.filters if dataset.role == "crawl" else []
-    return sorted({entry.column for entry in filters})
-
-
 def forget_corrupt(plan: Plan) -> int:
-    """Remove the embedded units that hold corrupt images or problems; return how many."""
+    """Let the parts that hold corrupt images or problems be read anew; return how many.
+
+    What was made of them is removed unit by unit, the way back to it first: a kill in between loses
+    no more than a computation.
+    """
     count = 0
     for dataset in plan.datasets:
-        folder = embed_folder(plan, dataset)
+        asked = plan.embed_request(dataset)
         for part in dataset.parts:
-            unit = folder / unit_name(part)
-            if (unit / UNIT_MANIFEST).exists():
-                stats = read_json(unit / UNIT_MANIFEST)
-                if stats["corrupt"] or stats["problems"]:
-                    (unit / UNIT_MANIFEST).unlink()
-                    shutil.rmtree(unit)
-                    count += 1
+            content = recall(plan.work, part)
+            stats = content and committed(asked.facts / content)
+            if stats and (stats["corrupt"] or stats["problems"]):
+                forget(plan.work, part)
+                for unit in asked.units(content):
+                    discard(unit, plan.work / "scratch")
+                count += 1
     return count
+
+
+def forget_set_aside(plan: Plan) -> int:
+    """Let the parts that were set aside be tried again; return how many."""
+    notes = [
+        note
+        for dataset in plan.datasets
+        for note in set_aside_parts(plan.embed_request(dataset), dataset.parts)
+    ]
+    for note in notes:
+        note.unlink()
+    return len(notes)

@@ -14,9 +14,10 @@ from curate.calibration.measure import CalibrateSettings
 from curate.dedup.holdout import HoldoutSettings
 from curate.dedup.near import DedupSettings
 from curate.embedding.embed import EmbedSettings
-from curate.execution.engine import EngineSettings
+from curate.execution.executor import EngineSettings
 from curate.export.shards import ExportSettings
-from curate.filters.judge import FilterSettings, QualitySettings
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
 from curate.retrieval.threshold import RetrieveSettings
@@ -36,6 +37,7 @@ class PipelineSettings(BaseModel):
     seed: str | None = None
     holdouts: list[str] = Field(default_factory=list)
     embedder: str = bundled.NAME
+    """Finds copies and judges meaning, unless `dedup.embedder` or `retrieve.embedder` does."""
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
     quality: QualitySettings = Field(default_factory=QualitySettings)
     filters: list[FilterSettings] = Field(default_factory=list)
@@ -89,11 +91,17 @@ class Request:
 
     pipeline: str
     settings: PipelineSettings
-    embedder: Named
+    embedders: dict[str, Named]
+    """`dedup`, for copies (holdouts' too), and `retrieve`, for meaning."""
     crawl: Named
     seed: Named
     holdouts: tuple[Named, ...]
     configuration: Configuration
+
+    @property
+    def embedder_name(self) -> str:
+        """The name of the embedder, or of both."""
+        return " and ".join(dict.fromkeys(each.name for each in self.embedders.values()))
 
 
 def read_request(
@@ -140,7 +148,10 @@ def read_request(
     return Request(
         pipeline=pipeline,
         settings=settings,
-        embedder=_embedder(whole, embedder or settings.embedder, config),
+        embedders={
+            name: _embedder(whole, _embedder_of(settings, name, embedder, absolute), config)
+            for name in ("dedup", "retrieve")
+        },
         crawl=_dataset(whole, tree, crawl, config),
         seed=_dataset(whole, tree, seed, config),
         holdouts=tuple(
@@ -168,6 +179,16 @@ def _embedder(whole: PipelinesFile, name: str, config: Path) -> Named:
         f"no embedder {name!r} in {config}{nearest(name, whole.embedders)}: "
         f"it has {', '.join(sorted(whole.embedders)) or 'none'}; or name a model folder"
     )
+
+
+def _embedder_of(
+    settings: PipelineSettings, stage: str, asked: str | None, overrides: Sequence[str]
+) -> str:
+    """Return the name of a stage's embedder: of this call's --set, of --embedder, of the file."""
+    own = getattr(settings, stage).embedder
+    if asked is None or any(f".{stage}.embedder=" in text for text in overrides):
+        return own or asked or settings.embedder
+    return asked
 
 
 def _variables(path: object) -> str:

@@ -39,11 +39,19 @@ def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
-    """Return a unit's manifest (`result`, `files`, `runtime`), or None where it is not committed."""
+    """Return a unit's manifest (`result`, `files`, `runtime`), or None where it is not committed.
+
+    Raises ValueError where it is damaged.
+    """
     try:
-        return read_json(out / MANIFEST)
+        manifest = read_json(out / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if "seal" not in manifest:  # of an older version
+        return None
+    if manifest.pop("seal") != fingerprint(manifest):
+        raise ValueError(f"{out / MANIFEST} is damaged")
+    return manifest
 
 
 def digest_of(out: Path) -> str:
@@ -82,7 +90,7 @@ def commit(
         for path in sorted(beside.iterdir())
     }
     manifest = {"result": result, "files": files, "runtime": runtime or {}}
-    (beside / MANIFEST).write_text(dumps(manifest))
+    (beside / MANIFEST).write_text(dumps({**manifest, "seal": fingerprint(manifest)}))
     sync_tree(beside)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -169,6 +169,15 @@ def rate(count: int, seconds: float) -> str:
     return f"{value:,.{digits}f}/s"
 
 
+def size(count: float) -> str:
+    """Return `12 B`, `3.4 kB`, `5.6 MB` and so on."""
+    for suffix in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {suffix}" if suffix == "B" else f"{count:.1f} {suffix}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 @functools.cache
 def _console() -> Console:
     # One console for bars and messages: it is how rich keeps the one from tearing the other.
@@ -206,9 +215,7 @@ def _live_display(bar: StageBar) -> Live:
         total = bar.total or (1 if bar.total == 0 else None)
         line.add_row(
             Text(f"{bar.title:<10}"),
-            ProgressBar(
-                total=total, completed=bar.shown, width=24, pulse=total is None
-            ),
+            ProgressBar(total=total, completed=bar.shown, width=24, pulse=total is None),
             Text(bar.status()),
         )
         return line

@@ -7,9 +7,8 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 from shared.errors import LvdError
-
-UNIT_MANIFEST = "unit.json"
-PROGRESS = "progress"
-"""A unit at work may keep its count in a file of this name; it is not committed."""
 
 
 def dumps(value: Any) -> str:
@@ -131,80 +126,3 @@ def locked(path: Path, out: Path) -> Iterator[None]:
                 f"another run is writing --out {out}: wait for it, or name another --out"
             ) from None
         yield
-
-
-def mark(out: Path, flat: bool) -> Path:
-    """Return the file whose presence says that the unit `out` is whole."""
-    return out.with_name(f"{out.name}_stats.json") if flat else out / UNIT_MANIFEST
-
-
-def committed(out: Path, flat: bool, known: Mapping[str, dict]) -> dict[str, Any] | None:
-    """Return the result of a committed unit (from `known`, if it is there too), or None."""
-    if not mark(out, flat).exists():
-        return None
-    return known.get(out.name) or read_json(mark(out, flat))
-
-
-def commit_unit(
-    function: Callable[..., dict | None],
-    args: tuple,
-    out: Path,
-    scratch: Path,
-    flat: bool = False,
-) -> dict[str, Any]:
-    """Run `function(*args, out=folder)` in a folder below `scratch`, then rename that to `out`.
-
-    The function's result (a JSON-able dict) is kept in the folder's `unit.json`. With `flat` the
-    function leaves files called `<out.name>...` and, as its mark, `<out.name>_stats.json` with the
-    result; each is renamed to stand beside `out`, the mark last. A unit that is already there,
-    committed by another try, is not computed again. `scratch` and `out` must lie on one file
-    system.
-    """
-    if (result := committed(out, flat, {})) is not None:
-        return result
-    beside = scratch / f"{fingerprint(str(out))}-{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    with disk_full_is_said(out.parent):
-        try:
-            beside.mkdir(parents=True)
-            result = function(*args, out=beside) or {}
-            (beside / PROGRESS).unlink(missing_ok=True)
-            if not flat:
-                (beside / UNIT_MANIFEST).write_text(dumps(result))
-            sync_tree(beside)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            if flat:
-                _rename_files(beside, mark(out, flat))
-            else:
-                _rename_folder(beside, out)
-            sync(out.parent)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    return committed(out, flat, {}) or result
-
-
-def under_way(scratch: Path) -> int:
-    """Return what the units at work below `scratch` have counted."""
-    count = 0
-    for path in scratch.glob(f"*/{PROGRESS}"):
-        with suppress(OSError, ValueError):
-            count += int(path.read_text())
-    return count
-
-
-def _rename_folder(beside: Path, out: Path) -> None:
-    try:
-        beside.rename(out)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        if not (out / UNIT_MANIFEST).exists():
-            raise
-
-
-def _rename_files(beside: Path, last: Path) -> None:
-    names = sorted(path.name for path in beside.iterdir() if path.name != last.name)
-    for name in names:
-        (beside / name).rename(last.with_name(name))
-    sync(last.parent)
-    (beside / last.name).rename(last)

@@ -23,15 +23,16 @@ from curate.calibration.propose import (
 )
 from curate.catalogue.collection import Collection
 from curate.catalogue.originals import Originals, load_parts
-from curate.embedding.embed import load_embedder
-from curate.execution.engine import Engine, Unit
+from curate.embedding.embed import Forwards, preparation
 from curate.neighbours.search import unit
-from shared.embedders import Embedder, EmbedderSettings
+from curate.stage import Runner, Stage, Unit, Workers
+from curate.state import State
+from shared.commits import committed
+from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
 from shared.images import ImageError, decode
-from shared.storage import UNIT_MANIFEST, read_json
 
-VERSION = 1
+VERSION = 2
 EDITED_TOGETHER = 25
 
 
@@ -50,40 +51,38 @@ class CalibrateSettings(BaseModel):
 
 
 def measure(
-    engine: Engine,
-    home: Path,
+    runner: Runner,
+    stage: Stage,
     embedder: tuple[EmbedderSettings, int],
     collections: list[Collection],
     parts: Path,
     max_pixels: int,
     settings: CalibrateSettings,
 ) -> dict:
-    """Run the units of a calibration below `home`: of dedup for a crawl, of retrieve for two.
+    """Run the units of a calibration: of dedup for a crawl, of retrieve for a crawl and a seed.
 
     `embedder` is settings and threads, `parts` are those of the last collection.
     """
     shared = (parts, max_pixels, settings)
     if len(collections) > 1:
-        [measured] = engine.run(home, retrieve, [Unit("retrieve", (*collections, *shared))])
+        [measured] = runner.run(stage, retrieve, [Unit("retrieve", (*collections, *shared))])
         return measured
     [crawl] = collections
+    configured, threads = embedder
     numbers, rows = sample(crawl, settings)
     originals = np.split(numbers[rows], range(EDITED_TOGETHER, len(rows), EDITED_TOGETHER))
     units = [
-        Unit(f"edited-{at:06d}", (crawl, parts, max_pixels, settings.seed, some), len(some))
+        Unit(
+            f"edited-{at:06d}",
+            (configured, crawl, parts, max_pixels, settings.seed, some),
+            len(some),
+        )
         for at, some in enumerate(originals)
     ]
-    engine.run(
-        home,
-        edit,
-        units,
-        setup=load_embedder,
-        setup_args=embedder,
-        gpus=int(embedder[0].device == "cuda"),
-        note="edited copies",
-    )
-    edited = [home / unit.name for unit in units]
-    [measured] = engine.run(home, dedup, [Unit("dedup", (crawl, *shared, edited))])
+    workers = Workers(Forwards, ((configured,), threads), gpus=configured.device != "cpu")
+    runner.run(stage, edit, units, workers=workers, note="edited copies")
+    edited = [runner.folder(stage) / unit.name for unit in units]
+    [measured] = runner.run(stage, dedup, [Unit("dedup", (crawl, *shared, edited))])
     return measured
 
 
@@ -97,7 +96,8 @@ def sample(collection: Collection, settings: CalibrateSettings) -> tuple[np.ndar
 
 
 def edit(
-    embedder: Embedder,
+    state: State,
+    embedder: EmbedderSettings,
     collection: Collection,
     parts: Path,
     max_pixels: int,
@@ -108,13 +108,18 @@ def edit(
 ) -> dict:
     """Embed edited copies of images: `numbers.npy` [n] and float32 `edited.npy` [n, e, d]."""
     edited, read, names = [], [], ()
+    prepare = preparation(embedder).prepare
     with Originals(collection, load_parts(parts), out.parent) as originals:
         for number in numbers.tolist():
             picture = _decoded(originals, number, max_pixels)
             if picture is not None:
-                copies = edits(picture, np.random.default_rng([seed, number]))
+                # By what the image is, not by its number: a new part changes no edit of another.
+                [fact] = collection.facts(np.array([number]), ["sha256"]).to_pylist()
+                rng = np.random.default_rng([seed, int(fact["sha256"][:16], 16)])
+                copies = edits(picture, rng)
                 names = tuple(copies)
-                edited.append(embedder.embed([embedder.prepare(copy) for copy in copies.values()]))
+                prepared = [prepare(copy) for copy in copies.values()]
+                edited.append(state.call("embed", 0, prepared).result())
                 read.append(number)
     if edited:
         np.save(out / "edited.npy", np.stack(edited))
@@ -134,7 +139,7 @@ def dedup(
     """Return the calibration of the dedup threshold: edited copies against nearest non-copies."""
     numbers, _ = sample(collection, settings)
     crawl = unit(collection.vectors(numbers))
-    units = [(folder, read_json(folder / UNIT_MANIFEST)) for folder in edited]
+    units = [(folder, committed(folder) or {}) for folder in edited]
     units = [(folder, stats) for folder, stats in units if stats["images"]]
     if not units:
         raise LvdError("no sampled image of the crawl can be read any more: is it still there?")
@@ -205,7 +210,7 @@ def _sample(
 ) -> np.ndarray:
     """Return numbers of distinct usable images of a few parts, in order."""
     usable = collection.usable
-    homes = collection.part[usable]
+    homes = collection.part_of(usable)
     named = np.unique(homes)
     if len(named) > most_parts:
         usable = usable[np.isin(homes, rng.choice(named, most_parts, replace=False))]

@@ -7,15 +7,18 @@ with another.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from curate.calibration.stored import declared_in_folder, input_size, read_stored
-from curate.calibration.thresholds import CALIBRATED, is_number, wanted_of_folder
-from curate.settings import Request
+from curate.calibration.thresholds import CALIBRATED, is_number, is_wanted_of_folder
 from shared import bundled
 from shared.embedders import EmbedderSettings, in_folder, local_folder, settings_for_folder
 from shared.errors import LvdError
+
+if TYPE_CHECKING:
+    from curate.settings import Request
 
 BY_ITSELF = {
     "dedup": "--set dedup.threshold=auto",
@@ -30,76 +33,83 @@ def wrong_pairings(request: Request) -> list[str]:
 
     Each names both and what to do. Raises LvdError where a model folder's own cannot be read.
     """
-    return [*_of_the_pipeline(request), *_of_the_entry(request), *_of_the_folder(request)]
+    lines = [*_of_the_pipeline(request)]
+    for name in CALIBRATED:
+        lines += [*_of_the_entry(request, name), *_of_the_folder(request, name)]
+    return list(dict.fromkeys(lines))
 
 
 def _of_the_pipeline(request: Request) -> Iterator[str]:
     """Numbers that stand in the pipeline, or that this call sets."""
-    used, configuration = request.embedder, request.configuration
+    configuration = request.configuration
     written = configuration.file["pipelines"][request.pipeline] or {}
-    own = written.get("embedder", bundled.NAME)
-    foreign = not _same_network(_in_file(request, own), used.settings)
     for name, remedy in BY_ITSELF.items():
         value = getattr(request.settings, name).threshold
         if not is_number(value):
             continue
+        kind = "dedup" if name == "holdout" else name
+        used = request.embedders[kind]
+        own = (written.get(kind) or {}).get("embedder") or written.get("embedder", bundled.NAME)
+        foreign = not _same_network(_in_file(request, own), used.settings)
         if foreign and not _overridden(request, f"pipelines.{request.pipeline}.{name}.threshold"):
             yield (
                 f"{name}.threshold {value} of pipeline {request.pipeline} in "
                 f"{configuration.path} is for its embedder {own}, not for {_now(used.name, own)}: "
                 f"say {remedy}, or a number that was measured for it"
             )
-        elif owner := _declared_with_another(request, name, value):
+        elif owner := _declared_with_another(request, kind, value):
             yield (
                 f"{name}.threshold {value} is the one of embedder {owner}, not of {used.name}: "
                 f"say {remedy}, or a number that was measured for it"
             )
 
 
-def _of_the_entry(request: Request) -> Iterator[str]:
+def _of_the_entry(request: Request, threshold: str) -> Iterator[str]:
     """Numbers declared with the embedder, whose model is set to another one by this call."""
-    name, settings = request.embedder.name, request.embedder.settings
+    used = request.embedders[threshold]
+    name, settings = used.name, used.settings
     written = _in_file(request, name)
     entries = request.configuration.file["embedders"]
     if name not in entries or written is None or _same_network(written, settings):
         return
-    for threshold in CALIBRATED:
-        value = getattr(settings.thresholds, threshold)
-        if (
-            getattr(request.settings, threshold).threshold is None
-            and is_number(value)
-            and not _overridden(request, f"embedders.{name}.thresholds.{threshold}")
-        ):
-            yield (
-                f"embedders.{name}.thresholds.{threshold} {value} in "
-                f"{request.configuration.path} is for {_network(written)}, not for "
-                f"{_network(settings)}: say --set embedders.{name}.thresholds.{threshold}=auto, "
-                "or a number that was measured for it"
-            )
+    value = getattr(settings.thresholds, threshold)
+    if (
+        getattr(request.settings, threshold).threshold is None
+        and is_number(value)
+        and not _overridden(request, f"embedders.{name}.thresholds.{threshold}")
+    ):
+        yield (
+            f"embedders.{name}.thresholds.{threshold} {value} in "
+            f"{request.configuration.path} is for {_network(written)}, not for "
+            f"{_network(settings)}: say --set embedders.{name}.thresholds.{threshold}=auto, "
+            "or a number that was measured for it"
+        )
 
 
-def _of_the_folder(request: Request) -> Iterator[str]:
+def _of_the_folder(request: Request, threshold: str) -> Iterator[str]:
     """Numbers beside the weights of the model."""
-    name, settings = request.embedder.name, request.embedder.settings
-    wanted = wanted_of_folder(request.settings, settings)
-    stored = read_stored(settings) if wanted else None
+    used = request.embedders[threshold]
+    if not is_wanted_of_folder(request.settings, used.settings, threshold):
+        return
+    stored = read_stored(used.settings)
     if stored is None:
         return
     if stored.problem:
         yield (
             f"{stored.path} {stored.problem}: it is not used, and the thresholds of embedder "
-            f"{name} are measured in this run (lvd-curate calibrate --save keeps new ones)"
+            f"{used.name} are measured in this run (lvd-curate calibrate --save keeps new ones)"
         )
-    elif "dedup" in wanted and not stored.values.separates:
+    elif threshold == "dedup" and not stored.values.separates:
         share = stored.values.dedup_recall
         finds = f"{share:.0%} of" if share is not None else "few"
-        yield f"embedder {name} finds {finds} edited copies; --embedder descriptor may find more"
+        yield (
+            f"embedder {used.name} finds {finds} edited copies; --embedder descriptor may find more"
+        )
 
 
-def _declared_with_another(request: Request, name: str, value: float) -> str | None:
+def _declared_with_another(request: Request, kind: str, value: float) -> str | None:
     """Return the embedder that declares just this number, where the one that is used does not."""
-    kind = "dedup" if name == "holdout" else name
-    used = request.embedder.settings
+    used = request.embedders[kind].settings
     if value in _declared(used, kind):
         return None
     for other, settings in request.configuration.whole.embedders.items():

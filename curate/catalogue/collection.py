@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float16, Int64
 
-from curate.embedding.embed import FACTS, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
+from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
 
@@ -94,10 +95,10 @@ class Collection:
         return np.flatnonzero(self.canonical[:] == np.arange(len(self)))
 
     @cached_property
-    def usable_by_key(self) -> Numbers:
-        """The usable images in the order of their keys."""
+    def open_by_key(self) -> Numbers:
+        """Numbers of the images that nothing is decided about, in the order of their keys."""
         order = self.order[:]
-        return order[self.canonical[order] == order]
+        return order[self.canonical[order] >= 0]
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the ranges of numbers, or of places in `order`, that the map stages work on."""
@@ -184,6 +185,17 @@ class Collection:
         numbers = np.asarray(numbers, np.int64)
         for part, where in _groups(self.part_of(numbers)):
             yield part, where, numbers[where] - self.starts[part]
+
+
+@dataclass(frozen=True)
+class Catalogued:
+    """A dataset as one embedder sees it; `address` stands for its content."""
+
+    name: str
+    parts: list[Part]
+    """In the order of the collection's."""
+    collection: Collection
+    address: str
 
 
 def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

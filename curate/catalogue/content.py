@@ -7,15 +7,15 @@ So a part that was touched, copied, renamed or moved costs a read, and changed b
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.datasets import Part
 from shared.listing import is_remote, locate, open_binary
+from shared.parts import Member
 from shared.storage import fingerprint, read_json, write_json
 
 STAMPS, PLACES = "stamps", "places"
@@ -37,13 +37,18 @@ def key_prefix(part: Part) -> str:
     return part.key_prefix if part.format == "folder" else f"{part.name}/"
 
 
+def name_of(member: Member, part: Part) -> str:
+    """Return the name of an image of a nameless part: its key without the prefix."""
+    return member.key if part.format == "folder" else member.key.removeprefix("/")
+
+
 def recall(work: Path, part: Part) -> str | None:
     """Return the content of a part as its stamp tells it; None where it has to be read."""
     if not part.stamp:
         return None
     try:
         return read_json(_stamp_file(work, part))["content"]
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -65,8 +70,19 @@ def earlier_content(work: Path, place: str) -> str | None:
     """Return the newest content that was kept of a place."""
     try:
         return read_json(work / PLACES / place)["content"]
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
+
+
+def stale_notes(work: Path, contents: Container[str]) -> Iterator[Path]:
+    """Yield what is remembered of parts whose content is none of `contents`."""
+    for path in [*(work / STAMPS).glob("*/*"), *(work / PLACES).glob("*")]:
+        try:
+            known = read_json(path)["content"]
+        except ValueError:
+            known = None
+        if known not in contents:
+            yield path
 
 
 @contextmanager

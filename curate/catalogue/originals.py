@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from curate.catalogue.collection import Collection
@@ -16,7 +17,7 @@ from shared.images import ImageError
 from shared.parts import Part, PartReader, direct, fetch
 from shared.storage import is_disk_full, read_json, write_json
 
-FACTS = ["key", "member", "offset", "bytes"]
+FACTS = ("member", "offset", "bytes")
 
 
 def save_parts(parts: list[Part], path: Path) -> Path:
@@ -53,7 +54,8 @@ class Originals:
 
     def read(self, number: int) -> bytes | None:
         """Return the bytes of an image, or None when they are not to be had any more."""
-        index, row = int(self._collection.part[number]), int(self._collection.row[number])
+        index = int(self._collection.part_of(np.array([number]))[0])
+        row = number - int(self._collection.starts[index])
         part = self._parts[index]
         if index not in self._facts:
             self._facts[index] = self._collection.facts_of_part(index, FACTS)

@@ -5,15 +5,18 @@ A map over blocks of numbers. Whatever is found takes its whole group with it (`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import Collection
-from curate.neighbours.search import top_k, use_threads
+from curate.catalogue.collection import Catalogued, Collection
+from curate.neighbours.search import gpus_wanted, top_k, use_threads
+from curate.stage import Runner, Stage, Unit
 
-VERSION = 1
+VERSION = 2
 
 
 class HoldoutSettings(BaseModel):
@@ -23,6 +26,40 @@ class HoldoutSettings(BaseModel):
 
     threshold: float | None = Field(None, ge=-1, le=1)
     """Cosine from which a crawled image is dropped, inclusive. Default: the dedup threshold."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the blocks of a crawl hold of evaluation sets; no folders where there is no such set."""
+
+    folders: tuple[Path, ...] = ()
+    address: str | None = None
+
+
+def find_held(
+    runner: Runner,
+    crawl: Catalogued,
+    holdouts: Sequence[Catalogued],
+    threshold: float,
+    threads: int,
+) -> Held:
+    """Find the crawled images that are copies of evaluation images."""
+    if not holdouts:
+        return Held()
+    addresses = [crawl.address, *[[held.name, held.address] for held in holdouts]]
+    stage = Stage("holdout", VERSION, addresses, [threshold, threads])
+    sets = [held.collection for held in holdouts]
+    units = [
+        Unit(
+            f"{start:012d}",
+            (crawl.collection, sets, start, stop, threshold, threads),
+            stop - start,
+        )
+        for start, stop in crawl.collection.blocks()
+    ]
+    with runner.at_work("holdout"):
+        runner.run(stage, search, units, gpus=gpus_wanted())
+    return Held(tuple(runner.folder(stage) / unit.name for unit in units), stage.address)
 
 
 def search(
@@ -46,7 +83,7 @@ def search(
     best = np.full(len(numbers), -2, np.float32)
     where = np.full((len(numbers), 2), -1, np.int64)
     for place, holdout in enumerate(holdouts):
-        images = np.flatnonzero(holdout.canonical[:] >= 0)
+        images = holdout.open_by_key
         if not len(images) or not len(numbers):
             continue
         similarity, row = top_k(vectors, holdout.vectors(images), 1)

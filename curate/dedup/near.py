@@ -39,6 +39,8 @@ class DedupSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    embedder: str | None = None
+    """What copies are found by; by default the pipeline's `embedder`."""
     threshold: Threshold | None = None
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
     groups: Literal["greedy", "components"] = "greedy"

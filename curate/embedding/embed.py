@@ -24,44 +24,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.content import Copy, local_copy, remember
-from shared.commits import PROGRESS, building, commit, committed
+from curate.catalogue.content import Copy, local_copy, name_of, remember
+from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.embedding.journal import Journal, crash_of
 from curate.embedding.previous import Previous, find_previous
 from curate.filters.scores import score_column
 from curate.state import Pending, State
+from shared.commits import PROGRESS, building, commit, committed
 from shared.datasets import Part
-from shared.embedders import Embedder, EmbedderSettings, identity, load, load_preparation, runtime
+from shared.embedders import (
+    EmbedderSettings,
+    Preparation,
+    identity,
+    load_forward,
+    load_preparation,
+    runtime,
+)
 from shared.images import Header, ImageError, decode, read_header
 from shared.parts import Member, PartReader
 from shared.storage import fingerprint
 
 VERSION = 2
-FACTS, SCORES = "facts.parquet", "scores.parquet"
-VECTORS, VALID = "vectors.npy", "valid.npy"
 LONGEST_SIDE = 2**31 - 1
 """The longest side that the facts can hold; hostile headers say more."""
 UNDER_WAY = 2
 """Batches of an embedder that are computed while the next is decoded."""
-
-COLUMNS = pa.schema(
-    [
-        ("name", pa.string()),
-        ("member", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("bytes", pa.int64()),
-        ("offset", pa.int64()),
-        ("problem", pa.string()),
-        ("contrast", pa.float32()),
-    ]
-)
-"""`name` is the key without what the part puts before it (`catalogue.content.key_prefix`);
-`contrast` the luminance's standard deviation."""
 
 
 class EmbedSettings(BaseModel):
@@ -82,17 +69,15 @@ class EmbedRequest:
     work: Path
     settings: EmbedSettings
     embedders: tuple[EmbedderSettings, ...]
-    """Distinct ones. The facts' contrast is measured at the scale that the first one looks at."""
+    """Distinct ones."""
     columns: tuple[str, ...]
     """Columns of the crawl's own tables that are kept as scores."""
     threads: int
 
     @property
     def facts(self) -> Path:
-        """The folder of the facts' units."""
-        first = self.embedders[0]
-        reduced = "full" if first.decode == "full" else load_preparation(first).reduce_to
-        return self._folder("facts", self.settings.max_pixels, reduced)
+        """The folder of the facts' units: contrast is measured at the first embedder's scale."""
+        return self._folder("facts", self.settings.max_pixels, identity(self.embedders[0]))
 
     @property
     def scores(self) -> Path:
@@ -113,11 +98,11 @@ class EmbedRequest:
         return self.work / kind / fingerprint([kind, VERSION, *about])
 
 
-class Embedders:
-    """The loaded embedders of a request, by their place in it."""
+class Forwards:
+    """The loaded networks of a request, by their place in it: what an embed worker holds."""
 
     def __init__(self, settings: tuple[EmbedderSettings, ...], threads: int) -> None:
-        self._loaded = [load(each, threads) for each in settings]
+        self._loaded = [load_forward(each, threads) for each in settings]
 
     def dim(self, place: int) -> int:
         """Return the length of an embedder's vectors."""
@@ -127,18 +112,9 @@ class Embedders:
         """Return the vectors of prepared images, float32 [n, d]."""
         return self._loaded[place].embed(batch)
 
-    def embedder(self, place: int) -> Embedder:
-        """Return an embedder."""
-        return self._loaded[place]
-
-
-def load_embedders(settings: tuple[EmbedderSettings, ...], threads: int) -> Embedders:
-    """Return what an embed worker holds."""
-    return Embedders(settings, threads)
-
 
 def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path) -> dict[str, Any]:
-    """Commit what is missing of a part's facts, scores and vectors; return how many images it has.
+    """Commit what is missing of a part's facts, scores and vectors; return images and content.
 
     The part is read whole once to learn its content: where that is known, nothing else is done.
     Images of an earlier state of the part are not decoded again.
@@ -148,7 +124,18 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         if missing:
             _make(state, copy, request, missing, scratch)
         remember(request.work, part, copy.content)
-    return {"images": committed(request.facts / copy.content)["images"]}
+        images = committed(request.facts / copy.content)["images"]
+        return {"images": images, "content": copy.content}
+
+
+def preparation(embedder: EmbedderSettings) -> Preparation:
+    """Return what prepares images for an embedder; made once in a process."""
+    return _preparation(embedder.model_dump_json(exclude_unset=True))
+
+
+@lru_cache(maxsize=16)
+def _preparation(embedder: str) -> Preparation:
+    return load_preparation(EmbedderSettings.model_validate_json(embedder))
 
 
 @dataclass
@@ -213,10 +200,10 @@ def _make(
         for place, output in outputs.items():
             valid = output.close()
             folder = request.vectors(request.embedders[place]) / content
-            used = runtime(request.embedders[place]) | {"threads": request.threads}
+            used = runtime(request.embedders[place], request.threads)
             commit(output.folder, folder, {"images": len(rows), "vectors": valid}, used)
         if facts in missing:
-            _write_facts(rows, count)
+            _write_facts(rows, copy.part, count)
             result = {
                 "images": len(rows),
                 "corrupt": sum(bool(row.problem) for row in rows),
@@ -314,7 +301,7 @@ class _Reading:
                 raise ImageError(f"its header says {header.width} x {header.height} pixels")
             row.header = header
             if self.journal.is_suspect(member.key) and (
-                crash := crash_of(data, self.request.settings.max_pixels)
+                crash := crash_of(data, self.request.settings.max_pixels, None)
             ):
                 raise ImageError(crash)
             with self.journal.trying(member.key):
@@ -325,22 +312,20 @@ class _Reading:
 
     def _decode(self, row: _Row, data: bytes) -> None:
         """Prepare the image for each embedder, from one decode for each scale they look at."""
-        first = load_preparation(self.request.embedders[0])
+        first = preparation(self.request.embedders[0])
         by_scale: dict[int | None, list[int]] = {first.reduce_to: []}
         for place in self.wanted:
-            scale = load_preparation(self.request.embedders[place]).reduce_to
+            scale = preparation(self.request.embedders[place]).reduce_to
             by_scale.setdefault(scale, []).append(place)
         for same in _same_scale(row.header, by_scale):
             reduce_to = same[0]
-            image = decode(
-                data, max_pixels=self.request.settings.max_pixels, reduce_to=reduce_to
-            )
+            image = decode(data, max_pixels=self.request.settings.max_pixels, reduce_to=reduce_to)
             for scale in same:
                 if scale == first.reduce_to:
                     row.contrast = _contrast(image)
                 for place in by_scale[scale]:
-                    preparation = load_preparation(self.request.embedders[place])
-                    row.prepared[place] = preparation.prepare(image)
+                    prepare = preparation(self.request.embedders[place]).prepare
+                    row.prepared[place] = prepare(image)
 
 
 def _same_scale(header: Header, scales: dict[int | None, list[int]]) -> list[list[int | None]]:
@@ -375,9 +360,9 @@ def _contrast(image: Any) -> float:
     return float(np.asarray(small.convert("L"), np.float32).std(dtype=np.float64))
 
 
-def _write_facts(rows: list[_Row], folder: Path) -> None:
+def _write_facts(rows: list[_Row], part: Part, folder: Path) -> None:
     values = {
-        "name": [row.member.key for row in rows],
+        "name": [name_of(row.member, part) for row in rows],
         "member": [row.member.member for row in rows],
         "url": [row.member.url for row in rows],
         "caption": [row.member.caption for row in rows],

@@ -25,6 +25,7 @@ class Journal:
         self._stream: IO[str] | None = None
 
     def __enter__(self) -> Journal:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._path.open("a", encoding="utf-8", buffering=1)
         return self
 

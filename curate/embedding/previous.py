@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from curate.catalogue.content import Copy, earlier_content
+from curate.catalogue.part_files import FACTS, VECTORS
 from shared.commits import committed
 from shared.embedders import EmbedderSettings
 from shared.images import Header
@@ -39,8 +40,6 @@ def find_previous(
     request: EmbedRequest, copy: Copy, wanted: Sequence[EmbedderSettings]
 ) -> Previous | None:
     """Return what there is of the newest earlier state, where all that is wanted of it is there."""
-    from curate.embedding.embed import FACTS, VECTORS
-
     content = earlier_content(request.work, copy.place)
     if content is None or content == copy.content:
         return None

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.commits import run_unit
 from curate.stage import Unit, Workers
+from shared.commits import run_unit
 
 TRIES = 3
 """Of a unit that dies with its process, or whose storage fails for longer than reads wait."""

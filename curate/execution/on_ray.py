@@ -415,5 +415,7 @@ def _short_folder() -> str | None:
 
 def _remedy(address: str | None) -> str:
     if address:
-        return f"is a cluster of this Ray version at RAY_ADDRESS={address}? unset it for a local one"
+        return (
+            f"is a cluster of this Ray version at RAY_ADDRESS={address}? unset it for a local one"
+        )
     return "run it again, check free space in /tmp and /dev/shm, or say --executor inline"

@@ -15,13 +15,14 @@ from curate.neighbours.search import installed_faiss
 from curate.report.rows import TABLES
 from shared.config import flat
 from shared.errors import LvdError
-from shared.storage import locked, read_json, sync_tree, write_json
+from shared.storage import digest_file, locked, read_json, sync_tree, write_json
 
 FORMAT = 1
-RUN = "run.json"
+RUN, USED, FILES = "run.json", "used.json", "files.json"
+TIMINGS = "timings.json"
 PARTIAL = ".partial"
 ADDRESS = ".address"
-OWN = {RUN, ADDRESS, "timings.json", "shards", "reports", ".scratch", ".spill", ".tables"}
+OWN = {RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", ".scratch", ".spill", ".tables"}
 LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
 
 
@@ -115,23 +116,37 @@ class Output:
             for unit in units:
                 os.link(unit / f"{name}.parquet", path / f"{unit.name}.parquet")
 
-    def write(self, run: dict[str, Any], funnel: dict[str, Any], address: str) -> None:
-        """Write `reports/funnel.json` and `run.json`."""
+    def write(
+        self, run: dict[str, Any], funnel: dict[str, Any], address: str, used: list[str]
+    ) -> None:
+        """Write `reports/funnel.json`, `run.json`, and what of WORK the result is made of."""
+        write_json(self.partial / USED, {"used": sorted(used)}, self.scratch)
         write_json(self.reports / "funnel.json", funnel, self.scratch)
         write_json(self.partial / RUN, {"format": FORMAT, "address": address, **run}, self.scratch)
 
     def finish(self, stages: list[Any], seconds: float) -> None:
         """Write `timings.json`, drop what was only for building, and move the folder to its place."""
         timings = {"stages": [asdict(stage) for stage in stages], "seconds": seconds}
-        write_json(self.partial / "timings.json", timings, self.scratch)
+        write_json(self.partial / TIMINGS, timings, self.scratch)
         for folder in (self.scratch, self.spill, self.tables):
             shutil.rmtree(folder, ignore_errors=True)
         (self.partial / ADDRESS).unlink()
+        write_json(self.partial / FILES, file_hashes(self.partial))
         sync_tree(self.partial)
         if self.out.exists():
             self.out.rename(self._old)
         self.partial.rename(self.out)
         shutil.rmtree(self._old, ignore_errors=True)
+
+
+def file_hashes(out: Path) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of every file of a result but its timings and this list."""
+    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+        for name, path in sorted(files.items())
+        if name not in (FILES, TIMINGS)
+    }
 
 
 def name_latest(out: Path) -> None:

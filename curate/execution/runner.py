@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.commits import committed, count_under_way
 from curate.execution.executor import Call, Executor
 from curate.execution.monitor import Monitor
 from curate.stage import Failure, Stage, Unit, Workers
+from shared.commits import committed, count_under_way
 from shared.errors import LvdError
-from shared.failures import kind_of
+from shared.failures import as_line, kind_of
 from shared.progress import StageBar, stage_bar
 from shared.storage import read_json, write_json
 
@@ -189,6 +189,8 @@ class StageRunner:
         log = self.work / "failures" / f"{stage}-{unit.name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)))
+        if kind_of(error) != "unit":
+            return as_line(error, f"{stage}, {unit.name}")
         said = (str(error).strip().splitlines() or [""])[0]
         return LvdError(
             f"{stage} failed on {unit.name}: {type(error).__name__}: {said} (trace: {log})"

@@ -1,49 +1,107 @@
-"""Says how far a run is: finished, going on, or cut off."""
+"""Says how far runs are: finished, at work, or cut off. Takes no lock."""
 
 from __future__ import annotations
 
-import fcntl
+import os
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
+from curate.execution.monitor import SILENT
 from curate.execution.output import PARTIAL, RUN
-from curate.report.tables import read_funnel
+from curate.execution.session import STATUS, WORK_MARK, status_file
 from shared.errors import LvdError
+from shared.progress import duration, rate
 from shared.storage import read_json
 
 
-def status(out: Path) -> str:
-    """Return a few lines on the run whose output is `out`. LvdError where there is none."""
-    out = out.absolute()
+def status(folder: Path) -> str:
+    """Return a few lines on the run of an OUT, or on all runs at work on a WORK.
+
+    Raises LvdError where `folder` is neither.
+    """
+    folder = folder.absolute()
+    if (folder / WORK_MARK).exists():
+        return _of_work(folder)
     lines = []
-    if (out / RUN).exists():
-        run, funnel = read_json(out / RUN), read_funnel(out)
-        kept = funnel["decisions"]["kept"]
-        lines.append(
-            f"{out}: finished: {kept:,} of {funnel['images']:,} images of {run['crawl']} kept "
-            f"for {run['seed']}"
-        )
-    partial = out.with_name(out.name + PARTIAL)
-    if partial.exists():
+    if (folder / RUN).exists():
+        lines.append(_finished(folder))
+    if (report := _read(status_file(folder))) is not None and _lives(report):
+        lines += _at_work(report)
+    elif (partial := folder.with_name(folder.name + PARTIAL)).exists():
         shards = sum(1 for _ in (partial / "shards").glob("*_stats.json"))
-        how = "being written" if _is_locked(out) else "cut off: run the same command to go on"
-        lines.append(f"{partial}: {how}; {shards:,} shards are whole")
-    elif _is_locked(out):
-        lines.append(f"{out}: a run is at work, and has not begun to write shards")
+        lines.append(
+            f"{partial}: cut off: run the same command to go on; {shards:,} shards are whole"
+        )
+    elif report is not None:
+        lines.append(f"{folder}: cut off: run the same command to go on")
     if not lines:
         raise LvdError(
-            f"no run has finished in {out} or begun to write there: what its stages made is in "
+            f"no run has finished in {folder} or begun to write there: what its stages made is in "
             "--work, and the same command goes on from it"
         )
     return "\n".join(lines)
 
 
-def _is_locked(out: Path) -> bool:
-    lock = out.with_name(f".{out.name}.lock")
-    if not lock.exists():
+def runs_at_work(work: Path) -> list[dict[str, Any]]:
+    """Return what the runs that are at work on `work` say of themselves."""
+    reports = [_read(path) for path in sorted((work / STATUS).glob("*.json"))]
+    return [report for report in reports if report and _lives(report)]
+
+
+def _of_work(work: Path) -> str:
+    lines = [line for report in runs_at_work(work) for line in _at_work(report)]
+    return "\n".join(lines) or f"{work}: no run is at work"
+
+
+def _finished(out: Path) -> str:
+    run, funnel = read_json(out / RUN), read_json(out / "reports" / "funnel.json")
+    kept = funnel["decisions"]["kept"]
+    line = (
+        f"{out}: finished: {kept:,} of {funnel['images']:,} images of {run['crawl']} kept "
+        f"for {run['seed']}"
+    )
+    aside = funnel.get("set_aside", [])
+    return line + (f"; {len(aside):,} parts set aside (--retry parts)" if aside else "")
+
+
+def _at_work(report: dict[str, Any]) -> list[str]:
+    """Return what a run says of itself: stage, done and total, rate, time left, failures."""
+    now = report["updated"]
+    done, total = report.get("done"), report.get("total")
+    words = [f"{report['stage'] or 'starting'}"]
+    if done is not None:
+        words.append(f"{done:,}" + (f" of {total:,} images" if total is not None else " images"))
+    if report.get("rate"):
+        words.append(rate(1, 1 / report["rate"]))
+    if report.get("left"):
+        words.append(f"{duration(report['left'])} left in this stage")
+    words.append(f"{duration(now - report['began'])} since it began")
+    words.append(f"{report['failures']:,} units failed" if report["failures"] else "no failures")
+    where = report["out"] or "calibration"
+    return [
+        f"{where}: at work (process {report['pid']} on {report['host']})",
+        "  " + ", ".join(words),
+    ]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _lives(report: dict[str, Any]) -> bool:
+    if time.time() - report["updated"] > SILENT:
         return False
-    with lock.open("r") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    if report["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(report["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import Collection
-from curate.catalogue.originals import Originals, changed, load_parts
-from curate.filters.judge import CODE
-from curate.retrieval.threshold import found
+from curate.catalogue.collection import Catalogued, Collection
+from curate.catalogue.originals import Originals, changed, load_parts, save_parts
+from curate.filters.decisions import CODE
+from curate.retrieval.threshold import Retrieved, found
+from curate.selection.decide import Selected
+from curate.stage import Runner, Unit
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.parts import Part, direct, fetch
@@ -55,14 +57,64 @@ class Source:
     retrieved: tuple[Path, ...]
     seed: Collection
     spills: dict[int, Path]
+    max_pixels: int
+    """As `embed.max_pixels`: what was admitted there is decoded here too."""
+
+
+def export(
+    runner: Runner,
+    folders: ExportFolders,
+    crawl: Catalogued,
+    seed: Collection,
+    selected: Selected,
+    retrieved: Retrieved,
+    settings: ExportSettings,
+    max_pixels: int,
+) -> None:
+    """Write the kept images as shards below `folders.shards`."""
+    kept, size = selected.decisions["kept"], settings.shard_size
+    with runner.at_work("export"):
+        source = Source(
+            crawl=crawl.collection,
+            parts=save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json"),
+            selected=selected.folder,
+            retrieved=retrieved.folders,
+            seed=seed,
+            spills={},
+            max_pixels=max_pixels,
+        )
+        spilled = [
+            (index, part) for index, part in enumerate(crawl.parts) if kept and needs_spill(part)
+        ]
+        units = [Unit(f"spill-{index:08d}", (source, index, part)) for index, part in spilled]
+        runner.run(folders.spill, spill, units, scratch=folders.scratch)
+        source.spills.update(
+            {
+                index: folders.spill / unit.name
+                for (index, _), unit in zip(spilled, units, strict=True)
+            }
+        )
+        units = [
+            Unit(shard_name(shard), (source, shard, settings), min(size, kept - shard * size))
+            for shard in range(-(-kept // size))
+        ]
+        runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
+
+
+class ExportFolders(Protocol):
+    """Where a result is built; all on one file system."""
+
+    shards: Path
+    spill: Path
+    scratch: Path
 
 
 def spill(source: Source, index: int, part: Part, *, out: Path) -> dict:
     """Lay the kept images of a part side by side in `images.bin`, with their `offsets.npy`."""
     crawl = source.crawl
     decision = np.load(source.selected / "decision.npy", mmap_mode="r")
-    numbers = np.flatnonzero(crawl.part[:] == index)
-    numbers = numbers[decision[numbers] == CODE["kept"]]
+    first, last = crawl.starts[index : index + 2].tolist()
+    numbers = np.flatnonzero(decision[first:last] == CODE["kept"]) + first
     offsets = [0]
     with (
         Originals(crawl, load_parts(source.parts), out.parent) as originals,
@@ -90,7 +142,7 @@ def _samples(source: Source, numbers: np.ndarray, settings: ExportSettings) -> I
     facts = source.crawl.facts(numbers).to_pylist()
     _, similarity, seeds = found(list(source.retrieved), numbers)
     nearest = source.seed.keys(seeds[:, 0])
-    parts = source.crawl.part[numbers]
+    parts = source.crawl.part_of(numbers)
 
     def make(at: int) -> Sample:
         fact = facts[at]

@@ -50,17 +50,11 @@ def quality(
     yield Check(
         "low_quality",
         long > settings.max_aspect * short,
-        lambda row: (
-            f"aspect ratio {long[row] / short[row]:.1f} is above {settings.max_aspect:g}"
-        ),
+        lambda row: f"aspect ratio {long[row] / short[row]:.1f} is above {settings.max_aspect:g}",
     )
     yield Check(
         "low_quality",
         contrast < np.float32(settings.min_contrast),
-        lambda row: (
-            f"near-blank: contrast {contrast[row]:.1f} is below {settings.min_contrast:g}"
-        ),
+        lambda row: f"near-blank: contrast {contrast[row]:.1f} is below {settings.min_contrast:g}",
     )
-    yield Check(
-        "low_quality", ~valid, lambda row: "the embedder gave no finite, non-zero vector"
-    )
+    yield Check("low_quality", ~valid, lambda row: "the embedder gave no finite, non-zero vector")

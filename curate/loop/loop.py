@@ -59,9 +59,7 @@ def loop(asked: LoopRequest) -> str:
 def _inputs(asked: LoopRequest) -> str:
     """Return what tells the images and the first embedder from those of another call."""
     plan = make_plan(asked.request, asked.work.absolute())
-    network = identity(plan.embedder)
-    for machine in ("device", "precision"):
-        network.pop(machine, None)
+    network = [identity(each) for each in plan.embedders.values()]
     parts = [[part.fingerprint for part in data.parts] for data in plan.datasets]
     return fingerprint([network, parts])
 
@@ -112,7 +110,7 @@ def _score(asked: LoopRequest, rounds: Sequence[Round], hold: int) -> bool:
     """
     if asked.knn_train is None or asked.knn_test is None:
         return False
-    first = asked.request.embedder.settings
+    first = asked.request.embedders["retrieve"].settings
     models = {_first_model(asked): weights_digest(first)} if in_folder(first) else {}
     models |= {str(of.model): of.weights for of in rounds}
     if not models:
@@ -143,7 +141,7 @@ def _score(asked: LoopRequest, rounds: Sequence[Round], hold: int) -> bool:
 
 
 def _first_model(asked: LoopRequest) -> str:
-    settings = asked.request.embedder.settings
+    settings = asked.request.embedders["retrieve"].settings
     return bundled.NAME if settings.model == BUNDLED else str(local_folder(settings))
 
 
@@ -153,7 +151,7 @@ def _table(asked: LoopRequest, rounds: Sequence[Round]) -> str:
     if asked.knn_train is not None:
         for figure in read_optional(asked.out / "knn" / "table.json").get("figures", []):
             scores.setdefault(figure["model"], {})[figure["setting"]] = figure["value"]
-    first = asked.request.embedder.settings
+    first = asked.request.embedders["retrieve"].settings
     table = read_table(
         [
             Finished(of.embedder, of.curation, of.seconds, scores.get(str(of.model), {}))

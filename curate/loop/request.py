@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curate.pipeline import comparable
-from curate.plan import Plan, default_out
+from curate.plan import comparable, default_out
 from curate.settings import Request, read_request
 from shared.config import expand, flat, load_yaml
 from shared.errors import LvdError, nearest
@@ -106,10 +105,10 @@ class LoopRequest:
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the loop's result; not where it works, nor in how many processes."""
-        curation = comparable(Plan(self.request, self.request.embedder.settings, [], self.work))
+        curation = comparable(self.request)
         return {
             **curation,
-            "embedder": self.request.embedder.name,
+            "embedder": self.request.embedder_name,
             "recipe": self.recipe,
             "recipes": recipe_as_written(self.config, self.recipe),
             "train-set": list(self.train_set),

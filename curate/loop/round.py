@@ -70,7 +70,7 @@ class Round:
     @property
     def embedder(self) -> str:
         """What curates this round, for reading."""
-        first = self.asked.request.embedder.name
+        first = self.asked.request.embedder_name
         return f"model of round {self.before.number}" if self.before else first
 
     @property

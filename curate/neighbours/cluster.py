@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import Collection
+from curate.catalogue.collection import Catalogued, Collection
 from curate.neighbours.search import (
     Searchable,
     heads,
@@ -24,8 +24,9 @@ from curate.neighbours.search import (
     unit,
     use_threads,
 )
+from curate.stage import Runner, Stage, Unit
 
-VERSION = 2
+VERSION = 3
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
 BUCKET = 65_536
@@ -43,6 +44,53 @@ class ClusterSettings(BaseModel):
     """Size of the k-means sample, in points for each cluster."""
     iterations: int = Field(10, ge=1)
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """A crawl whose vectors have clusters: of each block of numbers, and side by side."""
+
+    clusters: Clusters
+    assigned: tuple[Path, ...]
+    """The units `assign` of the collection's blocks."""
+    sizes: tuple[int, ...]
+    """Vectors in each range of clusters."""
+    address: str
+
+
+def cluster(
+    runner: Runner, crawl: Catalogued, settings: ClusterSettings, threads: int
+) -> Clustered:
+    """Find centroids, give every vector its cluster, lay clusters side by side."""
+    collection = crawl.collection
+    stage = Stage("cluster", VERSION, crawl.address, [settings.model_dump(), threads])
+    home = runner.folder(stage)
+    with runner.at_work("cluster"):
+        args = (collection, settings, threads)
+        runner.run(stage, centroids, [Unit("centroids", args)], note="k-means")
+        units = [
+            Unit(
+                f"assign-{start:012d}",
+                (collection, home / "centroids", start, stop, threads),
+                stop - start,
+            )
+            for start, stop in collection.blocks()
+        ]
+        runner.run(stage, assign, units, note="assigned")
+        assigned = [home / unit.name for unit in units]
+        ranges = buckets(assigned)
+        units = [
+            Unit(f"members-{first:08d}", (home / "centroids", assigned, first, last))
+            for first, last in ranges
+        ]
+        held = runner.run(stage, members, units)
+    folders = tuple(home / unit.name for unit in units)
+    return Clustered(
+        Clusters(home / "centroids", folders, tuple(ranges)),
+        tuple(assigned),
+        tuple(stats["images"] for stats in held),
+        stage.address,
+    )
 
 
 def centroids(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from curate.filters.judge import DECISIONS
+from curate.filters.decisions import DECISIONS
 from curate.report.tables import rows
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Stage report, the tables: every image's row, its nearest seeds, its group.
 
-A map over blocks of numbers; numbers are in key order, so the files of the blocks are sorted and
-follow one another.
+A map over blocks of the images in the order of their keys, so that the files of the blocks are
+sorted and follow one another.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import Collection
-from curate.filters.judge import CODE, DECISIONS, FilterSettings, QualitySettings, judge
+from curate.catalogue.collection import BLOCK, Collection
+from curate.filters.decisions import CODE, DECISIONS
+from curate.filters.judge import judge
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.retrieval.threshold import found
 from shared.shards import output_key, shard_name
 
-VERSION = 1
+VERSION = 2
 
 IMAGES = pa.schema(
     [
@@ -99,60 +102,75 @@ class Decided:
     shard_size: int
 
 
-def tables(decided: Decided, block: int, start: int, stop: int, *, out: Path) -> dict:
-    """Write `images.parquet`, `retrieval.parquet` and `duplicates.parquet` of a block."""
-    rows = _Block(decided, block, start, stop)
+def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
+    """Write `images.parquet`, `retrieval.parquet` and `duplicates.parquet` of a block in key order."""
+    rows = _Block(decided, start, stop)
     for name, table in rows.tables().items():
         pq.write_table(table, out / f"{name}.parquet", compression="zstd")
     return {"images": stop - start}
 
 
 class _Block:
-    """The arrays of one block of numbers, and the tables they make."""
+    """The arrays of one block, and the tables they make."""
 
-    def __init__(self, decided: Decided, block: int, start: int, stop: int) -> None:
+    def __init__(self, decided: Decided, start: int, stop: int) -> None:
+        crawl = decided.crawl
         self.decided = decided
-        self.numbers = np.arange(start, stop)
-        self.facts = decided.crawl.facts(self.numbers)
+        self.numbers = np.array(crawl.order[start:stop])
+        self.facts = crawl.facts(self.numbers)
         self.keys = self.facts["key"].to_pylist()
-        self.decision = np.load(decided.selected / "decision.npy", mmap_mode="r")[start:stop]
-        self.position = np.load(decided.selected / "position.npy", mmap_mode="r")[start:stop]
-        self.cluster = np.load(decided.assigned[block] / "cluster.npy")
-        self.stands = np.load(decided.groups / "representative.npy", mmap_mode="r")[start:stop]
-        self.grouped = np.load(decided.groups / "grouped.npy", mmap_mode="r")[start:stop]
-        self.representative_key = decided.crawl.keys(np.where(self.grouped, self.stands, 0))
+
+        def of(path: Path) -> np.ndarray:
+            return np.load(path, mmap_mode="r")[self.numbers]
+
+        self.decision = of(decided.selected / "decision.npy")
+        self.position = of(decided.selected / "position.npy")
+        self.representative = of(decided.groups / "representative.npy")
+        self.grouped = of(decided.groups / "grouped.npy")
+        self.cluster = self._of_blocks(decided.assigned, "cluster.npy")
+        self.canonical = crawl.canonical[self.numbers]
+        chosen = np.where(self.grouped, self.representative, 0)
+        self.representative_key = crawl.keys(chosen)
+        self.group = crawl.ids(chosen)
         self.similarity = self._similarity_in_group()
         listed = np.isin(self.decision, [CODE[x] for x in ("irrelevant", "over_budget", "kept")])
         seen, self.seed_similarity, self.seeds = found(list(decided.retrieved), self.numbers)
         self.listed = listed & seen & (self.seeds.shape[1] > 0)
-        self.exact = decided.crawl.canonical[start:stop] == self._canonical_of_representative()
-        self.held = self._held(block)
+        self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
+        self.held = self._held()
 
-    def _canonical_of_representative(self) -> np.ndarray:
-        canonical = self.decided.crawl.canonical
-        return np.where(self.grouped, canonical[np.where(self.grouped, self.stands, 0)], -2)
+    def _of_blocks(self, folders: tuple[Path, ...], name: str) -> np.ndarray:
+        """Return by image what the units of blocks of numbers hold in their files `name`."""
+        blocks = self.numbers // BLOCK
+        result = np.empty(len(self.numbers), np.int32)
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            result[here] = np.load(folders[block] / name)[self.numbers[here] - block * BLOCK]
+        return result
 
     def _similarity_in_group(self) -> np.ndarray:
         crawl = self.decided.crawl
         result = np.full(len(self.numbers), np.nan, np.float32)
-        canonical = crawl.canonical[self.numbers[0] : self.numbers[-1] + 1]
         members = np.flatnonzero(self.grouped)
         for at in range(0, len(members), 8_192):
             some = members[at : at + 8_192]
-            own = unit(crawl.vectors(canonical[some]))
-            other = unit(crawl.vectors(self.stands[some]))
-            result[some] = np.where(canonical[some] == self.stands[some], 1, cosine(own, other))
+            own = unit(crawl.vectors(self.canonical[some]))
+            other = unit(crawl.vectors(self.representative[some]))
+            same = self.canonical[some] == self.representative[some]
+            result[some] = np.where(same, 1, cosine(own, other))
         return result
 
-    def _held(self, block: int) -> dict[int, str]:
-        if not self.decided.held:
-            return {}
-        folder = self.decided.held[block]
-        hits, similarity = np.load(folder / "hits.npy"), np.load(folder / "similarity.npy")
+    def _held(self) -> dict[int, str]:
         said = {}
-        for (number, place, row), cosine_ in zip(hits.tolist(), similarity, strict=True):
-            name, holdout = self.decided.holdouts[place]
-            said[number] = f"cosine {cosine_:.4f} with {holdout.keys([row])[0]} of holdout {name}"
+        for block in np.unique([self.numbers // BLOCK, self.canonical // BLOCK]).tolist():
+            if block < 0 or not self.decided.held:
+                continue
+            folder = self.decided.held[block]
+            hits, similarity = np.load(folder / "hits.npy"), np.load(folder / "similarity.npy")
+            for (number, place, row), cosine_ in zip(hits.tolist(), similarity, strict=True):
+                name, holdout = self.decided.holdouts[place]
+                key = holdout.keys(np.array([row]))[0]
+                said[number] = f"cosine {cosine_:.4f} with {key} of holdout {name}"
         return said
 
     def tables(self) -> dict[str, pa.Table]:
@@ -177,7 +195,7 @@ class _Block:
             "decision": pa.array([DECISIONS[code] for code in self.decision], pa.string()),
             "reason": pa.array(self._reasons(), pa.string()),
             "cluster": pa.array(self.cluster, pa.int32(), mask=self.cluster < 0),
-            "group": pa.array(self.stands, pa.int64(), mask=~self.grouped),
+            "group": pa.array(self.group, pa.int64(), mask=~self.grouped),
             "duplicate_of": _masked(self.representative_key, duplicate, pa.string()),
             "duplicate_similarity": pa.array(self.similarity, pa.float32(), mask=~duplicate),
             "nearest_seed": _masked(self._nearest_seed(), self.listed, pa.string()),
@@ -198,7 +216,7 @@ class _Block:
 
     def _reasons(self) -> list[str]:
         decided = self.decided
-        result = judge(self.facts, decided.quality, list(decided.filters))[1]
+        result = self._judged()
         nearest, similarity = self._nearest_seed(), self._first_similarity()
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]
@@ -223,8 +241,12 @@ class _Block:
                 result[row] = f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
         return result
 
+    def _judged(self) -> list[str]:
+        decided, valid = self.decided, self.facts["valid"].to_numpy()
+        return judge(self.facts, self.facts, valid, decided.quality, decided.filters)[1]
+
     def _exact_hit(self, row: int) -> str | None:
-        return self.held.get(int(self.decided.crawl.canonical[int(self.numbers[row])]))
+        return self.held.get(int(self.canonical[row]))
 
     def _retrieval(self) -> pa.Table:
         rows, k = np.flatnonzero(self.listed), self.seeds.shape[1]
@@ -243,11 +265,11 @@ class _Block:
 
     def _duplicates(self) -> pa.Table:
         rows = np.flatnonzero(self.grouped)
-        own = self.stands[rows] == self.numbers[rows]
+        own = self.representative[rows] == self.numbers[rows]
         methods = np.where(self.exact[rows], "exact", "near")
         return pa.table(
             [
-                pa.array(self.stands[rows], pa.int64()),
+                pa.array(self.group[rows], pa.int64()),
                 pa.array([self.keys[row] for row in rows], pa.string()),
                 pa.array(own, pa.bool_()),
                 pa.array(self.similarity[rows], pa.float32()),

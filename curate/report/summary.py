@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from curate.filters.judge import DECISIONS
+from curate.filters.decisions import DECISIONS
 from curate.report.tables import read_funnel, read_optional
 from shared.progress import WIDTH, duration, printable, rate
 

@@ -6,17 +6,19 @@ cosine with at least one seed image reaches the threshold; it needs no new searc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import BLOCK, Collection
-from curate.neighbours.search import top_k, use_threads
+from curate.catalogue.collection import BLOCK, Catalogued, Collection
+from curate.neighbours.search import gpus_wanted, top_k, use_threads
+from curate.stage import Runner, Stage, Unit
 from shared.embedders import Threshold
 
-VERSION = 1
+VERSION = 2
 
 
 class RetrieveSettings(BaseModel):
@@ -25,11 +27,50 @@ class RetrieveSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     strategy: Literal["threshold"] = "threshold"
+    embedder: str | None = None
+    """What similarity to the seed is judged by; by default the pipeline's `embedder`."""
     threshold: Threshold | None = None
     """Cosine with the nearest seed image from which an image is kept, inclusive. Default: the
     embedder's own."""
     max_images: int | None = Field(None, ge=1)
     """Budget: at most as many are kept, the most similar ones, ties by key."""
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """The nearest seeds of the images of each block, as `search` leaves them."""
+
+    folders: tuple[Path, ...]
+    address: str
+
+
+def retrieve(
+    runner: Runner,
+    crawl: Catalogued,
+    groups: Path,
+    grouped: str,
+    seed: Catalogued,
+    k: int,
+    threads: int,
+) -> Retrieved:
+    """Find the `k` nearest seed images of every image that stands for its group.
+
+    `crawl` and `seed` are as the embedder for meaning sees them; `groups`, at the address
+    `grouped`, is what dedup left.
+    """
+    addresses = [grouped, crawl.address, seed.address]
+    stage = Stage("retrieve", VERSION, addresses, [k, threads])
+    units = [
+        Unit(
+            f"{start:012d}",
+            (crawl.collection, groups, seed.collection, start, stop, k, threads),
+            stop - start,
+        )
+        for start, stop in crawl.collection.blocks()
+    ]
+    with runner.at_work("retrieve"):
+        runner.run(stage, search, units, gpus=gpus_wanted())
+    return Retrieved(tuple(runner.folder(stage) / unit.name for unit in units), stage.address)
 
 
 def search(
@@ -47,7 +88,7 @@ def search(
     use_threads(threads)
     chosen = np.load(representative / "representative.npy", mmap_mode="r")[start:stop]
     numbers = np.flatnonzero(chosen == np.arange(start, stop)) + start
-    images = np.flatnonzero(seed.canonical[:] >= 0)
+    images = seed.open_by_key
     similarity, row = top_k(crawl.vectors(numbers), seed.vectors(images), k)
     np.save(out / "numbers.npy", numbers)
     np.save(out / "similarity.npy", similarity)

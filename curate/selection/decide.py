@@ -7,15 +7,51 @@ time.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from curate.catalogue.collection import BLOCK, Collection
-from curate.filters.judge import CODE, DECISIONS, OPEN
-from curate.retrieval.threshold import RetrieveSettings
+from curate.catalogue.collection import BLOCK, Catalogued, Collection
+from curate.dedup.holdout import Held
+from curate.filters.decisions import CODE, DECISIONS, OPEN
+from curate.retrieval.threshold import Retrieved, RetrieveSettings
+from curate.stage import Runner, Stage, Unit
 
-VERSION = 1
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The decisions, as `select` leaves them in `folder`, and how many there are of each."""
+
+    folder: Path
+    decisions: dict[str, int]
+    address: str
+
+
+def decide(
+    runner: Runner,
+    crawl: Catalogued,
+    groups: Path,
+    held: Held,
+    retrieved: Retrieved,
+    threshold: float,
+    settings: RetrieveSettings,
+    seed: int,
+) -> Selected:
+    """Decide about every image, and deal the kept ones to shards in an order by `seed`."""
+    stage = Stage(
+        "select",
+        VERSION,
+        [crawl.address, retrieved.address, held.address],
+        [threshold, settings.model_dump(exclude={"threshold", "embedder"}), seed],
+    )
+    found = list(held.folders), list(retrieved.folders)
+    args = (crawl.collection, groups, *found, threshold, settings, seed)
+    with runner.at_work("select"):
+        [result] = runner.run(stage, select, [Unit("all", args)])
+    return Selected(runner.folder(stage) / "all", result["decisions"], stage.address)
 
 
 def select(
@@ -48,7 +84,8 @@ def select(
     touched = np.zeros(len(crawl), bool)
     touched[stands_for[hits]] = True
     decision[(stands_for >= 0) & touched[stands_for]] = CODE["holdout"]
-    _apply_budget(decision, candidates, similarity, settings.max_images)
+    if settings.max_images is not None:
+        _apply_budget(decision, candidates, similarity, crawl, settings.max_images)
     np.save(out / "decision.npy", decision)
     order = _order(crawl, np.flatnonzero(decision == CODE["kept"]), seed)
     position = np.full(len(crawl), -1, np.int64)
@@ -68,17 +105,23 @@ def _concatenate(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def _apply_budget(
-    decision: np.ndarray, candidates: np.ndarray, similarity: np.ndarray, most: int | None
+    decision: np.ndarray,
+    candidates: np.ndarray,
+    similarity: np.ndarray,
+    crawl: Collection,
+    most: int,
 ) -> None:
     kept = decision[candidates] == CODE["kept"]
-    if most is None or kept.sum() <= most:
+    if kept.sum() <= most:
         return
+    place = np.empty(len(crawl), np.int64)
+    place[crawl.order] = np.arange(len(crawl))
     numbers, similarity = candidates[kept], similarity[kept]
-    decision[numbers[np.lexsort((numbers, -similarity))[most:]]] = CODE["over_budget"]
+    decision[numbers[np.lexsort((place[numbers], -similarity))[most:]]] = CODE["over_budget"]
 
 
 def _order(crawl: Collection, numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Return `numbers` in the order of the blake2 hash of seed and key."""
+    """Return `numbers` in the order of the blake2 hash of seed and key, ties by number."""
     hashes = np.empty(len(numbers), np.uint64)
     for at in range(0, len(numbers), BLOCK):
         keys = crawl.keys(numbers[at : at + BLOCK])

@@ -18,7 +18,8 @@ from curate.dedup import holdout
 from curate.dedup.groups import group
 from curate.dedup.near import DedupSettings, search
 from curate.embedding.embed import COLUMNS, FACTS, VECTORS
-from curate.filters.judge import FilterSettings, QualitySettings, score_column
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings, score_column
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
 from curate.retrieval import threshold as retrieve
 from curate.selection import decide as select

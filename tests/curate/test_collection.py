@@ -11,7 +11,9 @@ from made_collection import Made, files_of, made_collection, made_part, write_pa
 
 from curate.catalogue import collection as module
 from curate.catalogue.collection import Collection, catalogue
-from curate.filters.judge import CODE, OPEN, FilterSettings, QualitySettings
+from curate.filters.decisions import CODE, OPEN
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
 from shared.errors import LvdError
 
 VECTOR = (1.0, 0.0, 0.0, 0.0)

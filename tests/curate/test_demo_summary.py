@@ -6,7 +6,7 @@ import pytest
 from finished_run import finished_run
 
 from curate.demo.summary import REASONS, Places, summary
-from curate.filters.judge import DECISIONS
+from curate.filters.decisions import DECISIONS
 from curate.report.tables import open_tables, read_funnel
 from shared.errors import LvdError
 

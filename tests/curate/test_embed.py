@@ -18,7 +18,9 @@ from curate.embedding.embed import (
     embed_part,
     unit_name,
 )
-from curate.filters.judge import CODE, QualitySettings, judge
+from curate.filters.decisions import CODE
+from curate.filters.judge import judge
+from curate.filters.quality import QualitySettings
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 

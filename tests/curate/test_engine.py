@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from curate.execution.engine import TRIES, Engine, EngineSettings, Unit
+
 from shared.errors import LvdError
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from finished_run import HOSTILE, finished_run
 
-from curate.filters.judge import DECISIONS
+from curate.filters.decisions import DECISIONS
 from curate.report.explain import explain, life
 from curate.report.tables import open_tables
 from shared.errors import LvdError

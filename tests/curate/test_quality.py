@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from curate.filters.judge import CODE, DECISIONS, OPEN, FilterSettings, QualitySettings, judge
+from curate.filters.decisions import CODE, DECISIONS, OPEN
+from curate.filters.judge import judge
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
 
 FINE = {"problem": "", "width": 64, "height": 64, "contrast": 40.0, "vector": 0, "score:nsfw": 0.1}
 SCHEMA = pa.schema(

@@ -18,7 +18,9 @@ from made_collection import (
 )
 
 from curate.dedup.near import DedupSettings
-from curate.filters.judge import DECISIONS, FilterSettings, QualitySettings
+from curate.filters.decisions import DECISIONS
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
 from curate.report.rows import DUPLICATES, IMAGES, RETRIEVAL, Decided, tables
 from curate.retrieval.threshold import RetrieveSettings
 from curate.selection.decide import select

@@ -15,7 +15,9 @@ from made_collection import (
     searched,
 )
 
-from curate.filters.judge import DECISIONS, FilterSettings, QualitySettings
+from curate.filters.decisions import DECISIONS
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.retrieval.threshold import RetrieveSettings
 from curate.selection.decide import keyed_hash, select

@@ -4,7 +4,7 @@ import re
 import pytest
 from finished_run import finished_run
 
-from curate.filters.judge import DECISIONS
+from curate.filters.decisions import DECISIONS
 from curate.report.summary import share, summary
 from curate.report.tables import read_funnel
 from shared.errors import LvdError

@@ -7,11 +7,11 @@ import sys
 import textwrap
 
 import pyarrow.parquet as pq
+from curate.embedding.suspects import Journal, crash_of
 from pictures import ColourEmbedder, encoded, picture, write_tar
 
 from curate.embedding import embed
 from curate.embedding.embed import FACTS, EmbedSettings, embed_part
-from curate.embedding.suspects import Journal, crash_of
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 

@@ -16,7 +16,7 @@ from drawn_crawl import COPIES, CORRUPT, HELD, LOW_QUALITY, NEAR, UNSAFE
 from PIL import Image
 
 from curate.catalogue.collection import Collection
-from curate.filters.judge import DECISIONS
+from curate.filters.decisions import DECISIONS
 
 IMAGES = {
     "key": "string",

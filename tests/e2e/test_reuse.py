@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from curate.execution.engine import Engine
 from curated_site import Site, content, leftovers
 from drawn_crawl import encoded, make_data, wave, write_tar
 
-from curate.execution.engine import Engine
 from curate.execution.output import Output
 
 BEHIND_RETRIEVE = {"select", "export", "report"}

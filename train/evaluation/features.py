@@ -16,9 +16,10 @@ from jaxtyping import Float16
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from shared.commits import committed, run_unit
 from shared.errors import LvdError
 from shared.progress import stage_bar, warn
-from shared.storage import commit_unit, committed, fingerprint
+from shared.storage import fingerprint
 from train.data.labelled import LabelledImages
 from train.evaluation.cache import GrowingArray, scratch_folder
 from train.evaluation.frozen import FrozenModel, JoinedModel
@@ -132,11 +133,11 @@ def _extracted(
         )
         about = {"version": VERSION, "data": images.fingerprint, "labelled": labelled}
         out = cache / model.fingerprint / fingerprint(about)
-        if done := committed(out, False, {}):
+        if done := committed(out):
             for message in done["left_out"]:
                 warn(f"{role}: {message}")
         else:
-            commit_unit(_extract, (model, images), out, scratch)
+            run_unit(_extract, (model, images), out, scratch)
     return out
 
 
@@ -196,7 +197,7 @@ def _joined(
     names = [f"{entry.parent.name}/{entry.name}" for entry in entries]
     out = cache / "joined" / fingerprint([VERSION, field, names])
     with scratch_folder(cache) as scratch:
-        commit_unit(_join, (parts, rows, field), out, scratch)
+        run_unit(_join, (parts, rows, field), out, scratch)
     return _mapped(out, field)
 
 

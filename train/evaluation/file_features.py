@@ -14,10 +14,11 @@ from jaxtyping import Float, Float16, Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
+from shared.commits import run_unit
 from shared.errors import LvdError
 from shared.images import ImageError, decode
 from shared.progress import stage_bar, warn
-from shared.storage import commit_unit, fingerprint
+from shared.storage import fingerprint
 from train.evaluation.cache import scratch_folder
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def file_features(
     ]
     out = cache / model.fingerprint / f"files-{fingerprint(known)}"
     with scratch_folder(cache) as scratch:
-        commit_unit(_write, (model, images, view, role, batch_size, workers), out, scratch)
+        run_unit(_write, (model, images, view, role, batch_size, workers), out, scratch)
     values, sizes = (np.load(out / f"{name}.npy", mmap_mode="r") for name in ("values", "sizes"))
     broken = [str(images[row].path) for row in np.flatnonzero(sizes[:, 0] == 0)]
     if broken:

@@ -1,0 +1,28 @@
+"""The files that are made of a part: their names, and the columns of its facts."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+FACTS, SCORES = "facts.parquet", "scores.parquet"
+VECTORS, VALID = "vectors.npy", "valid.npy"
+"""float16 [n, d], zeros where an image has none; bool [n], whether it has one."""
+
+COLUMNS = pa.schema(
+    [
+        ("name", pa.string()),
+        ("member", pa.string()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("bytes", pa.int64()),
+        ("offset", pa.int64()),
+        ("problem", pa.string()),
+        ("contrast", pa.float32()),
+    ]
+)
+"""`name` is the key without what the part puts before it (`content.key_prefix`); `contrast` the
+luminance's standard deviation."""

@@ -1,0 +1,33 @@
+"""The command line of stage one: `lvd-curate`, one file a command."""
+
+from __future__ import annotations
+
+import click
+
+from curate.cli.calibrate import calibrate
+from curate.cli.demo import demo
+from curate.cli.explain import explain
+from curate.cli.gc import gc
+from curate.cli.loop import loop
+from curate.cli.report import report
+from curate.cli.run import run
+from curate.cli.status import status
+from curate.cli.verify import verify
+from shared.commands import Commands
+
+
+@click.group(cls=Commands, prog="lvd-curate")
+def main() -> None:
+    """Curate a crawl: embed, de-duplicate, keep what is similar to a seed, write shards.
+
+    \b
+    lvd-curate demo                                      all of it, on a made-up crawl
+    lvd-curate run --crawl 'crawl/*.tar' --seed my_seed --out runs/mine
+    lvd-curate status runs/mine                          how far is it? from another terminal
+    lvd-curate explain runs/mine 00000/000000017         why is this image in, or out?
+    lvd-curate loop --rounds 2                           curate, train, curate with that model
+    """
+
+
+for command in (demo, run, calibrate, loop, report, explain, status, verify, gc):
+    main.add_command(command)

@@ -1,0 +1,55 @@
+"""`lvd-curate calibrate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from curate.cli.options import executor_option, make_plan, request_options
+
+
+@click.command()
+@request_options()
+@executor_option()
+@click.option(
+    "--save",
+    is_flag=True,
+    help="Keep them in the embedder's model folder (thresholds.json): runs with it then use them.",
+)
+def calibrate(save: bool, executor: str, **asked: Any) -> None:
+    """Measure what the thresholds should be.
+
+    For one crawl and seed, by edited copies of crawled images and by the seed images' similarities
+    to one another. The last line is ready to be pasted behind `lvd-curate run`.
+    """
+    from curate.calibration.measure import report
+    from curate.calibration.stage import calibrate
+    from curate.calibration.stored import store, writable_path
+    from curate.execution.session import open_runner
+    from curate.pipeline import embed_datasets
+    from shared.errors import LvdError
+    from shared.progress import say
+
+    plan = make_plan(**asked)
+    request, path = plan.request, None
+    if save:
+        used = request.embedders["retrieve"]
+        if plan.copies != plan.meaning:
+            raise LvdError(
+                "--save keeps both thresholds in one model's folder, and this pipeline has two "
+                f"embedders ({request.embedder_name}): say --embedder with one of them"
+            )
+        path = writable_path(used.name, used.settings)
+    with open_runner(plan.work, request.settings.engine, executor) as runner:
+        datasets = embed_datasets(plan, runner)
+        crawls = {"dedup": datasets.crawl, "retrieve": datasets.crawl_by_meaning}
+        with runner.at_work("calibrate"):
+            measured = {
+                name: calibrate(runner, plan, name, crawl, datasets.seed)
+                for name, crawl in crawls.items()
+            }
+    click.echo(report(measured))
+    if path is not None:
+        store(path, plan.meaning, measured, request.crawl.name, request.seed.name)
+        say(f"kept for runs with this embedder, in {path}")

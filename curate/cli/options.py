@@ -1,0 +1,84 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import click
+
+EMBEDDER = (
+    "Finds copies and judges meaning: an embedder of the configuration, bundled (the project's "
+    "own), or a model folder (config.json + model.safetensors)."
+)
+DATASET = (
+    "a dataset of the configuration, or a path: a folder of images or tars, a tar, a glob, a brace "
+    "list, a Parquet file, an fsspec URL."
+)
+SET = (
+    "Override a setting of the pipeline, such as dedup.threshold=0.9, export.shard_size=5000 or "
+    "engine.workers=4 (a wrong name lists the right ones). Repeatable."
+)
+
+
+def folder(*names: str, help: str, **more: Any) -> Callable:
+    """Return an option that takes a path."""
+    return click.option(*names, type=click.Path(path_type=Path), help=help, **more)
+
+
+def request_options(pipeline: str = "default", settings: str = "--set") -> Callable:
+    """Return the decorator with the options of whatever curates."""
+    options = [
+        click.option(
+            "--pipeline",
+            default=pipeline,
+            show_default=True,
+            help="A pipeline of the configuration.",
+        ),
+        click.option("--embedder", help=EMBEDDER),
+        click.option("--crawl", help=f"The crawl: {DATASET}"),
+        click.option("--seed", help=f"The seed: {DATASET}"),
+        click.option(
+            "--holdout",
+            "holdouts",
+            multiple=True,
+            help="An evaluation set whose copies must not be kept. Repeatable.",
+        ),
+        folder(
+            "--config",
+            default=Path("pipelines.yaml"),
+            show_default=True,
+            help="Datasets, embedders and pipelines.",
+        ),
+        click.option(settings, "overrides", multiple=True, metavar="KEY=VALUE", help=SET),
+        work_option("Where all runs keep what can be used again."),
+    ]
+    return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
+
+
+def work_option(help: str) -> Callable:
+    """Return the option --work."""
+    return folder("--work", default=Path("runs/work"), show_default=True, help=help)
+
+
+def executor_option() -> Callable:
+    """Return the option --executor."""
+    return click.option(
+        "--executor",
+        type=click.Choice(["ray", "inline"]),
+        default="ray",
+        show_default=True,
+        help="ray: many processes, here or on the cluster at RAY_ADDRESS. inline: all in this one.",
+    )
+
+
+def make_plan(pipeline: str, config: Path, work: Path, **asked: Any) -> Any:
+    """Return the plan of a call with `request_options`."""
+    from curate import plan
+    from curate.settings import read_request
+
+    request = read_request(config, pipeline, **asked)
+    plan.writable(work, "--work")
+    return plan.make_plan(request, work.absolute())

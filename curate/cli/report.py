@@ -1,0 +1,22 @@
+"""`lvd-curate report`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from curate.cli.options import work_option
+
+
+@click.command()
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@work_option("The --work of the run: it knows where the images are.")
+def report(out: Path, work: Path) -> None:
+    """Print the summary of a finished run, and draw its pictures again."""
+    from curate.redraw import redraw
+    from curate.report.summary import summary
+
+    redraw(out, work.absolute())
+    click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)

@@ -1,0 +1,92 @@
+"""`lvd-curate run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from curate.cli.options import executor_option, folder, make_plan, request_options
+
+SET_ASIDE = 3
+"""The exit status of a run that is done but for parts that were set aside."""
+
+
+@click.command()
+@request_options()
+@folder("--out", help="Where the result goes; by default runs/curate/<crawl>-<seed>.")
+@executor_option()
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, and the disk space it needs."
+)
+@click.option(
+    "--replace", is_flag=True, help="Swap an OUT that holds other settings, whole, at the end."
+)
+@click.option(
+    "--retry",
+    type=click.Choice(["corrupt", "parts"]),
+    help="corrupt: read the parts that held corrupt images again. parts: try those again that were "
+    "set aside.",
+)
+def run(
+    out: Path | None,
+    executor: str,
+    dry_run: bool,
+    replace: bool,
+    retry: str | None,
+    **asked: Any,
+) -> None:
+    """Run a pipeline: from a crawl and a seed to shards and reports.
+
+    What an earlier run left in --work is used again, whoever started it; a run that was killed
+    goes on where it stopped. The exit status is 3 where it is done but for parts that failed again
+    and again for reasons of their own.
+    """
+    from curate.calibration.pairing import wrong_pairings
+    from curate.execution.output import Output, name_latest
+    from curate.execution.session import open_runner
+    from curate.plan import (
+        comparable,
+        default_out,
+        describe,
+        forget_corrupt,
+        forget_set_aside,
+        writable,
+    )
+    from shared.progress import say, warn
+    from shared.storage import disk_full_is_said
+
+    plan = make_plan(**asked)
+    out = out or default_out(plan.request)
+    writable(out, "--out")
+    output = Output(out.absolute(), comparable(plan.request), replace)
+    for line in wrong_pairings(plan.request):
+        warn(line)
+    if dry_run:
+        click.echo(describe(plan, out))
+        return
+    with disk_full_is_said(out), output.locked():
+        if retry == "corrupt":
+            say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")
+        elif retry == "parts":
+            say(f"trying {forget_set_aside(plan):,} parts that were set aside again")
+        from curate.pipeline import curate
+        from curate.report.summary import summary
+        from curate.report.tables import read_funnel
+
+        settings = plan.request.settings.engine
+        with open_runner(plan.work, settings, executor, output.out) as runner:
+            made = curate(plan, output, runner)
+        name_latest(out)
+        if not made:
+            say(f"{out} is complete and up to date: nothing to do")
+        else:
+            click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)
+        if aside := read_funnel(out).get("set_aside"):
+            warn(
+                f"{len(aside):,} parts were set aside, as {aside[0]}: what is wrong with each is "
+                "listed above and in reports/funnel.json; --retry parts tries them again"
+            )
+            sys.exit(SET_ASIDE)

@@ -1,0 +1,20 @@
+"""`lvd-curate status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", metavar="OUT|WORK", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """Say how far a run is, from another terminal.
+
+    Of the run that writes OUT, or of all that use WORK: stage, done and total, rate, time left,
+    failures so far.
+    """
+    from curate.execution.status import status
+
+    click.echo(status(folder))

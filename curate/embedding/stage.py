@@ -1,0 +1,192 @@
+"""Stage embed: what is missing of a dataset is embedded, then its images are catalogued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
+from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
+from curate.catalogue.content import key_prefix, place_of, recall
+from curate.embedding.embed import EmbedRequest, Forwards, embed_part
+from curate.filters.quality import QualitySettings
+from curate.filters.scores import FilterSettings
+from curate.stage import Failure, Runner, Stage, Unit, Workers
+from shared.commits import committed, digest_of
+from shared.datasets import Part
+from shared.embedders import EmbedderSettings
+from shared.errors import LvdError
+from shared.parts import PartReader
+from shared.storage import fingerprint, read_json, write_json
+
+PARTS_LOOKED_AT = 16
+"""Parts, evenly spread, in which a filter's column is looked for before anything is embedded."""
+ASIDE = "aside"
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A part that failed for its own reasons, and how."""
+
+    part: str
+    line: str
+
+
+@dataclass(frozen=True)
+class EmbeddedParts:
+    """The parts of a dataset that are embedded, in key order, with the content of each."""
+
+    role: str
+    name: str
+    parts: list[Part]
+    contents: list[str]
+    aside: list[SetAside]
+    request: EmbedRequest
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with parts, a line each."""
+        found = [f"{self.name}: {each.part}: set aside: {each.line}" for each in self.aside]
+        for part, content in zip(self.parts, self.contents, strict=True):
+            stats = committed(self.request.facts / content) or {}
+            found += [f"{self.name}: {part.name}: {text}" for text in stats["problems"]]
+        return found
+
+
+def embed(
+    runner: Runner, role: str, name: str, parts: Sequence[Part], request: EmbedRequest
+) -> EmbeddedParts:
+    """Embed what is not embedded yet of a dataset by the embedders of the request.
+
+    A part of the crawl that fails again and again for its own reasons is set aside, and stays so
+    until it changes or is retried. Raises LvdError where that happens to a seed or a holdout.
+    """
+    contents = {part.name: _known(request, part) for part in parts}
+    notes = {part.name: _aside_note(request, part) for part in parts}
+    aside = [
+        SetAside(part.name, read_json(notes[part.name])["line"])
+        for part in parts
+        if contents[part.name] is None and notes[part.name].exists()
+    ]
+    left_out = {each.part for each in aside}
+    todo = [part for part in parts if contents[part.name] is None and part.name not in left_out]
+    if todo:
+        check_columns(name, todo, request.columns, runner.scratch)
+    done = sum((committed(request.facts / c) or {})["images"] for c in contents.values() if c)
+    results = runner.map(
+        embed_part,
+        [Unit(unit_name(part), (part, request), weight=max(1, part.nbytes)) for part in todo],
+        workers=Workers(
+            Forwards,
+            (request.embedders, request.threads),
+            gpus=any(each.device != "cpu" for each in request.embedders),
+        ),
+        done=done,
+    )
+    for part, result in zip(todo, results, strict=True):
+        if not isinstance(result, Failure):
+            contents[part.name] = result["content"]
+            continue
+        if role != "crawl":
+            raise LvdError(f"{role} {name}: {result.line}: mend or leave out that part")
+        notes[part.name].parent.mkdir(parents=True, exist_ok=True)
+        write_json(notes[part.name], {"part": part.name, "line": result.line})
+        aside.append(SetAside(part.name, result.line))
+    there = [part for part in parts if contents[part.name] is not None]
+    embedded = EmbeddedParts(
+        role,
+        name,
+        there,
+        [contents[part.name] for part in there],
+        sorted(aside, key=lambda each: each.part),
+        request,
+    )
+    for content in embedded.contents:
+        for unit in request.units(content):
+            runner.use(unit)
+    return embedded
+
+
+def catalogued(
+    runner: Runner,
+    embedded: EmbeddedParts,
+    embedder: EmbedderSettings,
+    quality: QualitySettings | None = None,
+    filters: Sequence[FilterSettings] = (),
+) -> Catalogued:
+    """Return a dataset as an embedder sees it, with what facts and scores decide of its images."""
+    request, work = embedded.request, embedded.request.work
+    outputs, digests = [], []
+    for part, content in zip(embedded.parts, embedded.contents, strict=True):
+        units = [request.facts / content, request.vectors(embedder) / content]
+        units += [request.scores / content] if request.columns else []
+        facts, vectors, *scores = (str(unit.relative_to(work)) for unit in units)
+        prefix, interleaves = key_prefix(part), part.format == "folder"
+        outputs.append(
+            PartOutputs(part.name, prefix, facts, next(iter(scores), None), vectors, interleaves)
+        )
+        digests.append([part.name, prefix, interleaves, *map(digest_of, units)])
+    stage = Stage(
+        "catalogue",
+        CATALOGUE_VERSION,
+        digests,
+        [quality and quality.model_dump(), [entry.model_dump() for entry in filters]],
+    )
+    runner.run(stage, catalogue, [Unit("all", (outputs, work, quality, list(filters)))])
+    collection = Collection(runner.folder(stage) / "all")
+    return Catalogued(embedded.name, embedded.parts, collection, stage.address)
+
+
+def unit_name(part: Part) -> str:
+    """Return a name of a part that is fit for a file, readable and its own."""
+    readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in part.name)[-48:]
+    return f"{readable}-{fingerprint([part.root, part.name])}"
+
+
+def set_aside_parts(request: EmbedRequest, parts: Sequence[Part]) -> list[Path]:
+    """Return the notes of the parts that are set aside."""
+    notes = [_aside_note(request, part) for part in parts]
+    return [note for note in notes if note.exists()]
+
+
+def is_embedded(request: EmbedRequest, part: Part) -> bool:
+    """Tell whether a part is known, and all that the request asks of it is there."""
+    return _known(request, part) is not None
+
+
+def check_columns(name: str, parts: Sequence[Part], columns: Sequence[str], scratch: Path) -> None:
+    """Raise LvdError where a filter's column is in none of a few parts."""
+    if not columns:
+        return
+    missing = set(columns)
+    step = max(1, len(parts) // PARTS_LOOKED_AT)
+    looked_at = parts[::step][:PARTS_LOOKED_AT]
+    for part in looked_at:
+        with PartReader(part, scratch, columns) as reader:
+            for member in reader.members:
+                missing -= {column for column in missing if member.columns.get(column) is not None}
+                if not missing:
+                    return
+    raise LvdError(
+        f"filters: no image of {len(looked_at)} of the {len(parts)} parts of {name} has a value in "
+        f"the column {min(missing)!r}: name a column of its Parquet tables or JSON members, or "
+        "drop the filter"
+    )
+
+
+def _known(request: EmbedRequest, part: Part) -> str | None:
+    """Return the content of a part whose units are all there; None otherwise."""
+    content = recall(request.work, part)
+    if content is None or any(committed(unit) is None for unit in request.units(content)):
+        return None
+    return content
+
+
+def _aside_note(request: EmbedRequest, part: Part) -> Path:
+    about = [
+        place_of(part),
+        part.stamp,
+        *(str(u.relative_to(request.work)) for u in request.units("x")),
+    ]
+    return request.work / ASIDE / f"{fingerprint(about)}.json"

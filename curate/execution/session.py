@@ -1,0 +1,48 @@
+"""Opens what a run works with: its work folder, scratch, executor and monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from curate.execution.executor import EngineSettings, Executor
+from curate.execution.inline import InlineExecutor
+from curate.execution.monitor import Monitor
+from curate.execution.on_ray import RayExecutor
+from curate.execution.runner import StageRunner
+from shared.locks import scratch_folder
+from shared.storage import disk_full_is_said, write_json
+
+ExecutorName = Literal["ray", "inline"]
+WORK_MARK = "lvd-work.json"
+"""Says that a folder is a work folder, so that it is never taken for a crawl."""
+STATUS = "status"
+
+
+@contextmanager
+def open_runner(
+    work: Path, settings: EngineSettings, executor: ExecutorName, out: Path | None = None
+) -> Iterator[StageRunner]:
+    """Give a runner on `work`; `lvd-curate status` finds it there, and by `out`."""
+    with ExitStack() as stack:
+        with disk_full_is_said(work):
+            work.mkdir(parents=True, exist_ok=True)
+            if not (work / WORK_MARK).exists():
+                write_json(work / WORK_MARK, {"format": 2})
+            scratch = stack.enter_context(scratch_folder(work / "scratch"))
+        paths = [work / STATUS / f"{scratch.name}.json"]
+        if out is not None:
+            paths.append(status_file(out))
+        monitor = stack.enter_context(Monitor(paths, out))
+        engine: Executor = InlineExecutor() if executor == "inline" else RayExecutor(settings)
+        runner = StageRunner(work, scratch, stack.enter_context(engine), monitor)
+        if isinstance(engine, RayExecutor):
+            engine.started = runner.note_start
+        yield runner
+
+
+def status_file(out: Path) -> Path:
+    """Return where the run that builds `out` says how far it is."""
+    return out.with_name(f".{out.name}.status.json")

@@ -1,0 +1,45 @@
+"""Draws the pictures of a finished run again, from what it says of its datasets."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from curate.catalogue.collection import Collection
+from curate.catalogue.originals import Originals
+from curate.execution.output import RUN
+from curate.plan import parts_of
+from curate.report.pictures import pictures
+from curate.report.stage import read_by_key
+from curate.settings import Named
+from shared.datasets import DatasetSettings
+from shared.errors import LvdError
+from shared.locks import scratch_folder
+from shared.progress import warn
+from shared.storage import read_json
+
+
+def redraw(out: Path, work: Path) -> None:
+    """Write `out/reports/*.png` and the page anew.
+
+    Without the crawl, the seed or `work`, a warning says which images are missing from them.
+    """
+    path = out / RUN
+    if not path.exists():
+        raise LvdError(f"no run in {out}: name the --out of one")
+    readers = {}
+    with ExitStack() as stack:
+        scratch = stack.enter_context(scratch_folder(work / "scratch"))
+        for role, about in read_json(path)["datasets"].items():
+            try:
+                collection = Collection(work / "catalogue" / about["content"] / "all")
+                named = Named(about["name"], DatasetSettings(**about["settings"]))
+                there = {part.name: part for part in parts_of(named, work)}
+                parts = [there[part.name] for part in collection.parts]
+                originals = stack.enter_context(Originals(collection, parts, scratch))
+                readers[role] = read_by_key(originals, collection)
+                readers[role]("")
+            except (LvdError, OSError, KeyError) as error:
+                readers[role] = lambda key: None
+                warn(f"drawn without the images of the {role} that were not kept: {error}")
+        pictures(out, readers["crawl"], readers["seed"])
