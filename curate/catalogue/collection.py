@@ -23,7 +23,7 @@ from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
-from curate.filters.scores import FilterSettings
+from curate.filters.scores import FilterSettings, score_column
 from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
@@ -215,11 +215,12 @@ def catalogue(
     *,
     out: Path,
 ) -> dict:
-    """Write what a `Collection` maps, of embedded parts in the order of `name + "/"`.
+    """Write what a `Collection` maps: parts are numbered in the order of `name + "/"`.
 
     With `quality` None nothing but `corrupt` is decided: seeds and holdouts are taken as they are.
     Two images of one key in different parts are an error that names both.
     """
+    parts = sorted(parts, key=lambda part: part.name + "/")
     counts = [pq.read_metadata(work / part.facts / FACTS).num_rows for part in parts]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     total = int(starts[-1])
@@ -227,6 +228,7 @@ def catalogue(
     write_json(out / PARTS, [vars(part) for part in parts])
     collection = Collection(out)
     object.__setattr__(collection, "_work", work)
+    unscored = {entry.column for entry in filters}
     digest = np.zeros(total, "V32")
     pixels, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
     with _KeyWriter(out / KEYS) as keys:
@@ -235,6 +237,7 @@ def catalogue(
             facts = collection.facts_of_part(index)
             keys.write(facts["key"].cast(KEY))
             valid = facts["valid"].to_numpy()
+            unscored -= {c for c in unscored if facts[score_column(c)].null_count < len(facts)}
             arrays["decision"][own] = judge(facts, facts, valid, quality, filters)[0]
             sha256 = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
             digest[own] = np.frombuffer(bytes.fromhex(sha256), "V32")
@@ -242,6 +245,11 @@ def catalogue(
                 facts[side].fill_null(0).to_numpy().astype(np.int64) for side in ("width", "height")
             )
             pixels[own], size[own] = width * height, facts["bytes"].to_numpy()
+    if total and unscored:
+        raise LvdError(
+            f"filters: no image of the crawl has a number in the column {min(unscored)!r}: "
+            "name a column of its Parquet tables or JSON members, or drop the filter"
+        )
     arrays["order"] = order = _key_order(parts, starts, collection)
     place = np.empty(total, np.int64)
     place[order] = np.arange(total)

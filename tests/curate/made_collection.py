@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.catalogue import collection
-from curate.catalogue.collection import Collection, catalogue
+from curate.catalogue.collection import Collection, PartOutputs, catalogue
+from curate.catalogue.content import key_prefix
+from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import holdout
 from curate.dedup.groups import group
 from curate.dedup.near import DedupSettings, search
-from curate.embedding.embed import COLUMNS, FACTS, VECTORS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
+from curate.report import rows
 from curate.retrieval import threshold as retrieve
 from curate.selection import decide as select
 from shared.datasets import Part
@@ -50,13 +52,13 @@ def made_part(name: str, kind: str = "tar") -> Part:
     return Part(name, kind, "/nowhere", (f"{name}.{kind}",), (0,), None, "0" * 32, 0)
 
 
-def write_part(folder: Path, images: Sequence[Made], columns: Sequence[str] = (), dim=4) -> Path:
-    """Write the facts and vectors of a part as `curate.embedding.embed` does."""
+def write_part(
+    work: Path, name: str, images: Sequence[Made], prefix="", columns: Sequence[str] = (), dim=4
+) -> PartOutputs:
+    """Write the facts, scores and vectors of a part as `curate.embedding.embed` does."""
     images = sorted(images, key=lambda image: image.key)
-    vectors = [image.vector for image in images if image.vector is not None]
-    rows = iter(range(len(vectors)))
     values = {
-        "key": [image.key for image in images],
+        "name": [image.key.removeprefix(prefix) for image in images],
         "member": [image.key.rpartition("/")[2] + ".jpg" for image in images],
         "url": [f"https://example.org/{image.key}" for image in images],
         "caption": [None for _ in images],
@@ -68,17 +70,24 @@ def write_part(folder: Path, images: Sequence[Made], columns: Sequence[str] = ()
         "offset": [512 * place for place, _ in enumerate(images)],
         "problem": [image.problem for image in images],
         "contrast": [image.contrast for image in images],
-        "vector": [-1 if image.vector is None else next(rows) for image in images],
     }
-    schema = COLUMNS
-    for column in columns:
-        schema = schema.append(pa.field(score_column(column), pa.float64()))
-        values[score_column(column)] = [image.scores.get(column) for image in images]
-    folder.mkdir(parents=True)
-    pq.write_table(pa.table(values, schema), folder / FACTS, compression="zstd")
-    stored = np.asarray(vectors, np.float16) if vectors else np.empty((0, dim), np.float16)
-    np.save(folder / VECTORS, stored)
-    return folder
+    place = _fresh(work / "made")
+    place.mkdir(parents=True)
+    pq.write_table(pa.table(values, COLUMNS), place / FACTS, compression="zstd")
+    scores = {
+        score_column(column): pa.array([image.scores.get(column) for image in images], pa.float64())
+        for column in columns
+    }
+    if columns:
+        pq.write_table(pa.table(scores), place / SCORES, compression="zstd")
+    vectors = np.zeros((len(images), dim), np.float16)
+    for row, image in enumerate(images):
+        if image.vector is not None:
+            vectors[row] = image.vector
+    np.save(place / VECTORS, vectors)
+    np.save(place / VALID, np.array([image.vector is not None for image in images], bool))
+    folder = str(place.relative_to(work))
+    return PartOutputs(name, prefix, folder, folder if columns else None, folder, not prefix)
 
 
 def made_collection(
@@ -106,13 +115,13 @@ def made_collection(
         bucket = hashlib.sha256(image.key.encode()).digest()[0] % max(1, len(folders))
         dealt[max(fits, key=len) if fits else folders[bucket]].append(image)
     columns = sorted({entry.column for entry in filters})
-    embedded = [
-        (part, write_part(_fresh(work / "embed" / name), dealt[part.name], columns, dim))
-        for part in parts
+    outputs = [
+        write_part(work, part.name, dealt[part.name], key_prefix(part), columns, dim)
+        for part in sorted(parts, key=lambda part: part.name + "/")
     ]
     home = _fresh(work / "catalogue" / name)
     home.mkdir(parents=True)
-    catalogue(embedded, work, quality, list(filters), out=home)
+    catalogue(outputs, work, quality, list(filters), out=home)
     return Collection(home)
 
 
@@ -204,7 +213,7 @@ def searched(
 def blocks_of(size: int) -> Iterator[None]:
     """Make the units of the map stages, and the files they are looked up in, hold `size` images."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (collection, retrieve, select):
+        for module in (collection, retrieve, rows, select):
             patch.setattr(module, "BLOCK", size)
         yield
 

@@ -1,4 +1,4 @@
-"""A catalogue numbers all images by key, however they were dealt to parts."""
+"""A catalogue knows all images by number and in the order of their keys, whatever parts they are in."""
 
 import pickle
 from dataclasses import replace
@@ -25,13 +25,21 @@ def images_of(keys, **options):
 
 
 def keys_of(collection):
-    return collection.keys(np.arange(len(collection)))
+    return collection.keys(collection.order)
 
 
 def check_order(collection, images):
-    """Check that every image has one number, in key order, and its own facts and vector."""
+    """Check that every image has one number, a place in key order, and its own facts and vector."""
     expected = sorted(images, key=lambda image: image.key.encode())
-    everyone = np.arange(len(collection))
+    everyone = np.array(collection.order)
+    assert sorted(everyone.tolist()) == list(range(len(images)))
+    parts = [collection.parts[part].name for part in collection.part_of(np.arange(len(images)))]
+    assert parts == sorted(parts, key=lambda name: name + "/")
+    ids = collection.ids(np.arange(len(images)))
+    assert len(set(ids.tolist())) == len(images)
+    np.testing.assert_array_equal(
+        collection.starts[ids >> 32] + (ids & 0xFFFFFFFF), everyone[np.argsort(everyone)]
+    )
     assert keys_of(collection) == [image.key for image in expected]
     facts = collection.facts(everyone)
     assert facts["key"].to_pylist() == keys_of(collection)
@@ -74,8 +82,8 @@ def test_numbers_follow_keys_whatever_the_parts_are_called(
         made = made_collection(tmp_path_factory.mktemp("work"), images, parts=parts)
         if images:
             check_order(made, images)
-        for number, key in enumerate(keys_of(made)):
-            assert made.find(key) == number
+        for place, key in enumerate(keys_of(made)):
+            assert made.find(key) == made.order[place]
         assert made.find("no such key") is None
 
 
@@ -83,26 +91,31 @@ def test_parts_in_any_order_give_the_same_bytes(tmp_path):
     images = numbered_vectors([f"{part}/{leaf}" for part in ("a", "b", "a/c") for leaf in range(9)])
     first = made_collection(tmp_path / "one", images)
     shuffled = sorted(images, key=lambda image: image.sha256)
-    names = ["a/c", "b", "a"]
-    folders = {
-        name: write_part(
-            tmp_path / "two" / "embed" / "crawl" / f"{place:04d}",
-            [i for i in shuffled if i.key.rpartition("/")[0] == name],
+    outputs = [
+        write_part(
+            tmp_path / "two",
+            name,
+            [image for image in shuffled if image.key.rpartition("/")[0] == name],
+            f"{name}/",
         )
-        for place, name in enumerate(["a", "b", "a/c"])
-    }
+        for name in ("a", "b", "a/c")
+    ]
     home = tmp_path / "two" / "catalogue" / "crawl" / "0000"
     home.mkdir(parents=True)
-    parts = [(made_part(name), folders[name]) for name in names]
-    catalogue(parts, tmp_path / "two", None, [], out=home)
-    assert files_of(home) == files_of(first.folder)
+    outputs.reverse()
+    catalogue(outputs, tmp_path / "two", None, [], out=home)
+    found, expected = files_of(home), files_of(first.folder)
+    for files in (found, expected):  # where the units lie is another matter
+        del files["parts.json"]
+    assert found == expected
 
 
 def test_a_key_in_two_parts_is_refused_by_name(tmp_path):
-    parts = [made_part("a"), made_part("a/b")]
-    folders = [write_part(tmp_path / name, images_of(["a/b/0"])) for name in "xy"]
+    outputs = [
+        write_part(tmp_path, name, images_of(["a/b/0"]), f"{name}/") for name in ("a", "a/b")
+    ]
     with pytest.raises(LvdError, match=r"'a/b/0'.*'a'"):
-        catalogue(list(zip(parts, folders, strict=True)), tmp_path, None, [], out=tmp_path)
+        catalogue(outputs, tmp_path, None, [], out=tmp_path)
 
 
 def test_parts_without_images_change_nothing(tmp_path):
@@ -110,7 +123,7 @@ def test_parts_without_images_change_nothing(tmp_path):
     parts = [made_part(name) for name in ("a", "b", "c")]
     collection = made_collection(tmp_path, images, parts=parts)
     check_order(collection, images)
-    assert collection.parts == ["a", "b", "c"]
+    assert [part.name for part in collection.parts] == ["a", "b", "c"]
     assert collection.dim == 4
 
 

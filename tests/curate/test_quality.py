@@ -12,23 +12,23 @@ from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 
-FINE = {"problem": "", "width": 64, "height": 64, "contrast": 40.0, "vector": 0, "score:nsfw": 0.1}
+FINE = {"problem": "", "width": 64, "height": 64, "contrast": 40.0, "score:nsfw": 0.1}
 SCHEMA = pa.schema(
     [
         ("problem", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("contrast", pa.float32()),
-        ("vector", pa.int32()),
         ("score:nsfw", pa.float64()),
     ]
 )
 NSFW = [FilterSettings(column="nsfw", max=0.5)]
 
 
-def judged(quality=None, filters=NSFW, **facts):
+def judged(quality=None, filters=NSFW, valid=True, **facts):
     table = pa.Table.from_pylist([{**FINE, **facts}], SCHEMA)
-    [code], [reason] = judge(table, quality or QualitySettings(), filters)
+    has = np.array([valid])
+    [code], [reason] = judge(table, table, has, quality or QualitySettings(), filters)
     return ("open" if code == OPEN else DECISIONS[code]), reason
 
 
@@ -49,7 +49,7 @@ def judged(quality=None, filters=NSFW, **facts):
         ({"width": 512}, "open", ""),
         ({"contrast": 1.5}, "low_quality", "near-blank: contrast 1.5 is below 2"),
         ({"contrast": 2.0}, "open", ""),
-        ({"vector": -1}, "low_quality", "the embedder gave no finite, non-zero vector"),
+        ({"valid": False}, "low_quality", "the embedder gave no finite, non-zero vector"),
     ],
 )
 def test_the_first_rule_that_applies_decides(facts, decision, reason):

@@ -94,7 +94,7 @@ class Finished:
             for number, (start, stop) in enumerate(self.crawl.blocks()):
                 folders.append(work / f"tables-{number}")
                 folders[-1].mkdir()
-                tables(decided, number, start, stop, out=folders[-1])
+                tables(decided, start, stop, out=folders[-1])
         self.tables = {
             name: pa.concat_tables(
                 [pq.read_table(folder / f"{name}.parquet") for folder in folders]

@@ -89,7 +89,9 @@ def known(root: Path, pipeline: str, embedder: str | None, *overrides: str) -> d
         holdouts=[],
         overrides=overrides,
     )
-    return known_thresholds(request.settings, request.embedder.settings)
+    return known_thresholds(
+        request.settings, {name: each.settings for name, each in request.embedders.items()}
+    )
 
 
 DECLARED = {"dedup": (0.61, "embedder"), "retrieve": (0.31, "embedder")}
