@@ -6,6 +6,7 @@ weights must be inside the file (at most 2 GB), so that the file's bytes are the
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -121,9 +122,12 @@ def _session(settings: EmbedderSettings, threads: int) -> InferenceSession:
     options.use_deterministic_compute = True
     # Threads that spin between batches would take the processors from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Weights outside the file would be read from the working folder: there are none below devnull.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     file = graph_file(settings)
     with reword_error(settings.model):
-        # Given as bytes, a graph finds no weights outside its file.
         session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=[provider])
     if session.get_providers()[0] != provider:
         raise LvdError(

@@ -36,7 +36,8 @@ def picture(seed: int, width: int = 200, height: int = 150) -> Image.Image:
 
 def random_timm(**settings) -> EmbedderSettings:
     given = {"model": "vit_tiny_patch16_224", "image_size": 64, "precision": "float32"}
-    return EmbedderSettings(kind="timm", pretrained=False, device="cpu", **(given | settings))
+    given |= {"pretrained": False, "device": "cpu"}
+    return EmbedderSettings(kind="timm", **(given | settings))
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +347,7 @@ def test_preparation_is_that_of_the_built_model_and_loads_no_weights(name, image
     found = load_preparation(settings)  # where no hub can be reached
     for seed in range(2):
         image = picture(seed, 300, 200)
-        pixels = torch.from_numpy(found.prepare(image)).permute(2, 0, 1)
+        pixels = torch.tensor(found.prepare(image)).permute(2, 0, 1)
         torch.testing.assert_close(found.normalised(pixels[None])[0], expected(image))
 
 
