@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from curate.calibration.thresholds import known_thresholds
@@ -13,8 +13,9 @@ from curate.embedding.embed import embed_fingerprint, unit_name
 from curate.sample.make import make_sample
 from curate.settings import Named, Request
 from shared.datasets import DatasetSettings, Part, list_parts
-from shared.embedders import EmbedderSettings, resolve
+from shared.embedders import EmbedderSettings, resolve, resolve_identity
 from shared.errors import LvdError
+from shared.hub import HubUnreachableError
 from shared.storage import UNIT_MANIFEST, read_json
 
 BUILT_IN = "builtin:"
@@ -93,13 +94,17 @@ def describe(plan: Plan, out: Path) -> str:
     request, settings = plan.request, plan.request.settings
     device = f"{plan.embedder.device}, {plan.embedder.precision}"
     lines = [f"pipeline   {request.pipeline}", f"embedder   {request.embedder.name} ({device})"]
+    try:
+        plan = replace(plan, embedder=resolve_identity(plan.embedder))
+        folders = [embed_folder(plan, dataset) for dataset in plan.datasets]
+    except HubUnreachableError:  # so it was never downloaded, and nothing is embedded with it
+        folders = [None for _ in plan.datasets]
     missing = 0
-    for dataset in plan.datasets:
-        folder = embed_folder(plan, dataset)
+    for dataset, folder in zip(plan.datasets, folders, strict=True):
         todo = [
             part
             for part in dataset.parts
-            if not (folder / unit_name(part) / UNIT_MANIFEST).exists()
+            if folder is None or not (folder / unit_name(part) / UNIT_MANIFEST).exists()
         ]
         nbytes = sum(part.nbytes for part in dataset.parts)
         missing += sum(part.nbytes for part in todo)

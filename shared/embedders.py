@@ -253,7 +253,8 @@ def resolve_identity(settings: EmbedderSettings) -> EmbedderSettings:
     """Return the settings with local paths made absolute and a hub model's `revision` a commit.
 
     The commit is the one that the cache has, else the hub is asked for it, so that all processes
-    of a run, and the next run, load the same weights. LvdError where neither has it.
+    of a run, and the next run, load the same weights. Raises LvdError where neither has it:
+    `shared.hub.HubUnreachableError` where the hub cannot be asked.
     """
     settings = resolve(settings)
     if not from_hub(settings):

@@ -12,6 +12,10 @@ from shared.errors import LvdError
 PROBE_SECONDS = 5.0
 
 
+class HubUnreachableError(LvdError):
+    """The hub cannot be asked, and the cache does not have what was wanted."""
+
+
 def fetch(repository: str, name: str, *, model: str) -> Path:
     """Return the local path of file `name` of `repository` (`owner/name`, or with `@revision`).
 
@@ -29,7 +33,7 @@ def fetch(repository: str, name: str, *, model: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
     except LocalEntryNotFoundError as error:  # the connection broke meanwhile
-        raise LvdError(_unreachable(model, _line(error))) from None
+        raise HubUnreachableError(_unreachable(model, _line(error))) from None
     except EntryNotFoundError:
         raise LvdError(
             f"embedder model {model}: {repository} on the hub has no {name}, and weights in other "
@@ -43,7 +47,7 @@ def commit(repository: str, name: str, *, model: str) -> str:
     """Return the commit of `repository` (`owner/name`, or with `@revision`), 40 hex digits.
 
     That of the cached file `name`, else what the hub says. Raises LvdError, which speaks of
-    `model`, when neither has it.
+    `model`, when neither has it: HubUnreachableError when the hub cannot be asked.
     """
     from huggingface_hub import HfApi, constants
 
@@ -89,9 +93,13 @@ def _check_reachable(model: str) -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise LvdError(_unreachable(model, "HF_HUB_OFFLINE is set and it is not in the cache"))
+        raise HubUnreachableError(
+            _unreachable(model, "HF_HUB_OFFLINE is set and it is not in the cache")
+        )
     if problem := _probe(constants.ENDPOINT):
-        raise LvdError(_unreachable(model, f"{constants.ENDPOINT} was not reachable ({problem})"))
+        raise HubUnreachableError(
+            _unreachable(model, f"{constants.ENDPOINT} was not reachable ({problem})")
+        )
 
 
 def _probe(endpoint: str) -> str:
