@@ -23,7 +23,7 @@ import numpy as np
 from curate.embedding.embed import EmbedSettings, embed_part
 from curate.sample.make import make_sample
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings, load, resolve
+from shared.embedders import EmbedderSettings, load, resolve_device
 from shared.images import ImageError, decode, read_header
 from shared.parts import PartReader
 
@@ -88,7 +88,7 @@ def main(model, descriptor, size, threads, repetitions, memory) -> None:
         if descriptor
         else EmbedderSettings(kind="timm", model=model, pretrained=False, image_size=size)
     )
-    settings = resolve(settings)
+    settings = resolve_device(settings)
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         parts = _parts(Path(folder))

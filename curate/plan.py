@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from curate.sample.make import make_sample
 from curate.settings import Named, Request
 from shared.commits import committed, discard
 from shared.datasets import DatasetSettings, Part, list_parts
-from shared.embedders import EmbedderSettings, identity, resolve
+from shared.embedders import EmbedderSettings, identity, resolve, resolve_identity
 from shared.errors import LvdError
+from shared.hub import HubUnreachableError
 from shared.progress import size
 from shared.storage import fingerprint
 
@@ -91,6 +92,15 @@ def make_plan(request: Request, work: Path) -> Plan:
     )
 
 
+def pinned(plan: Plan) -> Plan:
+    """Return the plan with the models of hubs pinned to the revision that is there now.
+
+    Raises LvdError where a hub that has to say cannot be reached.
+    """
+    embedders = {name: resolve_identity(each) for name, each in plan.embedders.items()}
+    return replace(plan, embedders=embedders)
+
+
 def comparable(request: Request) -> dict[str, Any]:
     """Return the settings that decide the result: those that an OUT is compared by."""
     embedders = {
@@ -152,10 +162,15 @@ def describe(plan: Plan, out: Path) -> str:
         f"embedder   {each.name} ({each.settings.device}, {each.settings.precision})"
         for each in {each.name: each for each in request.embedders.values()}.values()
     ]
+    try:
+        plan = pinned(plan)
+        known = True
+    except HubUnreachableError:  # so it was never downloaded, and nothing is embedded with it
+        known = False
     missing = 0
     for dataset in plan.datasets:
-        asked = plan.embed_request(dataset)
-        todo = [part for part in dataset.parts if not is_embedded(asked, part)]
+        asked = plan.embed_request(dataset) if known else None
+        todo = [part for part in dataset.parts if asked is None or not is_embedded(asked, part)]
         nbytes = sum(part.nbytes for part in dataset.parts)
         missing += sum(part.nbytes for part in todo)
         lines.append(

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 from skimage.color import rgb2lab
 from skimage.feature import hog
 
+from shared.embedders import EmbedderSettings
+
+LIBRARIES = ("numpy", "PIL", "skimage")
 VERSION = 1
 SIDE = 64
 """Images are squeezed to this square: a copy may have another size, and nearly the same shape."""
@@ -36,6 +40,16 @@ _LIGHTNESS_SCALE = (0.27, 0.20)
 _CHROMA_SCALE = (0.30, 0.23)
 
 
+def load_preparation(settings: EmbedderSettings) -> Descriptor:
+    """Return the descriptor, which is its own preparation."""
+    return Descriptor(reduced=settings.decode == "reduced")
+
+
+def load_forward(settings: EmbedderSettings, threads: int) -> Descriptor:
+    """Return the descriptor; it uses one thread."""
+    return load_preparation(settings)
+
+
 class Descriptor:
     """HOG, a thumbnail, and statistics of colour and gradients, as one vector."""
 
@@ -45,17 +59,17 @@ class Descriptor:
     def __init__(self, *, reduced: bool = True) -> None:
         self.reduce_to = REDUCE_TO if reduced else None
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return the image squeezed to 64 x 64, uint8 [64, 64, 3]. Thread-safe."""
+    def prepare(self, image: Image.Image) -> UInt8[np.ndarray, "64 64 3"]:
+        """Return the image squeezed to 64 x 64 pixels. Thread-safe."""
         # Of Pillow's filters, this one depends least on the size that the image was decoded at.
         return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING), dtype=np.uint8)
 
-    def embed(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the L2-normalised vectors, float32 [n, dim]."""
+    def embed(self, batch: Sequence[UInt8[np.ndarray, "64 64 3"]]) -> Float32[np.ndarray, "n d"]:
+        """Return the L2-normalised vectors."""
         return np.stack([_describe(pixels) for pixels in batch])
 
 
-def _describe(pixels: np.ndarray) -> np.ndarray:
+def _describe(pixels: UInt8[np.ndarray, "64 64 3"]) -> Float32[np.ndarray, " d"]:
     """Return layout, edges and statistics, each of unit length (or zero), as one unit vector."""
     lab = rgb2lab(pixels)
     lightness = lab[..., 0]
@@ -73,7 +87,9 @@ def _describe(pixels: np.ndarray) -> np.ndarray:
     return _unit(np.concatenate([_unit(part.ravel()) for part in parts])).astype(np.float32)
 
 
-def _statistics(lab: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+def _statistics(
+    lab: Float64[np.ndarray, "64 64 3"], orientation: Float64[np.ndarray, " orientations"]
+) -> Float64[np.ndarray, " statistics"]:
     """Return signed statistics that tell photographs from charts, pages and screens."""
     steps = np.hypot(*np.gradient(lab[..., 0]))
     chroma = np.hypot(lab[..., 1], lab[..., 2])
@@ -86,11 +102,13 @@ def _statistics(lab: np.ndarray, orientation: np.ndarray) -> np.ndarray:
     return np.concatenate([(values - centre) / scale for values, (centre, scale) in parts])
 
 
-def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _shares(
+    values: Float[np.ndarray, "64 64"], edges: Float[np.ndarray, " edges"]
+) -> Float64[np.ndarray, " edges-1"]:
     """Return the square roots of a histogram's shares: their dot product is a similarity."""
     return np.sqrt(np.histogram(values, bins=edges)[0] / values.size)
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
+def _unit(vector: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " d"]:
     norm = np.linalg.norm(vector)
     return vector / norm if norm > 1e-6 else np.zeros_like(vector)

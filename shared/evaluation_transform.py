@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -23,8 +26,16 @@ class EvaluationTransform:
     ToTensor and Normalize, as timm's and open_clip's do.
     """
 
-    def __init__(self, transform: transforms.Compose, model: str) -> None:
-        """Raise LvdError, which names the `model`, where it is no transform of images."""
+    def __init__(
+        self,
+        transform: transforms.Compose,
+        model: str,
+        decode: Literal["reduced", "full"] = "reduced",
+    ) -> None:
+        """Raise LvdError, which names the `model`, where it is no transform of images.
+
+        `decode` is that of the embedder's settings.
+        """
         *geometry, to_tensor, normalise = transform.transforms
         if not (
             isinstance(to_tensor, transforms.ToTensor)
@@ -43,14 +54,12 @@ class EvaluationTransform:
         side = resize.size if isinstance(resize, transforms.Resize) else self.size
         self.input_side = int(side if isinstance(side, int) else min(side))
         """The shorter side, in pixels, to which an image is resized before it is cropped."""
+        reduced = decode == "reduced"
+        self.reduce_to = round(self.input_side * REDUCED_DECODING_FACTOR) if reduced else None
+        """The shorter side, in pixels, to which large JPEGs may be decoded; see shared.images."""
 
     def __repr__(self) -> str:
         return f"EvaluationTransform({self._geometry}, {self.mean}, {self.std})"
-
-    @property
-    def reduce_to(self) -> int:
-        """The shorter side, in pixels, to which large JPEGs may be decoded; see shared.images."""
-        return round(self.input_side * REDUCED_DECODING_FACTOR)
 
     def prepare(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         """Return the resized and cropped pixels of an RGB image. Thread-safe."""
@@ -70,20 +79,26 @@ class EvaluationTransform:
         return pixels.float().div_(255).sub_(mean).div_(std)
 
 
-def square(size: int, crop_mode: str = "center") -> EvaluationTransform:
+def square(
+    size: int,
+    crop_mode: str = "center",
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+    decode: Literal["reduced", "full"] = "reduced",
+) -> EvaluationTransform:
     """Return bicubic resizing to a square of `size` pixels, as timm's `crop_mode` says.
 
     `center`: to a shorter side of that many, and the square at the centre. `squash`: all of the
-    image, whatever its aspect. Means and deviations are those of ImageNet.
+    image, whatever its aspect. Means and deviations are by default those of ImageNet.
     """
     sides = (size, size) if crop_mode == "squash" else size
     steps = [
         transforms.Resize(sides, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(size),
         transforms.ToTensor(),
-        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        transforms.Normalize(mean, std),
     ]
-    return EvaluationTransform(transforms.Compose(steps), f"square of {size} px")
+    return EvaluationTransform(transforms.Compose(steps), f"square of {size} px", decode)
 
 
 def _trimmed(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 from shared.errors import LvdError
 
 PROBE_SECONDS = 5.0
+
+
+class HubUnreachableError(LvdError):
+    """The hub cannot be asked, and the cache does not have what was wanted."""
 
 
 def fetch(repository: str, name: str, *, model: str) -> Path:
@@ -19,26 +24,16 @@ def fetch(repository: str, name: str, *, model: str) -> Path:
     Raises LvdError, which speaks of `model`, when the file is neither cached nor to be had.
     """
     import huggingface_hub
-    from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    repository, _, revision = repository.partition("@")
-    place = {"repo_id": repository, "filename": name, "revision": revision or None}
+    if cached := _cached(repository, name, model):
+        return cached
+    _check_reachable(model)
+    repository, revision = _split(repository)
     try:
-        return Path(huggingface_hub.hf_hub_download(**place, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    except ValueError as error:
-        raise LvdError(f"embedder model {model}: {_line(error)}") from None
-    if constants.HF_HUB_OFFLINE:
-        raise LvdError(_unreachable(model, "HF_HUB_OFFLINE is set and it is not in the cache"))
-    problem = _probe(constants.ENDPOINT)
-    if problem:
-        raise LvdError(_unreachable(model, f"{constants.ENDPOINT} was not reachable ({problem})"))
-    try:
-        return Path(huggingface_hub.hf_hub_download(**place))
+        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
     except LocalEntryNotFoundError as error:  # the connection broke meanwhile
-        raise LvdError(_unreachable(model, _line(error))) from None
+        raise HubUnreachableError(_unreachable(model, _line(error))) from None
     except EntryNotFoundError:
         raise LvdError(
             f"embedder model {model}: {repository} on the hub has no {name}, and weights in other "
@@ -46,6 +41,65 @@ def fetch(repository: str, name: str, *, model: str) -> Path:
         ) from None
     except Exception as error:
         raise LvdError(f"embedder model {model} cannot be downloaded: {_line(error)}") from None
+
+
+def commit(repository: str, name: str, *, model: str) -> str:
+    """Return the commit of `repository` (`owner/name`, or with `@revision`), 40 hex digits.
+
+    That of the cached file `name`, else what the hub says. Raises LvdError, which speaks of
+    `model`, when neither has it: HubUnreachableError when the hub cannot be asked.
+    """
+    from huggingface_hub import HfApi, constants
+
+    repository_id, revision = _split(repository)
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    if cached := _cached(repository, name, model):
+        return cached.parents[len(Path(name).parents) - 1].name
+    _check_reachable(model)
+    try:
+        return str(HfApi(constants.ENDPOINT).model_info(repository_id, revision=revision).sha)
+    except Exception as error:
+        raise LvdError(f"embedder model {model} cannot be found: {_line(error)}") from None
+
+
+def at_revision(repository: str, revision: str | None) -> str:
+    """Return `owner/name@revision`; without a revision the repository as it is."""
+    return f"{_split(repository)[0]}@{revision}" if revision else repository
+
+
+def _split(repository: str) -> tuple[str, str | None]:
+    repository, _, revision = repository.partition("@")
+    return repository, revision or None
+
+
+def _cached(repository: str, name: str, model: str) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository, revision = _split(repository)
+    try:
+        found = huggingface_hub.hf_hub_download(
+            repository, name, revision=revision, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    except ValueError as error:
+        raise LvdError(f"embedder model {model}: {_line(error)}") from None
+    return Path(found)
+
+
+def _check_reachable(model: str) -> None:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnreachableError(
+            _unreachable(model, "HF_HUB_OFFLINE is set and it is not in the cache")
+        )
+    if problem := _probe(constants.ENDPOINT):
+        raise HubUnreachableError(
+            _unreachable(model, f"{constants.ENDPOINT} was not reachable ({problem})")
+        )
 
 
 def _probe(endpoint: str) -> str:

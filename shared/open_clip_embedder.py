@@ -17,65 +17,110 @@ from shared.embedders import (
     HUB,
     LOCAL,
     EmbedderSettings,
-    failure_is_said,
     given_weights,
     is_weights_file,
+    resolve_device,
+    reword_error,
 )
 from shared.errors import LvdError, nearest
 from shared.evaluation_transform import EvaluationTransform
-from shared.hub import fetch
-from shared.timm_embedder import TorchEmbedder, fit_for_inference
+from shared.hub import at_revision, fetch
+from shared.timm_embedder import TorchForward, fit_for_inference
 
+LIBRARIES = ("numpy", "PIL", "torch", "torchvision", "timm", "open_clip")
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 
 
-def load_open_clip(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
-    """Return an open_clip model's image embeddings as an embedder."""
+def load_preparation(settings: EmbedderSettings) -> EvaluationTransform:
+    """Return the transform of an open_clip model, which is built without memory for its weights."""
+    settings = _located(settings)
+    with reword_error(settings.model):
+        return _build(settings, "meta")[1]
+
+
+def load_forward(settings: EmbedderSettings, threads: int) -> TorchForward:
+    """Return an open_clip model's image embeddings."""
     torch.set_num_threads(threads)
+    settings = resolve_device(settings)
     model, transform = build_open_clip(settings)
-    return TorchEmbedder(model.encode_image, transform, settings)
+    return TorchForward(model.encode_image, transform, settings)
 
 
 def build_open_clip(settings: EmbedderSettings) -> tuple[torch.nn.Module, EvaluationTransform]:
     """Return an open_clip model of nothing but its `visual` tower, in eval mode, and its transform.
 
-    Raises LvdError where the model or its weights cannot be had.
+    It is on the device of `resolve_device`. Raises LvdError where the model or its weights cannot
+    be had.
     """
-    if settings.model.startswith(HUB):
-        repository = settings.model.removeprefix(HUB)
-        fetch(repository, CONFIG, model=settings.model)
-        folder = fetch(repository, WEIGHTS, model=settings.model).parent
-        settings = settings.model_copy(update={"model": f"{LOCAL}{folder}"})
-    elif not settings.model.startswith(LOCAL):
-        _check_name(settings.model)
-    tag = _tag(settings)
-    weights = _weights(settings, tag)
-    with failure_is_said(settings.model):
-        model = _create(settings, tag, None)
-        resized = settings.image_size is not None and isinstance(model.visual, TimmModel)
-        if settings.image_size is not None and not resized:
-            model = _create(settings, tag, settings.image_size)
+    weights = _weights(settings)
+    settings = resolve_device(_located(settings))
+    with reword_error(settings.model):
+        model, transform = _build(settings, "cpu")
         if weights is not None:
             open_clip.load_checkpoint(model, str(weights))
         for name in [name for name, _ in model.named_children() if name != "visual"]:
             delattr(model, name)  # the text tower is half of the memory, and of no use here
-        preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
-        if resized:  # timm's towers keep the size of their weights until these are there
+        if settings.image_size is not None and isinstance(model.visual, TimmModel):
             model.visual.set_input_size(settings.image_size)
-            preprocess = replace(preprocess, size=settings.image_size)
-        # Pictures are RGB already: without this step the transform ends as timm's do.
-        transform = image_transform_v2(preprocess, is_train=False)
-        model = fit_for_inference(model, settings.device)
-        return model, EvaluationTransform(transform, settings.model)
+        return fit_for_inference(model, settings.device), transform
 
 
-def _create(settings: EmbedderSettings, tag: dict, size: int | None) -> torch.nn.Module:
-    with _no_warning_of_random_weights(), torch.random.fork_rng(devices=[]):
+def hub_file(settings: EmbedderSettings) -> tuple[str, str]:
+    """Return the hub's repository of a model, with its revision, and the name of a file in it.
+
+    That is the weights', or where these are random the config's. LvdError where there is none.
+    """
+    if settings.model.startswith(HUB):
+        name = CONFIG if settings.pretrained is False else WEIGHTS
+        return at_revision(settings.model.removeprefix(HUB), settings.revision), name
+    _check_name(settings.model)
+    repository, _, name = _tag(settings).get("hf_hub", "").rpartition("/")
+    if not repository:
+        raise LvdError(
+            f"embedder model {settings.model} ({settings.pretrained}) has no weights on the hub: "
+            "choose another tag"
+        )
+    name = str(Path(name).with_suffix(".safetensors")) if name else WEIGHTS
+    return at_revision(repository, settings.revision), name
+
+
+def _located(settings: EmbedderSettings) -> EmbedderSettings:
+    """Return settings whose model is a folder with a config, or a name that open_clip knows."""
+    if settings.model.startswith(HUB):
+        config = fetch(hub_file(settings)[0], CONFIG, model=settings.model)
+        return settings.model_copy(update={"model": f"{LOCAL}{config.parent}"})
+    if not settings.model.startswith(LOCAL):
+        _check_name(settings.model)
+    return settings
+
+
+def _build(settings: EmbedderSettings, device: str) -> tuple[torch.nn.Module, EvaluationTransform]:
+    """Return a model with random weights, and the transform that it has at `image_size`."""
+    model, size = _create(settings, None, device), settings.image_size
+    resized = size is not None and isinstance(model.visual, TimmModel)
+    if size is not None and not resized:
+        model = _create(settings, size, device)
+    preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+    if resized:  # timm's towers keep the size of their weights until these are there
+        preprocess = replace(preprocess, size=size)
+    # Pictures are RGB already: without this step the transform ends as timm's do.
+    transform = image_transform_v2(preprocess, is_train=False)
+    return model, EvaluationTransform(transform, settings.model, settings.decode)
+
+
+def _create(settings: EmbedderSettings, size: int | None, device: str) -> torch.nn.Module:
+    tag = _tag(settings)
+    with (
+        _no_warning_of_random_weights(),
+        torch.random.fork_rng(devices=[]),
+        torch.device(device),
+    ):
         torch.manual_seed(settings.seed)
         return open_clip.create_model(
             settings.model,
             load_weights=False,
+            device=device,
             pretrained_text=False,
             force_quick_gelu=bool(tag.get("quick_gelu")),
             force_image_size=size,
@@ -116,14 +161,7 @@ def _tag(settings: EmbedderSettings) -> dict:
     return tag
 
 
-def _weights(settings: EmbedderSettings, tag: dict) -> Path | None:
+def _weights(settings: EmbedderSettings) -> Path | None:
     if settings.pretrained is False:
         return None
-    if file := given_weights(settings):
-        return file
-    model = f"{settings.model} ({settings.pretrained})"
-    repository, _, name = tag.get("hf_hub", "").rpartition("/")
-    if not repository:
-        raise LvdError(f"embedder model {model} has no weights on the hub: choose another tag")
-    name = str(Path(name).with_suffix(".safetensors")) if name else WEIGHTS
-    return fetch(repository, name, model=model)
+    return given_weights(settings) or fetch(*hub_file(settings), model=settings.model)

@@ -1,74 +1,75 @@
 """Embedders from timm, with weights from the hub, a folder, a file or a seed.
 
-`TorchEmbedder`, the forward pass behind an evaluation transform, serves open_clip's models too.
+`TorchForward`, the forward pass behind an evaluation transform, serves open_clip's models too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from PIL import Image
+from jaxtyping import Float, Float32, UInt8
 from timm.data import create_transform, resolve_data_config
+from timm.models._hub import load_model_config_from_path
+from torch import Tensor
 from torch.nn.functional import normalize
 
+from shared.batches import BatchedForward, DeviceMemoryError
 from shared.embedders import (
     HUB,
     LOCAL,
     EmbedderSettings,
-    failure_is_said,
     given_weights,
     in_folder,
     local_folder,
+    resolve_device,
+    reword_error,
 )
 from shared.errors import LvdError, nearest
 from shared.evaluation_transform import EvaluationTransform
-from shared.hub import fetch
+from shared.hub import at_revision, fetch
 
+LIBRARIES = ("numpy", "PIL", "torch", "torchvision", "timm")
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 UNLIKELY_SEED = 0x10AD_ED
 """Of the weights that are there before those of a file are loaded."""
 
 
-class TorchEmbedder:
-    """A model's encoder behind the model's own evaluation transform.
-
-    The transform is split: resizing and cropping happen in `prepare`, on many threads; scaling and
-    normalising happen in `embed`, on the batch, with the same float32 values.
-    """
+class TorchForward(BatchedForward):
+    """A model's encoder, behind the scaling and normalising half of its evaluation transform."""
 
     def __init__(
         self,
-        encode: Callable[[torch.Tensor], torch.Tensor],
+        encode: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n d"]],
         transform: EvaluationTransform,
         settings: EmbedderSettings,
     ) -> None:
+        """Take device and precision from settings in which these are decided."""
+        super().__init__(str(settings.model))
         self._encode = encode
         self._transform = transform
         self._device = settings.device
         self._precision = getattr(torch, settings.precision)
-        self.dim = self.embed([np.zeros((*transform.size, 3), np.uint8)]).shape[1]
-        self.input_side = transform.input_side
-        self.reduce_to = transform.reduce_to if settings.decode == "reduced" else None
+        self.dim = self.encode(np.zeros((1, *transform.size, 3), np.uint8)).shape[1]
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return the resized and cropped pixels, uint8 [height, width, 3]."""
-        return self._transform.prepare(image)
-
-    def embed(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the L2-normalised vectors, float32 [n, dim]."""
-        pixels = torch.from_numpy(np.stack(batch)).to(self._device)
-        # Read as [n, 3, height, width], this is channels-last memory: convnets gain 1.3 times.
-        pixels = pixels.permute(0, 3, 1, 2)
+    def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n d"]:
+        """Return the L2-normalised vectors of a batch; raise DeviceMemoryError where it has no room."""
         reduced = self._precision != torch.float32
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device, self._precision, enabled=reduced),
-        ):
-            features = self._encode(self._transform.normalised(pixels))
-        return normalize(features.float(), dim=1).cpu().numpy()
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self._device, self._precision, enabled=reduced),
+            ):
+                images = torch.from_numpy(pixels).to(self._device)
+                # Read as [n, 3, h, w], this is channels-last memory: convnets gain 1.3 times.
+                images = self._transform.normalised(images.permute(0, 3, 1, 2))
+                return normalize(self._encode(images).float(), dim=1).cpu().numpy()
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(" ".join(str(error).split())[:150]) from None
 
 
 def fit_for_inference(model: torch.nn.Module, device: str) -> torch.nn.Module:
@@ -82,11 +83,16 @@ def fit_for_inference(model: torch.nn.Module, device: str) -> torch.nn.Module:
         ) from None
 
 
-def load_timm(settings: EmbedderSettings, threads: int) -> TorchEmbedder:
-    """Return a timm model's pooled features (no classifier) as an embedder."""
+def load_preparation(settings: EmbedderSettings) -> EvaluationTransform:
+    """Return a timm model's own evaluation transform."""
+    return _transform(_located(settings))
+
+
+def load_forward(settings: EmbedderSettings, threads: int) -> TorchForward:
+    """Return a timm model's pooled features (no classifier)."""
     torch.set_num_threads(threads)
-    model, transform = build_timm(settings)
-    return TorchEmbedder(model, transform, settings)
+    settings = resolve_device(settings)
+    return TorchForward(*build_timm(settings), settings)
 
 
 def build_timm(
@@ -94,31 +100,61 @@ def build_timm(
 ) -> tuple[torch.nn.Module, EvaluationTransform]:
     """Return a timm model without classifier, in eval mode, and its own evaluation transform.
 
-    Each of `options`, arguments of `timm.create_model`, is given where the model has it. Raises
-    LvdError where the model or its weights cannot be had.
+    It is on the device of `resolve_device`. Each of `options`, arguments of `timm.create_model`, is
+    given where the model has it. Raises LvdError where the model or its weights cannot be had.
     """
-    if settings.model.startswith(HUB):
-        settings = settings.model_copy(update={"model": _downloaded(settings.model)})
-    elif in_folder(settings):
-        settings = settings.model_copy(update={"model": f"{LOCAL}{local_folder(settings)}"})
-    else:
-        _check_name(settings.model)
     weights = _weights(settings)
-    with failure_is_said(settings.model):
+    settings = resolve_device(_located(settings))
+    with reword_error(settings.model):
         model = _create(settings, weights, options)
         if weights is not None:
             _check_all_loaded(model, _create(settings, None, options), settings, weights)
-        model = fit_for_inference(model, settings.device)
+        return fit_for_inference(model, settings.device), _transform(settings)
+
+
+def hub_file(settings: EmbedderSettings) -> tuple[str, str]:
+    """Return the hub's repository of a model, with its revision, and the name of a file in it.
+
+    That is the weights', or where these are random the config's. LvdError where there is none.
+    """
+    if settings.model.startswith(HUB):
+        name = CONFIG if settings.pretrained is False else WEIGHTS
+        return at_revision(settings.model.removeprefix(HUB), settings.revision), name
+    _check_name(settings.model)
+    config = timm.models.get_pretrained_cfg(settings.model)
+    if config is None or not config.hf_hub_id:
+        raise LvdError(
+            f"embedder model {settings.model} has no weights on the hub: name one that has, as "
+            "listed by timm.list_pretrained(), or give a .safetensors file as 'pretrained'"
+        )
+    name = (config.hf_hub_filename or "model.bin").replace("_pytorch_model", "_model")
+    name = str(Path(name).with_suffix(".safetensors"))
+    return at_revision(config.hf_hub_id, settings.revision), name
+
+
+def _located(settings: EmbedderSettings) -> EmbedderSettings:
+    """Return settings whose model is a folder with a config.json, or a name that timm knows."""
+    if settings.model.startswith(HUB):
+        config = fetch(hub_file(settings)[0], CONFIG, model=settings.model)
+        return settings.model_copy(update={"model": f"{LOCAL}{config.parent}"})
+    if in_folder(settings):
+        return settings.model_copy(update={"model": f"{LOCAL}{local_folder(settings)}"})
+    _check_name(settings.model)
+    return settings
+
+
+def _transform(settings: EmbedderSettings) -> EvaluationTransform:
+    """Return what timm makes of the model's data config, without building the model."""
+    with reword_error(settings.model):
+        if settings.model.startswith(LOCAL):
+            config, name, _ = load_model_config_from_path(settings.model.removeprefix(LOCAL))
+        else:
+            config, name = None, settings.model
+        known = timm.models.resolve_pretrained_cfg(name, config).to_dict()
         size = {"input_size": (3, settings.image_size, settings.image_size)}
-        data = resolve_data_config(size if settings.image_size else {}, model=model)
+        data = resolve_data_config(size if settings.image_size else {}, pretrained_cfg=known)
         transform = create_transform(**data, is_training=False)
-        return model, EvaluationTransform(transform, settings.model)
-
-
-def _downloaded(model: str) -> str:
-    repository = model.removeprefix(HUB)
-    fetch(repository, "config.json", model=model)
-    return f"{LOCAL}{fetch(repository, 'model.safetensors', model=model).parent}"
+        return EvaluationTransform(transform, settings.model, settings.decode)
 
 
 def _check_name(model: str) -> None:
@@ -141,16 +177,7 @@ def _weights(settings: EmbedderSettings) -> Path | None:
         return None
     if file := given_weights(settings):
         return file
-    config = timm.models.get_pretrained_cfg(settings.model)
-    if config is None or not config.hf_hub_id:
-        raise LvdError(
-            f"embedder model {settings.model} has no weights on the hub: name one that has, as "
-            "listed by timm.list_pretrained(), or give a .safetensors file as 'pretrained'"
-        )
-    name = (config.hf_hub_filename or "model.bin").replace("_pytorch_model", "_model")
-    return fetch(
-        config.hf_hub_id, str(Path(name).with_suffix(".safetensors")), model=settings.model
-    )
+    return fetch(*hub_file(settings), model=settings.model)
 
 
 def _create(

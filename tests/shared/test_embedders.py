@@ -3,14 +3,26 @@ import shutil
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from shared import embedders
-from shared.embedders import EmbedderSettings, identity, load, resolve, settings_for_folder
+from shared.embedders import (
+    EmbedderSettings,
+    identity,
+    load,
+    load_forward,
+    load_preparation,
+    resolve,
+    resolve_device,
+    resolve_identity,
+    runtime,
+    settings_for_folder,
+)
 from shared.errors import LvdError
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -24,7 +36,8 @@ def picture(seed: int, width: int = 200, height: int = 150) -> Image.Image:
 
 def random_timm(**settings) -> EmbedderSettings:
     given = {"model": "vit_tiny_patch16_224", "image_size": 64, "precision": "float32"}
-    return EmbedderSettings(kind="timm", pretrained=False, device="cpu", **(given | settings))
+    given |= {"pretrained": False, "device": "cpu"}
+    return EmbedderSettings(kind="timm", **(given | settings))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +101,18 @@ def open_clip_folder(tmp_path_factory):
         ({"kind": "timm", "model": "resnet18", "batch_size": 0}, "batch_size"),
         ({"kind": "timm", "model": "resnet18", "thresholds": {"dedup": 1.5}}, "dedup"),
         ({"kind": "timm", "model": "resnet18", "colour": 1}, "colour"),
+        ({"kind": "timm", "model": "resnet18", "graph": {}}, "have no 'graph'"),
+        ({"kind": "timm", "model": "local-dir:x", "revision": "main"}, "not of the hub"),
+        ({"kind": "timm", "model": "resnet18", "pretrained": False, "revision": "a"}, "not of"),
+        ({"kind": "timm", "model": "hf-hub:a/b@c", "revision": "main"}, "names its revision"),
+        ({"kind": "onnx", "model": "a.onnx"}, "need 'image_size'"),
+        ({"kind": "onnx", "model": "folder", "image_size": 32}, "must be a .onnx file"),
+        ({"kind": "onnx", "model": "a.onnx", "precision": "float16"}, "have no 'precision'"),
+        ({"kind": "onnx", "model": "a.onnx", "graph": {"std": [1, 0, 1]}}, "divides by zero"),
+        (
+            {"kind": "onnx", "model": "a.onnx", "graph": {"dtype": "uint8", "mean": [0, 0, 0]}},
+            "remove mean and std",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings, problem):
@@ -105,7 +130,7 @@ def test_settings_and_resolution_do_not_import_torch():
 
 
 @pytest.mark.parametrize(
-    ("flags", "gpu", "expected"),
+    ("instructions", "gpu", "expected"),
     [
         ({"avx2"}, False, ("cpu", "float32")),
         ({"avx2", "avx512_bf16"}, False, ("cpu", "bfloat16")),
@@ -113,12 +138,18 @@ def test_settings_and_resolution_do_not_import_torch():
         ({"amx_bf16"}, True, ("cuda", "float16")),
     ],
 )
-def test_auto_precision_and_device_follow_the_machine(monkeypatch, flags, gpu, expected):
-    monkeypatch.setattr(embedders, "_cpu_flags", lambda: flags)
-    monkeypatch.setattr(embedders, "_has_nvidia_gpu", lambda: gpu)
-    resolved = resolve(EmbedderSettings(kind="timm", model="resnet18"))
+def test_auto_precision_and_device_follow_the_machine(monkeypatch, instructions, gpu, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    asked = EmbedderSettings(kind="timm", model="vit_tiny_patch16_224", pretrained=False)
+    resolved = resolve_device(asked)
     assert (resolved.device, resolved.precision) == expected
-    assert resolve(resolved) == resolved
+    assert resolve_device(resolved) == resolved
+    # The driver decides neither, so that its own processor is no part of an address.
+    assert resolve(asked) == asked
+    assert identity(asked)["precision"] == "auto"
 
 
 def test_vectors_are_those_of_plain_timm(timm_folder):
@@ -187,7 +218,9 @@ def test_a_zero_vector_stays_zero_and_a_non_finite_one_non_finite():
     import torch
 
     embedder = load(random_timm(), 1)
-    embedder._encode = lambda pixels: torch.tensor([[0.0, 0.0], [float("nan"), 1.0], [3.0, 4.0]])
+    embedder.forward._encode = lambda pixels: torch.tensor(
+        [[0.0, 0.0], [float("nan"), 1.0], [3.0, 4.0]]
+    )
     vectors = embedder.embed([embedder.prepare(picture(seed)) for seed in range(3)])
     assert (vectors[0] == 0).all()
     assert not np.isfinite(vectors[1]).all()
@@ -221,6 +254,118 @@ def test_identity_changes_with_what_changes_vectors_only():
     thresholds = {"dedup": 0.5}
     declared = EmbedderSettings(kind="descriptor", thresholds=thresholds)
     assert identity(EmbedderSettings(kind="descriptor")) == identity(declared)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 4}, {"device": "auto"}, {"thresholds": {"dedup": 0.5}}]
+)
+def test_identity_does_not_change_with_where_and_how_fast_vectors_are_made(changes):
+    assert identity(random_timm(**changes)) == identity(random_timm())
+
+
+def test_what_vectors_were_made_on_is_told_apart_from_what_decides_them():
+    import torch
+
+    used = runtime(random_timm(precision="auto"), 3)
+    assert used["device"] == "cpu"
+    assert used["threads"] == 3
+    assert used["precision"] in ("float32", "bfloat16")
+    assert used["libraries"]["torch"] == torch.__version__
+    json.dumps(used)
+    assert set(runtime(EmbedderSettings(kind="descriptor"), 1)["libraries"]) == {
+        *("numpy", "PIL", "skimage")
+    }
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_a_vector_does_not_depend_on_its_batch(model, precision):
+    embedder = load(random_timm(model=model, precision=precision), 1)
+    prepared = [embedder.prepare(picture(seed)) for seed in range(32)]
+    whole = embedder.embed(prepared).astype(np.float16)
+    for size in (1, 3, 16):
+        pieces = [embedder.embed(prepared[at : at + size]) for at in range(0, 32, size)]
+        np.testing.assert_array_equal(np.concatenate(pieces).astype(np.float16), whole)
+    np.testing.assert_array_equal(embedder.embed(prepared[::-1])[::-1].astype(np.float16), whole)
+
+
+@pytest.mark.parametrize("room", [1, 5, 20])
+def test_a_batch_shrinks_until_the_gpu_has_room_and_goes_on(room):
+    import torch
+
+    forward = load_forward(random_timm(), 1)
+    encode, lengths = forward._encode, []
+
+    def encode_few(images):
+        lengths.append(len(images))
+        if len(images) > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
+        return encode(images)
+
+    prepared = [np.asarray(picture(seed, 64, 64)) for seed in range(33)]
+    expected = forward.embed(prepared)
+    forward._encode = encode_few
+    np.testing.assert_allclose(forward.embed(prepared), expected, atol=1e-6)
+    assert max(lengths) == 33
+    lengths.clear()
+    np.testing.assert_allclose(forward.embed(prepared), expected, atol=1e-6)
+    assert max(lengths) <= room  # later batches begin with what there was room for
+
+
+def test_a_gpu_without_room_for_one_image_is_one_line():
+    import torch
+
+    forward = load_forward(random_timm(), 1)
+
+    def encode_none(images):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
+
+    forward._encode = encode_none
+    with pytest.raises(LvdError, match="no room for one image of 64 x 64 px") as raised:
+        forward.embed([np.zeros((64, 64, 3), np.uint8)] * 20)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("image_size", [None, 128])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_small_patch14_dinov2.lvd142m", "resnet50.a1_in1k", "mobilenetv3_small_050"),
+        *("vit_base_patch16_clip_224.openai", "convnext_tiny", "swin_tiny_patch4_window7_224"),
+    ],
+)
+def test_preparation_is_that_of_the_built_model_and_loads_no_weights(name, image_size):
+    import timm
+    import torch
+    from timm.data import create_transform, resolve_data_config
+
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    size = {"input_size": (3, image_size, image_size)} if image_size else {}
+    expected = create_transform(**resolve_data_config(size, model=model), is_training=False)
+    settings = EmbedderSettings(kind="timm", model=name, image_size=image_size)
+    found = load_preparation(settings)  # where no hub can be reached
+    for seed in range(2):
+        image = picture(seed, 300, 200)
+        pixels = torch.tensor(found.prepare(image)).permute(2, 0, 1)
+        torch.testing.assert_close(found.normalised(pixels[None])[0], expected(image))
+
+
+def test_preparation_needs_the_config_of_a_folder_only(timm_folder, open_clip_folder, tmp_path):
+    configs = ("config.json", "open_clip_config.json")
+    kinds = ("timm", "open_clip")
+    for kind, config, folder in zip(kinds, configs, (timm_folder, open_clip_folder), strict=True):
+        alone = tmp_path / kind
+        alone.mkdir()
+        shutil.copy(folder / config, alone)
+        settings = EmbedderSettings(kind=kind, model=f"local-dir:{alone}", decode="full")
+        preparation = load_preparation(settings)
+        assert preparation.reduce_to is None
+        whole = load(settings_for_folder(folder), 1)
+        assert whole.input_side == preparation.input_side
+        np.testing.assert_array_equal(preparation.prepare(picture(1)), whole.prepare(picture(1)))
+        with pytest.raises(LvdError):
+            load_forward(settings, 1)
 
 
 def test_only_safetensors_are_read_from_a_folder(tmp_path):
@@ -290,6 +435,105 @@ def test_a_hub_out_of_reach_is_one_line_within_seconds(monkeypatch, tmp_path, se
     assert "\n" not in message
     for part in (settings["model"], "HF_HOME", "--embedder FOLDER", "--embedder bundled"):
         assert part in message
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+def cached(cache, repository: str, commit: str, files) -> None:
+    """Write files as the hub's cache holds them, and make `commit` the newest that it knows."""
+    folder = cache / ("models--" + repository.replace("/", "--"))
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copy(file, folder / "snapshots" / commit)
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_hub_model_is_its_cached_commit_without_a_network(empty_cache, timm_folder):
+    settings = EmbedderSettings(kind="timm", model="hf-hub:some/thing")
+    cached(empty_cache, "some/thing", OLD, timm_folder.iterdir())
+    before, pinned = identity(settings), resolve_identity(settings)
+    assert before["revision"] == pinned.revision == OLD
+    cached(empty_cache, "some/thing", NEW, timm_folder.iterdir())
+    assert identity(settings)["revision"] == NEW
+    assert identity(pinned) == before
+    at = settings.model_copy(update={"model": f"hf-hub:some/thing@{OLD}"})
+    assert identity(at) == before
+    # What is pinned is what is loaded, though the cache holds a newer one.
+    newer = empty_cache / "models--some--thing" / "snapshots" / NEW / "model.safetensors"
+    newer.write_bytes(b"no weights")
+    assert load(pinned, 1).dim == 32
+    with pytest.raises(LvdError):
+        load(settings, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "repository", "name"),
+    [
+        (
+            {"kind": "timm", "model": "vit_small_patch14_dinov2.lvd142m"},
+            "timm/vit_small_patch14_dinov2.lvd142m",
+            "model.safetensors",
+        ),
+        (
+            {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
+            "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+            "open_clip_model.safetensors",
+        ),
+    ],
+)
+def test_a_model_that_a_library_knows_is_the_commit_of_its_repository(
+    empty_cache, tmp_path, settings, repository, name
+):
+    (tmp_path / name).write_bytes(b"")
+    cached(empty_cache, repository, OLD, [tmp_path / name])
+    assert identity(EmbedderSettings(**settings))["revision"] == OLD
+
+
+def test_the_hub_is_asked_for_a_commit_that_is_not_cached(monkeypatch, empty_cache):
+    from huggingface_hub import constants
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            known = self.path.startswith("/api/models/some/thing")
+            answer = json.dumps({"id": "some/thing", "sha": NEW} if known else {"error": "none"})
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        thing = EmbedderSettings(kind="timm", model="hf-hub:some/thing")
+        assert resolve_identity(thing).revision == NEW
+        other = EmbedderSettings(kind="timm", model="hf-hub:no/thing")
+        with pytest.raises(LvdError, match="hf-hub:no/thing cannot be found") as raised:
+            resolve_identity(other)
+        assert "\n" not in str(raised.value)
+        server.shutdown()
+
+
+def test_a_commit_that_nobody_can_tell_is_one_line(empty_cache):
+    with pytest.raises(LvdError, match=r"hf-hub:some/thing .*not reachable.*HF_HOME"):
+        identity(EmbedderSettings(kind="timm", model="hf-hub:some/thing"))
 
 
 def test_the_descriptor_tells_copies_from_other_pictures():

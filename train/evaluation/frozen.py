@@ -16,7 +16,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from shared.embedders import EmbedderSettings, resolve
+from shared.embedders import EmbedderSettings, resolve_device
 from shared.errors import LvdError
 from shared.evaluation_transform import EvaluationTransform
 from shared.storage import dumps
@@ -209,7 +209,7 @@ def load_models(
     settings = EmbedderSettings(
         kind="timm", model="any", precision=precision, device=device, image_size=size, seed=seed
     )
-    settings = resolve(settings)
+    settings = resolve_device(settings)
     loaded: dict[str, FrozenModel] = {}
     joined = []
     for name in dict.fromkeys(names):

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import settings_for_folder
+from shared.embedders import resolve_device, settings_for_folder
 from shared.errors import LvdError
 from shared.evaluation_transform import EvaluationTransform
 from shared.images import ImageError, decode
@@ -51,7 +51,7 @@ def mean_token(folder: Path, images: str) -> Float[Tensor, " d"]:
 
 def frozen(folder: Path) -> tuple[nn.Module, EvaluationTransform, str]:
     """Return a model folder's model in float32, what it sees images by, and its device."""
-    settings = settings_for_folder(folder).model_copy(update={"precision": "float32"})
+    settings = resolve_device(settings_for_folder(folder))
     return *build_timm(settings), settings.device
 
 
