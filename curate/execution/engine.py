@@ -8,10 +8,8 @@ runs again what is committed. Ray is started only when there is something left t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import LvdError
+from shared.locks import scratch_folder
 from shared.progress import StageBar, stage_bar
 from shared.storage import (
     commit_unit,
@@ -84,27 +83,21 @@ class Engine:
     times: list[StageTime] = field(default_factory=list)
     _ray: Any = None
     _joined: bool = False
-    _lock: Any = None
+    _scratches: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _bar: StageBar | None = None
     _stage_began: float = 0.0
     _workers: dict[str, list] = field(default_factory=dict)
     _bar_stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Engine:
-        self.scratch = self.work / "scratch" / f"{os.getpid()}-{time.time_ns()}"
         with disk_full_is_said(self.work):
-            self.scratch.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.scratch)
-            self.scratch.mkdir()
-        _sweep(self.scratch.parent)
+            self.scratch = self._scratches.enter_context(scratch_folder(self.work / "scratch"))
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._ray is not None and not self._joined:
             self._ray.shutdown()
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        _lock_file(self.scratch).unlink(missing_ok=True)
-        self._lock.close()
+        self._scratches.close()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -363,27 +356,3 @@ def _readable(error: Exception, stage: str, unit: str, work: Path) -> LvdError:
     log.write_text("".join(traceback.format_exception(error)))
     said = (str(cause).strip().splitlines() or [""])[0]
     return LvdError(f"{stage} failed on {unit}: {type(cause).__name__}: {said} (trace: {log})")
-
-
-def _lock_file(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".lock")
-
-
-def _lock(folder: Path) -> Any:
-    """Return the locked stream that keeps other runs from sweeping `folder`."""
-    while True:
-        stream = _lock_file(folder).open("w")
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if _lock_file(folder).stat().st_ino == os.fstat(stream.fileno()).st_ino:
-                return stream
-        stream.close()
-
-
-def _sweep(scratches: Path) -> None:
-    """Remove the scratch folders of runs that are no more: nobody holds their lock."""
-    for lock in sorted(scratches.glob("*.lock")):
-        with contextlib.suppress(OSError), lock.open("r") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink(missing_ok=True)

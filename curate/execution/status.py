@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
-from curate.execution.output import PARTIAL, RUN
+from curate.execution.output import PARTIAL, RUN, lock_file
 from curate.report.tables import read_funnel
 from shared.errors import LvdError
+from shared.locks import is_held
 from shared.storage import read_json
 
 
@@ -25,9 +25,11 @@ def status(out: Path) -> str:
     partial = out.with_name(out.name + PARTIAL)
     if partial.exists():
         shards = sum(1 for _ in (partial / "shards").glob("*_stats.json"))
-        how = "being written" if _is_locked(out) else "cut off: run the same command to go on"
+        how = (
+            "being written" if is_held(lock_file(out)) else "cut off: run the same command to go on"
+        )
         lines.append(f"{partial}: {how}; {shards:,} shards are whole")
-    elif _is_locked(out):
+    elif is_held(lock_file(out)):
         lines.append(f"{out}: a run is at work, and has not begun to write shards")
     if not lines:
         raise LvdError(
@@ -35,15 +37,3 @@ def status(out: Path) -> str:
             "--work, and the same command goes on from it"
         )
     return "\n".join(lines)
-
-
-def _is_locked(out: Path) -> bool:
-    lock = out.with_name(f".{out.name}.lock")
-    if not lock.exists():
-        return False
-    with lock.open("r") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
