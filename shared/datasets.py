@@ -11,10 +11,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared import failures
 from shared.errors import LvdError
 from shared.filetypes import kind_of, without_extension
 from shared.keys import bucket, shown, stem
-from shared.listing import File, ListingError, Place, expand, locate, open_binary
+from shared.listing import BROKEN, File, ListingError, Place, expand
+from shared.remote import locate, open_binary, read_range
 from shared.storage import fingerprint
 
 Format = Literal["folder", "tar", "parquet"]
@@ -45,7 +47,7 @@ class Part:
     """One unit of input: a tar, a Parquet file, or a share of a folder's images.
 
     `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
-    or a URL; `sizes` are the bytes of `paths`. A folder's `paths` hold its images and their
+    or a URL; `sizes` are the bytes of `paths`, -1 of a link that leads nowhere. A folder's `paths` hold its images and their
     sidecars. `fingerprint` changes when the content does, as far as names, sizes and modification
     times (or ETags) tell. `stamp` changes with the place and with every change of a file there; it is
     "" where the storage does not tell. `key_prefix` stands before a folder image's key; it is empty but for a
@@ -80,30 +82,36 @@ def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
             raise _nothing(name, path, "nothing is there")
         fresh = [f for f in place.files if (place.root, f.path) not in seen]
         seen.update((place.root, f.path) for f in fresh)
-        kind = _format(name, path, place, settings)
+        with failures.reword(f"{_subject(name)}: {path}"):
+            kind = _format(name, path, place, settings)
         if kind == "folder":
             parts += _folder_parts(place, fresh, settings)
         else:
             parts += _shards(place, fresh, kind, settings)
     if not parts:
         raise _nothing(name, ", ".join(paths), "no files of that format are there")
-    _check_columns(name, parts)
+    with failures.reword(_subject(name)):
+        _check_columns(name, parts)
     return sorted(map(_sealed, _distinct(name, parts)), key=lambda part: part.name)
 
 
 def _expand(name: str, path: str) -> Place:
     try:
-        return expand(path)
+        with failures.reword(f"{_subject(name)}: {path}"):
+            return expand(path)
     except ListingError as error:
         raise _nothing(name, path, str(error)) from error
 
 
+def _subject(name: str) -> str:
+    return name if name.startswith("--") else f"dataset {name!r}"
+
+
 def _nothing(name: str, path: str, why: str) -> LvdError:
     option = name.startswith("--")
-    subject = name if option else f"dataset {name!r}"
     remedy = "name another place" if option else "correct the dataset's `path` in pipelines.yaml"
     return LvdError(
-        f"{subject}: no images at {path!r}: {why}; put a folder of images, tars or Parquet files "
+        f"{_subject(name)}: no images at {path!r}: {why}; put a folder of images, tars or Parquet files "
         f"there, or {remedy}"
     )
 
@@ -141,11 +149,11 @@ def _some_are_images(place: Place) -> bool:
     """Tell whether images are among the first files that have no extension."""
     from shared.images import sniff
 
-    for file in itertools.islice((f for f in place.files if kind_of(f.path) == "bare"), 100):
-        with open_binary(locate(place.root, file.path)) as source:
-            if sniff(source.read(16)):
-                return True
-    return False
+    bare = (f for f in place.files if kind_of(f.path) == "bare" and f.stamp != BROKEN)
+    return any(
+        sniff(read_range(locate(place.root, file.path), 0, min(file.size, 16)))
+        for file in itertools.islice(bare, 100)
+    )
 
 
 def _tables(place: Place) -> set[str]:
@@ -211,7 +219,7 @@ def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) ->
             format="folder",
             root=place.root,
             paths=tuple(file.path for file in every),
-            sizes=tuple(file.size for file in every),
+            sizes=tuple(-1 if file.stamp == BROKEN else file.size for file in every),
             table=None,
             fingerprint=_digest(every),
             stamp=_stamp(place.root, every),
@@ -232,12 +240,9 @@ def _check_columns(name: str, parts: list[Part]) -> None:
     with open_binary(locate(part.root, part.paths[0])) as source:
         try:
             schema = read_schema(source)
-        except (
-            ArrowException,
-            ValueError,
-            OSError,
-        ):  # damaged: a problem of this part when it is read
-            return
+        except (ArrowException, ValueError, OSError) as error:
+            failures.raise_if_storage(error)
+            return  # damaged: a problem of this part when it is read
     try:
         image_column(schema, part.image_column)
     except ValueError as error:

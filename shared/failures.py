@@ -6,6 +6,7 @@ import errno
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, TypeVar
 
@@ -95,7 +96,7 @@ CAUSES = (
         "put it back, or run the same command again to take what is there now",
         errnos="EISDIR ELOOP ENAMETOOLONG ENODEV ENOENT ENOTDIR ENXIO",
         statuses=(404, 405, 410, 416),
-        codes="BlobNotFound ContainerNotFound NOT_FOUND NoSuchBucket NoSuchKey",
+        codes="BlobNotFound ContainerNotFound InvalidRange NOT_FOUND NoSuchBucket NoSuchKey",
         classes="azure.ResourceNotFoundError builtins.FileNotFoundError "
         "builtins.IsADirectoryError builtins.NotADirectoryError",
         text=r"no such (file|bucket|key)|(file|path|key|bucket|blob)\b.* (not found|does not exist)",
@@ -199,6 +200,26 @@ def as_line(error: BaseException, place: str) -> LvdError:
         return LvdError(f"{thing}: {type(error).__name__}: {said}")
     said = f" ({said})" if said and said != str(name) and said not in thing else ""
     return LvdError(f"{thing}: {cause.what}{said}: {cause.remedy}")
+
+
+@contextmanager
+def reword(place: str) -> Iterator[None]:
+    """Turn a failure of the storage into the one line of `as_line`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LvdError) or kind_of(error) == "unit":
+            raise
+        raise as_line(error, place) from error
+
+
+def raise_if_storage(error: Exception) -> None:
+    """Raise an error again that says nothing of the data which was read, but of the storage.
+
+    Libraries report damaged data as an OSError too.
+    """
+    if kind_of(error) != "unit":
+        raise error
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shared.errors import LvdError
-from shared.progress import warn
+from shared.progress import say, warn
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 """How file systems, most of them of a network, say that they have no locks."""
@@ -33,8 +33,10 @@ class Holder:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str | None) -> Iterator[int | None]:
-    """Hold the lock file `path`; where another process does: LvdError(`busy`), or wait if None.
+def locked(path: Path, busy: str | None, waiting: str = "") -> Iterator[int | None]:
+    """Hold the lock file `path`; where another process does: LvdError(`busy`).
+
+    With `busy` None it is waited for, after `waiting` is said.
 
     Yields its descriptor (None where the file system has no locks, which is said): a child process
     that inherits it goes on holding the lock if this process is killed. The file says who holds it
@@ -43,9 +45,14 @@ def locked(path: Path, busy: str | None) -> Iterator[int | None]:
     descriptors: list[int] = []
     lock = FileLock(path, fallback_to_soft=False, on_acquired=descriptors.append)
     try:
-        lock.acquire(timeout=-1 if busy is None else 0)
-    except Timeout:
-        raise LvdError(busy) from None
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if busy is not None:
+                raise LvdError(busy) from None
+            if waiting:
+                say(waiting)
+            lock.acquire()
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise LvdError(
@@ -61,6 +68,11 @@ def locked(path: Path, busy: str | None) -> Iterator[int | None]:
     finally:
         _write(descriptor, b"")
         lock.release()
+
+
+def busy(out: Path) -> str:
+    """Return what a run says whose `--out` another run is at work on."""
+    return f"another run is writing --out {out}: wait for it, or name another --out"
 
 
 def holder(path: Path) -> Holder | None:

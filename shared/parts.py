@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import IO
 
 from shared.datasets import Part
+from shared.failures import raise_if_storage
 from shared.filetypes import extension, kind_of
 from shared.images import ImageError, sniff
 from shared.keys import numbered, shown, stem, within_part
-from shared.listing import is_remote, locate, open_binary
+from shared.remote import ends_early, is_remote, locate, open_binary, read_range
 from shared.sidecars import LARGEST_NOTE, Note, note_from_json, note_from_text, read_table
 from shared.tars import TarEntry, walk_tar
 
@@ -90,13 +91,15 @@ class PartReader:
     def read(self, member: Member) -> bytes:
         """Return the bytes of one of `members`; safe to call from several threads.
 
-        Raises ImageError with the reason where they are not to be had.
+        Raises ImageError with the member's problem if it has one; LvdError or the storage's own
+        error where the bytes are not to be had any more.
         """
         if member.problem:
             raise ImageError(member.problem)
         if self.part.format == "folder":
             return fetch(self.part, member.member, None, member.size)
-        return _read_range(self._file.fileno(), self._place[member.key], member.size)
+        location = locate(self.part.root, self.part.paths[0])
+        return _pread(self._file.fileno(), self._place[member.key], member.size, location)
 
     def _tar(self) -> Iterator[Member]:
         location = locate(self.part.root, self.part.paths[0])
@@ -154,10 +157,12 @@ class PartReader:
         self._file.flush()
 
     def _folder(self) -> Iterator[Member]:
-        notes = {shown(path): path for path in self.part.paths if kind_of(path) == "note"}
         sizes = dict(zip(self.part.paths, self.part.sizes, strict=True))
+        there = [path for path in sizes if sizes[path] >= 0]
+        notes = {shown(path): path for path in there if kind_of(path) == "note"}
+        bare = {path for path in self.part.paths if kind_of(path) == "bare"}
         images = [path for path in self.part.paths if kind_of(path) != "note"]
-        images = [path for path in images if kind_of(path) != "bare" or self._sniffed(path)]
+        images = [p for p in images if p not in bare or (sizes[p] >= 0 and self._sniffed(p))]
         names = [shown(path) for path in images]
         for path, name, key in zip(images, names, numbered(names), strict=True):
             note = Note()
@@ -190,13 +195,15 @@ class PartReader:
                     self._place[key] = row.offset
                     yield replace(member, problem=row.problem or member.problem)
             except (ArrowException, ValueError, OSError) as error:
-                _raise_if_storage(error)
+                raise_if_storage(error)
                 self.problems.append(f"Parquet cannot be read: {_one_line(error)}")
         self._file.flush()
 
     def _member(self, key: str, name: str, size: int, note: Note) -> Member:
         problem = ""
-        if self.part.format != "parquet" and kind_of(name) == "unread":
+        if size < 0:
+            problem, size = "a link that leads to no file", 0
+        elif self.part.format != "parquet" and kind_of(name) == "unread":
             problem = f"format not read: .{extension(name)}"
         elif size > LARGEST_MEMBER:
             problem = f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
@@ -215,7 +222,7 @@ class PartReader:
             try:
                 return read_table(source, self._columns)
             except (ArrowException, ValueError, OSError) as error:
-                _raise_if_storage(error)
+                raise_if_storage(error)
                 self.problems.append(f"{shown(self.part.table)} cannot be read: {_one_line(error)}")
                 return {}
 
@@ -223,11 +230,8 @@ class PartReader:
         return sniff(self._head(path, 16)) is not None
 
     def _head(self, path: str, size: int) -> bytes:
-        try:
-            with open_binary(locate(self.part.root, path)) as source:
-                return source.read(size)
-        except (FileNotFoundError, PermissionError):
-            return b""
+        with open_binary(locate(self.part.root, path)) as source:
+            return source.read(size)
 
 
 def direct(part: Part) -> bool:
@@ -241,47 +245,26 @@ def direct(part: Part) -> bool:
 def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
     """Return the bytes of one image of a part that is `direct`, without listing the part.
 
-    Raises ImageError where they are not to be had.
+    Raises LvdError or the storage's own error where they are not to be had any more.
     """
     path = part.paths[0]
     if part.format == "folder":
         path = member if member in part.paths else _path_shown_as(member, part)
-        offset = 0
-    location = locate(part.root, path)
-    try:
-        if is_remote(location):
-            data = _fetch_remote(location, offset, size)
-        else:
-            with open_binary(location) as source:
-                return _read_range(source.fileno(), offset, size)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ImageError(f"the file cannot be opened: {error.strerror or error}") from error
-    if len(data) != size:
-        raise ImageError(f"the file ends early: {len(data)} of {size} bytes")
-    return data
-
-
-def _fetch_remote(location: str, offset: int, size: int) -> bytes:
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(location)
-    return system.cat_file(path, start=offset, end=offset + size) if size else b""
+    return read_range(locate(part.root, path), offset or 0, size)
 
 
 def _path_shown_as(name: str, part: Part) -> str:
     return next((path for path in part.paths if shown(path) == name), name)
 
 
-def _read_range(descriptor: int, offset: int, size: int) -> bytes:
-    parts: list[bytes] = []
-    missing = size
-    while missing:
-        some = os.pread(descriptor, missing, offset + size - missing)
+def _pread(descriptor: int, offset: int, size: int, location: str) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:  # some network file systems stop early
+        some = os.pread(descriptor, size - len(data), offset + len(data))
         if not some:
-            raise ImageError(f"the file ends early: {size - missing} of {size} bytes")
-        parts.append(some)
-        missing -= len(some)
-    return b"".join(parts) if len(parts) != 1 else parts[0]
+            raise ends_early(location, offset + len(data), offset + size)
+        data += some
+    return data
 
 
 def _is_gzip(source: IO[bytes]) -> bool:
@@ -292,12 +275,6 @@ def _is_gzip(source: IO[bytes]) -> bool:
 
 def _is_image(descriptor: int, entry: TarEntry) -> bool:
     return sniff(os.pread(descriptor, min(16, entry.size), entry.offset)) is not None
-
-
-def _raise_if_storage(error: Exception) -> None:
-    # pyarrow reports damaged data as an OSError too, but without the system's error number
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
 
 
 def _one_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -113,16 +112,3 @@ def weights_fail_as_files() -> Iterator[None]:
             if f"(os error {number})" in str(error):
                 raise OSError(number, str(error)) from error
         raise
-
-
-@contextmanager
-def locked(path: Path, out: Path) -> Iterator[None]:
-    """Hold the lock file `path`, so that no second run writes `out`; LvdError where one does."""
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LvdError(
-                f"another run is writing --out {out}: wait for it, or name another --out"
-            ) from None
-        yield

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.datasets import Part
-from shared.listing import is_remote, locate, open_binary
 from shared.parts import Member
+from shared.remote import is_remote, locate, open_binary
 from shared.storage import fingerprint, read_json, write_json
 
 STAMPS, PLACES = "stamps", "places"

@@ -28,10 +28,11 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
     from curate.calibration.stored import store, writable_path
     from curate.execution.session import open_runner
     from curate.pipeline import embed_datasets
+    from curate.plan import pinned
     from shared.errors import LvdError
     from shared.progress import say
 
-    plan = make_plan(**asked)
+    plan = pinned(make_plan(**asked))
     request, path = plan.request, None
     if save:
         used = request.embedders["retrieve"]

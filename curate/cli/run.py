@@ -53,6 +53,7 @@ def run(
         describe,
         forget_corrupt,
         forget_set_aside,
+        pinned,
         writable,
     )
     from shared.progress import say, warn
@@ -67,6 +68,7 @@ def run(
     if dry_run:
         click.echo(describe(plan, out))
         return
+    plan = pinned(plan)
     with disk_full_is_said(out), output.locked():
         if retry == "corrupt":
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")

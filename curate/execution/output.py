@@ -15,7 +15,9 @@ from curate.neighbours.search import installed_faiss
 from curate.report.rows import TABLES
 from shared.config import flat
 from shared.errors import LvdError
-from shared.storage import digest_file, locked, read_json, sync_tree, write_json
+from shared.locks import busy, locked
+from shared.progress import warn
+from shared.storage import digest_file, read_json, sync_tree, write_json
 
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
@@ -71,14 +73,10 @@ class Output:
     def locked(self) -> Iterator[None]:
         """Keep a second process from building the same output."""
         self.partial.parent.mkdir(parents=True, exist_ok=True)
-        path = self.out.with_name(f".{self.out.name}.lock")
-        with locked(path, self.out):
-            try:
-                self._recover()
-                self._refuse_foreign()
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+        with locked(lock_file(self.out), busy(self.out)):
+            self._recover()
+            self._refuse_foreign()
+            yield
 
     def stands(self, address: str) -> bool:
         """Return whether `out` already is the whole result of this address."""
@@ -149,14 +147,22 @@ def file_hashes(out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def lock_file(out: Path) -> Path:
+    """Return the file whose lock is held by whoever builds `out`."""
+    return out.with_name(f".{out.name}.lock")
+
+
 def name_latest(out: Path) -> None:
-    """Let `runs/curate/latest` name the newest complete run."""
+    """Let `runs/curate/latest` name the newest complete run, where links can be made."""
     latest = Path("runs") / "curate" / "latest"
-    latest.parent.mkdir(parents=True, exist_ok=True)
     beside = latest.with_name(f".latest.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(os.path.relpath(out.absolute(), latest.parent.absolute()))
-    beside.rename(latest)
+    try:
+        latest.parent.mkdir(parents=True, exist_ok=True)
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(os.path.relpath(out.absolute(), latest.parent.absolute()))
+        beside.replace(latest)
+    except OSError as error:
+        warn(f"{latest} does not name this run: {error.strerror}")
 
 
 def versions() -> dict[str, str]:

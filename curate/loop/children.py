@@ -46,7 +46,12 @@ LAST_WORDS = 1.0
 
 
 def run_child(
-    command: Sequence[str], *, log: Path, title: str, hold: Sequence[int] = (), note: str = ""
+    command: Sequence[str],
+    *,
+    log: Path,
+    title: str,
+    hold: Sequence[int | None] = (),
+    note: str = "",
 ) -> None:
     """Run `command`, whose first word is a program beside this Python, and wait for its end.
 
@@ -72,7 +77,7 @@ def run_child(
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=theirs,
-            pass_fds=tuple(hold),
+            pass_fds=tuple(held for held in hold if held is not None),
             process_group=0,  # Ctrl-C reaches us alone, and we tell the child
             preexec_fn=_prepared(),
         )

@@ -6,7 +6,6 @@ a kill by itself, and what an earlier round left in the work folder is used agai
 
 from __future__ import annotations
 
-import fcntl
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,9 @@ from curate.report.tables import read_optional
 from shared import bundled
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import BUNDLED, identity, in_folder, local_folder, weights_digest
+from shared.locks import busy, locked
 from shared.progress import say
-from shared.storage import disk_full_is_said, fingerprint, locked, write_json
+from shared.storage import disk_full_is_said, fingerprint, write_json
 
 SAMPLE = "builtin:crawl"
 SCORED = "scored.json"
@@ -65,19 +65,16 @@ def _inputs(asked: LoopRequest) -> str:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[int]:
+def _alone(out: Path) -> Iterator[int | None]:
     """Keep other loops from `out`; yield a lock for children to hold, free when they have ended.
 
     A killed loop's child may be saving still: it is waited for.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock", out), (out / ".step.lock").open("w") as step:
-        try:
-            fcntl.flock(step, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say(f"waiting for what a killed loop left at work in {out}")
-            fcntl.flock(step, fcntl.LOCK_EX)
-        yield step.fileno()
+    with locked(out / ".lock", busy(out)):
+        waiting = f"waiting for what a killed loop left at work in {out}"
+        with locked(out / ".step.lock", None, waiting) as step:
+            yield step
 
 
 def _check_labels(asked: LoopRequest) -> None:

@@ -7,17 +7,13 @@ charts, screenshots and documents, copies, a placeholder and broken files, with 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
-import os
 import random
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import cycle, islice
@@ -31,6 +27,7 @@ from curate.sample.charts import chart
 from curate.sample.pages import document, placeholder, screenshot
 from curate.sample.photographs import OTHER_SUBJECTS, SEED_SUBJECTS, TEXTURES, Crop, crops
 from shared.errors import LvdError
+from shared.locks import locked
 
 _MARK = "sample.json"  # its presence with the right content says that the folder is complete
 _TARS = 6
@@ -81,7 +78,7 @@ def make_sample(out: Path, seed: int = 0, images: int = 600) -> dict[str, Any]:
     if facts is None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(out.parent):
+            with locked(out.parent / ".lock", None):
                 _refuse_foreign(out)
                 facts = _complete(out, wanted) or _build(out, seed, images, wanted)
         except OSError as error:
@@ -284,15 +281,3 @@ def _code() -> str:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("pillow", "scikit-image", "scikit-learn")}
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that make a sample in `folder` waiting."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -46,7 +46,9 @@ def content(out: Path) -> dict[str, bytes]:
 
 def leftovers(site: Site) -> list[str]:
     """Return what no finished run may leave behind: temporary, partial and replaced files."""
-    hidden = [path for path in site.root.rglob(".*") if path.name != ".lock"]
+    hidden = [
+        path for path in site.root.rglob(".*") if path.suffix != ".lock" and path.name != ".lock"
+    ]
     partial = [path for path in site.root.rglob("*.partial")]
     scratch = [path for path in (site.work / "scratch").rglob("*")]
     return sorted(str(path.relative_to(site.root)) for path in hidden + partial + scratch)

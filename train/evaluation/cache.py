@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -13,31 +11,25 @@ import numpy as np
 from jaxtyping import Float16
 from numpy.lib import format as npy
 
+from shared import locks
 from shared.errors import LvdError
 
 
 @contextmanager
 def scratch_folder(cache: Path) -> Iterator[Path]:
-    """Give the folder below `cache` for what is not whole yet, on the same file system.
+    """Give this process a folder below `cache` for what is not whole yet, on the same file system.
 
-    What killed processes have left there goes first, unless another one is at work: each holds a
-    shared lock while it is. Raises LvdError where nothing can be written.
+    What killed processes have left there goes first. Raises LvdError where nothing can be written.
     """
     folder = cache / "unfinished"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / ".lock").open("w")
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LvdError(
             f"--cache {cache} cannot be written ({error.strerror}): name another folder"
         ) from error
-    with lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        folder.mkdir(exist_ok=True)
-        yield folder
+    with locks.scratch_folder(folder) as own:
+        yield own
 
 
 class GrowingArray:

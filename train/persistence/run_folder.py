@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from shared.config import flat
 from shared.errors import LvdError
+from shared.locks import busy, locked
 from shared.progress import say, warn
-from shared.storage import locked, read_json, write_json
+from shared.storage import read_json, write_json
 from train.recipe import FREE_ON_RESUME, LENGTH, Recipe
 
 LIBRARIES = ("numpy", "pillow", "timm", "torch", "torchvision")
@@ -39,7 +40,7 @@ class RunFolder:
             (self.out / ".lock").touch()
         except OSError as error:
             raise LvdError(f"--out {self.out} cannot be written: {error.strerror}") from None
-        with locked(self.out / ".lock", self.out):
+        with locked(self.out / ".lock", busy(self.out)):
             yield
 
     def refuse_foreign(self, recipe: Recipe, data: str) -> None:
