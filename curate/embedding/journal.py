@@ -32,7 +32,7 @@ class Journal:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._stream.close()
         if kind is None:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)  # another part of the same bytes may share it
 
     @contextmanager
     def trying(self, key: str) -> Iterator[None]:
