@@ -95,8 +95,12 @@ def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         root = part.root
         digests = []
+        lost = {path for path, size in zip(part.paths, part.sizes, strict=True) if size < 0}
         for number, path in enumerate(files):
             digest = hashlib.sha256()
+            if path in lost:  # a link that led nowhere when it was listed: there is nothing to read
+                digests.append([_hex(path), ""])
+                continue
             with open_binary(locate(part.root, path)) as source:
                 if is_remote(part.root):
                     root = folder
@@ -107,7 +111,7 @@ def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
                 else:
                     _pour(source, digest, None)
             name = path if part.format == "folder" else str(number)
-            digests.append([name.encode("utf-8", "surrogateescape").hex(), digest.hexdigest()])
+            digests.append([_hex(name), digest.hexdigest()])
         about = [part.format, part.image_column, part.key_column, digests]
         nameless = replace(part, root=root, name="", key_prefix="")
         yield Copy(nameless, fingerprint(about, 16), place_of(part))
@@ -122,6 +126,10 @@ def place_of(part: Part) -> str:
 def _stamp_file(work: Path, part: Part) -> Path:
     name = fingerprint([part.stamp, part.format, part.image_column, part.key_column])
     return work / STAMPS / name[:2] / name
+
+
+def _hex(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").hex()
 
 
 def _pour(source, digest, copy) -> None:
