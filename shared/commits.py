@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from shared.errors import LvdError
 from shared.storage import (
     digest_file,
     disk_full_is_said,
@@ -41,17 +42,22 @@ def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """Return a unit's manifest (`result`, `files`, `runtime`), or None where it is not committed.
 
-    Raises ValueError where it is damaged.
+    Raises LvdError where it is damaged.
     """
     try:
         manifest = read_json(out / MANIFEST)
+        if "seal" not in manifest:  # of an older version
+            return None
+        if manifest.pop("seal") == fingerprint(manifest):
+            return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if "seal" not in manifest:  # of an older version
-        return None
-    if manifest.pop("seal") != fingerprint(manifest):
-        raise ValueError(f"{out / MANIFEST} is damaged")
-    return manifest
+    except (ValueError, TypeError, AttributeError):  # no JSON, or no object
+        pass
+    raise LvdError(
+        f"{out / MANIFEST} is damaged: remove {out} (lvd-curate verify --discard finds all that "
+        "is), and run the same command again"
+    )
 
 
 def digest_of(out: Path) -> str:
