@@ -88,7 +88,7 @@ def commit(
 
     Its manifest holds `result`, the size and hash of every file, and `runtime`: what is worth
     knowing of how it was computed and decides nothing. A unit that another process has committed
-    meanwhile stays, and its result is returned.
+    meanwhile stays, and its result is returned; what else stands there is removed.
     """
     (beside / PROGRESS).unlink(missing_ok=True)
     files = {
@@ -99,6 +99,8 @@ def commit(
     (beside / MANIFEST).write_text(dumps({**manifest, "seal": fingerprint(manifest)}))
     sync_tree(beside)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and read_manifest(out) is None:
+        discard(out, beside.parent)
     try:
         beside.rename(out)
     except OSError as error:
