@@ -9,17 +9,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_collection import Made, clustered, files_of, grouped, made_collection, searched
-from pictures import ColourEmbedder, encoded, picture, write_tar
+from pictures import (
+    ColourEmbedder,
+    colour_request,
+    embed_by_colours,
+    encoded,
+    picture,
+    write_tar,
+)
 from PIL import Image
 
-from curate.catalogue.collection import Collection, catalogue
+from curate.catalogue.collection import Collection, PartOutputs, catalogue
+from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
-from curate.embedding.embed import EmbedSettings, embed_part, unit_name
+from curate.embedding.embed import EmbedSettings
 from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
 from curate.retrieval.threshold import RetrieveSettings
 from curate.selection.decide import select
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
 
 MEMBERS = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(14)}
@@ -32,17 +39,15 @@ def source_of(work, path):
     """Take a crawl through all stages up to select, where everything readable is kept."""
     parts = list_parts("crawl", DatasetSettings(path=str(path), folder_parts=3))
     parts = sorted(parts, key=lambda part: part.name + "/")
-    embedded = []
+    request, outputs = colour_request(work), []
     for part in parts:
-        folder = work / "embed" / "x" / unit_name(part)
-        folder.mkdir(parents=True)
-        configured = EmbedderSettings(kind="descriptor")
-        args = (ColourEmbedder(), part, EmbedSettings(), configured, [], 2)
-        embed_part(*args, out=folder)
-        embedded.append((part, folder))
+        units = request.units(embed_by_colours(part, request))
+        facts, vectors = (str(unit.relative_to(work)) for unit in units)
+        folder = part.format == "folder"
+        outputs.append(PartOutputs(part.name, key_prefix(part), facts, None, vectors, folder))
     home = work / "catalogue" / "x" / "all"
     home.mkdir(parents=True)
-    catalogue(embedded, work, None, [], out=home)
+    catalogue(outputs, work, None, [], out=home)
     crawl = Collection(home)
     embedder = ColourEmbedder()
     vectors = embedder.embed([embedder.prepare(picture(number)) for number in (0, 5)])
@@ -54,8 +59,9 @@ def source_of(work, path):
     selected = work / "select"
     selected.mkdir()
     select(crawl, groups, held, retrieved, -1.0, RetrieveSettings(), 0, out=selected)
+    max_pixels = EmbedSettings().max_pixels
     file = save_parts(parts, work / "parts.json")
-    return Source(crawl, file, selected, tuple(retrieved), seed, {}), parts
+    return Source(crawl, file, selected, tuple(retrieved), seed, {}, max_pixels), parts
 
 
 def exported(work, path, settings=None):
@@ -219,7 +225,7 @@ def test_a_part_that_lost_its_members_stops_the_export(tmp_path, ending, mode):
         lay_down(source, parts, tmp_path)
         export_shard(source, 0, ExportSettings(), out=tmp_path)
 
-    with pytest.raises(LvdError, match=r"not to be had any more|part p changed"):
+    with pytest.raises(LvdError, match=r"not to be had any more|changed .*run the same command again"):
         export()
 
 

@@ -6,14 +6,15 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pyarrow.parquet as pq
-from curate.embedding.suspects import Journal, crash_of
-from pictures import ColourEmbedder, encoded, picture, write_tar
+from pictures import colour_request, embed_by_colours, encoded, picture, write_tar
 
+from curate.catalogue.part_files import FACTS, VALID
 from curate.embedding import embed
-from curate.embedding.embed import FACTS, EmbedSettings, embed_part
+from curate.embedding.embed import EmbedSettings
+from curate.embedding.journal import Journal, crash_of
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
 
 MAX_PIXELS = EmbedSettings().max_pixels
 GOOD = encoded(picture(0))
@@ -37,7 +38,7 @@ def test_a_suspect_that_kills_or_hangs_its_process_says_so(tmp_path, monkeypatch
     executable(tmp_path, monkeypatch, "kill -9 $$")
     assert crash_of(GOOD, MAX_PIXELS, None) == "decoding kills the process (status -9)"
     executable(tmp_path, monkeypatch, "exec sleep 30")
-    monkeypatch.setattr("curate.embedding.suspects.SECONDS", 0.2)
+    monkeypatch.setattr("curate.embedding.journal.SECONDS", 0.2)
     assert crash_of(GOOD, MAX_PIXELS, None) == "decoding takes over 0.2 s"
 
 
@@ -46,7 +47,7 @@ def test_the_journal_of_a_killed_process_names_what_was_under_way(tmp_path):
     code = f"""
         import os
         from pathlib import Path
-        from curate.embedding.suspects import Journal
+        from curate.embedding.journal import Journal
         with Journal(Path({str(path)!r})) as journal:
             with journal.trying("done"):
                 pass
@@ -68,28 +69,43 @@ def killing(data, **_):
     return picture(1)
 
 
+def test_a_journal_ends_with_its_part_and_outlives_an_error(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path) as one, Journal(path) as other:  # two parts of the same bytes
+        for journal in (one, other):
+            with journal.trying("a"):
+                pass
+    assert not path.exists()
+    try:
+        with Journal(path) as journal, journal.trying("b"):
+            raise ConnectionError
+    except ConnectionError:
+        assert not Journal(path).is_suspect("b")
+
+
 def test_a_part_outlives_an_image_that_kills_its_worker(tmp_path, monkeypatch):
     members = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(6)}
     write_tar(tmp_path / "00000.tar", members)
     [part] = list_parts("crawl", DatasetSettings(path=str(tmp_path / "00000.tar")))
-    out = tmp_path / "out"
-    out.mkdir()
-    configured = EmbedderSettings(kind="descriptor", batch_size=2)
-    args = (ColourEmbedder(), part, EmbedSettings(), configured, [], 1)
+    request = colour_request(tmp_path / "work", batch_size=2, threads=1)
 
     child = os.fork()
     if not child:
         embed.decode = killing
-        embed_part(*args, out=out)
+        embed_by_colours(part, request)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
+    looked_at = []
+
     def crashes(data, *_):
+        looked_at.append(data)
         return "decoding kills the process" if data == members["03.jpg"] else ""
 
     monkeypatch.setattr(embed, "crash_of", crashes)
-    said = embed_part(*args, out=out)
-    problems = pq.read_table(out / FACTS)["problem"].to_pylist()
+    facts, vectors = request.units(embed_by_colours(part, request))
+    problems = pq.read_table(facts / FACTS)["problem"].to_pylist()
     assert problems == ["", "", "", "decoding kills the process", "", ""]
-    assert (said["images"], said["vectors"]) == (6, 5)
-    assert not list(tmp_path.glob("*.decoding"))
+    assert np.load(vectors / VALID).tolist() == [True, True, True, False, True, True]
+    assert looked_at == [members["03.jpg"]]
+    assert not any((request.work / "decoding").iterdir())
