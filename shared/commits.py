@@ -52,7 +52,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
             return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, AttributeError):  # no JSON, or no object
+    except (ValueError, TypeError):  # no JSON, or a number
         pass
     raise LvdError(
         f"{out / MANIFEST} is damaged: remove {out} (lvd-curate verify --discard finds all that "

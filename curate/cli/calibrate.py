@@ -32,7 +32,7 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
     from shared.errors import LvdError
     from shared.progress import say
 
-    plan = pinned(make_plan(**asked))
+    plan = make_plan(**asked)
     request, path = plan.request, None
     if save:
         used = request.embedders["retrieve"]
@@ -42,6 +42,7 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
                 f"embedders ({request.embedder_name}): say --embedder with one of them"
             )
         path = writable_path(used.name, used.settings)
+    plan = pinned(plan)
     with open_runner(plan.work, request.settings.engine, executor) as runner:
         datasets = embed_datasets(plan, runner)
         crawls = {"dedup": datasets.crawl, "retrieve": datasets.crawl_by_meaning}

@@ -225,7 +225,9 @@ def test_a_part_that_lost_its_members_stops_the_export(tmp_path, ending, mode):
         lay_down(source, parts, tmp_path)
         export_shard(source, 0, ExportSettings(), out=tmp_path)
 
-    with pytest.raises(LvdError, match=r"not to be had any more|changed .*run the same command again"):
+    with pytest.raises(
+        LvdError, match=r"not to be had any more|changed .*run the same command again"
+    ):
         export()
 
 
