@@ -80,13 +80,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Where the two differ in a pixel, the picture depends on bytes behind its end: it lacks some.
-# Restart markers let both reach the intervals behind a cut.
+# Where a JPEG's pixels differ with what is put behind it, it lacks some. libjpeg resumes at one of
+# these restart markers, whichever it waits for: a tail that begins with one of the next two is lost.
 _NOISE = np.random.default_rng(0).integers(1, 255, 64, np.uint8)
 _END = b"\xff\xd9"
 _TAILS = tuple(
-    noise.tobytes() + b"".join(bytes((0xFF, 0xD0 + n)) + noise.tobytes() for n in range(8)) + _END
-    for noise in (_NOISE, ~_NOISE)
+    b"".join(noise.tobytes() + bytes((0xFF, 0xD0 + (first + n) % 8)) for n in range(9)) + _END
+    for noise, first in ((_NOISE, 0), (~_NOISE, 4))
 )
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _SAMSUNG_TRAILER = re.compile(rb"\0\0.\x0a(?:.\0\0\0)?[A-Z][A-Za-z]+_\w+", re.DOTALL)

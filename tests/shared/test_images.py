@@ -238,7 +238,7 @@ def half_flat(width=56, height=40):
             {"restart_marker_rows": 1, "progressive": True},
         ]
     ),
-    st.one_of(st.integers(0, 12), st.integers(0, 10_000)),
+    st.one_of(st.integers(0, 90), st.integers(0, 10_000)),
     st.sampled_from([b"", SAMSUNG_TRAILER]),
 )
 def test_a_jpeg_cut_anywhere_is_whole_or_a_reason(image, flat, options, lost, trailer):
