@@ -7,6 +7,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,8 +45,8 @@ class Part:
     """One unit of input: a tar, a Parquet file, or a share of a folder's images.
 
     `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
-    or a URL; `sizes` are the bytes of `paths`. A folder's `paths` hold its images and their
-    sidecars. `fingerprint` changes when the content does, as far as names, sizes and modification
+    or a URL; `sizes` are the bytes of `paths`. A folder's `paths` hold its images, their sidecars,
+    and the files that only their content can tell from images. `fingerprint` changes when the content does, as far as names, sizes and modification
     times (or ETags) tell. `key_prefix` stands before a folder image's key; it is empty but for a
     list of several folders.
     """
@@ -61,6 +62,16 @@ class Part:
     image_column: str | None = None
     key_column: str | None = None
     key_prefix: str = ""
+
+    def path_of(self, member: str) -> str:
+        """Return the path of a folder's member, which is that path as valid text."""
+        return self._paths_by_text.get(member, member)
+
+    @cached_property
+    def _paths_by_text(self) -> dict[str, str]:
+        by_text = {shown(path): path for path in self.paths if shown(path) != path}
+        as_they_are = by_text.keys() & set(self.paths)
+        return {text: path for text, path in by_text.items() if text not in as_they_are}
 
 
 def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
@@ -113,7 +124,7 @@ def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Fo
     for file in place.files:
         kind = kind_of(file.path)
         if file.path not in tables:
-            kinds.setdefault("image" if kind == "unread" else kind, file.path)
+            kinds.setdefault(kind, file.path)
     for shard in ("tar", "parquet"):
         if shard in kinds and "image" in kinds:
             raise LvdError(
@@ -127,7 +138,7 @@ def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Fo
         return "folder"
     if "parquet" in kinds:
         return "parquet"
-    if "bare" in kinds and _some_are_images(place):
+    if "unknown" in kinds and _some_are_images(place):
         return "folder"
     raise _nothing(
         name, path, f"it holds no image, tar or Parquet file but {len(place.files)} others"
@@ -135,12 +146,13 @@ def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Fo
 
 
 def _some_are_images(place: Place) -> bool:
-    """Tell whether images are among the first files that have no extension."""
-    from shared.images import sniff
+    """Tell whether images are among the first files whose names do not say what they are."""
+    from shared.images import is_image
 
-    for file in itertools.islice((f for f in place.files if kind_of(f.path) == "bare"), 100):
+    unknown = (file for file in place.files if kind_of(file.path) == "unknown" and file.size)
+    for file in itertools.islice(unknown, 100):
         with open_binary(locate(place.root, file.path)) as source:
-            if sniff(source.read(16)):
+            if is_image(source.read(16)):
                 return True
     return False
 
@@ -167,7 +179,7 @@ def _shards(
     tables = _tables(place)
     alone = len(place.files) == 1
     for file in files:
-        odd_name = alone and kind_of(file.path) in ("bare", "other")
+        odd_name = alone and kind_of(file.path) == "unknown"
         if kind_of(file.path) != kind and not odd_name:
             continue
         if kind == "parquet" and file.path in tables and not alone:
@@ -197,7 +209,7 @@ def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) ->
             notes[stem(path)].append(file)
     buckets: dict[int, list[File]] = defaultdict(list)
     for file in files:
-        if kind_of(file.path) in ("image", "unread", "bare"):
+        if kind_of(file.path) in ("image", "unknown"):
             buckets[bucket(file.path, settings.folder_parts)].append(file)
     for number, images in buckets.items():
         stems = dict.fromkeys(stem(image.path) for image in images)

@@ -51,6 +51,8 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("tiff", 0, b"MM\0+"),
 )
 
+_BMP_HEADER_SIZES = [bytes((size, 0)) for size in (12, 40, 52, 56, 64, 108, 124)]
+
 _OTHER_CONTENT: tuple[tuple[str, int, bytes], ...] = (
     ("an HTML page", 0, b"<!doctype html"),
     ("an HTML page", 0, b"<html"),
@@ -121,6 +123,13 @@ def sniff(head: bytes) -> str | None:
         if head[offset : offset + len(magic)] == magic:
             return name
     return None
+
+
+def is_image(head: bytes) -> bool:
+    """Tell whether 16 first bytes begin a picture, readable or not, whatever the file is called."""
+    if sniff(head) == "bmp":  # two letters are also how a text may begin
+        return head[6:10] == bytes(4) and head[14:16] in _BMP_HEADER_SIZES
+    return sniff(head) is not None or _looks_like(head).endswith("picture")
 
 
 def read_header(data: bytes) -> Header:

@@ -18,17 +18,19 @@ from typing import IO
 
 from shared.datasets import Part
 from shared.filetypes import extension, kind_of
-from shared.images import ImageError, sniff
+from shared.images import ImageError, is_image
 from shared.keys import numbered, shown, stem, within_part
 from shared.listing import is_remote, locate, open_binary
 from shared.sidecars import LARGEST_NOTE, Note, note_from_json, note_from_text, read_table
-from shared.tars import TarEntry, walk_tar
+from shared.tars import TarEntry, list_tar
 
 LARGEST_MEMBER = 512 << 20
 """Bytes of the largest image file that is read."""
 
 _CHUNK = 1 << 20
+_HEAD = 16  # bytes that tell whether a file is an image
 _MOST_PROBLEMS = 20
+_MOST_EXAMPLES = 3
 # A compressed tar of pictures hardly grows when it is opened; one that grows more than this is
 # meant to fill the disk.
 _MOST_GROWTH = 100
@@ -57,18 +59,22 @@ class PartReader:
     """Lists a part's images and reads their bytes; a context manager.
 
     `members` are all images of the part, broken ones too, sorted by key; `problems` says what is
-    wrong with the part itself. Remote tars, compressed ones and the images of Parquet files are
-    copied to a nameless file in `scratch`, which is gone when the reader is.
+    wrong with the part itself. `ignored` counts the files that are no images by name or content,
+    nor sidecars; `ignored_examples` names a few. Remote tars, compressed ones and the images of
+    Parquet files are copied to a nameless file in `scratch`, which is gone when the reader is.
     """
 
     def __init__(self, part: Part, scratch: Path, columns: Sequence[str] = ()) -> None:
         self.part = part
         self.members: list[Member] = []
         self.problems: list[str] = []
+        self.ignored = 0
+        self.ignored_examples: list[str] = []
         self._scratch = scratch
         self._columns = tuple(columns)
         self._file: IO[bytes] | None = None
         self._place: dict[str, int] = {}
+        self._path: dict[str, str] = {}
 
     def __enter__(self) -> PartReader:
         try:
@@ -90,12 +96,13 @@ class PartReader:
     def read(self, member: Member) -> bytes:
         """Return the bytes of one of `members`; safe to call from several threads.
 
-        Raises ImageError with the reason where they are not to be had.
+        Raises ImageError with the reason where it is known that they are not to be had, and
+        OSError where a file vanished, may not be read, or its storage fails.
         """
         if member.problem:
             raise ImageError(member.problem)
         if self.part.format == "folder":
-            return fetch(self.part, member.member, None, member.size)
+            return _read_file(self.part.root, self._path[member.key], 0, member.size)
         return _read_range(self._file.fileno(), self._place[member.key], member.size)
 
     def _tar(self) -> Iterator[Member]:
@@ -111,12 +118,18 @@ class PartReader:
         descriptor = self._file.fileno()
         images: list[TarEntry] = []
         notes: dict[str, list[TarEntry]] = defaultdict(list)
-        for entry in walk_tar(descriptor, self.problems):
+        for entry in list_tar(descriptor, self.problems):
             kind = kind_of(entry.name)
-            if kind == "note" and not entry.problem and entry.size <= LARGEST_NOTE:
-                notes[f"{stem(entry.name)}.{extension(entry.name)}"].append(entry)
-            elif kind in ("image", "unread") or (kind == "bare" and _is_image(descriptor, entry)):
+            if kind == "note":
+                if not entry.problem and entry.size <= LARGEST_NOTE:
+                    notes[f"{stem(entry.name)}.{extension(entry.name)}"].append(entry)
+            elif kind == "image" or (
+                kind == "unknown"
+                and is_image(os.pread(descriptor, min(_HEAD, entry.size), entry.offset))
+            ):
                 images.append(entry)
+            elif kind != "hidden":
+                self._ignore(entry.name)
         table = self._table()
         seen: dict[str, int] = defaultdict(int)
         keys = within_part([entry.name for entry in images])
@@ -156,16 +169,23 @@ class PartReader:
     def _folder(self) -> Iterator[Member]:
         notes = {shown(path): path for path in self.part.paths if kind_of(path) == "note"}
         sizes = dict(zip(self.part.paths, self.part.sizes, strict=True))
-        images = [path for path in self.part.paths if kind_of(path) != "note"]
-        images = [path for path in images if kind_of(path) != "bare" or self._sniffed(path)]
+        images = []
+        for path in self.part.paths:
+            kind = kind_of(path)
+            if kind == "image" or (kind == "unknown" and is_image(self._head(path, sizes, _HEAD))):
+                images.append(path)
+            elif kind == "unknown":
+                self._ignore(shown(path))
         names = [shown(path) for path in images]
         for path, name, key in zip(images, names, numbered(names), strict=True):
             note = Note()
             for end in ("json", "txt"):
                 sidecar = notes.get(f"{stem(name)}.{end}")
                 if sidecar is not None:
-                    note = note.over(self._note(end, self._head(sidecar, LARGEST_NOTE)))
-            yield self._member(self.part.key_prefix + key, name, sizes[path], note)
+                    note = note.over(self._note(end, self._head(sidecar, sizes, LARGEST_NOTE)))
+            member = self._member(self.part.key_prefix + key, name, sizes[path], note)
+            self._path[member.key] = path
+            yield replace(member, problem=member.problem or self._broken_link(path, sizes))
 
     def _parquet(self) -> Iterator[Member]:
         from pyarrow import ArrowException
@@ -196,9 +216,7 @@ class PartReader:
 
     def _member(self, key: str, name: str, size: int, note: Note) -> Member:
         problem = ""
-        if self.part.format != "parquet" and kind_of(name) == "unread":
-            problem = f"format not read: .{extension(name)}"
-        elif size > LARGEST_MEMBER:
+        if size > LARGEST_MEMBER:
             problem = f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
         columns = {name: note.columns.get(name) for name in self._columns}
         return Member(key, name, None, size, problem, note.url, note.caption, columns)
@@ -219,15 +237,21 @@ class PartReader:
                 self.problems.append(f"{shown(self.part.table)} cannot be read: {_one_line(error)}")
                 return {}
 
-    def _sniffed(self, path: str) -> bool:
-        return sniff(self._head(path, 16)) is not None
+    def _ignore(self, name: str) -> None:
+        self.ignored += 1
+        if len(self.ignored_examples) < _MOST_EXAMPLES:
+            self.ignored_examples.append(name)
 
-    def _head(self, path: str, size: int) -> bytes:
-        try:
-            with open_binary(locate(self.part.root, path)) as source:
-                return source.read(size)
-        except (FileNotFoundError, PermissionError):
+    def _head(self, path: str, sizes: dict[str, int], most: int) -> bytes:
+        if not sizes[path]:  # perhaps a broken link
             return b""
+        with open_binary(locate(self.part.root, path)) as source:
+            return source.read(most)
+
+    def _broken_link(self, path: str, sizes: dict[str, int]) -> str:
+        location = locate(self.part.root, path)
+        broken = not (sizes[path] or is_remote(location) or Path(location).exists())
+        return "a link to a file that is not there" if broken else ""
 
 
 def direct(part: Part) -> bool:
@@ -241,21 +265,19 @@ def direct(part: Part) -> bool:
 def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
     """Return the bytes of one image of a part that is `direct`, without listing the part.
 
-    Raises ImageError where they are not to be had.
+    Raises ImageError where the file is shorter than that, OSError where it cannot be opened.
     """
-    path = part.paths[0]
     if part.format == "folder":
-        path = member if member in part.paths else _path_shown_as(member, part)
-        offset = 0
-    location = locate(part.root, path)
-    try:
-        if is_remote(location):
-            data = _fetch_remote(location, offset, size)
-        else:
-            with open_binary(location) as source:
-                return _read_range(source.fileno(), offset, size)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ImageError(f"the file cannot be opened: {error.strerror or error}") from error
+        return _read_file(part.root, part.path_of(member), 0, size)
+    return _read_file(part.root, part.paths[0], offset, size)
+
+
+def _read_file(root: str, path: str, offset: int, size: int) -> bytes:
+    location = locate(root, path)
+    if not is_remote(location):
+        with open_binary(location) as source:
+            return _read_range(source.fileno(), offset, size)
+    data = _fetch_remote(location, offset, size)
     if len(data) != size:
         raise ImageError(f"the file ends early: {len(data)} of {size} bytes")
     return data
@@ -266,10 +288,6 @@ def _fetch_remote(location: str, offset: int, size: int) -> bytes:
 
     system, path = fsspec.core.url_to_fs(location)
     return system.cat_file(path, start=offset, end=offset + size) if size else b""
-
-
-def _path_shown_as(name: str, part: Part) -> str:
-    return next((path for path in part.paths if shown(path) == name), name)
 
 
 def _read_range(descriptor: int, offset: int, size: int) -> bytes:
@@ -288,10 +306,6 @@ def _is_gzip(source: IO[bytes]) -> bool:
     magic = source.read(2)
     source.seek(0)
     return magic == b"\x1f\x8b"
-
-
-def _is_image(descriptor: int, entry: TarEntry) -> bool:
-    return sniff(os.pread(descriptor, min(16, entry.size), entry.offset)) is not None
 
 
 def _raise_if_storage(error: Exception) -> None:

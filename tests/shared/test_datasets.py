@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 
 import fsspec
 import pyarrow as pa
@@ -15,6 +16,7 @@ from PIL import Image
 
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
+from shared.keys import shown
 
 
 def parts_of(path, **options):
@@ -90,11 +92,32 @@ def test_images_are_dealt_to_parts_with_their_sidecars(tmp_path):
     parts = parts_of(str(tmp_path), folder_parts=4)
     assert [part.name for part in parts] == [f"folder-{n:05d}" for n in range(4)]
     dealt = [path for part in parts for path in part.paths]
-    assert sorted(dealt) == sorted([*names, "a/0.json", "b/c/3.txt"])
+    assert sorted(dealt) == sorted([*names, "a/0.json", "b/c/3.txt", "notes.csv"])
     for image, note in (("a/0.JPG", "a/0.json"), ("b/c/3.JPG", "b/c/3.txt")):
         assert any({image, note} <= set(part.paths) for part in parts)
-    assert sum(part.nbytes for part in parts) == sum(map(len, names))
+    assert sum(part.nbytes for part in parts) == sum(map(len, [*names, "notes.csv"]))
     assert names_of(f"{tmp_path}/**/*.JPG", folder_parts=4) == [part.name for part in parts]
+
+
+def test_a_member_is_found_without_scanning_its_part(tmp_path):
+    names = ["a.jpg", "caf\\xe9.jpg", *(os.fsdecode(b"%d\xe9.jpg" % n) for n in range(200))]
+    touch(tmp_path, *names, os.fsdecode(b"caf\xe9.jpg"))
+    (part,) = parts_of(str(tmp_path), folder_parts=1)
+    scans = []
+
+    class Paths(tuple):
+        def __iter__(self):
+            scans.append(1)
+            return super().__iter__()
+
+        def __contains__(self, path):
+            scans.append(1)
+            return super().__contains__(path)
+
+    part = replace(part, paths=Paths(part.paths))
+    for name in names:
+        assert part.path_of(shown(name)) == name
+    assert len(scans) < 5
 
 
 @settings(max_examples=30, deadline=None)
