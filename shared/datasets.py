@@ -12,10 +12,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared import failures
 from shared.errors import LvdError
 from shared.filetypes import kind_of, without_extension
 from shared.keys import bucket, shown, stem
-from shared.listing import File, ListingError, Place, expand, locate, open_binary
+from shared.listing import BROKEN, File, ListingError, Place, expand
+from shared.remote import locate, open_binary, read_range
 
 Format = Literal["folder", "tar", "parquet"]
 
@@ -45,8 +47,9 @@ class Part:
     """One unit of input: a tar, a Parquet file, or a share of a folder's images.
 
     `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
-    or a URL; `sizes` are the bytes of `paths`. A folder's `paths` hold its images, their sidecars,
-    and the files that only their content can tell from images. `fingerprint` changes when the content does, as far as names, sizes and modification
+    or a URL; `sizes` are the bytes of `paths`, -1 of a link that leads nowhere. A folder's `paths`
+    hold its images, their sidecars, and what only its content can tell from an image.
+    `fingerprint` changes when the content does, as far as names, sizes and modification
     times (or ETags) tell. `key_prefix` stands before a folder image's key; it is empty but for a
     list of several folders.
     """
@@ -88,30 +91,36 @@ def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
             raise _nothing(name, path, "nothing is there")
         fresh = [f for f in place.files if (place.root, f.path) not in seen]
         seen.update((place.root, f.path) for f in fresh)
-        kind = _format(name, path, place, settings)
+        with failures.reword(f"{_subject(name)}: {path}"):
+            kind = _format(name, path, place, settings)
         if kind == "folder":
             parts += _folder_parts(place, fresh, settings)
         else:
             parts += _shards(place, fresh, kind, settings)
     if not parts:
         raise _nothing(name, ", ".join(paths), "no files of that format are there")
-    _check_columns(name, parts)
+    with failures.reword(_subject(name)):
+        _check_columns(name, parts)
     return sorted(map(_sealed, _distinct(name, parts)), key=lambda part: part.name)
 
 
 def _expand(name: str, path: str) -> Place:
     try:
-        return expand(path)
+        with failures.reword(f"{_subject(name)}: {path}"):
+            return expand(path)
     except ListingError as error:
         raise _nothing(name, path, str(error)) from error
 
 
+def _subject(name: str) -> str:
+    return name if name.startswith("--") else f"dataset {name!r}"
+
+
 def _nothing(name: str, path: str, why: str) -> LvdError:
     option = name.startswith("--")
-    subject = name if option else f"dataset {name!r}"
     remedy = "name another place" if option else "correct the dataset's `path` in pipelines.yaml"
     return LvdError(
-        f"{subject}: no images at {path!r}: {why}; put a folder of images, tars or Parquet files "
+        f"{_subject(name)}: no images at {path!r}: {why}; put a folder of images, tars or Parquet files "
         f"there, or {remedy}"
     )
 
@@ -147,14 +156,13 @@ def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Fo
 
 def _some_are_images(place: Place) -> bool:
     """Tell whether images are among the first files whose names do not say what they are."""
-    from shared.images import is_image
+    from shared.images import SIGNATURE, is_image
 
-    unknown = (file for file in place.files if kind_of(file.path) == "unknown" and file.size)
-    for file in itertools.islice(unknown, 100):
-        with open_binary(locate(place.root, file.path)) as source:
-            if is_image(source.read(16)):
-                return True
-    return False
+    unknown = (f for f in place.files if kind_of(f.path) == "unknown" and f.stamp != BROKEN)
+    return any(
+        is_image(read_range(locate(place.root, file.path), 0, min(file.size, SIGNATURE)))
+        for file in itertools.islice(unknown, 100)
+    )
 
 
 def _tables(place: Place) -> set[str]:
@@ -219,7 +227,7 @@ def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) ->
             format="folder",
             root=place.root,
             paths=tuple(file.path for file in every),
-            sizes=tuple(file.size for file in every),
+            sizes=tuple(-1 if file.stamp == BROKEN else file.size for file in every),
             table=None,
             fingerprint=_digest(every),
             nbytes=sum(image.size for image in images),
@@ -239,12 +247,9 @@ def _check_columns(name: str, parts: list[Part]) -> None:
     with open_binary(locate(part.root, part.paths[0])) as source:
         try:
             schema = read_schema(source)
-        except (
-            ArrowException,
-            ValueError,
-            OSError,
-        ):  # damaged: a problem of this part when it is read
-            return
+        except (ArrowException, ValueError, OSError) as error:
+            failures.raise_if_storage(error)
+            return  # damaged: a problem of this part when it is read
     try:
         image_column(schema, part.image_column)
     except ValueError as error:

@@ -38,6 +38,9 @@ READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
 }
 
+SIGNATURE = 16
+"""Bytes that tell a format."""
+
 _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("jpeg", 0, b"\xff\xd8\xff"),
     ("png", 0, b"\x89PNG\r\n\x1a\n"),
@@ -126,7 +129,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def is_image(head: bytes) -> bool:
-    """Tell whether 16 first bytes begin a picture, readable or not, whatever the file is called."""
+    """Tell whether the first `SIGNATURE` bytes begin a picture, readable or not, whatever the file is called."""
     if sniff(head) == "bmp":  # two letters are also how a text may begin
         return head[6:10] == bytes(4) and head[14:16] in _BMP_HEADER_SIZES
     return sniff(head) is not None or _looks_like(head).endswith("picture")
@@ -188,7 +191,7 @@ def _pixels(image: ImageFile, reduce_to: int | None) -> Image.Image:
 def _readable_format(data: bytes) -> str:
     if not data:
         raise ImageError("empty: 0 bytes")
-    name = sniff(data[:16])
+    name = sniff(data[:SIGNATURE])
     if name is None:
         raise ImageError(f"not an image of a readable format{_looks_like(data)}")
     return name

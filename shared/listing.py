@@ -6,6 +6,7 @@ file its parent), so that names built from it are the same on every machine.
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import os
@@ -14,14 +15,22 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from shared.failures import kind_of, raise_if_storage, retry
+from shared.remote import is_remote, stamp
 
 _WILDCARD = re.compile(r"[*?\[{]")
 _MOST_PATTERNS = 1_000_000
+_NOTHING = (FileNotFoundError, NotADirectoryError)
 
 
 class ListingError(Exception):
     """A path that cannot be listed; its text says why, as the middle of a sentence."""
+
+
+BROKEN = "broken"
+"""The stamp of a link that leads nowhere: a file that had no bytes when it was listed."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +51,11 @@ class Place:
     around: dict[str, File] = field(repr=False)
 
 
-def is_remote(path: str) -> bool:
-    """Tell a URL from a local path."""
-    return "://" in path
-
-
-def locate(root: str, path: str) -> str:
-    """Return the full path or URL of a file below a root."""
-    return root.rstrip("/") + "/" + path if is_remote(root) else str(Path(root, path))
-
-
-def open_binary(location: str) -> IO[bytes]:
-    """Open a local path or a URL for reading bytes."""
-    if is_remote(location):
-        import fsspec
-
-        return fsspec.open(location, "rb").open()
-    return Path(location).open("rb")
-
-
 def expand(path: str) -> Place:
     """Return the files that `path` stands for, sorted; hidden ones and their folders are left out.
 
-    Raises ListingError where the path is not there, or a name of its brace list is not.
+    Raises ListingError where the path is not there, or a name of its brace list is not, and the
+    storage's own error where it fails, for a moment (after several tries) or altogether.
     """
     if is_remote(path):
         return _expand_remote(path)
@@ -86,6 +77,7 @@ def _expand_remote(url: str) -> Place:
     try:
         place = _expand(_RemoteFiles(system), path)
     except OSError as error:
+        raise_if_storage(error)
         raise ListingError(f"it cannot be listed: {error}") from error
     return Place(system.unstrip_protocol(place.root), place.files, place.around)
 
@@ -101,7 +93,7 @@ def _expand(system: _LocalFiles | _RemoteFiles, path: str) -> Place:
     if entry is None:
         wildcard = _WILDCARD.search(path)
         if wildcard is None:
-            raise ListingError("it does not exist, or may not be read")
+            raise ListingError("it does not exist")
         root = system.parent(path[: wildcard.start()] + "x")
         patterns = _braces(path)
         names = [n for p in patterns for n in (system.glob(p) if glob.has_magic(p) else [p])]
@@ -154,9 +146,13 @@ class _LocalFiles:
 
     def find(self, path: str) -> File | None:
         try:
-            status = Path(path).stat()
-        except (OSError, ValueError):
+            status = retry(os.stat, path)
+        except (*_NOTHING, ValueError):
             return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                return None
+            raise
         if stat.S_ISDIR(status.st_mode):
             return File(path, -1, "")
         return _file(path, status) if stat.S_ISREG(status.st_mode) else None
@@ -167,7 +163,7 @@ class _LocalFiles:
     def beside(self, folder: str) -> Iterator[tuple[str, File]]:
         try:
             yield from self._scan(folder, ancestors=None)
-        except ListingError:  # a file may be open to reading in a folder that is not
+        except (PermissionError, *_NOTHING):  # a file may be open in a folder that is not
             return
 
     def walk(self, folder: str) -> Iterator[tuple[str, File]]:
@@ -182,17 +178,16 @@ class _LocalFiles:
             if identity in ancestors:  # a link back up
                 return
             ancestors = ancestors | {identity}
-        try:
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            raise ListingError(f"{folder} cannot be listed: {error.strerror}") from error
-        for entry in entries:
+        for entry in retry(lambda: list(os.scandir(folder))):
             if entry.name.startswith("."):
                 continue
             try:
-                status = entry.stat()
-            except OSError:  # a broken link: a file whose bytes are not to be had
-                yield entry.path, File(entry.path, 0, "broken")
+                status = retry(entry.stat)
+            except OSError as error:
+                if not isinstance(error, _NOTHING) and error.errno != errno.ELOOP:
+                    raise
+                if entry.is_symlink():  # else it was removed just now
+                    yield entry.path, File(entry.path, 0, BROKEN)
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield entry.path, _file(entry.path, status)
@@ -204,8 +199,14 @@ class _RemoteFiles:
     """An fsspec file system, seen the same way."""
 
     def __init__(self, system: Any) -> None:
+        from fsspec.asyn import AsyncFileSystem
+        from fsspec.spec import AbstractFileSystem
+
         self.system = system
         system.invalidate_cache()
+        own = getattr(type(system), "_find", type(system).find)
+        self._lists_trees = own not in (AsyncFileSystem._find, AbstractFileSystem.find)
+        """Whether one request lists all that lies below; else fsspec leaves out what fails."""
 
     def full(self, path: str) -> str:
         return path.rstrip("/")
@@ -215,34 +216,59 @@ class _RemoteFiles:
 
     def find(self, path: str) -> File | None:
         try:
-            return self._file(path, self.system.info(path))
-        except (FileNotFoundError, NotADirectoryError):
+            return self._file(path, retry(self.system.info, path))
+        except _NOTHING:
             return None
 
     def glob(self, pattern: str) -> list[str]:
-        start = len(self.parent(pattern[: _WILDCARD.search(pattern).start()] + "x"))
-        return sorted(path for path in self.system.glob(pattern) if not _hidden(path[start:]))
+        from fsspec.utils import glob_translate
+
+        root = self.parent(pattern[: _WILDCARD.search(pattern).start()] + "x")
+        if self._lists_trees:
+            paths = retry(self.system.glob, pattern)
+            return sorted(path for path in paths if not _hidden(path[len(root) :]))
+        depth = None if "**" in pattern else pattern[len(root) :].count("/")
+        matches = re.compile(glob_translate(pattern)).match
+        return sorted(path for path, _ in self._tree(root, depth) if matches(path))
 
     def beside(self, folder: str) -> Iterator[tuple[str, File]]:
         try:
-            infos = self.system.ls(folder, detail=True)
-        except Exception:  # a web server need not list its folders, and says so in many ways
-            return
+            infos = retry(self.system.ls, folder, detail=True)
+        except Exception as error:
+            if kind_of(error) == "transient":
+                raise
+            return  # a web server need not list its folders, and says so in many ways
         for info in infos:
             if info["type"] == "file" and not _hidden(info["name"][len(folder) :]):
                 yield info["name"], self._file(info["name"], info)
 
     def walk(self, folder: str) -> Iterator[tuple[str, File]]:
-        for path, info in self.system.find(folder, detail=True).items():
+        if self._lists_trees:
+            found = retry(self.system.find, folder, detail=True).items()
+        else:
+            found = self._tree(folder, None)
+        for path, info in found:
             if info["type"] == "file" and not _hidden(path[len(folder) :]):
                 yield path, self._file(path, info)
+
+    def _tree(self, folder: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield what lies down to `depth` folders below one, but for what is hidden."""
+        try:
+            infos = retry(self.system.ls, folder, detail=True)
+        except _NOTHING:  # it was removed just now
+            return
+        for info in infos:
+            path = info["name"].rstrip("/")
+            if path == folder.rstrip("/") or _hidden(path[len(folder) :]):
+                continue
+            yield path, info
+            if info["type"] == "directory" and depth != 1:
+                yield from self._tree(path, depth and depth - 1)
 
     def _file(self, path: str, info: dict[str, Any]) -> File:
         if info["type"] == "directory":
             return File(path, -1, "")
-        marks = ("ETag", "etag", "checksum", "md5Hash", "LastModified", "mtime", "created")
-        stamp = next((f"{mark}={info[mark]}" for mark in marks if info.get(mark)), "")
-        return File(path, int(info.get("size") or 0), stamp)
+        return File(path, int(info.get("size") or 0), stamp(info))
 
 
 def _hidden(path: str) -> bool:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import IO
 
 from shared.datasets import Part
+from shared.failures import raise_if_storage
 from shared.filetypes import extension, kind_of
-from shared.images import ImageError, is_image
+from shared.images import SIGNATURE, ImageError, is_image
 from shared.keys import numbered, shown, stem, within_part
-from shared.listing import is_remote, locate, open_binary
+from shared.remote import ends_early, is_remote, locate, open_binary, read_range
 from shared.sidecars import LARGEST_NOTE, Note, note_from_json, note_from_text, read_table
 from shared.tars import TarEntry, list_tar
 
@@ -28,7 +29,6 @@ LARGEST_MEMBER = 512 << 20
 """Bytes of the largest image file that is read."""
 
 _CHUNK = 1 << 20
-_HEAD = 16  # bytes that tell whether a file is an image
 _MOST_PROBLEMS = 20
 _MOST_EXAMPLES = 3
 # A compressed tar of pictures hardly grows when it is opened; one that grows more than this is
@@ -96,14 +96,15 @@ class PartReader:
     def read(self, member: Member) -> bytes:
         """Return the bytes of one of `members`; safe to call from several threads.
 
-        Raises ImageError with the reason where it is known that they are not to be had, and
-        OSError where a file vanished, may not be read, or its storage fails.
+        Raises ImageError with the member's problem if it has one; LvdError or the storage's own
+        error where the bytes are not to be had any more.
         """
         if member.problem:
             raise ImageError(member.problem)
         if self.part.format == "folder":
-            return _read_file(self.part.root, self._path[member.key], 0, member.size)
-        return _read_range(self._file.fileno(), self._place[member.key], member.size)
+            return read_range(locate(self.part.root, self._path[member.key]), 0, member.size)
+        location = locate(self.part.root, self.part.paths[0])
+        return _pread(self._file.fileno(), self._place[member.key], member.size, location)
 
     def _tar(self) -> Iterator[Member]:
         location = locate(self.part.root, self.part.paths[0])
@@ -125,7 +126,7 @@ class PartReader:
                     notes[f"{stem(entry.name)}.{extension(entry.name)}"].append(entry)
             elif kind == "image" or (
                 kind == "unknown"
-                and is_image(os.pread(descriptor, min(_HEAD, entry.size), entry.offset))
+                and is_image(os.pread(descriptor, min(SIGNATURE, entry.size), entry.offset))
             ):
                 images.append(entry)
             elif kind != "hidden":
@@ -167,12 +168,14 @@ class PartReader:
         self._file.flush()
 
     def _folder(self) -> Iterator[Member]:
-        notes = {shown(path): path for path in self.part.paths if kind_of(path) == "note"}
         sizes = dict(zip(self.part.paths, self.part.sizes, strict=True))
+        notes = {shown(p): p for p, size in sizes.items() if size >= 0 and kind_of(p) == "note"}
         images = []
-        for path in self.part.paths:
+        for path, size in sizes.items():
             kind = kind_of(path)
-            if kind == "image" or (kind == "unknown" and is_image(self._head(path, sizes, _HEAD))):
+            if kind == "image" or (
+                kind == "unknown" and is_image(self._head(path, size, SIGNATURE))
+            ):
                 images.append(path)
             elif kind == "unknown":
                 self._ignore(shown(path))
@@ -182,10 +185,11 @@ class PartReader:
             for end in ("json", "txt"):
                 sidecar = notes.get(f"{stem(name)}.{end}")
                 if sidecar is not None:
-                    note = note.over(self._note(end, self._head(sidecar, sizes, LARGEST_NOTE)))
+                    head = self._head(sidecar, sizes[sidecar], LARGEST_NOTE)
+                    note = note.over(self._note(end, head))
             member = self._member(self.part.key_prefix + key, name, sizes[path], note)
             self._path[member.key] = path
-            yield replace(member, problem=member.problem or self._broken_link(path, sizes))
+            yield member
 
     def _parquet(self) -> Iterator[Member]:
         from pyarrow import ArrowException
@@ -210,13 +214,15 @@ class PartReader:
                     self._place[key] = row.offset
                     yield replace(member, problem=row.problem or member.problem)
             except (ArrowException, ValueError, OSError) as error:
-                _raise_if_storage(error)
+                raise_if_storage(error)
                 self.problems.append(f"Parquet cannot be read: {_one_line(error)}")
         self._file.flush()
 
     def _member(self, key: str, name: str, size: int, note: Note) -> Member:
         problem = ""
-        if size > LARGEST_MEMBER:
+        if size < 0:
+            problem, size = "a link that leads to no file", 0
+        elif size > LARGEST_MEMBER:
             problem = f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
         columns = {name: note.columns.get(name) for name in self._columns}
         return Member(key, name, None, size, problem, note.url, note.caption, columns)
@@ -233,7 +239,7 @@ class PartReader:
             try:
                 return read_table(source, self._columns)
             except (ArrowException, ValueError, OSError) as error:
-                _raise_if_storage(error)
+                raise_if_storage(error)
                 self.problems.append(f"{shown(self.part.table)} cannot be read: {_one_line(error)}")
                 return {}
 
@@ -242,16 +248,8 @@ class PartReader:
         if len(self.ignored_examples) < _MOST_EXAMPLES:
             self.ignored_examples.append(name)
 
-    def _head(self, path: str, sizes: dict[str, int], most: int) -> bytes:
-        if not sizes[path]:  # perhaps a broken link
-            return b""
-        with open_binary(locate(self.part.root, path)) as source:
-            return source.read(most)
-
-    def _broken_link(self, path: str, sizes: dict[str, int]) -> str:
-        location = locate(self.part.root, path)
-        broken = not (sizes[path] or is_remote(location) or Path(location).exists())
-        return "a link to a file that is not there" if broken else ""
+    def _head(self, path: str, size: int, most: int) -> bytes:
+        return read_range(locate(self.part.root, path), 0, min(size, most))
 
 
 def direct(part: Part) -> bool:
@@ -265,53 +263,27 @@ def direct(part: Part) -> bool:
 def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
     """Return the bytes of one image of a part that is `direct`, without listing the part.
 
-    Raises ImageError where the file is shorter than that, OSError where it cannot be opened.
+    Raises LvdError or the storage's own error where they are not to be had any more.
     """
     if part.format == "folder":
-        return _read_file(part.root, part.path_of(member), 0, size)
-    return _read_file(part.root, part.paths[0], offset, size)
+        return read_range(locate(part.root, part.path_of(member)), 0, size)
+    return read_range(locate(part.root, part.paths[0]), offset or 0, size)
 
 
-def _read_file(root: str, path: str, offset: int, size: int) -> bytes:
-    location = locate(root, path)
-    if not is_remote(location):
-        with open_binary(location) as source:
-            return _read_range(source.fileno(), offset, size)
-    data = _fetch_remote(location, offset, size)
-    if len(data) != size:
-        raise ImageError(f"the file ends early: {len(data)} of {size} bytes")
-    return data
-
-
-def _fetch_remote(location: str, offset: int, size: int) -> bytes:
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(location)
-    return system.cat_file(path, start=offset, end=offset + size) if size else b""
-
-
-def _read_range(descriptor: int, offset: int, size: int) -> bytes:
-    parts: list[bytes] = []
-    missing = size
-    while missing:
-        some = os.pread(descriptor, missing, offset + size - missing)
+def _pread(descriptor: int, offset: int, size: int, location: str) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:  # some network file systems stop early
+        some = os.pread(descriptor, size - len(data), offset + len(data))
         if not some:
-            raise ImageError(f"the file ends early: {size - missing} of {size} bytes")
-        parts.append(some)
-        missing -= len(some)
-    return b"".join(parts) if len(parts) != 1 else parts[0]
+            raise ends_early(location, offset + len(data), offset + size)
+        data += some
+    return data
 
 
 def _is_gzip(source: IO[bytes]) -> bool:
     magic = source.read(2)
     source.seek(0)
     return magic == b"\x1f\x8b"
-
-
-def _raise_if_storage(error: Exception) -> None:
-    # pyarrow reports damaged data as an OSError too, but without the system's error number
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
 
 
 def _one_line(error: Exception) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from shared.failures import kind_of, retry
 from shared.images import ImageError
 from shared.keys import shown
-from shared.listing import is_remote
+from shared.remote import is_remote
 
 _MOST_OPEN = 128
 _AT_ONCE = 64
 """Ranges of one request to a remote file system, which answers them side by side."""
-_WAITS = (1.0, 5.0)
-"""Seconds before a remote range that failed is asked for again."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,8 @@ def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
     system = places[0][0]
     answers: list[bytes | Exception] = [b""] * len(ranges)
     missing = [number for number, wanted in enumerate(ranges) if wanted.size]
-    for wait in (*_WAITS, None):
+
+    def ask() -> None:
         some = system.cat_ranges(
             [places[n][1] for n in missing],
             [ranges[n].offset for n in missing],
@@ -105,17 +104,21 @@ def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
         )
         for number, answer in zip(missing, some, strict=True):
             answers[number] = answer
-        missing = [n for n in missing if _may_pass(answers[n])]
-        if not missing or wait is None:
-            break
-        time.sleep(wait)
+        missing[:] = [n for n in missing if _may_pass(answers[n])]
+        if missing:
+            raise answers[missing[0]]
+
+    if missing:
+        try:
+            retry(ask)
+        except Exception as error:
+            if error not in answers:
+                raise
     return [_whole(answer, wanted) for answer, wanted in zip(answers, ranges, strict=True)]
 
 
 def _may_pass(answer: bytes | Exception) -> bool:
-    return isinstance(answer, Exception) and not isinstance(
-        answer, (FileNotFoundError, PermissionError)
-    )
+    return isinstance(answer, Exception) and kind_of(answer) == "transient"
 
 
 def _whole(answer: bytes | Exception, wanted: Range) -> bytes | ImageError:

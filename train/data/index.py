@@ -23,9 +23,9 @@ from shared.datasets import DatasetSettings, Part, list_parts
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.keys import shown
-from shared.listing import is_remote, locate
 from shared.parts import PartReader, direct
 from shared.progress import stage_bar, warn
+from shared.remote import is_remote, locate
 from shared.storage import disk_full_is_said, fingerprint, is_disk_full, sync
 from train.data.file_ranges import FileRanges, Range
 

@@ -25,9 +25,9 @@ from shared.evaluation_transform import EvaluationTransform
 from shared.filetypes import extension
 from shared.images import ImageError, decode
 from shared.keys import stem
-from shared.listing import is_remote, locate, open_binary
 from shared.parts import Member, PartReader, direct
 from shared.progress import warn
+from shared.remote import is_remote, locate, open_binary
 from shared.storage import fingerprint
 from shared.tars import walk_tar
 

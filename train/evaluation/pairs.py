@@ -182,7 +182,7 @@ def _listed(root: Path, names: tuple[str, ...]) -> set[str] | None:
 def _files(folder: Path) -> list[File]:
     try:
         return expand(str(folder)).files
-    except ListingError as error:
+    except (ListingError, OSError) as error:
         raise LvdError(f"{folder} cannot be listed: {error}") from error
 
 

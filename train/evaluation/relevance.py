@@ -138,7 +138,7 @@ def _labelled(folder: Path) -> tuple[list[ImageFile], list[str]]:
     """Return the images below a folder, sorted, and the names of the first folders they lie in."""
     try:
         names = [file.path for file in expand(str(folder)).files]
-    except ListingError as error:
+    except (ListingError, OSError) as error:
         raise LvdError(f"--data: {folder} cannot be listed: {error}") from error
     names = [name for name in names if extension(name) in IMAGE_EXTENSIONS]
     inside = [name for name in names if "/" in name]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError, nearest
-from shared.listing import locate
+from shared.remote import locate
 from train.evaluation.model_names import REMEDY, parse_names
 
 TASKS = {

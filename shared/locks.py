@@ -1,0 +1,133 @@
+"""The project's one lock between processes, and scratch folders that are swept after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from shared.errors import LvdError
+from shared.progress import warn
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
+"""How file systems, most of them of a network, say that they have no locks."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock."""
+
+    host: str
+    pid: int
+    began: str
+    """When the process started, in the words of its system: tells it from a later one."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str | None) -> Iterator[int | None]:
+    """Hold the lock file `path`; where another process does: LvdError(`busy`), or wait if None.
+
+    Yields its descriptor (None where the file system has no locks, which is said): a child process
+    that inherits it goes on holding the lock if this process is killed. The file says who holds it
+    (`holder`), and stays when nobody does: to remove it could give two processes one lock.
+    """
+    descriptors: list[int] = []
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=descriptors.append)
+    try:
+        lock.acquire(timeout=-1 if busy is None else 0)
+    except Timeout:
+        raise LvdError(busy) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise LvdError(
+                f"{path} cannot be written ({error.strerror}): name another folder"
+            ) from error
+        warn(f"{path.parent} is on storage without locks: nothing keeps a second run from it")
+        yield None
+        return
+    [descriptor] = descriptors
+    try:
+        _write(descriptor, json.dumps(asdict(_myself())).encode())
+        yield descriptor
+    finally:
+        _write(descriptor, b"")
+        lock.release()
+
+
+def holder(path: Path) -> Holder | None:
+    """Return who holds a lock file, by its own word and without touching the lock; None if nobody.
+
+    Of a process on this host it is known whether it lives; of one on another host, killed, the
+    word stays until the next run.
+    """
+    try:
+        found = Holder(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    dead = found.host == socket.gethostname() and _began(found.pid) != found.began
+    return None if dead else found
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a process says in a lock file that it holds it; see `holder`."""
+    return holder(path) is not None
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Give a new folder below `parent`, of this process alone; it is gone at the end.
+
+    First removes what killed processes have left there: folders whose lock nobody holds.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / f"{os.getpid()}-{time.time_ns()}"
+    path = folder.with_name(folder.name + ".lock")
+    with locked(path, None) as descriptor:
+        if descriptor is not None:
+            _sweep(parent)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            path.unlink(missing_ok=True)  # held: who waits for it sees that its file is gone
+
+
+def _sweep(parent: Path) -> None:
+    for path in sorted(parent.glob("*.lock")):
+        with contextlib.suppress(OSError, Timeout), FileLock(path, timeout=0):
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def _myself() -> Holder:
+    return Holder(socket.gethostname(), os.getpid(), _began(os.getpid()))
+
+
+def _began(pid: int) -> str:
+    """Return when a process of this host started, "" where there is none."""
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "alive"
+    return "" if state[0] == "Z" else state[19]
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    with contextlib.suppress(OSError):  # who holds it is a courtesy; the lock is what counts
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
