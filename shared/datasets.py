@@ -254,8 +254,7 @@ def _check_columns(name: str, parts: list[Part]) -> None:
         image_column(schema, part.image_column)
     except ValueError as error:
         raise LvdError(
-            f"dataset {name!r}: {shown(locate(part.root, part.paths[0]))}: {error}; "
-            "set the dataset's `image_column` in pipelines.yaml"
+            f"{_subject(name)}: {shown(locate(part.root, part.paths[0]))}: {error}"
         ) from error
 
 

@@ -91,12 +91,16 @@ def _expand(system: _LocalFiles | _RemoteFiles, path: str) -> Place:
         return _place(root, inside, inside)
     root, names = system.parent(path), [path]
     if entry is None:
-        wildcard = _WILDCARD.search(path)
-        if wildcard is None:
+        if not _WILDCARD.search(path):
             raise ListingError("it does not exist")
-        root = system.parent(path[: wildcard.start()] + "x")
-        patterns = _braces(path)
-        names = [n for p in patterns for n in (system.glob(p) if glob.has_magic(p) else [p])]
+        literal = _literal_folders(system, path)
+        root, names = system.parent(literal + "x"), []
+        for name in (literal + rest for rest in _braces(path[len(literal) :])):
+            if glob.has_magic(name[len(literal) :]):
+                folders = _literal_folders(system, name)
+                names += system.glob(folders, name[len(folders) :])
+            else:
+                names.append(name)
     names = list(dict.fromkeys(map(system.full, names)))
     around: dict[str, File] = {}
     for folder in sorted(set(map(system.parent, names))):
@@ -108,6 +112,18 @@ def _expand(system: _LocalFiles | _RemoteFiles, path: str) -> Place:
             raise ListingError(f"{name} does not exist")
         found.update([(name, entry)] if entry.size >= 0 else system.walk(name))
     return _place(root, found, around | found)
+
+
+def _literal_folders(system: _LocalFiles | _RemoteFiles, pattern: str) -> str:
+    """Return the leading folders of a pattern without a wildcard, or that exist as they stand."""
+    end = 0
+    for step in re.finditer("[^/]*/", pattern):
+        if _WILDCARD.search(step[0]):
+            entry = system.find(pattern[: step.end() - 1])
+            if entry is None or entry.size >= 0:
+                break
+        end = step.end()
+    return pattern[:end]
 
 
 def _place(root: str, found: dict[str, File], around: dict[str, File]) -> Place:
@@ -157,7 +173,8 @@ class _LocalFiles:
             return File(path, -1, "")
         return _file(path, status) if stat.S_ISREG(status.st_mode) else None
 
-    def glob(self, pattern: str) -> list[str]:
+    def glob(self, folders: str, pattern: str) -> list[str]:
+        pattern = glob.escape(folders) + pattern
         return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - takes absolute ones
 
     def beside(self, folder: str) -> Iterator[tuple[str, File]]:
@@ -220,14 +237,15 @@ class _RemoteFiles:
         except _NOTHING:
             return None
 
-    def glob(self, pattern: str) -> list[str]:
+    def glob(self, folders: str, pattern: str) -> list[str]:
         from fsspec.utils import glob_translate
 
-        root = self.parent(pattern[: _WILDCARD.search(pattern).start()] + "x")
+        root = self.parent(folders + "x")
+        depth = None if "**" in pattern else pattern.count("/") + 1
+        pattern = glob.escape(folders) + pattern
         if self._lists_trees:
             paths = retry(self.system.glob, pattern)
             return sorted(path for path in paths if not _hidden(path[len(root) :]))
-        depth = None if "**" in pattern else pattern[len(root) :].count("/")
         matches = re.compile(glob_translate(pattern)).match
         return sorted(path for path, _ in self._tree(root, depth) if matches(path))
 

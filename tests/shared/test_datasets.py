@@ -3,9 +3,11 @@
 import io
 import os
 import pickle
+import re
 import tarfile
 from dataclasses import replace
 
+import duckdb
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +19,7 @@ from PIL import Image
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 from shared.keys import shown
+from shared.parts import PartReader
 
 
 def parts_of(path, **options):
@@ -71,6 +74,27 @@ def test_a_name_that_exists_is_never_a_pattern(tmp_path):
     touch(tmp_path, "data[1]/00000.tar", "{x}.tar")
     assert names_of(f"{tmp_path}/data[1]") == ["00000"]
     assert names_of(f"{tmp_path}/{{x}}.tar") == ["{x}"]
+
+
+@pytest.mark.parametrize("folder", ["photos [2019]", "{a,b}", "what?", "a*b"])
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_folder_that_exists_is_taken_literally_below_which_is_a_pattern(tmp_path, folder, where):
+    touch(tmp_path, f"{folder}/x/0.tar", f"{folder}/x/1.tar", f"{folder}/[y]/2.tar", "aab/3.tar")
+    root = str(tmp_path)
+    if where == "memory":
+        memory = fsspec.filesystem("memory")
+        for path in tmp_path.rglob("*.tar"):
+            memory.pipe(f"/test_literal/{path.relative_to(tmp_path)}", path.read_bytes())
+        root = "memory://test_literal"
+    place = f"{root}/{folder}"
+    assert names_of(f"{place}/x/*.tar") == ["0", "1"]
+    assert names_of(f"{place}/**/*.tar") == ["[y]/2", "x/0", "x/1"]
+    assert names_of(f"{place}/x/{{0,1}}.tar") == ["0", "1"]
+    assert names_of(f"{place}/[y]/*.tar") == ["2"]
+    assert names_of(f"{place}/{{x,[y]}}/*.tar") == ["[y]/2", "x/0", "x/1"]
+    assert parts_of(f"{place}/x/*.tar")[0].root.endswith(f"{folder}/x")
+    if where == "memory":
+        memory.rm("/test_literal", recursive=True)
 
 
 def test_urls_are_listed_like_folders(shards):
@@ -208,6 +232,44 @@ def test_a_missing_image_column_fails_at_once_and_names_the_nearest(tmp_path):
         parts_of(str(tmp_path), image_column="pictures")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "0.parquet")
     with pytest.raises(LvdError, match="no column of image bytes among x"):
+        parts_of(str(tmp_path))
+
+
+HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("asked", [None, "images"])
+@pytest.mark.parametrize("kind", [HUGGING_FACE, pa.binary()])
+@pytest.mark.parametrize("lists", [pa.list_, pa.large_list])
+def test_lists_of_images_are_refused_with_a_remedy_that_works(tmp_path, asked, kind, lists):
+    image = {"bytes": b"1", "path": "a"} if kind == HUGGING_FACE else b"1"
+    table = {"images": pa.array([[image, image], [image]], lists(kind)), "url": ["u", "v"]}
+    pq.write_table(pa.table(table), tmp_path / "OLD.parquet")
+    with pytest.raises(LvdError, match="column 'images' holds a list of images a row") as error:
+        parts_of(str(tmp_path), image_column=asked)
+    assert "image_column" not in str(error.value)
+    remedy = re.search(r'duckdb\.sql\("(.*)"\)', str(error.value))[1]
+    places = {name: str(tmp_path / name) for name in ("OLD.parquet", "NEW.parquet")}
+    for name, place in places.items():
+        remedy = remedy.replace(name, place)
+    duckdb.sql(remedy)
+    (part,) = parts_of(places["NEW.parquet"])
+    with PartReader(part, tmp_path) as reader:
+        assert [(reader.read(m), m.url) for m in reader.members] == [
+            (b"1", "u"),
+            (b"1", "u"),
+            (b"1", "v"),
+        ]
+
+
+def test_a_column_that_holds_no_images_is_named_with_one_that_does(tmp_path):
+    table = {"label": [1], "a": pa.array([b"1"], pa.binary()), "b": pa.array([b"1"], pa.binary())}
+    pq.write_table(pa.table(table), tmp_path / "0.parquet")
+    with pytest.raises(
+        LvdError, match="'label' is int64, not image bytes: set image_column to a or b"
+    ):
+        parts_of(str(tmp_path), image_column="label")
+    with pytest.raises(LvdError, match="images could be in a, b; set the dataset's `image_column`"):
         parts_of(str(tmp_path))
 
 
