@@ -335,6 +335,7 @@ class Run:
             retrieved=tuple(self.retrieved),
             seed=self.seed.collection,
             spills={},
+            max_pixels=self.settings.embed.max_pixels,
         )
         with self.engine.stage("export"):
             kept = self.decisions["kept"]

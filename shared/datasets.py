@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,10 +18,14 @@ from shared import failures
 from shared.errors import LvdError
 from shared.filetypes import kind_of, without_extension
 from shared.keys import bucket, shown, stem
-from shared.listing import BROKEN, File, ListingError, Place, expand
-from shared.remote import locate, open_binary, read_range
+from shared.listing import BROKEN, File, ListingError, Place, absolute, expand
+from shared.progress import warn
+from shared.remote import is_remote, locate, open_binary, read_range
 
 Format = Literal["folder", "tar", "parquet"]
+
+RESULT_MARKER, WORK_MARKER = "run.json", "lvd-work.json"
+"""Files of a result's folder (beside `reports/` and `shards/`) and of a work folder."""
 
 
 class DatasetSettings(BaseModel):
@@ -77,18 +83,26 @@ class Part:
         return {text: path for text, path in by_text.items() if text not in as_they_are}
 
 
-def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
+def list_parts(
+    name: str, settings: DatasetSettings, *, exclude: Sequence[str | Path] = ()
+) -> list[Part]:
     """Return the parts of a dataset, sorted by name; `name` is for messages.
 
+    Folders below the dataset's root that are in `exclude`, or hold results or work of lvd-curate,
+    are left out, with a warning. Of a root that is itself a result, the shards are the dataset.
     Raises LvdError where nothing is there, or where a folder holds images of two kinds.
     """
     paths = [settings.path] if isinstance(settings.path, str) else settings.path
     places = [(path, _expand(name, path)) for path in dict.fromkeys(paths)]
     parts: list[Part] = []
     seen: set[tuple[str, str]] = set()
-    for path, place in places:
+    left_out: dict[str, None] = {}
+    for path, everything in places:
+        place, outputs = _without_outputs(everything, exclude)
+        left_out.update(dict.fromkeys(locate(place.root, output) for output in outputs))
         if not place.files:
-            raise _nothing(name, path, "nothing is there")
+            only = f"only what lvd-curate wrote is there ({shown(outputs[0])})" if outputs else ""
+            raise _nothing(name, path, only or "nothing is there")
         fresh = [f for f in place.files if (place.root, f.path) not in seen]
         seen.update((place.root, f.path) for f in fresh)
         with failures.reword(f"{_subject(name)}: {path}"):
@@ -101,15 +115,62 @@ def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
         raise _nothing(name, ", ".join(paths), "no files of that format are there")
     with failures.reword(_subject(name)):
         _check_columns(name, parts)
+    if left_out:
+        examples = ", ".join(map(shown, itertools.islice(left_out, 3)))
+        warn(
+            f"{_subject(name)}: left out {len(left_out)} folders that lvd-curate wrote: {examples}"
+            + (" and more" if len(left_out) > 3 else "")
+        )
     return sorted(map(_sealed, _distinct(name, parts)), key=lambda part: part.name)
 
 
 def _expand(name: str, path: str) -> Place:
     try:
         with failures.reword(f"{_subject(name)}: {path}"):
-            return expand(path)
+            return expand(path, (RESULT_MARKER, WORK_MARKER))
     except ListingError as error:
         raise _nothing(name, path, str(error)) from error
+
+
+def _without_outputs(place: Place, exclude: Sequence[str | Path]) -> tuple[Place, list[str]]:
+    """Return a place without the folders below it that lvd-curate wrote, and these."""
+    paths = sorted(place.around)
+
+    def holds(folder: str) -> bool:
+        at = bisect_left(paths, folder)
+        return at < len(paths) and paths[at].startswith(folder)
+
+    def with_file(name: str) -> set[str]:
+        ends = (path for path in paths if path == name or path.endswith(f"/{name}"))
+        return {path[: -len(name)] for path in ends}
+
+    results = {r for r in with_file(RESULT_MARKER) if holds(f"{r}reports/") or holds(f"{r}shards/")}
+    outputs = {*results, *with_file(WORK_MARKER), *_below(place.root, exclude)} - {""}
+    if not outputs and "" not in results:
+        return place, []
+    left_out: dict[str, None] = {}
+
+    def is_input(path: str) -> bool:
+        above = (path[: at + 1] for at, letter in enumerate(path) if letter == "/")
+        output = next((folder for folder in above if folder in outputs), None)
+        if output is not None:
+            left_out[output] = None
+        return output is None and ("" not in results or path.startswith("shards/"))
+
+    files = [file for file in place.files if is_input(file.path)]
+    around = {path: file for path, file in place.around.items() if is_input(path)}
+    return Place(place.root, files, around), list(left_out)
+
+
+def _below(root: str, folders: Sequence[str | Path]) -> Iterator[str]:
+    """Yield those of the folders that lie below the root, relative to it, with a slash behind."""
+    for folder in map(absolute, map(str, folders)):
+        pairs = [(root, folder)]
+        if not is_remote(root) and not is_remote(folder):
+            pairs.append((str(Path(root).resolve()), str(Path(folder).resolve())))
+        for above, below in pairs:
+            if below.startswith(above.rstrip("/") + "/"):
+                yield below[len(above.rstrip("/")) + 1 :] + "/"
 
 
 def _subject(name: str) -> str:

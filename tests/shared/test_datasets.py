@@ -235,6 +235,63 @@ def test_a_missing_image_column_fails_at_once_and_names_the_nearest(tmp_path):
         parts_of(str(tmp_path))
 
 
+def write_result(folder):
+    touch(folder, "run.json", "reports/images.parquet", "reports/page/a.png", "shards/00000.tar")
+    touch(folder, "shards/00000.parquet", "shards/00000_stats.json")
+
+
+@pytest.fixture
+def crawl_with_outputs(tmp_path):
+    """A crawl that holds two results, a work folder and two folders that only `exclude` tells."""
+    crawl = tmp_path / "crawl"
+    touch(
+        crawl, "a/0.tar", "a/run.json", "b/reports/1.tar", "own/2.tar", "own.partial/shards/3.tar"
+    )
+    for result in ("x", "runs/curate/y"):
+        write_result(crawl / result)
+    touch(crawl, "work/lvd-work.json", "work/embed/0.tar", "work/sample/s.jpg", "work/v.npy")
+    return crawl
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.tar", "/*"])
+@pytest.mark.parametrize("where", ["local", "memory", "link"])
+def test_what_lvd_curate_wrote_is_never_input(crawl_with_outputs, tmp_path, capsys, pattern, where):
+    root = str(crawl_with_outputs)
+    if where == "link":
+        (tmp_path / "link").symlink_to(crawl_with_outputs)
+        root = str(tmp_path / "link")
+    if where == "memory":
+        memory = fsspec.filesystem("memory")
+        for path in crawl_with_outputs.rglob("*"):
+            if path.is_file():
+                place = path.relative_to(crawl_with_outputs)
+                memory.pipe(f"/test_outputs/{place}", path.read_bytes())
+        root = "memory://test_outputs"
+    own = root if where == "memory" else crawl_with_outputs
+    settings = DatasetSettings(path=root + pattern)
+    exclude = [f"{own}/own", f"{own}/own.partial", f"{own}/not_there", root, tmp_path]
+    parts = list_parts("mine", settings, exclude=exclude)
+    assert [part.name for part in parts] == ["a/0", "b/reports/1"]
+    said = capsys.readouterr().err
+    assert said.count("warning:") == said.count("\n") == 1
+    assert "left out 5 folders" in said
+    if where == "memory":
+        memory.rm("/test_outputs", recursive=True)
+
+
+def test_a_result_that_is_named_is_the_dataset_of_its_shards(tmp_path, capsys):
+    write_result(tmp_path / "out")
+    assert names_of(f"{tmp_path}/out/shards") == ["00000"]
+    assert names_of(f"{tmp_path}/out/shards/*.tar") == ["00000"]
+    (part,) = list_parts(
+        "mine", DatasetSettings(path=str(tmp_path / "out")), exclude=[tmp_path / "out"]
+    )
+    assert (part.name, part.table) == ("shards/00000", "shards/00000.parquet")
+    assert not capsys.readouterr().err
+    with pytest.raises(LvdError, match="only what lvd-curate wrote is there"):
+        parts_of(str(tmp_path))
+
+
 HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
