@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.embedding.suspects import Journal, crash_of
+from curate.embedding.suspects import Decoder, Journal
 from curate.filters.judge import score_column
 from shared.embedders import Embedder, EmbedderSettings, identity, load
-from shared.images import Header, ImageError, decode, read_header
+from shared.images import Header, ImageError, read_header
 from shared.parts import Member, Part, PartReader
 from shared.storage import PROGRESS, digest_file, fingerprint
 
@@ -60,6 +60,8 @@ class EmbedSettings(BaseModel):
 
     max_pixels: int = Field(178_956_970, ge=1)
     """Images of more pixels by their header are `corrupt`, undecoded."""
+    decode_seconds: float = Field(60, gt=0)
+    """Images that take longer to decode are `corrupt`."""
     decode_threads: int | None = Field(None, ge=1)
     """Threads that decode ahead of the forward pass; by default the task's threads."""
 
@@ -140,8 +142,14 @@ def embed_part(
         tempfile.TemporaryDirectory(dir=out.parent) as spool,
         PartReader(part, Path(spool), columns) as reader,
         Journal(out.with_name(f"{unit_name(part)}.decoding")) as journal,
+        Decoder(
+            journal,
+            max_pixels=settings.max_pixels,
+            reduce_to=embedder.reduce_to,
+            seconds=settings.decode_seconds,
+        ) as decoder,
     ):
-        read = partial(_read, reader, journal, embedder, settings.max_pixels)
+        read = partial(_read, reader, decoder, embedder)
         for row in _ahead(reader.members, read, 2 * batch_size, settings.decode_threads or threads):
             rows.append(row)
             if row.prepared is not None:
@@ -175,9 +183,7 @@ def _ahead(
             yield waiting.popleft().result()
 
 
-def _read(
-    reader: PartReader, journal: Journal, embedder: Embedder, max_pixels: int, member: Member
-) -> _Row:
+def _read(reader: PartReader, decoder: Decoder, embedder: Embedder, member: Member) -> _Row:
     row = _Row(member, size=member.size, problem=member.problem)
     try:
         if row.problem:
@@ -189,20 +195,11 @@ def _read(
         if max(header.width, header.height) > LONGEST_SIDE:
             raise ImageError(f"its header says {header.width} x {header.height} pixels")
         row.header = header
-        if journal.is_suspect(member.key) and (
-            crash := crash_of(data, max_pixels, embedder.reduce_to)
-        ):
-            raise ImageError(crash)
-        with journal.trying(member.key):
-            row.prepared, row.contrast = _prepared(data, embedder, max_pixels)
+        image = decoder.decode(member.key, data, header)
+        row.prepared, row.contrast = embedder.prepare(image), _contrast(image)
     except ImageError as error:
         row.problem = str(error) or "unreadable"
     return row
-
-
-def _prepared(data: bytes, embedder: Embedder, max_pixels: int) -> tuple[np.ndarray, float]:
-    image = decode(data, max_pixels=max_pixels, reduce_to=embedder.reduce_to)
-    return embedder.prepare(image), _contrast(image)
 
 
 def _contrast(image) -> float:
