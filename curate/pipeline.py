@@ -193,6 +193,7 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "dedup_recall": results.copies.completeness,
         "thresholds": results.thresholds.known(),
         "problems": [text for each in embedded for text in each.problems],
+        "ignored": embedded[0].ignored,
         "set_aside": [each.part for data in embedded for each in data.aside],
         "settings": comparable(plan.request),
         "versions": versions(),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,11 +18,15 @@ from shared import failures
 from shared.errors import LvdError
 from shared.filetypes import kind_of, without_extension
 from shared.keys import bucket, shown, stem
-from shared.listing import BROKEN, File, ListingError, Place, expand
-from shared.remote import locate, open_binary, read_range
+from shared.listing import BROKEN, File, ListingError, Place, absolute, expand
+from shared.progress import warn
+from shared.remote import is_remote, locate, open_binary, read_range
 from shared.storage import fingerprint
 
 Format = Literal["folder", "tar", "parquet"]
+
+RESULT_MARKER, WORK_MARKER = "run.json", "lvd-work.json"
+"""Files of a result's folder (beside `reports/` and `shards/`) and of a work folder."""
 
 
 class DatasetSettings(BaseModel):
@@ -47,10 +54,11 @@ class Part:
     """One unit of input: a tar, a Parquet file, or a share of a folder's images.
 
     `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
-    or a URL; `sizes` are the bytes of `paths`, -1 of a link that leads nowhere. A folder's `paths` hold its images and their
-    sidecars. `fingerprint` changes when the content does, as far as names, sizes and modification
-    times (or ETags) tell. `stamp` changes with the place and with every change of a file there; it is
-    "" where the storage does not tell. `key_prefix` stands before a folder image's key; it is empty but for a
+    or a URL; `sizes` are the bytes of `paths`, -1 of a link that leads nowhere. A folder's `paths`
+    hold its images, their sidecars, and what only its content can tell from an image.
+    `fingerprint` changes when the content does, as far as names, sizes and modification times (or
+    ETags) tell. `stamp` changes with the place and with every change of a file there; it is "" where
+    the storage does not tell. `key_prefix` stands before a folder image's key; it is empty but for a
     list of several folders.
     """
 
@@ -67,19 +75,37 @@ class Part:
     key_prefix: str = ""
     stamp: str = ""
 
+    def path_of(self, member: str) -> str:
+        """Return the path of a folder's member, which is that path as valid text."""
+        return self._paths_by_text.get(member, member)
 
-def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
+    @cached_property
+    def _paths_by_text(self) -> dict[str, str]:
+        by_text = {shown(path): path for path in self.paths if shown(path) != path}
+        as_they_are = by_text.keys() & set(self.paths)
+        return {text: path for text, path in by_text.items() if text not in as_they_are}
+
+
+def list_parts(
+    name: str, settings: DatasetSettings, *, exclude: Sequence[str | Path] = ()
+) -> list[Part]:
     """Return the parts of a dataset, sorted by name; `name` is for messages.
 
+    Folders below the dataset's root that are in `exclude`, or hold results or work of lvd-curate,
+    are left out, with a warning. Of a root that is itself a result, the shards are the dataset.
     Raises LvdError where nothing is there, or where a folder holds images of two kinds.
     """
     paths = [settings.path] if isinstance(settings.path, str) else settings.path
     places = [(path, _expand(name, path)) for path in dict.fromkeys(paths)]
     parts: list[Part] = []
     seen: set[tuple[str, str]] = set()
-    for path, place in places:
+    left_out: dict[str, None] = {}
+    for path, everything in places:
+        place, outputs = _without_outputs(everything, exclude)
+        left_out.update(dict.fromkeys(locate(place.root, output) for output in outputs))
         if not place.files:
-            raise _nothing(name, path, "nothing is there")
+            only = f"only what lvd-curate wrote is there ({shown(outputs[0])})" if outputs else ""
+            raise _nothing(name, path, only or "nothing is there")
         fresh = [f for f in place.files if (place.root, f.path) not in seen]
         seen.update((place.root, f.path) for f in fresh)
         with failures.reword(f"{_subject(name)}: {path}"):
@@ -92,15 +118,62 @@ def list_parts(name: str, settings: DatasetSettings) -> list[Part]:
         raise _nothing(name, ", ".join(paths), "no files of that format are there")
     with failures.reword(_subject(name)):
         _check_columns(name, parts)
+    if left_out:
+        examples = ", ".join(map(shown, itertools.islice(left_out, 3)))
+        warn(
+            f"{_subject(name)}: left out {len(left_out)} folders that lvd-curate wrote: {examples}"
+            + (" and more" if len(left_out) > 3 else "")
+        )
     return sorted(map(_sealed, _distinct(name, parts)), key=lambda part: part.name)
 
 
 def _expand(name: str, path: str) -> Place:
     try:
         with failures.reword(f"{_subject(name)}: {path}"):
-            return expand(path)
+            return expand(path, (RESULT_MARKER, WORK_MARKER))
     except ListingError as error:
         raise _nothing(name, path, str(error)) from error
+
+
+def _without_outputs(place: Place, exclude: Sequence[str | Path]) -> tuple[Place, list[str]]:
+    """Return a place without the folders below it that lvd-curate wrote, and these."""
+    paths = sorted(place.around)
+
+    def holds(folder: str) -> bool:
+        at = bisect_left(paths, folder)
+        return at < len(paths) and paths[at].startswith(folder)
+
+    def with_file(name: str) -> set[str]:
+        ends = (path for path in paths if path == name or path.endswith(f"/{name}"))
+        return {path[: -len(name)] for path in ends}
+
+    results = {r for r in with_file(RESULT_MARKER) if holds(f"{r}reports/") or holds(f"{r}shards/")}
+    outputs = {*results, *with_file(WORK_MARKER), *_below(place.root, exclude)} - {""}
+    if not outputs and "" not in results:
+        return place, []
+    left_out: dict[str, None] = {}
+
+    def is_input(path: str) -> bool:
+        above = (path[: at + 1] for at, letter in enumerate(path) if letter == "/")
+        output = next((folder for folder in above if folder in outputs), None)
+        if output is not None:
+            left_out[output] = None
+        return output is None and ("" not in results or path.startswith("shards/"))
+
+    files = [file for file in place.files if is_input(file.path)]
+    around = {path: file for path, file in place.around.items() if is_input(path)}
+    return Place(place.root, files, around), list(left_out)
+
+
+def _below(root: str, folders: Sequence[str | Path]) -> Iterator[str]:
+    """Yield those of the folders that lie below the root, relative to it, with a slash behind."""
+    for folder in map(absolute, map(str, folders)):
+        pairs = [(root, folder)]
+        if not is_remote(root) and not is_remote(folder):
+            pairs.append((str(Path(root).resolve()), str(Path(folder).resolve())))
+        for above, below in pairs:
+            if below.startswith(above.rstrip("/") + "/"):
+                yield below[len(above.rstrip("/")) + 1 :] + "/"
 
 
 def _subject(name: str) -> str:
@@ -124,7 +197,7 @@ def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Fo
     for file in place.files:
         kind = kind_of(file.path)
         if file.path not in tables:
-            kinds.setdefault("image" if kind == "unread" else kind, file.path)
+            kinds.setdefault(kind, file.path)
     for shard in ("tar", "parquet"):
         if shard in kinds and "image" in kinds:
             raise LvdError(
@@ -138,7 +211,7 @@ def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Fo
         return "folder"
     if "parquet" in kinds:
         return "parquet"
-    if "bare" in kinds and _some_are_images(place):
+    if "unknown" in kinds and _some_are_images(place):
         return "folder"
     raise _nothing(
         name, path, f"it holds no image, tar or Parquet file but {len(place.files)} others"
@@ -146,13 +219,13 @@ def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Fo
 
 
 def _some_are_images(place: Place) -> bool:
-    """Tell whether images are among the first files that have no extension."""
-    from shared.images import sniff
+    """Tell whether images are among the first files whose names do not say what they are."""
+    from shared.images import SIGNATURE, is_image
 
-    bare = (f for f in place.files if kind_of(f.path) == "bare" and f.stamp != BROKEN)
+    unknown = (f for f in place.files if kind_of(f.path) == "unknown" and f.stamp != BROKEN)
     return any(
-        sniff(read_range(locate(place.root, file.path), 0, min(file.size, 16)))
-        for file in itertools.islice(bare, 100)
+        is_image(read_range(locate(place.root, file.path), 0, min(file.size, SIGNATURE)))
+        for file in itertools.islice(unknown, 100)
     )
 
 
@@ -178,7 +251,7 @@ def _shards(
     tables = _tables(place)
     alone = len(place.files) == 1
     for file in files:
-        odd_name = alone and kind_of(file.path) in ("bare", "other")
+        odd_name = alone and kind_of(file.path) == "unknown"
         if kind_of(file.path) != kind and not odd_name:
             continue
         if kind == "parquet" and file.path in tables and not alone:
@@ -209,7 +282,7 @@ def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) ->
             notes[stem(path)].append(file)
     buckets: dict[int, list[File]] = defaultdict(list)
     for file in files:
-        if kind_of(file.path) in ("image", "unread", "bare"):
+        if kind_of(file.path) in ("image", "unknown"):
             buckets[bucket(file.path, settings.folder_parts)].append(file)
     for number, images in buckets.items():
         stems = dict.fromkeys(stem(image.path) for image in images)
@@ -247,8 +320,7 @@ def _check_columns(name: str, parts: list[Part]) -> None:
         image_column(schema, part.image_column)
     except ValueError as error:
         raise LvdError(
-            f"dataset {name!r}: {shown(locate(part.root, part.paths[0]))}: {error}; "
-            "set the dataset's `image_column` in pipelines.yaml"
+            f"{_subject(name)}: {shown(locate(part.root, part.paths[0]))}: {error}"
         ) from error
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["image", "unread", "bare", "note", "tar", "parquet", "other"]
+Kind = Literal["image", "note", "tar", "parquet", "hidden", "unknown"]
 
 IMAGE_EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"}
 )
-# Pictures to their owner, but not to the decoder: they become rows with a reason.
-UNREAD_EXTENSIONS = frozenset(
+"""Those of the formats that are read."""
+# Formats that are not read. Such a name often lies: the content may be a JPEG.
+_OTHER_IMAGE_EXTENSIONS = frozenset(
     {"avif", "heic", "heif", "svg", "eps", "ps", "ico", "jp2", "j2k", "jxl", "psd", "tga"}
     | {"ppm", "pgm", "pbm", "pnm"}
 )
@@ -26,25 +27,21 @@ def extension(name: str) -> str:
 def kind_of(name: str) -> Kind:
     """Return what a path names.
 
-    `image` is readable, `unread` an image format that is not, `bare` has no extension and so may
-    be anything, `note` is a sidecar (`.json`, `.txt`). The `._name` companions that macOS writes
-    are `other`.
+    An `image` is one by its name, whatever its content; `unknown` is what only the content can
+    tell (`x.jpg?w=640`, `README.md`, no extension); a `note` is a sidecar (`.json`, `.txt`);
+    `hidden` are the `._name` companions that macOS writes.
     """
     base = name.rpartition("/")[2].lower()
     end = extension(name)
     if base.startswith("._"):
-        return "other"
+        return "hidden"
     if end == "tar" or base.endswith((".tar.gz", ".tgz")):
         return "tar"
-    if end in IMAGE_EXTENSIONS:
+    if end in IMAGE_EXTENSIONS or end in _OTHER_IMAGE_EXTENSIONS:
         return "image"
-    if end in UNREAD_EXTENSIONS:
-        return "unread"
     if end in NOTE_EXTENSIONS:
         return "note"
-    if end == "parquet":
-        return "parquet"
-    return "other" if end else "bare"
+    return "parquet" if end == "parquet" else "unknown"
 
 
 def without_extension(path: str) -> str:

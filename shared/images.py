@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import struct
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,9 @@ READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
 }
 
+SIGNATURE = 16
+"""Bytes that tell a format."""
+
 _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("jpeg", 0, b"\xff\xd8\xff"),
     ("png", 0, b"\x89PNG\r\n\x1a\n"),
@@ -47,6 +53,8 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("tiff", 0, b"II+\0"),
     ("tiff", 0, b"MM\0+"),
 )
+
+_BMP_HEADER_SIZES = [bytes((size, 0)) for size in (12, 40, 52, 56, 64, 108, 124)]
 
 _OTHER_CONTENT: tuple[tuple[str, int, bytes], ...] = (
     ("an HTML page", 0, b"<!doctype html"),
@@ -77,6 +85,23 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Where a JPEG's pixels differ with what is put behind it, it lacks some. libjpeg resumes at one of
+# these restart markers, whichever it waits for: a tail that begins with one of the next two is lost.
+_NOISE = np.random.default_rng(0).integers(1, 255, 64, np.uint8)
+_END = b"\xff\xd9"
+_TAILS = tuple(
+    b"".join(noise.tobytes() + bytes((0xFF, 0xD0 + (first + n) % 8)) for n in range(9)) + _END
+    for noise, first in ((_NOISE, 0), (~_NOISE, 4))
+)
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_SAMSUNG_TRAILER = re.compile(rb"\0\0.\x0a(?:.\0\0\0)?[A-Z][A-Za-z]+_\w+", re.DOTALL)
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_APPLICATION = frozenset({*range(0xE0, 0xF0), 0xFE})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# What decides over colours and the way up; whatever else an application wrote can be left out.
+_NEEDED_SEGMENTS = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xEE: (b"Adobe", 12)}
+_TRANSPARENCY_SIZES = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}  # by PNG's colour type
+
 _PILLOW = r"PIL\."
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_PHOTOMETRIC = 256, 257, 262
@@ -103,6 +128,13 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
+def is_image(head: bytes) -> bool:
+    """Tell whether the first `SIGNATURE` bytes begin a picture, readable or not, whatever the file is called."""
+    if sniff(head) == "bmp":  # two letters are also how a text may begin
+        return head[6:10] == bytes(4) and head[14:16] in _BMP_HEADER_SIZES
+    return sniff(head) is not None or _looks_like(head).endswith("picture")
+
+
 def read_header(data: bytes) -> Header:
     """Return size and format of an image without decoding a pixel.
 
@@ -126,14 +158,27 @@ def decode(
 
     With `reduce_to`, a JPEG may come out smaller (a DCT scale of 1/2, 1/4 or 1/8), its shorter side
     still at least `reduce_to`, for less than half of the time. Raises ImageError for whatever
-    cannot be decoded whole: truncated data too, and more than `max_pixels` by the header.
+    cannot be decoded whole: truncated data too, and more than `max_pixels` by the header. As in
+    browsers, damaged metadata costs no picture, nor does a JPEG's missing end marker.
     """
     name = _readable_format(data)
     _check_size(_canvas(data, name), max_pixels)
     image = _open(data, name)
     _check_size(image.size, max_pixels)
+    if name == "jpeg" and not data.endswith(_END):
+        image = _open(_with_end_marker(data), name)
     try:
-        if reduce_to is not None and name == "jpeg":
+        return _pixels(image, reduce_to)
+    except ImageError:
+        plain = _without_metadata(data, name)
+        if plain == data:
+            raise
+        return _pixels(_open(plain, name), reduce_to)
+
+
+def _pixels(image: ImageFile, reduce_to: int | None) -> Image.Image:
+    try:
+        if reduce_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
             image.draft(None, (reduce_to, reduce_to))
         image.load()
         rgb = _to_rgb(image)
@@ -146,7 +191,7 @@ def decode(
 def _readable_format(data: bytes) -> str:
     if not data:
         raise ImageError("empty: 0 bytes")
-    name = sniff(data[:16])
+    name = sniff(data[:SIGNATURE])
     if name is None:
         raise ImageError(f"not an image of a readable format{_looks_like(data)}")
     return name
@@ -164,7 +209,7 @@ def _canvas(data: bytes, name: str) -> tuple[int, int] | None:
     """Return the size that a WebP or GIF declares: their readers allocate while they open."""
     try:
         if name == "gif":
-            return struct.unpack_from("<HH", data, 6)
+            return _gif_canvas(data)
         if name != "webp":
             return None
         kind = data[12:16]
@@ -176,8 +221,23 @@ def _canvas(data: bytes, name: str) -> tuple[int, int] | None:
             return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
-    except struct.error:
+    except (struct.error, IndexError):
         raise ImageError(f"truncated: the {name} header is incomplete") from None
+
+
+def _gif_canvas(data: bytes) -> tuple[int, int]:
+    """Return the logical screen, as large as the first frame where that does not fit on it."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + (2 << (flags & 7)) * 3 * (flags >> 7)
+    while data[at : at + 1] == b"!":  # extensions: a label, then blocks up to an empty one
+        at += 2
+        while data[at]:
+            at += 1 + data[at]
+        at += 1
+    if data[at : at + 1] != b",":
+        return width, height
+    left, top, wide, high = struct.unpack_from("<4H", data, at + 1)
+    return max(width, left + wide), max(height, top + high)
 
 
 def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
@@ -195,7 +255,101 @@ def _open(data: bytes, name: str) -> ImageFile:
     try:
         return READERS[name](io.BytesIO(data))
     except Exception as error:  # hostile headers raise anything, from SyntaxError to MemoryError
+        with contextlib.suppress(Exception):
+            return READERS[name](io.BytesIO(_without_metadata(data, name)))
         raise ImageError(f"broken {name} header: {_reason(error)}") from error
+
+
+def _without_metadata(data: bytes, name: str) -> bytes:
+    """Return a PNG or JPEG without the chunks or segments that no pixel depends on."""
+    if name == "png":
+        return data[:8] + b"".join(_needed_chunks(data))
+    if name == "jpeg":
+        return b"".join(_without_segments(data))
+    return data
+
+
+def _needed_chunks(data: bytes) -> Iterator[bytes]:
+    at = 8
+    while len(data) - at >= 12:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        chunk = data[at : at + 12 + length]
+        at += 12 + length
+        critical = kind[:1].isupper()
+        useful = kind == b"eXIf" or (
+            kind == b"tRNS" and length in _TRANSPARENCY_SIZES.get(data[25], ())
+        )
+        if critical or (useful and chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))):
+            yield chunk
+        if kind == b"IEND":
+            return
+    yield data[at:]
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield a JPEG's segments up to its end marker: marker, start, start of the content, end."""
+    end = 0
+    while found := _MARKER.search(data, end):
+        marker, end = found[1][0], found.end()
+        if marker not in (_SOI, _EOI):
+            end += max(2, int.from_bytes(data[end : end + 2], "big"))
+        yield marker, found.start(), min(found.end() + 2, end), end
+        if marker == _EOI:
+            return
+
+
+def _without_segments(data: bytes) -> Iterator[bytes]:
+    behind = 0
+    for marker, start, content, end in _segments(data):
+        if marker == _SOS:
+            break
+        name, least = _NEEDED_SEGMENTS.get(marker, (b"", end))
+        needed = data.startswith(name, content) and end - content >= least
+        if marker in _APPLICATION and not needed:
+            yield data[behind:start]
+            behind = end
+    yield data[behind:]
+
+
+def _with_end_marker(data: bytes) -> bytes:
+    """Return a JPEG that has its end marker, or is whole without it; raise ImageError for others.
+
+    It is whole if its scans bring every coefficient to its last bit, and if its pixels do not
+    depend on what follows. A file that was never filled ends in zeros, which would decode.
+    """
+    trailer = _SAMSUNG_TRAILER.search(data) if data.endswith(b"SEFT") else None
+    body = data[: trailer.start()] if trailer else data
+    scan = next((end for marker, *_, end in _segments(body) if marker == _SOS), 0)
+    if body.find(_END, scan) >= 0:
+        return data
+    if body.endswith(b"\0\0"):
+        body = body.rstrip(b"\0")
+        body += b"\0" * body.endswith(b"\xff")  # an escaped byte of the picture
+    elif body.endswith(b"\xff"):
+        body = body[:-1]
+    if _scans_are_complete(body):
+        with contextlib.suppress(Exception):
+            first, *others = (_open(body + tail, "jpeg").tobytes() for tail in (_END, *_TAILS))
+            if all(first == other for other in others):
+                return body + _END
+    raise ImageError("truncated: the JPEG has neither its last pixels nor its end marker")
+
+
+def _scans_are_complete(data: bytes) -> bool:
+    """Tell whether a JPEG's scans bring all coefficients of all its components."""
+    missing: dict[int, list[int]] = {}  # bits of each coefficient that no scan brought yet
+    for marker, _, content, end in _segments(data):
+        said = data[content:end]
+        try:
+            if marker in _FRAMES:
+                missing = {said[6 + 3 * n]: [1] * 64 for n in range(said[5])}
+            elif marker == _SOS:
+                first, last, bits = said[-3:]
+                for n in range(said[0]):
+                    missing[said[1 + 2 * n]][first : last + 1] = [bits & 15] * (last + 1 - first)
+        except (IndexError, KeyError, ValueError):
+            return False
+    return bool(missing) and not any(any(bits) for bits in missing.values())
 
 
 def _silence_pillow() -> None:

@@ -10,9 +10,10 @@ import errno
 import glob
 import itertools
 import os
+import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,33 @@ class Place:
     around: dict[str, File] = field(repr=False)
 
 
-def expand(path: str) -> Place:
+def absolute(folder: str) -> str:
+    """Return a folder's path or URL as `Place.root` spells it."""
+    if is_remote(folder):
+        import fsspec
+        from fsspec.implementations.local import LocalFileSystem
+
+        system, path = fsspec.core.url_to_fs(folder)
+        if not isinstance(system, LocalFileSystem):
+            return system.unstrip_protocol(path.rstrip("/"))
+        folder = path
+    return _LocalFiles().full(str(Path(folder).expanduser()))
+
+
+def expand(path: str, markers: Sequence[str] = ()) -> Place:
     """Return the files that `path` stands for, sorted; hidden ones and their folders are left out.
+
+    `around` holds the files named in `markers` of every folder between the root and a file.
 
     Raises ListingError where the path is not there, or a name of its brace list is not, and the
     storage's own error where it fails, for a moment (after several tries) or altogether.
     """
     if is_remote(path):
-        return _expand_remote(path)
-    return _expand(_LocalFiles(), str(Path(path).expanduser()))
+        return _expand_remote(path, markers)
+    return _expand(_LocalFiles(), str(Path(path).expanduser()), markers)
 
 
-def _expand_remote(url: str) -> Place:
+def _expand_remote(url: str, markers: Sequence[str]) -> Place:
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
@@ -78,16 +94,16 @@ def _expand_remote(url: str) -> Place:
     except (ImportError, ValueError) as error:
         raise ListingError(f"no reader for this URL: {error}") from error
     if isinstance(system, LocalFileSystem):
-        return _expand(_LocalFiles(), path)
+        return _expand(_LocalFiles(), path, markers)
     try:
-        place = _expand(_RemoteFiles(system), path)
+        place = _expand(_RemoteFiles(system), path, markers)
     except OSError as error:
         raise_if_storage(error)
         raise ListingError(f"it cannot be listed: {error}") from error
     return Place(system.unstrip_protocol(place.root), place.files, place.around)
 
 
-def _expand(system: _LocalFiles | _RemoteFiles, path: str) -> Place:
+def _expand(system: _LocalFiles | _RemoteFiles, path: str, markers: Sequence[str]) -> Place:
     """Expand a path on one file system: a name that exists as it stands is never a pattern."""
     entry = system.find(path)
     if entry is not None and entry.size < 0:
@@ -96,16 +112,24 @@ def _expand(system: _LocalFiles | _RemoteFiles, path: str) -> Place:
         return _place(root, inside, inside)
     root, names = system.parent(path), [path]
     if entry is None:
-        wildcard = _WILDCARD.search(path)
-        if wildcard is None:
+        if not _WILDCARD.search(path):
             raise ListingError("it does not exist")
-        root = system.parent(path[: wildcard.start()] + "x")
-        patterns = _braces(path)
-        names = [n for p in patterns for n in (system.glob(p) if glob.has_magic(p) else [p])]
+        literal = _literal_folders(system, path)
+        root, names = system.parent(literal + "x"), []
+        for name in (literal + rest for rest in _braces(path[len(literal) :])):
+            if glob.has_magic(name[len(literal) :]):
+                folders = _literal_folders(system, name)
+                names += system.glob(folders, name[len(folders) :])
+            else:
+                names.append(name)
     names = list(dict.fromkeys(map(system.full, names)))
     around: dict[str, File] = {}
-    for folder in sorted(set(map(system.parent, names))):
+    folders = set(map(system.parent, names))
+    for folder in sorted(folders):
         around.update(system.beside(folder))
+    for folder in sorted(_between(root, folders) - folders):
+        marks = [system.find(f"{folder}/{marker}") for marker in markers]
+        around.update({mark.path: mark for mark in marks if mark is not None})
     found: dict[str, File] = {}
     for name in names:
         entry = around.get(name) or system.find(name)
@@ -113,6 +137,28 @@ def _expand(system: _LocalFiles | _RemoteFiles, path: str) -> Place:
             raise ListingError(f"{name} does not exist")
         found.update([(name, entry)] if entry.size >= 0 else system.walk(name))
     return _place(root, found, around | found)
+
+
+def _between(root: str, folders: set[str]) -> set[str]:
+    """Return the folders below the root that lead to the given ones, and these."""
+    between: set[str] = set()
+    for folder in folders:
+        while len(folder) > len(root) and folder not in between:
+            between.add(folder)
+            folder = posixpath.dirname(folder)
+    return between
+
+
+def _literal_folders(system: _LocalFiles | _RemoteFiles, pattern: str) -> str:
+    """Return the leading folders of a pattern without a wildcard, or that exist as they stand."""
+    end = 0
+    for step in re.finditer("[^/]*/", pattern):
+        if _WILDCARD.search(step[0]):
+            entry = system.find(pattern[: step.end() - 1])
+            if entry is None or entry.size >= 0:
+                break
+        end = step.end()
+    return pattern[:end]
 
 
 def _place(root: str, found: dict[str, File], around: dict[str, File]) -> Place:
@@ -162,7 +208,8 @@ class _LocalFiles:
             return File(path, -1, "")
         return _file(path, status) if stat.S_ISREG(status.st_mode) else None
 
-    def glob(self, pattern: str) -> list[str]:
+    def glob(self, folders: str, pattern: str) -> list[str]:
+        pattern = glob.escape(folders) + pattern
         return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - takes absolute ones
 
     def beside(self, folder: str) -> Iterator[tuple[str, File]]:
@@ -225,14 +272,15 @@ class _RemoteFiles:
         except _NOTHING:
             return None
 
-    def glob(self, pattern: str) -> list[str]:
+    def glob(self, folders: str, pattern: str) -> list[str]:
         from fsspec.utils import glob_translate
 
-        root = self.parent(pattern[: _WILDCARD.search(pattern).start()] + "x")
+        root = self.parent(folders + "x")
+        depth = None if "**" in pattern else pattern.count("/") + 1
+        pattern = glob.escape(folders) + pattern
         if self._lists_trees:
             paths = retry(self.system.glob, pattern)
             return sorted(path for path in paths if not _hidden(path[len(root) :]))
-        depth = None if "**" in pattern else pattern[len(root) :].count("/")
         matches = re.compile(glob_translate(pattern)).match
         return sorted(path for path, _ in self._tree(root, depth) if matches(path))
 

@@ -35,20 +35,35 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
     Raises ValueError, its text the reason, where there is no such column or a choice of several.
     """
     able = [column.name for column in schema if _holds_bytes(column.type)]
+    lists = [column.name for column in schema if _holds_lists_of_bytes(column.type)]
+    if wanted in able:
+        return wanted
+    if wanted in lists or (wanted is None and lists and not able):
+        name = wanted or lists[0]
+        raise ValueError(
+            f"column {name!r} holds a list of images a row, and one image a row is read: write it "
+            f"""so, as with duckdb.sql("copy (select * exclude {name}, unnest({name}) as image """
+            """from 'OLD.parquet') to 'NEW.parquet'")"""
+        )
+    if wanted is not None and wanted in schema.names:
+        raise ValueError(
+            f"column {wanted!r} is {schema.field(wanted).type}, not image bytes"
+            + (f": set image_column to {' or '.join(able)}" if able else "")
+        )
+    set_column = "set the dataset's `image_column` in pipelines.yaml"
     if wanted is not None:
-        if wanted in able:
-            return wanted
-        if wanted in schema.names:
-            raise ValueError(f"column {wanted!r} is {schema.field(wanted).type}, not image bytes")
-        raise ValueError(f"no column {wanted!r}{nearest(wanted, schema.names)}")
+        raise ValueError(f"no column {wanted!r}{nearest(wanted, schema.names)}; {set_column}")
     if len(able) == 1:
         return able[0]
     usual = next((name for name in _USUAL_NAMES if name in able), None)
     if usual is not None:
         return usual
-    if not able:
-        raise ValueError(f"no column of image bytes among {', '.join(schema.names)}")
-    raise ValueError(f"images could be in {', '.join(able)}: name one as image_column")
+    if able:
+        raise ValueError(f"images could be in {', '.join(able)}; {set_column}")
+    raise ValueError(
+        f"no column of image bytes among {', '.join(schema.names)}: one must be binary, or a struct "
+        "of bytes and path as Hugging Face writes it"
+    )
 
 
 def spool_rows(
@@ -94,6 +109,13 @@ def _holds_bytes(kind: pa.DataType) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_bytes(kind.field(index).type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_lists_of_bytes(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in lists) and _holds_bytes(kind.value_type)
 
 
 def _images(table: pq.ParquetFile, name: str) -> Iterator[bytes | None]:

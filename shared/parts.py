@@ -19,17 +19,18 @@ from typing import IO
 from shared.datasets import Part
 from shared.failures import raise_if_storage
 from shared.filetypes import extension, kind_of
-from shared.images import ImageError, sniff
+from shared.images import SIGNATURE, ImageError, is_image
 from shared.keys import numbered, shown, stem, within_part
 from shared.remote import ends_early, is_remote, locate, open_binary, read_range
 from shared.sidecars import LARGEST_NOTE, Note, note_from_json, note_from_text, read_table
-from shared.tars import TarEntry, walk_tar
+from shared.tars import TarEntry, list_tar
 
 LARGEST_MEMBER = 512 << 20
 """Bytes of the largest image file that is read."""
 
 _CHUNK = 1 << 20
 _MOST_PROBLEMS = 20
+_MOST_EXAMPLES = 3
 # A compressed tar of pictures hardly grows when it is opened; one that grows more than this is
 # meant to fill the disk.
 _MOST_GROWTH = 100
@@ -58,18 +59,22 @@ class PartReader:
     """Lists a part's images and reads their bytes; a context manager.
 
     `members` are all images of the part, broken ones too, sorted by key; `problems` says what is
-    wrong with the part itself. Remote tars, compressed ones and the images of Parquet files are
-    copied to a nameless file in `scratch`, which is gone when the reader is.
+    wrong with the part itself. `ignored` counts the files that are no images by name or content,
+    nor sidecars; `ignored_examples` names a few. Remote tars, compressed ones and the images of
+    Parquet files are copied to a nameless file in `scratch`, which is gone when the reader is.
     """
 
     def __init__(self, part: Part, scratch: Path, columns: Sequence[str] = ()) -> None:
         self.part = part
         self.members: list[Member] = []
         self.problems: list[str] = []
+        self.ignored = 0
+        self.ignored_examples: list[str] = []
         self._scratch = scratch
         self._columns = tuple(columns)
         self._file: IO[bytes] | None = None
         self._place: dict[str, int] = {}
+        self._path: dict[str, str] = {}
 
     def __enter__(self) -> PartReader:
         try:
@@ -97,7 +102,7 @@ class PartReader:
         if member.problem:
             raise ImageError(member.problem)
         if self.part.format == "folder":
-            return fetch(self.part, member.member, None, member.size)
+            return read_range(locate(self.part.root, self._path[member.key]), 0, member.size)
         location = locate(self.part.root, self.part.paths[0])
         return _pread(self._file.fileno(), self._place[member.key], member.size, location)
 
@@ -114,12 +119,18 @@ class PartReader:
         descriptor = self._file.fileno()
         images: list[TarEntry] = []
         notes: dict[str, list[TarEntry]] = defaultdict(list)
-        for entry in walk_tar(descriptor, self.problems):
+        for entry in list_tar(descriptor, self.problems):
             kind = kind_of(entry.name)
-            if kind == "note" and not entry.problem and entry.size <= LARGEST_NOTE:
-                notes[f"{stem(entry.name)}.{extension(entry.name)}"].append(entry)
-            elif kind in ("image", "unread") or (kind == "bare" and _is_image(descriptor, entry)):
+            if kind == "note":
+                if not entry.problem and entry.size <= LARGEST_NOTE:
+                    notes[f"{stem(entry.name)}.{extension(entry.name)}"].append(entry)
+            elif kind == "image" or (
+                kind == "unknown"
+                and is_image(os.pread(descriptor, min(SIGNATURE, entry.size), entry.offset))
+            ):
                 images.append(entry)
+            elif kind != "hidden":
+                self._ignore(entry.name)
         table = self._table()
         seen: dict[str, int] = defaultdict(int)
         keys = within_part([entry.name for entry in images])
@@ -158,19 +169,27 @@ class PartReader:
 
     def _folder(self) -> Iterator[Member]:
         sizes = dict(zip(self.part.paths, self.part.sizes, strict=True))
-        there = [path for path in sizes if sizes[path] >= 0]
-        notes = {shown(path): path for path in there if kind_of(path) == "note"}
-        bare = {path for path in self.part.paths if kind_of(path) == "bare"}
-        images = [path for path in self.part.paths if kind_of(path) != "note"]
-        images = [p for p in images if p not in bare or (sizes[p] >= 0 and self._sniffed(p))]
+        notes = {shown(p): p for p, size in sizes.items() if size >= 0 and kind_of(p) == "note"}
+        images = []
+        for path, size in sizes.items():
+            kind = kind_of(path)
+            if kind == "image" or (
+                kind == "unknown" and is_image(self._head(path, size, SIGNATURE))
+            ):
+                images.append(path)
+            elif kind == "unknown":
+                self._ignore(shown(path))
         names = [shown(path) for path in images]
         for path, name, key in zip(images, names, numbered(names), strict=True):
             note = Note()
             for end in ("json", "txt"):
                 sidecar = notes.get(f"{stem(name)}.{end}")
                 if sidecar is not None:
-                    note = note.over(self._note(end, self._head(sidecar, LARGEST_NOTE)))
-            yield self._member(self.part.key_prefix + key, name, sizes[path], note)
+                    head = self._head(sidecar, sizes[sidecar], LARGEST_NOTE)
+                    note = note.over(self._note(end, head))
+            member = self._member(self.part.key_prefix + key, name, sizes[path], note)
+            self._path[member.key] = path
+            yield member
 
     def _parquet(self) -> Iterator[Member]:
         from pyarrow import ArrowException
@@ -203,8 +222,6 @@ class PartReader:
         problem = ""
         if size < 0:
             problem, size = "a link that leads to no file", 0
-        elif self.part.format != "parquet" and kind_of(name) == "unread":
-            problem = f"format not read: .{extension(name)}"
         elif size > LARGEST_MEMBER:
             problem = f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
         columns = {name: note.columns.get(name) for name in self._columns}
@@ -226,12 +243,13 @@ class PartReader:
                 self.problems.append(f"{shown(self.part.table)} cannot be read: {_one_line(error)}")
                 return {}
 
-    def _sniffed(self, path: str) -> bool:
-        return sniff(self._head(path, 16)) is not None
+    def _ignore(self, name: str) -> None:
+        self.ignored += 1
+        if len(self.ignored_examples) < _MOST_EXAMPLES:
+            self.ignored_examples.append(name)
 
-    def _head(self, path: str, size: int) -> bytes:
-        with open_binary(locate(self.part.root, path)) as source:
-            return source.read(size)
+    def _head(self, path: str, size: int, most: int) -> bytes:
+        return read_range(locate(self.part.root, path), 0, min(size, most))
 
 
 def direct(part: Part) -> bool:
@@ -247,14 +265,9 @@ def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
 
     Raises LvdError or the storage's own error where they are not to be had any more.
     """
-    path = part.paths[0]
     if part.format == "folder":
-        path = member if member in part.paths else _path_shown_as(member, part)
-    return read_range(locate(part.root, path), offset or 0, size)
-
-
-def _path_shown_as(name: str, part: Part) -> str:
-    return next((path for path in part.paths if shown(path) == name), name)
+        return read_range(locate(part.root, part.path_of(member)), 0, size)
+    return read_range(locate(part.root, part.paths[0]), offset or 0, size)
 
 
 def _pread(descriptor: int, offset: int, size: int, location: str) -> bytes:
@@ -271,10 +284,6 @@ def _is_gzip(source: IO[bytes]) -> bool:
     magic = source.read(2)
     source.seek(0)
     return magic == b"\x1f\x8b"
-
-
-def _is_image(descriptor: int, entry: TarEntry) -> bool:
-    return sniff(os.pread(descriptor, min(16, entry.size), entry.offset)) is not None
 
 
 def _one_line(error: Exception) -> str:

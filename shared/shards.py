@@ -76,13 +76,16 @@ def output_key(name: str, index: int) -> str:
     return f"{name}{index:04d}"
 
 
-def to_jpeg(data: bytes, encode: Literal["auto", "never"] = "auto") -> tuple[bytes, str]:
+def to_jpeg(
+    data: bytes, encode: Literal["auto", "never"] = "auto", *, max_pixels: int
+) -> tuple[bytes, str]:
     """Return the bytes to export for an image file's bytes, and their extension.
 
     JPEG is never re-encoded. With `auto`, anything else becomes a JPEG of quality 95 without
     chroma subsampling (readers choke on mixed extensions), made smaller only where a side exceeds
     the 65,500 pixels that a JPEG can have. With `never`, the bytes stay, and the extension is
-    that of their real format. Raises `shared.images.ImageError` for bytes that are no image.
+    that of their real format. Raises `shared.images.ImageError` for bytes that are no image, and
+    for more than `max_pixels` where they are decoded.
     """
     from PIL import Image
 
@@ -91,7 +94,7 @@ def to_jpeg(data: bytes, encode: Literal["auto", "never"] = "auto") -> tuple[byt
     image_format = read_header(data).format
     if image_format == "jpeg" or encode == "never":
         return data, _EXTENSIONS.get(image_format, image_format)
-    picture = decode(data)
+    picture = decode(data, max_pixels=max_pixels)
     if max(picture.size) > _JPEG_LONGEST_SIDE:
         picture.thumbnail((_JPEG_LONGEST_SIDE, _JPEG_LONGEST_SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

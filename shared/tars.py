@@ -8,9 +8,11 @@ memory, and stops at the first damaged one without a word.
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,28 +21,65 @@ from shared.keys import shown
 BLOCK = 512
 _SCAN = 8 << 20  # bytes read at once while looking for the next header
 _LARGEST_EXTENSION = 1 << 20  # bytes of a long name or of pax records; real ones are under a page
+_MOST_LINKS = 40  # as Linux
+_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_EXTENSIONS = {*_LONG, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
+_RECORD_LENGTH = re.compile(rb"(\d{1,7}) ")
 
 
 @dataclass(frozen=True)
 class TarEntry:
-    """A regular file in a tar: where its bytes are, or why (`problem`) they are not to be had."""
+    """A file in a tar: where its bytes are, or why (`problem`) they are not to be had."""
 
     name: str
     offset: int
     size: int
     problem: str = ""
+    link: str = ""
+    """The path in the tar that this leads to, "" for a file with bytes of its own."""
+    hard: bool = False
+    """Whether it leads to what had that path when this member was written."""
 
 
-def walk_tar(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
-    """Yield the regular files of a tar in their order there.
+def list_tar(descriptor: int, problems: list[str]) -> list[TarEntry]:
+    """Return the files of a tar in their order there; links have the bytes of what they name.
 
-    Damage is no exception: it is appended to `problems`, and the walk goes on at the next header.
+    Damage is no exception: it is appended to `problems`, and reading goes on at the next header.
     """
+    entries: list[TarEntry] = []
+    named: dict[str, TarEntry] = {}
+    for entry in _walk(descriptor, problems):
+        if entry.hard and entry.link in named:
+            entry = replace(named[entry.link], name=entry.name)
+        entries.append(entry)
+        named[_path(entry.name)] = entry
+    return [_followed(entry, named) for entry in entries]
+
+
+def _followed(entry: TarEntry, named: dict[str, TarEntry]) -> TarEntry:
+    target = entry
+    for _ in range(_MOST_LINKS):
+        if not target.link:
+            return replace(target, name=entry.name)
+        if target.link not in named:
+            problem = f"a link to {target.link[:200]}, which is not in the tar"
+            return TarEntry(entry.name, entry.offset, 0, problem)
+        target = named[target.link]
+    return TarEntry(entry.name, entry.offset, 0, "a link in a circle of links")
+
+
+def _path(name: str) -> str:
+    return posixpath.normpath(name.lstrip("/"))
+
+
+def _walk(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
+    """Yield the regular files and links of a tar in their order there."""
     end = os.fstat(descriptor).st_size
     if end == 0:
         problems.append("not a tar file: 0 bytes")
         return
     position, ended, found = 0, False, False
+    headers = _Headers(descriptor, end)
     extension: dict[str, str] = {}  # what long-name and pax headers say of the next member
     while position < end:
         block = os.pread(descriptor, BLOCK, position)
@@ -48,12 +87,12 @@ def walk_tar(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             size = info.size if info.size >= 0 else None
         except tarfile.EOFHeaderError:
-            ended, position = True, _next_header(descriptor, position + BLOCK, end)
+            ended, position = True, headers.next(position + BLOCK)
             continue
         except tarfile.HeaderError:
             size = None
         if size is None:
-            resumed = _next_header(descriptor, position + BLOCK, end)
+            resumed = headers.next(position + BLOCK)
             problems.append(_damage(position, resumed, end, found))
             if resumed == end:
                 return
@@ -62,13 +101,13 @@ def walk_tar(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
         found, ended = True, False
         data = position + BLOCK
         position = data + (size + BLOCK - 1) // BLOCK * BLOCK
-        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+        if info.type in _EXTENSIONS:
             if size > _LARGEST_EXTENSION:
                 problems.append(f"extended header of {size} bytes at byte {data - BLOCK}: not read")
             else:
                 extension |= _extension(info.type, os.pread(descriptor, size, data))
             continue
-        if info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+        if info.type == tarfile.XGLTYPE:
             continue
         extended, extension = extension, {}
         if info.type == tarfile.GNUTYPE_SPARSE and block[482]:
@@ -84,6 +123,10 @@ def walk_tar(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
             elif info.type == tarfile.GNUTYPE_SPARSE or any("sparse" in key for key in extended):
                 problem = "sparse tar members are not read"
             yield TarEntry(shown(name), data, size, problem)
+        elif info.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            target, hard = extended.get("linkpath") or info.linkname, info.type == tarfile.LNKTYPE
+            target = target if hard else posixpath.join(posixpath.dirname(name), target)
+            yield TarEntry(shown(name), data, 0, link=_path(shown(target)), hard=hard)
     if position > end:
         problems.append(f"tar ends early at byte {end}, inside a member")
     elif not ended and found:
@@ -100,17 +143,34 @@ def _damage(position: int, resumed: int, end: int, found: bool) -> str:
     return f"bad tar header at byte {position}: nothing could be read after it"
 
 
-def _next_header(descriptor: int, position: int, end: int) -> int:
-    """Return where the next block with a valid header and the ustar magic begins, or `end`."""
-    while position < end:
-        chunk = os.pread(descriptor, _SCAN, position)
+class _Headers:
+    """Finds the next header behind damage; it reads each stretch of the file once."""
+
+    def __init__(self, descriptor: int, end: int) -> None:
+        self._descriptor, self._end = descriptor, end
+        self._stop = 0
+        self._magic = np.empty(0, np.int64)
+
+    def next(self, position: int) -> int:
+        """Return where the next block with a valid header and the ustar magic begins, or the end.
+
+        Positions never go back.
+        """
+        while position < self._end:
+            if position >= self._stop:
+                self._scan(position)
+            for at in map(int, self._magic[np.searchsorted(self._magic, position) :]):
+                if _is_header(os.pread(self._descriptor, BLOCK, at)):
+                    return at
+            position = self._stop
+        return self._end
+
+    def _scan(self, position: int) -> None:
+        chunk = os.pread(self._descriptor, _SCAN, position)
         blocks = np.frombuffer(chunk, np.uint8, len(chunk) // BLOCK * BLOCK).reshape(-1, BLOCK)
         magic = (blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1)
-        for index in np.flatnonzero(magic):
-            if _is_header(blocks[index].tobytes()):
-                return position + int(index) * BLOCK
-        position += _SCAN
-    return end
+        self._magic = position + np.flatnonzero(magic) * BLOCK
+        self._stop = position + _SCAN
 
 
 def _is_header(block: bytes) -> bool:
@@ -122,17 +182,17 @@ def _is_header(block: bytes) -> bool:
 
 def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     """Return what a long-name or pax header says; what is malformed in it says nothing."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": data.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    if kind in _LONG:
+        return {_LONG[kind]: data.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     said = {}
-    while data:
-        digits = data.partition(b" ")[0]
-        length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
-        if not len(digits) + 1 < length <= len(data):
+    at = 0
+    while number := _RECORD_LENGTH.match(data, at):
+        length = int(number[1])
+        if not number.end() - at < length <= len(data) - at:
             break
-        key, _, value = data[len(digits) + 1 : length - 1].partition(b"=")
+        key, _, value = data[number.end() : at + length - 1].partition(b"=")
         said[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
+        at += length
     return said
 
 

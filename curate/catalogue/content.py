@@ -9,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.datasets import Part
+from shared.errors import LvdError
+from shared.filetypes import kind_of
+from shared.images import sniff
+from shared.keys import shown
 from shared.parts import Member
 from shared.remote import is_remote, locate, open_binary
 from shared.storage import fingerprint, read_json, write_json
 
 STAMPS, PLACES = "stamps", "places"
+HEAD = 64
+"""First bytes by which an image is told."""
 _CHUNK = 1 << 20
 
 
@@ -89,29 +95,24 @@ def stale_notes(work: Path, contents: Container[str]) -> Iterator[Path]:
 def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
     """Yield the part with its files on a local disk, and its content; reads each file once.
 
-    Files of a local part stay where they are; those of a remote one are copied below `scratch`.
+    Files of a local part stay where they are; those of a remote one are copied below `scratch`. Of
+    a folder's files that are no images by name or content, only the first bytes count.
     """
-    files = [*part.paths, *([part.table] if part.table else [])]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        root = part.root
+        root = folder if is_remote(part.root) else part.root
         digests = []
-        lost = {path for path, size in zip(part.paths, part.sizes, strict=True) if size < 0}
-        for number, path in enumerate(files):
-            digest = hashlib.sha256()
-            if path in lost:  # a link that led nowhere when it was listed: there is nothing to read
-                digests.append([_hex(path), ""])
-                continue
-            with open_binary(locate(part.root, path)) as source:
-                if is_remote(part.root):
-                    root = folder
-                    target = Path(folder, path)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with target.open("wb") as copy:
-                        _pour(source, digest, copy)
-                else:
-                    _pour(source, digest, None)
+        files = [
+            *zip(part.paths, part.sizes, strict=True),
+            *([(part.table, 0)] if part.table else []),
+        ]
+        for number, (path, size) in enumerate(files):
+            digest = "broken"
+            if size >= 0:  # else a link that led nowhere when it was listed
+                copy = _inside(Path(folder), path) if is_remote(part.root) else None
+                maybe_junk = part.format == "folder" and kind_of(path) == "unknown"
+                digest = _read(locate(part.root, path), copy, maybe_junk)
             name = path if part.format == "folder" else str(number)
-            digests.append([_hex(name), digest.hexdigest()])
+            digests.append([name.encode("utf-8", "surrogateescape").hex(), digest])
         about = [part.format, part.image_column, part.key_column, digests]
         nameless = replace(part, root=root, name="", key_prefix="")
         yield Copy(nameless, fingerprint(about, 16), place_of(part))
@@ -128,12 +129,26 @@ def _stamp_file(work: Path, part: Part) -> Path:
     return work / STAMPS / name[:2] / name
 
 
-def _hex(path: str) -> str:
-    return path.encode("utf-8", "surrogateescape").hex()
+def _inside(folder: Path, path: str) -> Path:
+    """Return where a remote file is copied to: nowhere but below `folder`."""
+    target = (folder / path).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise LvdError(f"{shown(path)} leads out of its dataset: rename or leave out that file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
-def _pour(source, digest, copy) -> None:
-    while chunk := source.read(_CHUNK):
-        digest.update(chunk)
-        if copy is not None:
-            copy.write(chunk)
+def _read(location: str, copy: Path | None, maybe_junk: bool) -> str:
+    """Return the sha256 of a file, and write what was read to `copy`."""
+    digest = hashlib.sha256()
+    with ExitStack() as stack:
+        source = stack.enter_context(open_binary(location))
+        target = stack.enter_context(copy.open("wb")) if copy else None
+        chunk = source.read(HEAD if maybe_junk else _CHUNK)
+        junk = maybe_junk and sniff(chunk) is None
+        while chunk:
+            digest.update(chunk)
+            if target is not None:
+                target.write(chunk)
+            chunk = b"" if junk else source.read(_CHUNK)
+    return digest.hexdigest()

@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
-from curate.embedding.journal import Journal, crash_of
+from curate.embedding.decoder import Decoder
+from curate.embedding.journal import Journal
 from curate.embedding.previous import Previous, find_previous
 from curate.filters.scores import score_column
 from curate.state import Pending, State
@@ -40,7 +41,7 @@ from shared.embedders import (
     load_preparation,
     runtime,
 )
-from shared.images import Header, ImageError, decode, read_header
+from shared.images import Header, ImageError, read_header
 from shared.parts import Member, PartReader
 from shared.storage import fingerprint
 
@@ -58,8 +59,15 @@ class EmbedSettings(BaseModel):
 
     max_pixels: int = Field(178_956_970, ge=1)
     """Images of more pixels by their header are `corrupt`, undecoded."""
+    decode_seconds: float = Field(60, gt=0)
+    """Images that take longer to decode are `corrupt`."""
     decode_threads: int | None = Field(None, ge=1)
     """Threads that decode ahead of the forward pass; by default the task's threads."""
+
+    @property
+    def limits(self) -> list[float]:
+        """What decides which images are `corrupt`."""
+        return [self.max_pixels, self.decode_seconds]
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class EmbedRequest:
     @property
     def facts(self) -> Path:
         """The folder of the facts' units: contrast is measured at the first embedder's scale."""
-        return self._folder("facts", self.settings.max_pixels, identity(self.embedders[0]))
+        return self._folder("facts", self.settings.limits, identity(self.embedders[0]))
 
     @property
     def scores(self) -> Path:
@@ -86,7 +94,7 @@ class EmbedRequest:
 
     def vectors(self, embedder: EmbedderSettings) -> Path:
         """Return the folder of an embedder's units."""
-        return self._folder("vectors", self.settings.max_pixels, identity(embedder))
+        return self._folder("vectors", self.settings.limits, identity(embedder))
 
     def units(self, content: str) -> list[Path]:
         """Return the units of a content: facts, scores if there are any, and vectors."""
@@ -181,7 +189,14 @@ def _make(
         }
         previous = find_previous(request, copy, [request.embedders[place] for place in wanted])
         journal = stack.enter_context(Journal(request.work / "decoding" / content))
-        read = _Reading(reader, journal, request, tuple(wanted), previous)
+        decoder = stack.enter_context(
+            Decoder(
+                journal,
+                max_pixels=request.settings.max_pixels,
+                seconds=request.settings.decode_seconds,
+            )
+        )
+        read = _Reading(reader, decoder, request, tuple(wanted), previous, facts in missing)
         forward = _Forward(state, request, outputs)
         rows: list[_Row] = []
         threads = request.settings.decode_threads or request.threads
@@ -208,6 +223,8 @@ def _make(
                 "images": len(rows),
                 "corrupt": sum(bool(row.problem) for row in rows),
                 "problems": reader.problems,
+                "ignored": reader.ignored,
+                "ignored_examples": reader.ignored_examples,
             }
             commit(count, facts, result)
 
@@ -280,10 +297,12 @@ class _Reading:
     """Reads, checks and decodes one image; safe in threads."""
 
     reader: PartReader
-    journal: Journal
+    decoder: Decoder
     request: EmbedRequest
     wanted: tuple[int, ...]
     previous: Previous | None
+    measured: bool
+    """Whether the facts are missing, and so the contrast."""
 
     def __call__(self, member: Member) -> _Row:
         row = _Row(member, size=member.size, problem=member.problem)
@@ -300,12 +319,7 @@ class _Reading:
             if max(header.width, header.height) > LONGEST_SIDE:
                 raise ImageError(f"its header says {header.width} x {header.height} pixels")
             row.header = header
-            if self.journal.is_suspect(member.key) and (
-                crash := crash_of(data, self.request.settings.max_pixels, None)
-            ):
-                raise ImageError(crash)
-            with self.journal.trying(member.key):
-                self._decode(row, data)
+            self._decode(row, data)
         except ImageError as error:
             row.problem = str(error) or "unreadable"
         return row
@@ -313,13 +327,12 @@ class _Reading:
     def _decode(self, row: _Row, data: bytes) -> None:
         """Prepare the image for each embedder, from one decode for each scale they look at."""
         first = preparation(self.request.embedders[0])
-        by_scale: dict[int | None, list[int]] = {first.reduce_to: []}
+        by_scale: dict[int | None, list[int]] = {first.reduce_to: []} if self.measured else {}
         for place in self.wanted:
             scale = preparation(self.request.embedders[place]).reduce_to
             by_scale.setdefault(scale, []).append(place)
         for same in _same_scale(row.header, by_scale):
-            reduce_to = same[0]
-            image = decode(data, max_pixels=self.request.settings.max_pixels, reduce_to=reduce_to)
+            image = self.decoder.decode(row.member.key, data, row.header, same[0])
             for scale in same:
                 if scale == first.reduce_to:
                     row.contrast = _contrast(image)

@@ -1,19 +1,11 @@
-"""Outlives images that kill the process that decodes them.
-
-A journal says which images are being decoded. When a worker dies, the next try of its part finds
-in the journal those that were under way, and decodes each in a process of its own first.
-"""
+"""Names the images that were being decoded when a worker died, to the next try of their part."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-
-SECONDS = 120
 
 
 class Journal:
@@ -32,7 +24,7 @@ class Journal:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._stream.close()
         if kind is None:
-            self._path.unlink(missing_ok=True)  # another part of the same bytes may share it
+            self._path.unlink(missing_ok=True)
 
     @contextmanager
     def trying(self, key: str) -> Iterator[None]:
@@ -56,25 +48,3 @@ def _unfinished(path: Path) -> set[str]:
         for line in path.read_text(encoding="utf-8").splitlines():
             (begun.add if line[:1] == "+" else begun.discard)(line[1:])
     return begun
-
-
-def crash_of(data: bytes, max_pixels: int, reduce_to: int | None) -> str:
-    """Decode an image in a process of its own; return how that died, or an empty string."""
-    code = (
-        "import sys; from shared.images import ImageError, decode\n"
-        "try: decode(sys.stdin.buffer.read(), "
-        f"max_pixels={max_pixels!r}, reduce_to={reduce_to!r})\n"
-        "except ImageError: pass"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=data,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"decoding takes over {SECONDS} s"
-    return f"decoding kills the process (status {done.returncode})" if done.returncode else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
@@ -43,6 +44,13 @@ class EmbeddedParts:
     contents: list[str]
     aside: list[SetAside]
     request: EmbedRequest
+
+    @property
+    def ignored(self) -> dict[str, Any]:
+        """How many files are no images, by name or content, and a few of them."""
+        stats = [committed(self.request.facts / content) or {} for content in self.contents]
+        examples = [name for each in stats for name in each["ignored_examples"]]
+        return {"files": sum(each["ignored"] for each in stats), "examples": examples[:3]}
 
     @property
     def problems(self) -> list[str]:

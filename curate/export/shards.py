@@ -58,7 +58,7 @@ class Source:
     seed: Collection
     spills: dict[int, Path]
     max_pixels: int
-    """As `embed.max_pixels`: what was admitted there is decoded here too."""
+    """What the crawl's pictures were admitted under."""
 
 
 def export(
@@ -148,7 +148,7 @@ def _samples(source: Source, numbers: np.ndarray, settings: ExportSettings) -> I
         fact = facts[at]
         data = _bytes(source, int(numbers[at]), int(parts[at]), fact)
         try:
-            data, extension = to_jpeg(data, settings.encode)
+            data, extension = to_jpeg(data, settings.encode, max_pixels=source.max_pixels)
         except ImageError as error:
             raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
         row = {

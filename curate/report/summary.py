@@ -151,6 +151,10 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     if groups:
         members = f"{groups['members']:,} images in {groups['count']:,} groups of copies"
         table.add_row("groups", members, "")
+    ignored = funnel.get("ignored") or {}
+    if ignored.get("files"):
+        count = f"{ignored['files']:,} files that are no images"
+        table.add_row("ignored", count, printable("as " + ", ".join(ignored["examples"])))
     recall = funnel.get("dedup_recall") or {}
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"

@@ -225,6 +225,7 @@ def test_what_changes_vectors_or_facts_changes_their_place(tmp_path):
 
     assert changed(embedders=(full,)) == ["facts", "vectors"]
     assert changed(settings=EmbedSettings(max_pixels=1)) == ["facts", "vectors"]
+    assert changed(settings=EmbedSettings(decode_seconds=1)) == ["facts", "vectors"]
     assert changed(columns=()) == ["scores"]
     assert changed(embedders=(plain, full)) == []
     assert changed(settings=EmbedSettings(decode_threads=3), threads=1) == []

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -59,9 +60,10 @@ def source_of(work, path):
     selected = work / "select"
     selected.mkdir()
     select(crawl, groups, held, retrieved, -1.0, RetrieveSettings(), 0, out=selected)
-    max_pixels = EmbedSettings().max_pixels
     file = save_parts(parts, work / "parts.json")
-    return Source(crawl, file, selected, tuple(retrieved), seed, {}, max_pixels), parts
+    return Source(
+        crawl, file, selected, tuple(retrieved), seed, {}, EmbedSettings().max_pixels
+    ), parts
 
 
 def exported(work, path, settings=None):
@@ -225,10 +227,14 @@ def test_a_part_that_lost_its_members_stops_the_export(tmp_path, ending, mode):
         lay_down(source, parts, tmp_path)
         export_shard(source, 0, ExportSettings(), out=tmp_path)
 
-    with pytest.raises(
-        LvdError, match=r"not to be had any more|changed .*run the same command again"
-    ):
+    with pytest.raises(LvdError, match=r"part p changed|it changed after"):
         export()
+
+
+def test_pictures_are_encoded_under_the_limit_that_they_were_admitted_under(tmp_path):
+    source, _ = source_of(tmp_path, write_tar(tmp_path / "in" / "p.tar", MEMBERS))
+    with pytest.raises(LvdError, match="over the limit of 10 pixels"):
+        export_shard(replace(source, max_pixels=10), 0, ExportSettings(), out=tmp_path)
 
 
 def test_a_shard_that_failed_leaves_no_mark(tmp_path):

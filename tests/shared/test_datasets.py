@@ -3,8 +3,11 @@
 import io
 import os
 import pickle
+import re
 import tarfile
+from dataclasses import replace
 
+import duckdb
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +18,8 @@ from PIL import Image
 
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
+from shared.keys import shown
+from shared.parts import PartReader
 
 
 def parts_of(path, **options):
@@ -71,6 +76,27 @@ def test_a_name_that_exists_is_never_a_pattern(tmp_path):
     assert names_of(f"{tmp_path}/{{x}}.tar") == ["{x}"]
 
 
+@pytest.mark.parametrize("folder", ["photos [2019]", "{a,b}", "what?", "a*b"])
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_folder_that_exists_is_taken_literally_below_which_is_a_pattern(tmp_path, folder, where):
+    touch(tmp_path, f"{folder}/x/0.tar", f"{folder}/x/1.tar", f"{folder}/[y]/2.tar", "aab/3.tar")
+    root = str(tmp_path)
+    if where == "memory":
+        memory = fsspec.filesystem("memory")
+        for path in tmp_path.rglob("*.tar"):
+            memory.pipe(f"/test_literal/{path.relative_to(tmp_path)}", path.read_bytes())
+        root = "memory://test_literal"
+    place = f"{root}/{folder}"
+    assert names_of(f"{place}/x/*.tar") == ["0", "1"]
+    assert names_of(f"{place}/**/*.tar") == ["[y]/2", "x/0", "x/1"]
+    assert names_of(f"{place}/x/{{0,1}}.tar") == ["0", "1"]
+    assert names_of(f"{place}/[y]/*.tar") == ["2"]
+    assert names_of(f"{place}/{{x,[y]}}/*.tar") == ["[y]/2", "x/0", "x/1"]
+    assert parts_of(f"{place}/x/*.tar")[0].root.endswith(f"{folder}/x")
+    if where == "memory":
+        memory.rm("/test_literal", recursive=True)
+
+
 def test_urls_are_listed_like_folders(shards):
     memory = fsspec.filesystem("memory")
     for path in shards.rglob("*"):
@@ -90,11 +116,32 @@ def test_images_are_dealt_to_parts_with_their_sidecars(tmp_path):
     parts = parts_of(str(tmp_path), folder_parts=4)
     assert [part.name for part in parts] == [f"folder-{n:05d}" for n in range(4)]
     dealt = [path for part in parts for path in part.paths]
-    assert sorted(dealt) == sorted([*names, "a/0.json", "b/c/3.txt"])
+    assert sorted(dealt) == sorted([*names, "a/0.json", "b/c/3.txt", "notes.csv"])
     for image, note in (("a/0.JPG", "a/0.json"), ("b/c/3.JPG", "b/c/3.txt")):
         assert any({image, note} <= set(part.paths) for part in parts)
-    assert sum(part.nbytes for part in parts) == sum(map(len, names))
+    assert sum(part.nbytes for part in parts) == sum(map(len, [*names, "notes.csv"]))
     assert names_of(f"{tmp_path}/**/*.JPG", folder_parts=4) == [part.name for part in parts]
+
+
+def test_a_member_is_found_without_scanning_its_part(tmp_path):
+    names = ["a.jpg", "caf\\xe9.jpg", *(os.fsdecode(b"%d\xe9.jpg" % n) for n in range(200))]
+    touch(tmp_path, *names, os.fsdecode(b"caf\xe9.jpg"))
+    (part,) = parts_of(str(tmp_path), folder_parts=1)
+    scans = []
+
+    class Paths(tuple):
+        def __iter__(self):
+            scans.append(1)
+            return super().__iter__()
+
+        def __contains__(self, path):
+            scans.append(1)
+            return super().__contains__(path)
+
+    part = replace(part, paths=Paths(part.paths))
+    for name in names:
+        assert part.path_of(shown(name)) == name
+    assert len(scans) < 5
 
 
 @settings(max_examples=30, deadline=None)
@@ -185,6 +232,101 @@ def test_a_missing_image_column_fails_at_once_and_names_the_nearest(tmp_path):
         parts_of(str(tmp_path), image_column="pictures")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "0.parquet")
     with pytest.raises(LvdError, match="no column of image bytes among x"):
+        parts_of(str(tmp_path))
+
+
+def write_result(folder):
+    touch(folder, "run.json", "reports/images.parquet", "reports/page/a.png", "shards/00000.tar")
+    touch(folder, "shards/00000.parquet", "shards/00000_stats.json")
+
+
+@pytest.fixture
+def crawl_with_outputs(tmp_path):
+    """A crawl that holds two results, a work folder and two folders that only `exclude` tells."""
+    crawl = tmp_path / "crawl"
+    touch(
+        crawl, "a/0.tar", "a/run.json", "b/reports/1.tar", "own/2.tar", "own.partial/shards/3.tar"
+    )
+    for result in ("x", "runs/curate/y"):
+        write_result(crawl / result)
+    touch(crawl, "work/lvd-work.json", "work/embed/0.tar", "work/sample/s.jpg", "work/v.npy")
+    return crawl
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.tar", "/*"])
+@pytest.mark.parametrize("where", ["local", "memory", "link"])
+def test_what_lvd_curate_wrote_is_never_input(crawl_with_outputs, tmp_path, capsys, pattern, where):
+    root = str(crawl_with_outputs)
+    if where == "link":
+        (tmp_path / "link").symlink_to(crawl_with_outputs)
+        root = str(tmp_path / "link")
+    if where == "memory":
+        memory = fsspec.filesystem("memory")
+        for path in crawl_with_outputs.rglob("*"):
+            if path.is_file():
+                place = path.relative_to(crawl_with_outputs)
+                memory.pipe(f"/test_outputs/{place}", path.read_bytes())
+        root = "memory://test_outputs"
+    own = root if where == "memory" else crawl_with_outputs
+    settings = DatasetSettings(path=root + pattern)
+    exclude = [f"{own}/own", f"{own}/own.partial", f"{own}/not_there", root, tmp_path]
+    parts = list_parts("mine", settings, exclude=exclude)
+    assert [part.name for part in parts] == ["a/0", "b/reports/1"]
+    said = capsys.readouterr().err
+    assert said.count("warning:") == said.count("\n") == 1
+    assert "left out 5 folders" in said
+    if where == "memory":
+        memory.rm("/test_outputs", recursive=True)
+
+
+def test_a_result_that_is_named_is_the_dataset_of_its_shards(tmp_path, capsys):
+    write_result(tmp_path / "out")
+    assert names_of(f"{tmp_path}/out/shards") == ["00000"]
+    assert names_of(f"{tmp_path}/out/shards/*.tar") == ["00000"]
+    (part,) = list_parts(
+        "mine", DatasetSettings(path=str(tmp_path / "out")), exclude=[tmp_path / "out"]
+    )
+    assert (part.name, part.table) == ("shards/00000", "shards/00000.parquet")
+    assert not capsys.readouterr().err
+    with pytest.raises(LvdError, match="only what lvd-curate wrote is there"):
+        parts_of(str(tmp_path))
+
+
+HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("asked", [None, "images"])
+@pytest.mark.parametrize("kind", [HUGGING_FACE, pa.binary()])
+@pytest.mark.parametrize("lists", [pa.list_, pa.large_list])
+def test_lists_of_images_are_refused_with_a_remedy_that_works(tmp_path, asked, kind, lists):
+    image = {"bytes": b"1", "path": "a"} if kind == HUGGING_FACE else b"1"
+    table = {"images": pa.array([[image, image], [image]], lists(kind)), "url": ["u", "v"]}
+    pq.write_table(pa.table(table), tmp_path / "OLD.parquet")
+    with pytest.raises(LvdError, match="column 'images' holds a list of images a row") as error:
+        parts_of(str(tmp_path), image_column=asked)
+    assert "image_column" not in str(error.value)
+    remedy = re.search(r'duckdb\.sql\("(.*)"\)', str(error.value))[1]
+    places = {name: str(tmp_path / name) for name in ("OLD.parquet", "NEW.parquet")}
+    for name, place in places.items():
+        remedy = remedy.replace(name, place)
+    duckdb.sql(remedy)
+    (part,) = parts_of(places["NEW.parquet"])
+    with PartReader(part, tmp_path) as reader:
+        assert [(reader.read(m), m.url) for m in reader.members] == [
+            (b"1", "u"),
+            (b"1", "u"),
+            (b"1", "v"),
+        ]
+
+
+def test_a_column_that_holds_no_images_is_named_with_one_that_does(tmp_path):
+    table = {"label": [1], "a": pa.array([b"1"], pa.binary()), "b": pa.array([b"1"], pa.binary())}
+    pq.write_table(pa.table(table), tmp_path / "0.parquet")
+    with pytest.raises(
+        LvdError, match="'label' is int64, not image bytes: set image_column to a or b"
+    ):
+        parts_of(str(tmp_path), image_column="label")
+    with pytest.raises(LvdError, match="images could be in a, b; set the dataset's `image_column`"):
         parts_of(str(tmp_path))
 
 

@@ -150,6 +150,135 @@ def test_truncated_data_is_a_reason_and_never_half_a_picture(file_format):
             decode(data[: int(len(data) * share)])
 
 
+def chunk(kind, content, checksum=None):
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+@pytest.mark.parametrize(
+    "kind", [b"pHYs", b"tEXt", b"zTXt", b"iCCP", b"gAMA", b"eXIf", b"tRNS", b"acTL"]
+)
+@pytest.mark.parametrize("behind_the_pixels", [False, True])
+def test_a_png_is_read_whatever_its_ancillary_chunks_are(kind, behind_the_pixels):
+    data = encoded(photograph(), "PNG")
+    at = len(data) - 12 if behind_the_pixels else 33
+    huge = b"x\0\0" + zlib.compress(bytes(3_000_000))
+    for damage in (chunk(kind, b"\0\0\x1e\xc2", 1), chunk(kind, b""), chunk(kind, huge)):
+        mended = data[:at] + damage + data[at:]
+        assert difference(decode(mended), photograph()) == 0
+        assert read_header(mended) == Header(96, 64, "png")
+
+
+def test_a_damaged_chunk_costs_a_png_neither_its_transparency_nor_its_turn():
+    key = Image.new("RGB", (4, 2), (1, 2, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(key, "PNG", transparency=(1, 2, 3), exif=exif.tobytes())
+    image = decode(data[:33] + chunk(b"tEXt", b"x", 1) + data[33:])
+    assert (image.size, image.getpixel((0, 0))) == ((2, 4), (255, 255, 255))
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
+def test_a_wrong_checksum_of_what_a_png_needs_is_a_reason(kind):
+    data = bytearray(encoded(photograph().quantize(16), "PNG"))
+    at = data.index(kind)
+    (length,) = struct.unpack_from(">I", data, at - 4)
+    data[at + 4 + length] ^= 1
+    with pytest.raises(ImageError):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("marker", [0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xEF, 0xFE])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"J", b"JFIF\0", b"Exif\0\0", b"ICC_PROFILE\0", b"Adobe", b"Photoshop 3.0\x008BIM"],
+)
+def test_a_jpeg_is_read_whatever_its_application_segments_are(marker, content):
+    data = encoded(photograph(), "JPEG", quality=95)
+    segments = [struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content]
+    if not content:
+        segments += [struct.pack(">BBH", 0xFF, marker, length) for length in (0, 1)]
+    for segment in segments:
+        assert difference(decode(data[:2] + segment + data[2:]), photograph()) < 3
+        assert read_header(data[:2] + segment + data[2:]) == Header(96, 64, "jpeg")
+
+
+def test_a_short_segment_costs_a_jpeg_neither_its_colours_nor_its_turn():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = photograph().transpose(Image.Transpose.ROTATE_180).convert("CMYK")
+    data = encoded(turned, "JPEG", quality=95, exif=exif.tobytes())
+    assert b"Adobe" in data
+    assert difference(decode(data[:2] + b"\xff\xee\0\x07Adobe" + data[2:]), photograph()) < 5
+
+
+SAMSUNG_TRAILER = (
+    b"\0\0\x01\x0a\x0e\0\0\0Image_UTC_Data1500000000000\xff\xff\xffSEFH" + bytes(20) + b"SEFT"
+)
+
+
+def half_flat(width=56, height=40):
+    """Return noise above grey: a decoder fills what is missing with the same grey."""
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    noise[height // 2 :] = 128
+    return Image.fromarray(noise)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([half_flat(), photograph(56, 40), photograph(56, 40).convert("CMYK")]),
+    st.sampled_from([Image.new("L", (9, 9), 128), Image.new("RGB", (40, 40), "white"), None]),
+    st.sampled_from(
+        [
+            {"quality": 90},
+            {"quality": 100, "subsampling": 0},
+            {"optimize": True},
+            {"progressive": True},
+            {"restart_marker_blocks": 1},
+            {"restart_marker_rows": 1, "progressive": True},
+        ]
+    ),
+    st.one_of(st.integers(0, 90), st.integers(0, 10_000)),
+    st.sampled_from([b"", SAMSUNG_TRAILER]),
+)
+def test_a_jpeg_cut_anywhere_is_whole_or_a_reason(image, flat, options, lost, trailer):
+    data = encoded(flat or image, "JPEG", **options)
+    try:
+        image = decode(data[: max(0, len(data) - lost)] + trailer)
+    except ImageError:
+        assert lost > 2 or flat  # a hole of zeros can look like the code of a flat picture
+    else:
+        assert difference(image, decode(data)) == 0
+
+
+def test_a_jpeg_that_lacks_scans_is_a_reason():
+    data = encoded(photograph(), "JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for at in scans[1:]:
+        at = data.rindex(b"\xff\xc4", 0, at) if b"\xff\xc4" in data[scans[0] : at] else at
+        with pytest.raises(ImageError):
+            decode(data[:at])
+
+
+def test_a_jpeg_that_ends_in_zeros_is_a_reason():
+    data = encoded(half_flat(), "JPEG", quality=95)
+    with pytest.raises(ImageError):
+        decode(data[: len(data) // 2] + bytes(len(data)))
+
+
+def test_a_gif_without_a_screen_is_as_large_as_its_first_frame():
+    data = encoded(photograph(), "GIF")
+    for screen in ((0, 0), (0, 64), (96, 0), (5, 5)):
+        without = data[:6] + struct.pack("<HH", *screen) + data[10:]
+        assert difference(decode(without), decode(data)) == 0
+        assert read_header(without) == Header(96, 64, "gif")
+    frame = data.index(b",\0\0\0\0\x60\0\x40\0")
+    huge = without[: frame + 5] + b"\xff\xff\xff\xff" + without[frame + 9 :]
+    with pytest.raises(ImageError, match="too large: 65535x65535"):
+        decode(huge)
+
+
 def bombs():
     size = struct.pack(">II", 30000, 30001)
     chunk = b"IHDR" + size + b"\x08\x02\0\0\0"

@@ -12,7 +12,7 @@ from part_reading import png, read, write_tar
 
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
-from shared.parts import PartReader
+from shared.parts import PartReader, fetch
 
 
 @pytest.fixture
@@ -122,11 +122,78 @@ def test_a_folder_of_images_reads_by_relative_path(tmp_path, scratch):
         "d/a.jpg": b"1",
         "picture": png(),
         "gone.jpg": "a link that leads to no file",
-        "x.heic": "format not read: .heic",
+        "x.heic": b"?",
         "caf\\xe9.png": b"2",
     }
     assert all(row.key == row.member and row.offset is None for row in rows)
     assert {r.key: (r.url, r.columns["score"]) for r in rows}["d/a.jpg"] == ("u", 2)
+
+
+PICTURES = [
+    *("photo.jpg?w=640&h=480", "AbC123.jpg_large", "def.jpg:orig", "poster.jpg!d", "img_1.jpg.1"),
+    *("krita.png~", "IMG_2023.01.05", "www.example.org_picture", "pic.pjpeg", "x.webp.tmp2"),
+    *("DSC_0001.MPO", "a.apng", "bare", "IMG_2020.HEIC", "x.avif", "z.tga", "w.svg", "ok.jpg"),
+]
+JUNK = {
+    "README.md": b"BMW is a maker of cars",
+    "labels.csv": b"",
+    "Thumbs.db": bytes(100),
+    "page.html": b"<html>",
+    "model.safetensors": b"MM\0",
+}
+UNREAD = {"scan.image": b"\0\0\0 ftypavif", "gone.jpg_large": b"\0\0\0 ftypheic", "x.png": b"junk"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_images_are_told_by_content_and_what_is_ignored_is_counted(tmp_path, scratch, kind):
+    files = {**{name: png(n) for n, name in enumerate(PICTURES)}, **UNREAD, **JUNK}
+    place = tmp_path / "p.tar"
+    if kind == "tar":
+        write_tar(place, [*files.items(), ("._ok.jpg", b"\0\5\x16\7"), ("ok.json", b"{}")])
+    else:
+        place = tmp_path / "p"
+        place.mkdir()
+        for name, data in files.items():
+            (place / name).write_bytes(data)
+    rows, problems, content = read(
+        place, scratch, **{"folder_parts": 1} if kind == "folder" else {}
+    )
+    assert problems == []
+    assert {row.member: content[row.key] for row in rows} == {
+        name: data for name, data in files.items() if name not in JUNK
+    }
+    (part,) = list_parts("mine", DatasetSettings(path=str(place), folder_parts=1))
+    with PartReader(part, scratch) as reader:
+        assert reader.ignored == len(JUNK)
+        assert len(reader.ignored_examples) == 3
+        assert set(reader.ignored_examples) <= set(JUNK)
+
+
+def test_a_folder_with_odd_names_alone_is_a_folder_of_images(tmp_path, scratch):
+    (tmp_path / "README.md").write_bytes(b"text")
+    (tmp_path / "photo.jpg?w=640").write_bytes(png())
+    assert read(tmp_path, scratch, folder_parts=1)[2] == {"photo.jpg?w=640": png()}
+
+
+def test_names_that_look_the_same_are_two_images(tmp_path, scratch):
+    (tmp_path / "caf\\xe9.png").write_bytes(b"text")
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"byte")
+    (part,) = list_parts("mine", DatasetSettings(path=str(tmp_path), folder_parts=1))
+    with PartReader(part, scratch) as reader:
+        content = {row.key: reader.read(row) for row in reader.members}
+    assert sorted(content) == ["caf\\xe9.png", "caf\\xe9.png#2"]
+    assert sorted(content.values()) == [b"byte", b"text"]
+
+
+def test_an_image_that_vanished_after_listing_is_no_property_of_the_image(tmp_path, scratch):
+    (tmp_path / "a.jpg").write_bytes(png())
+    (part,) = list_parts("mine", DatasetSettings(path=str(tmp_path)))
+    with PartReader(part, scratch) as reader:
+        (tmp_path / "a.jpg").unlink()
+        with pytest.raises(FileNotFoundError):
+            reader.read(reader.members[0])
+    with pytest.raises(FileNotFoundError):
+        fetch(part, "a.jpg", None, len(png()))
 
 
 def test_several_folders_keep_their_keys_apart(tmp_path, scratch):

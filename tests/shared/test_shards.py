@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,10 @@ import pytest
 from PIL import Image
 
 from shared import shards
-from shared.shards import Sample, output_key, shard_name, to_jpeg, write_shard
+from shared.images import ImageError
+from shared.shards import Sample, output_key, shard_name, write_shard
+
+to_jpeg = partial(shards.to_jpeg, max_pixels=300_000)
 
 
 def encoded(image_format, size=(40, 30), colour=(200, 30, 90), mode="RGB", **options):
@@ -130,6 +134,13 @@ def test_other_formats_become_jpeg_or_keep_their_bytes(image_format):
         assert (picture.format, picture.size, extension) == ("JPEG", (31, 17), "jpg")
         assert np.abs(np.array(picture.getpixel((5, 5))) - (200, 30, 90)).max() <= 6
     assert to_jpeg(data, "never") == (data, image_format.lower())
+
+
+def test_the_pixel_limit_is_the_caller_s():
+    data = encoded("PNG", size=(20, 10))
+    assert shards.to_jpeg(data, max_pixels=200)[1] == "jpg"
+    with pytest.raises(ImageError, match="too large: 20x10 is over the limit of 199"):
+        shards.to_jpeg(data, max_pixels=199)
 
 
 def test_a_side_too_long_for_jpeg_is_shrunk():
