@@ -69,6 +69,10 @@ class ColourForwards:
         """Return the length of a vector."""
         return ColourEmbedder.dim
 
+    def runtime(self, place: int) -> dict:
+        """Return what is noted in the vectors' manifest."""
+        return {"device": "imagined"}
+
     def embed(self, place: int, batch: list[np.ndarray]) -> np.ndarray:
         """Return the vectors of prepared images."""
         return ColourEmbedder().embed(batch)

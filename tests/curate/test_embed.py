@@ -25,7 +25,7 @@ from curate.embedding.stage import unit_name
 from curate.filters.decisions import CODE
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
-from shared.commits import committed
+from shared.commits import committed, read_manifest
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 
@@ -245,3 +245,5 @@ def test_each_embedder_s_vectors_are_made_once_whatever_the_others(tmp_path):
     first, second = (np.load(both.vectors(e) / content / VECTORS) for e in both.embedders)
     np.testing.assert_array_equal(first, second)
     assert committed(both.vectors(other) / content) == {"images": 18, "vectors": 10}
+    manifest = read_manifest(both.vectors(other) / content)
+    assert manifest["runtime"] == {"device": "imagined"}  # of where the forward pass is
