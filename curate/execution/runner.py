@@ -205,9 +205,7 @@ class StageRunner:
         if kind_of(error) != "unit":
             return as_line(error, f"{stage}, {unit}")
         said = (str(error).strip().splitlines() or [""])[0]
-        return LvdError(
-            f"{stage} failed on {unit}: {type(error).__name__}: {said} (trace: {log})"
-        )
+        return LvdError(f"{stage} failed on {unit}: {type(error).__name__}: {said} (trace: {log})")
 
 
 def read_used(path: Path) -> list[str]:
