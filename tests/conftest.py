@@ -9,7 +9,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """A local Ray session of two processors, which engines in this process join."""
+    """A local Ray session of two processors, which engines in this process join.
+
+    It pretends to have a GPU, so that setups which want one get their own process.
+    """
     os.environ |= {
         # Where workers find the units that tests define.
         "PYTHONPATH": os.pathsep.join(
@@ -26,6 +29,7 @@ def ray_session():
     ray.init(
         address="local",
         num_cpus=2,
+        num_gpus=1,
         include_dashboard=False,
         object_store_memory=128 * 2**20,
         log_to_driver=False,
