@@ -372,7 +372,8 @@ def _outcome(ray: Any, reference: Any) -> tuple[Any, bool]:
         return ray.get(reference), False
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
-        cause.add_note(str(error))  # else nothing says where in the worker it was raised
+        if not isinstance(cause, LvdError):
+            cause.add_note(str(error))  # else nothing says where in the worker it was raised
         return cause, isinstance(cause, ray.exceptions.RayError)
     except Exception as error:
         return error, isinstance(error, ray.exceptions.RayError)
