@@ -12,7 +12,7 @@ from curate.execution.status import runs_at_work
 from curate.execution.verify import STAGES
 from shared.commits import discard
 from shared.errors import LvdError
-from shared.locks import scratch_folder
+from shared.locks import is_held, scratch_folder
 from shared.progress import size
 from shared.storage import read_json
 
@@ -24,20 +24,29 @@ def collect(work: Path, keep: Iterable[Path], *, dry_run: bool) -> Iterator[str]
     """
     if not (work / WORK_MARK).exists():
         raise LvdError(f"--work {work} is no work folder of this version: name one")
-    if runs_at_work(work):
-        raise LvdError(f"a run is at work on {work}: wait for it, and run the same command again")
     used: set[str] = set()
     for out in keep:
         if not (out / RUN).exists() or not (out / USED).exists():
             raise LvdError(f"{out} is no finished run of this version: name the --out of one")
         used.update(read_json(out / USED)["used"])
+    with scratch_folder(work / "scratch") as scratch:
+        _refuse_while_at_work(work, scratch)
+        yield from _collect(work, used, scratch, dry_run)
+
+
+def _refuse_while_at_work(work: Path, scratch: Path) -> None:
+    locks = [path for path in scratch.parent.glob("*.lock") if path.stem != scratch.name]
+    if any(map(is_held, locks)) or runs_at_work(work):
+        raise LvdError(f"a run is at work on {work}: wait for it, and run the same command again")
+
+
+def _collect(work: Path, used: set[str], scratch: Path, dry_run: bool) -> Iterator[str]:
     unused = [unit for unit in _units(work) if not _is_used(work, unit, used)]
     freed = sum(_bytes(unit) for unit in unused)
     yield from (f"{unit.relative_to(work)}  {size(_bytes(unit))}" for unit in unused)
     if not dry_run:
-        with scratch_folder(work / "scratch") as scratch:
-            for unit in unused:
-                discard(unit, scratch)
+        for unit in unused:
+            discard(unit, scratch)
         for note in stale_notes(work, {name.rpartition("/")[2] for name in used}):
             note.unlink(missing_ok=True)
         for stage in STAGES:
