@@ -15,7 +15,8 @@ def write(text: str, *, out: Path) -> dict:
 
 def write_with(state, text: str, *, out: Path) -> dict:
     prefix = state.call("upper").result()
-    return {**write(prefix + text, out=out), "state": prefix}
+    holder = state.call("pid").result()
+    return {**write(prefix + text, out=out), "state": prefix, "holder": holder}
 
 
 def written_where(text: str, *, scratch: Path) -> dict:
@@ -103,6 +104,10 @@ def shard(*, out: Path) -> dict:
 
 class Text(str):
     """What a setup returns."""
+
+    def pid(self) -> int:
+        """Return the process that holds it."""
+        return os.getpid()
 
     def die(self) -> None:
         """Kill the process that holds it."""
