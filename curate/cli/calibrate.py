@@ -32,7 +32,7 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
     from shared.errors import LvdError
     from shared.progress import say
 
-    plan = pinned(make_plan(**asked))
+    plan = pinned(make_plan(**asked)[0])
     request, path = plan.request, None
     if save:
         used = request.embedders["retrieve"]

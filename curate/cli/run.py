@@ -49,7 +49,6 @@ def run(
     from curate.execution.session import open_runner
     from curate.plan import (
         comparable,
-        default_out,
         describe,
         forget_corrupt,
         forget_set_aside,
@@ -59,8 +58,7 @@ def run(
     from shared.progress import say, warn
     from shared.storage import disk_full_is_said
 
-    plan = make_plan(**asked)
-    out = out or default_out(plan.request)
+    plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
     output = Output(out.absolute(), comparable(plan.request), replace)
     for line in wrong_pairings(plan.request):
