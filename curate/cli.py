@@ -108,7 +108,7 @@ def run(out: Path | None, dry_run: bool, replace: bool, retry: str | None, **ask
     from curate.pipeline import comparable
     from curate.plan import default_out, describe, forget_corrupt, writable
     from shared.progress import say, warn
-    from shared.storage import disk_full_is_said
+    from shared.storage import reraise_disk_full
 
     plan = _plan(**asked)
     out = out or default_out(plan.request)
@@ -119,7 +119,7 @@ def run(out: Path | None, dry_run: bool, replace: bool, retry: str | None, **ask
     if dry_run:
         click.echo(describe(plan, out))
         return
-    with disk_full_is_said(out), output.locked():
+    with reraise_disk_full(out), output.locked():
         if retry:
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")
         from curate.pipeline import curate

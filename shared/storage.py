@@ -94,7 +94,7 @@ def is_disk_full(error: OSError) -> bool:
 
 
 @contextmanager
-def disk_full_is_said(place: Path) -> Iterator[None]:
+def reraise_disk_full(place: Path) -> Iterator[None]:
     """Turn a full disk into one line that says where, and what to do."""
     try:
         yield
@@ -108,7 +108,7 @@ def disk_full_is_said(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def weights_fail_as_files() -> Iterator[None]:
+def reraise_write_errors() -> Iterator[None]:
     """Turn safetensors' failed writes, which are no OSErrors, into those they were."""
     try:
         yield
@@ -150,7 +150,7 @@ def commit_unit(
         return result
     beside = scratch / f"{fingerprint(str(out))}-{os.getpid()}"
     shutil.rmtree(beside, ignore_errors=True)
-    with disk_full_is_said(out.parent):
+    with reraise_disk_full(out.parent):
         try:
             beside.mkdir(parents=True)
             result = function(*args, out=beside) or {}

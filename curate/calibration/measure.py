@@ -223,7 +223,7 @@ def _refuse_few(count: int, what: str, stage: str) -> None:
 def _decoded(originals: Originals, number: int, max_pixels: int):
     data = originals.read(number)
     try:
-        return None if data is None else decode(data, max_pixels=max_pixels)
+        return decode(data, max_pixels=max_pixels)
     except ImageError:
         return None
 

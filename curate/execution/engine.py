@@ -21,13 +21,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import LvdError
+from shared.failures import as_line, kind_of
 from shared.locks import scratch_folder
 from shared.progress import StageBar, stage_bar
 from shared.storage import (
     commit_unit,
     committed,
-    disk_full_is_said,
     read_json,
+    reraise_disk_full,
     under_way,
     write_json,
 )
@@ -90,7 +91,7 @@ class Engine:
     _bar_stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Engine:
-        with disk_full_is_said(self.work):
+        with reraise_disk_full(self.work):
             self.scratch = self._scratches.enter_context(scratch_folder(self.work / "scratch"))
         return self
 
@@ -154,7 +155,7 @@ class Engine:
         entry.images = max(entry.images, sum(unit.images for unit in units))
         entry.worked = max(entry.worked, sum(unit.images for unit in missing))
         if not flat and not set(results) <= set(known):
-            with disk_full_is_said(folder):
+            with reraise_disk_full(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / STAGE_MANIFEST, {**known, **results}, scratch or self.scratch)
         return [results[unit.name] for unit in units]
@@ -351,6 +352,8 @@ def _readable(error: Exception, stage: str, unit: str, work: Path) -> LvdError:
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, LvdError):
         return cause
+    if kind_of(cause) != "unit":
+        return as_line(cause, f"{stage}, {unit}")
     log = work / "failures" / f"{stage}-{unit}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("".join(traceback.format_exception(error)))
