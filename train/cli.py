@@ -95,7 +95,7 @@ def run(
     metrics.jsonl, tensorboard/ and run.json. A run that was killed goes on where it stopped:
     start the same command again. Several processes: start it with torchrun.
     """
-    from shared.storage import disk_full_is_said
+    from shared.storage import reraise_disk_full
     from train.recipe_tree import recipe_tree
 
     recipe_tree(config, name, overrides)  # what is wrong with it is said before torch is there
@@ -109,7 +109,7 @@ def run(
         return
     from train.loop import train
 
-    with disk_full_is_said(out):
+    with reraise_disk_full(out):
         train(recipe, shards, out, resume=resume, start_from=start_from)
 
 

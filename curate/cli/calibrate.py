@@ -29,6 +29,7 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
     from curate.execution.session import open_runner
     from curate.pipeline import embed_datasets
     from curate.plan import pinned
+    from shared.embedders import resolve_device
     from shared.errors import LvdError
     from shared.progress import say
 
@@ -52,5 +53,5 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
             }
     click.echo(report(measured))
     if path is not None:
-        store(path, plan.meaning, measured, request.crawl.name, request.seed.name)
+        store(path, resolve_device(plan.meaning), measured, request.crawl.name, request.seed.name)
         say(f"kept for runs with this embedder, in {path}")

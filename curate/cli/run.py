@@ -56,7 +56,7 @@ def run(
         writable,
     )
     from shared.progress import say, warn
-    from shared.storage import disk_full_is_said
+    from shared.storage import reraise_disk_full
 
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
@@ -67,7 +67,7 @@ def run(
         click.echo(describe(plan, out))
         return
     plan = pinned(plan)
-    with disk_full_is_said(out), output.locked():
+    with reraise_disk_full(out), output.locked():
         if retry == "corrupt":
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")
         elif retry == "parts":

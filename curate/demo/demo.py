@@ -24,10 +24,10 @@ from shared.errors import LvdError
 from shared.progress import say
 from shared.storage import (
     digest_file,
-    disk_full_is_said,
     fingerprint,
     locked,
     read_json,
+    reraise_disk_full,
     set_aside,
     write_json,
 )
@@ -45,7 +45,7 @@ def demo(root: Path, config: Path, steps: int | None = None) -> str:
     """
     made = Demo(root, config, steps)
     writable(root, "--out-root")
-    with disk_full_is_said(root):
+    with reraise_disk_full(root):
         made.folder.mkdir(parents=True, exist_ok=True)
         with locked(made.folder / ".lock", made.folder):
             made.curate()

@@ -162,6 +162,8 @@ def name_latest(out: Path) -> None:
         beside.symlink_to(os.path.relpath(out.absolute(), latest.parent.absolute()))
         beside.replace(latest)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
         warn(f"{latest} does not name this run: {error.strerror}")
 
 

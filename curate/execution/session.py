@@ -14,7 +14,7 @@ from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
 from shared.datasets import WORK_MARKER
 from shared.locks import scratch_folder
-from shared.storage import disk_full_is_said, write_json
+from shared.storage import reraise_disk_full, write_json
 
 ExecutorName = Literal["ray", "inline"]
 STATUS = "status"
@@ -26,7 +26,7 @@ def open_runner(
 ) -> Iterator[StageRunner]:
     """Give a runner on `work`; `lvd-curate status` finds it there, and by `out`."""
     with ExitStack() as stack:
-        with disk_full_is_said(work):
+        with reraise_disk_full(work):
             work.mkdir(parents=True, exist_ok=True)
             if not (work / WORK_MARKER).exists():
                 write_json(work / WORK_MARKER, {"format": 2})

@@ -25,7 +25,7 @@ from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import BUNDLED, identity, in_folder, local_folder, weights_digest
 from shared.locks import busy, locked
 from shared.progress import say
-from shared.storage import disk_full_is_said, fingerprint, write_json
+from shared.storage import fingerprint, reraise_disk_full, write_json
 
 SAMPLE = "builtin:crawl"
 SCORED = "scored.json"
@@ -38,7 +38,7 @@ def loop(asked: LoopRequest) -> str:
     """
     _check_labels(asked)
     writable(asked.out, "--out")
-    with disk_full_is_said(asked.out), _alone(asked.out) as hold:
+    with reraise_disk_full(asked.out), _alone(asked.out) as hold:
         if not asked.is_begun():
             _check(asked, hold)
         asked.begin()

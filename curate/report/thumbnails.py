@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from curate.report.contact_sheets import Tile
+from shared.errors import LvdError
+from shared.failures import kind_of
 from shared.images import ImageError, decode
 
 SIDE = 150  # pixels of the longer side
@@ -43,7 +45,9 @@ def _read(read: ReadImage, key: str) -> bytes | None:
     # The crawl may have moved or changed since: a report is drawn from what is left.
     try:
         return read(key)
-    except (ImageError, OSError):
+    except (ImageError, LvdError, OSError) as error:
+        if kind_of(error) == "transient":
+            raise
         return None
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import LvdError
-from shared.storage import disk_full_is_said, sync, sync_tree, weights_fail_as_files
+from shared.storage import reraise_disk_full, reraise_write_errors, sync, sync_tree
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise LvdError(f"--out {out} is there, and not an empty folder: name another, or remove it")
     beside = path.with_name(f".{path.name}.lvd-export")
     try:
-        with disk_full_is_said(path.parent), weights_fail_as_files():
+        with reraise_disk_full(path.parent), reraise_write_errors():
             shutil.rmtree(beside, ignore_errors=True)  # of one that was killed
             beside.mkdir(parents=True)
             yield beside

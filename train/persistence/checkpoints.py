@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from shared.errors import LvdError
 from shared.progress import warn
-from shared.storage import digest_file, disk_full_is_said, read_json, sync, write_json
+from shared.storage import digest_file, read_json, reraise_disk_full, sync, write_json
 from train.distributed.ranks import Ranks, any_rank, max_over_ranks
 
 MANIFEST = "manifest.json"
@@ -100,7 +100,7 @@ def save(folder: Path, step: int, state: State, keep: int, ranks: Ranks) -> Path
         _commit(partial, path)
         _prune(folder, path, keep)
 
-    with _failure_is_said(folder):
+    with _reword_error(folder):
         _first_does(begin, ranks)
         writer = dcp.HuggingFaceStorageWriter(
             str(partial), _numbers_of_files(tensors, ranks.world), save_distributed=True
@@ -283,10 +283,10 @@ def _first_does(work: Callable[[], None], ranks: Ranks) -> None:
 
 
 @contextmanager
-def _failure_is_said(folder: Path) -> Iterator[None]:
+def _reword_error(folder: Path) -> Iterator[None]:
     """Turn a failed write into one line; torch gathers those of all processes into its own type."""
     try:
-        with disk_full_is_said(folder):
+        with reraise_disk_full(folder):
             try:
                 yield
             except CheckpointException as error:
