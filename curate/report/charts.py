@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 
 from curate.filters.judge import DECISIONS
 from curate.report.tables import rows
@@ -109,26 +110,19 @@ def histogram_chart(
     A `log` scale is for bins of one decision: it would distort what is stacked on others.
     """
     figure, axes = _axes(3.2)
+    lefts = sorted({one.left for one in bins})
     width = bins[0].width
-    base: dict[float, int] = {}
+    totals = np.zeros(len(lefts), int)
     for name in DECISIONS:
-        mine = [one for one in bins if one.decision == name]
-        if not mine:
+        counts = {one.left: one.images for one in bins if one.decision == name}
+        if not counts:
             continue
-        lefts = [one.left for one in mine]
-        heights = [one.images for one in mine]
-        bottoms = [base.get(left, 0) for left in lefts]
-        axes.bar(
-            lefts,
-            heights,
-            width * 0.92,
-            bottoms,
-            align="edge",
-            color=COLOURS[name],
-            label=f"{name} ({sum(heights):,})",
-        )
-        base.update({one.left: base.get(one.left, 0) + one.images for one in mine})
-    most = max(base.values())
+        heights = np.array([counts.get(left, 0) for left in lefts])
+        label_of = f"{name} ({heights.sum():,})"
+        style = {"align": "edge", "color": COLOURS[name], "label": label_of}
+        axes.bar(lefts, heights, 0.92 * width, totals, **style)
+        totals += heights
+    most = totals.max()
     if log:
         axes.set_yscale("log")
         axes.set_ylim(0.6, 2 * most)
