@@ -1,4 +1,4 @@
-"""The demo's picture: what was dropped and why, above what the bundled model sees in what was kept."""
+"""The demo's picture: dropped images with the reasons, above features of kept images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.storage import written_whole
 
 COLUMNS = 6
 COPIES = 2
-"""Tiles of them; the other ones are unlike the seed, and one is useless, if any is."""
+"""Tiles of copies; the others are unlike the seed, but for one useless image, if there is any."""
 SIDE = 180  # pixels, as on the sheet of `lvd-train visualise` below it
 
 

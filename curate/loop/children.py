@@ -35,6 +35,8 @@ KILL_MARGIN = 30
 """Seconds beyond SAVING before a child is killed, so that torchrun can end its processes itself."""
 STOPPED = 130
 """Exit status of a command that has already said that it was stopped."""
+RESUMES = ": the same command goes on from there"
+"""The usual note behind an error."""
 LAST_LINES = 1.0
 """Seconds to wait for stderr after the child's end: its own children may keep the pipe open."""
 
