@@ -34,7 +34,7 @@ DOTS = 160  # per inch: sharp at twice the size it is shown at
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """matplotlib's own defaults and ours, not those of whoever runs this."""
+    """Use matplotlib's defaults and ours, not those of the user."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", {"font.size": 9}]):
@@ -43,7 +43,7 @@ def _style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Bin:
-    """So many images of one decision with a similarity in [left, left + width)."""
+    """The number of images of one decision with a similarity in [left, left + width)."""
 
     left: float
     width: float
@@ -53,7 +53,7 @@ class Bin:
 
 @_style()
 def funnel_chart(funnel: dict[str, Any]) -> bytes:
-    """Return a waterfall: each decision's images, cut from what the one before it left."""
+    """Return a waterfall chart: each decision takes its images from those left by the one before."""
     images, counts = funnel["images"], funnel["decisions"]
     scale = max(images, 1)
     figure, axes = _axes(3.6)
