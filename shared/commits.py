@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from shared.errors import LvdError
 from shared.storage import (
     digest_file,
     dumps,
@@ -41,17 +42,22 @@ def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """Return a unit's manifest (`result`, `files`, `runtime`), or None where it is not committed.
 
-    Raises ValueError where it is damaged.
+    Raises LvdError where it is damaged.
     """
     try:
         manifest = read_json(out / MANIFEST)
+        if "seal" not in manifest:  # of an older version
+            return None
+        if manifest.pop("seal") == fingerprint(manifest):
+            return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if "seal" not in manifest:  # of an older version
-        return None
-    if manifest.pop("seal") != fingerprint(manifest):
-        raise ValueError(f"{out / MANIFEST} is damaged")
-    return manifest
+    except (ValueError, TypeError):  # no JSON, or a number
+        pass
+    raise LvdError(
+        f"{out / MANIFEST} is damaged: remove {out} (lvd-curate verify --discard finds all that "
+        "is), and run the same command again"
+    )
 
 
 def digest_of(out: Path) -> str:
@@ -82,7 +88,7 @@ def commit(
 
     Its manifest holds `result`, the size and hash of every file, and `runtime`: what is worth
     knowing of how it was computed and decides nothing. A unit that another process has committed
-    meanwhile stays, and its result is returned.
+    meanwhile stays, and its result is returned; what else stands there is removed.
     """
     (beside / PROGRESS).unlink(missing_ok=True)
     files = {
@@ -93,6 +99,8 @@ def commit(
     (beside / MANIFEST).write_text(dumps({**manifest, "seal": fingerprint(manifest)}))
     sync_tree(beside)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and read_manifest(out) is None:
+        discard(out, beside.parent)
     try:
         beside.rename(out)
     except OSError as error:

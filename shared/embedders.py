@@ -326,6 +326,11 @@ def identity(settings: EmbedderSettings) -> dict:
     return known
 
 
+def may_use_gpu(settings: EmbedderSettings) -> bool:
+    """Tell whether a forward pass gains by a GPU, as far as the settings say."""
+    return settings.kind != "descriptor" and settings.device != "cpu"
+
+
 def runtime(settings: EmbedderSettings, threads: int) -> dict[str, Any]:
     """Return what this process embeds with, JSON-able: what may change a vector's last bits.
 

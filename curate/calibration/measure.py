@@ -28,7 +28,7 @@ from curate.neighbours.search import unit
 from curate.stage import Runner, Stage, Unit, Workers
 from curate.state import State
 from shared.commits import committed
-from shared.embedders import EmbedderSettings
+from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
 from shared.images import ImageError, decode
 
@@ -79,7 +79,7 @@ def measure(
         )
         for at, some in enumerate(originals)
     ]
-    workers = Workers(Forwards, ((configured,), threads), gpus=configured.device != "cpu")
+    workers = Workers(Forwards, ((configured,), threads), gpus=may_use_gpu(configured))
     runner.run(stage, edit, units, workers=workers, note="edited copies")
     edited = [runner.folder(stage) / unit.name for unit in units]
     [measured] = runner.run(stage, dedup, [Unit("dedup", (crawl, *shared, edited))])

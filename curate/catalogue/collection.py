@@ -133,7 +133,8 @@ class Collection:
     def facts_of_part(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the facts of all images of a part, by key."""
         outputs, work = self.parts[part], self._work
-        asked = None if columns is None else list(dict.fromkeys(["name", *columns]))
+        derived = ("name", "key", "part")
+        asked = None if columns is None else ["name", *(c for c in columns if c not in derived)]
         table = pq.read_table(work / outputs.facts / FACTS, columns=asked, memory_map=True)
         keys = pc.binary_join_element_wise(outputs.prefix, table["name"], "")
         table = table.drop_columns(["name"]).add_column(0, "key", keys)

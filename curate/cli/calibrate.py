@@ -43,6 +43,7 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
                 f"embedders ({request.embedder_name}): say --embedder with one of them"
             )
         path = writable_path(used.name, used.settings)
+    plan = pinned(plan)
     with open_runner(plan.work, request.settings.engine, executor) as runner:
         datasets = embed_datasets(plan, runner)
         crawls = {"dedup": datasets.crawl, "retrieve": datasets.crawl_by_meaning}

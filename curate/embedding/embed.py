@@ -110,11 +110,16 @@ class Forwards:
     """The loaded networks of a request, by their place in it: what an embed worker holds."""
 
     def __init__(self, settings: tuple[EmbedderSettings, ...], threads: int) -> None:
+        self._settings, self._threads = settings, threads
         self._loaded = [load_forward(each, threads) for each in settings]
 
     def dim(self, place: int) -> int:
         """Return the length of an embedder's vectors."""
         return self._loaded[place].dim
+
+    def runtime(self, place: int) -> dict[str, Any]:
+        """Return what an embedder is computed with here."""
+        return runtime(self._settings[place], self._threads)
 
     def embed(self, place: int, batch: list[np.ndarray]) -> np.ndarray:
         """Return the vectors of prepared images, float32 [n, d]."""
@@ -215,7 +220,7 @@ def _make(
         for place, output in outputs.items():
             valid = output.close()
             folder = request.vectors(request.embedders[place]) / content
-            used = runtime(request.embedders[place], request.threads)
+            used = state.call("runtime", place).result()
             commit(output.folder, folder, {"images": len(rows), "vectors": valid}, used)
         if facts in missing:
             _write_facts(rows, copy.part, count)

@@ -16,7 +16,7 @@ from curate.filters.scores import FilterSettings
 from curate.stage import Failure, Runner, Stage, Unit, Workers
 from shared.commits import committed, digest_of
 from shared.datasets import Part
-from shared.embedders import EmbedderSettings
+from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
 from shared.parts import PartReader
 from shared.storage import fingerprint, read_json, write_json
@@ -88,7 +88,7 @@ def embed(
         workers=Workers(
             Forwards,
             (request.embedders, request.threads),
-            gpus=any(each.device != "cpu" for each in request.embedders),
+            gpus=any(map(may_use_gpu, request.embedders)),
         ),
         done=done,
     )

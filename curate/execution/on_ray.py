@@ -124,6 +124,8 @@ class RayExecutor:
             return _Tasks(ray, most, asked)
         apart = workers.gpus and int(resources.get("GPU", 0)) > 0
         name = f"{workers.setup.__qualname__}{workers.args}{apart}"
+        for other in [known for known in self._pools if known != name]:
+            self._pools.pop(other).stop()  # they hold the processors that these need
         if apart:
             holders = self._pools.setdefault(name, _Actors(ray, workers, {"num_gpus": 1}))
             holders.grow(min(int(resources["GPU"]), self.settings.workers or 2**31))
@@ -370,6 +372,7 @@ def _outcome(ray: Any, reference: Any) -> tuple[Any, bool]:
         return ray.get(reference), False
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
+        cause.add_note(error.traceback_str)  # else nothing says where in the worker it was raised
         return cause, isinstance(cause, ray.exceptions.RayError)
     except Exception as error:
         return error, isinstance(error, ray.exceptions.RayError)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curate.execution.executor import Call, Executor
+from curate.execution.executor import Call, Executor, Outcome
 from curate.execution.monitor import Monitor
 from curate.stage import Failure, Stage, Unit, Workers
 from shared.commits import committed, count_under_way
@@ -102,7 +102,7 @@ class StageRunner:
         done = total - sum(unit.images for unit in missing)
         for unit, outcome in self._run(calls, workers, note, total, done, gpus):
             if isinstance(outcome, Exception):
-                raise self._as_line(outcome, unit) from outcome
+                raise self._as_line(outcome, unit.name) from outcome
             results[unit.name] = outcome
         return [results[unit.name] for unit in units]
 
@@ -124,7 +124,7 @@ class StageRunner:
         self.times[-1].images += done
         for unit, outcome in self._run(calls, workers, "", 0, done, 0):
             if isinstance(outcome, Exception):
-                line = self._as_line(outcome, unit)
+                line = self._as_line(outcome, unit.name)
                 if kind_of(outcome) != "unit":
                     raise line from outcome
                 outcome = Failure(str(line))
@@ -153,7 +153,7 @@ class StageRunner:
             bar.count_under_way(count_under_way(scratch))
             bar.note(missing and f"waiting: {missing}")
 
-        for call, outcome in self.executor.run(calls, workers, gpus=gpus, waiting=waiting):
+        for call, outcome in self._outcomes(calls, workers, gpus, waiting):
             unit = call.unit
             if isinstance(outcome, Exception):
                 self.monitor.fail()
@@ -169,6 +169,19 @@ class StageRunner:
                 bar.total = counted + round((bar.done - counted) * whole / weight)
             yield unit, outcome
 
+    def _outcomes(
+        self,
+        calls: list[Call],
+        workers: Workers | None,
+        gpus: int,
+        waiting: Callable[[str], None],
+    ) -> Iterator[Outcome]:
+        """Yield what the executor does; raises LvdError where that cannot start, or set up."""
+        try:
+            yield from self.executor.run(calls, workers, gpus=gpus, waiting=waiting)
+        except Exception as error:
+            raise self._as_line(error, "start") from error
+
     def _show(self, total: int, done: int, note: str) -> StageBar:
         """Return the stage's bar, which opens when the first unit is missing."""
         if self._bar is None:
@@ -181,20 +194,18 @@ class StageRunner:
             self._bar.note(note)
         return self._bar
 
-    def _as_line(self, error: Exception, unit: Unit) -> LvdError:
+    def _as_line(self, error: Exception, unit: str) -> LvdError:
         """Return the one line that a user needs of a failed unit; the trace goes to a file."""
         if isinstance(error, LvdError):
             return error
         stage = self.times[-1].name
-        log = self.work / "failures" / f"{stage}-{unit.name}.txt"
+        log = self.work / "failures" / f"{stage}-{unit}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)))
         if kind_of(error) != "unit":
-            return as_line(error, f"{stage}, {unit.name}")
+            return as_line(error, f"{stage}, {unit}")
         said = (str(error).strip().splitlines() or [""])[0]
-        return LvdError(
-            f"{stage} failed on {unit.name}: {type(error).__name__}: {said} (trace: {log})"
-        )
+        return LvdError(f"{stage} failed on {unit}: {type(error).__name__}: {said} (trace: {log})")
 
 
 def read_used(path: Path) -> list[str]:

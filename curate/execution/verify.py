@@ -56,7 +56,7 @@ def _verify_work(work: Path, remove: bool) -> tuple[int, list[str]]:
         for unit in sorted((work / stage).glob("*/*")):
             try:
                 manifest = read_manifest(unit)
-            except ValueError:
+            except LvdError:
                 wrong = [(MANIFEST, "damaged")]
             else:
                 if manifest is None:

@@ -36,7 +36,7 @@ class Round:
     number: int
     before: Round | None
     """The round whose model curates this one; None in the first."""
-    hold: int
+    hold: int | None
     """File descriptor of the lock that a child keeps while it lives, even if we are killed."""
     inputs: str = ""
     """Fingerprint of crawl, seed, holdouts and the first embedder."""

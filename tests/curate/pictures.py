@@ -5,7 +5,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from curate.embedding import embed
+from curate.embedding.embed import EmbedRequest, EmbedSettings, embed_part
+from curate.state import LocalState
+from shared.datasets import Part
+from shared.embedders import EmbedderSettings
 
 
 def picture(number: int, size=(48, 40)) -> Image.Image:
@@ -40,16 +47,12 @@ class ColourEmbedder:
     input_side = 3
     reduce_to = None
 
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return a picture of 3 x 3 pixels."""
         return np.asarray(image.resize((3, 3), Image.Resampling.BOX), np.uint8)
 
     def embed(self, batch: list[np.ndarray]) -> np.ndarray:
         """Return unit vectors, but for three colours."""
-        self.batches.append(len(batch))
         vectors = np.stack(batch).reshape(len(batch), -1).astype(np.float32) - 128
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         mean = np.stack(batch).mean((1, 2))
@@ -57,3 +60,34 @@ class ColourEmbedder:
         vectors[(mean[:, 2] > 250) & (mean[:, 0] < 5)] = 0
         vectors[(mean[:, 0] > 250) & (mean[:, 2] < 5)] = 1e6
         return vectors
+
+
+class ColourForwards:
+    """What a worker holds that embeds with the `ColourEmbedder`."""
+
+    def dim(self, place: int) -> int:
+        """Return the length of a vector."""
+        return ColourEmbedder.dim
+
+    def runtime(self, place: int) -> dict:
+        """Return what is noted in the vectors' manifest."""
+        return {"device": "imagined"}
+
+    def embed(self, place: int, batch: list[np.ndarray]) -> np.ndarray:
+        """Return the vectors of prepared images."""
+        return ColourEmbedder().embed(batch)
+
+
+def colour_request(work: Path, *, batch_size=4, columns=(), threads=2, settings=None):
+    """Return a request that stands for the `ColourEmbedder`."""
+    configured = EmbedderSettings(kind="descriptor", batch_size=batch_size)
+    return EmbedRequest(work, settings or EmbedSettings(), (configured,), tuple(columns), threads)
+
+
+def embed_by_colours(part: Part, request: EmbedRequest) -> str:
+    """Embed a part with the `ColourEmbedder`, and return its content."""
+    scratch = request.work / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "preparation", lambda settings: ColourEmbedder())
+        return embed_part(LocalState(ColourForwards()), part, request, scratch=scratch)["content"]

@@ -3,37 +3,46 @@
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pictures import ColourEmbedder, encoded, picture, write_tar
+from made_collection import files_of
+from pictures import (
+    ColourEmbedder,
+    colour_request,
+    embed_by_colours,
+    encoded,
+    picture,
+    write_tar,
+)
 from PIL import Image
 
-from curate.embedding.embed import (
-    FACTS,
-    VECTORS,
-    EmbedSettings,
-    embed_fingerprint,
-    embed_part,
-    unit_name,
-)
+from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
+from curate.embedding.embed import EmbedRequest, EmbedSettings
+from curate.embedding.stage import unit_name
 from curate.filters.decisions import CODE
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
+from shared.commits import committed, read_manifest
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 
 
-def embedded(path, folder, *, batch_size=4, columns=(), threads=2, settings=None):
-    """Return what the stage says, its facts and its vectors, of a dataset of one part."""
-    [part] = list_parts("crawl", DatasetSettings(path=str(path)))
-    folder.mkdir(parents=True)
-    configured = EmbedderSettings(kind="descriptor", batch_size=batch_size)
-    settings = settings or EmbedSettings()
-    args = (ColourEmbedder(), part, settings, configured, list(columns), threads)
-    said = embed_part(*args, out=folder)
-    return said, pq.read_table(folder / FACTS), np.load(folder / VECTORS)
+class Embedded:
+    """What is made of a dataset of one part: facts, vectors, which are valid, and what is said."""
+
+    def __init__(self, path, work, **options):
+        [part] = list_parts("crawl", DatasetSettings(path=str(path)))
+        request = colour_request(work, **options)
+        content = embed_by_colours(part, request)
+        facts, *scores, vectors = request.units(content)
+        self.said = {**committed(vectors), **committed(facts)}
+        self.facts = pq.read_table(facts / FACTS)
+        self.vectors = np.load(vectors / VECTORS)
+        self.valid = np.load(vectors / VALID)
+        self.scores = [pq.read_table(unit / SCORES) for unit in scores]
 
 
 def alone(data):
@@ -67,21 +76,20 @@ BROKEN = {
 
 def test_broken_images_cost_no_other_image_its_vector(tmp_path):
     path = write_tar(tmp_path / "in" / "p.tar", dict(sorted((GOOD | BROKEN).items())))
-    said, facts, vectors = embedded(path, tmp_path / "out")
-    assert facts["key"].to_pylist() == sorted(f"p/{n.split('.')[0]}" for n in GOOD | BROKEN)
-    assert {k: said[k] for k in ("images", "vectors", "corrupt")} == {
+    made = Embedded(path, tmp_path / "work")
+    assert made.facts["name"].to_pylist() == sorted(n.split(".")[0] for n in GOOD | BROKEN)
+    assert {k: made.said[k] for k in ("images", "vectors", "corrupt")} == {
         "images": 18,
         "vectors": 10,
         "corrupt": 8,
     }
-    problems = dict(zip(facts["member"].to_pylist(), facts["problem"].to_pylist(), strict=True))
-    assert {name for name, problem in problems.items() if problem} == set(BROKEN)
-    assert not any("\n" in problem for problem in problems.values())
-    rows = dict(zip(facts["member"].to_pylist(), facts["vector"].to_pylist(), strict=True))
-    for number, name in enumerate(GOOD):
-        np.testing.assert_array_equal(vectors[rows[name]], alone(picture(number)))
-    assert [row for row in facts["vector"].to_pylist() if row >= 0] == list(range(10))
-    assert {rows[name] for name in BROKEN} == {-1}
+    members, problems = (made.facts[name].to_pylist() for name in ("member", "problem"))
+    assert {m for m, problem in zip(members, problems, strict=True) if problem} == set(BROKEN)
+    assert not any("\n" in problem for problem in problems)
+    assert [m for m, valid in zip(members, made.valid, strict=True) if valid] == list(GOOD)
+    for number, vector in enumerate(made.vectors[made.valid]):
+        np.testing.assert_array_equal(vector, alone(picture(number)))
+    assert not made.vectors[~made.valid].any()
 
 
 def test_vectors_that_are_not_finite_or_zero_are_low_quality(tmp_path):
@@ -89,13 +97,14 @@ def test_vectors_that_are_not_finite_or_zero_are_low_quality(tmp_path):
     odd = {f"{name}.png": Image.new("RGB", (48, 40), colour) for name, colour in flat.items()}
     good = {f"{name}.png": picture(number) for number, name in enumerate("bdf")}
     members = {name: encoded(image, "PNG") for name, image in sorted((odd | good).items())}
-    with np.errstate(over="ignore"):
-        said, facts, vectors = embedded(write_tar(tmp_path / "p.tar", members), tmp_path / "out")
-    assert facts["vector"].to_pylist() == [-1, 0, -1, 1, -1, 2]
-    assert (said["images"], said["vectors"], said["corrupt"]) == (6, 3, 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = Embedded(write_tar(tmp_path / "p.tar", members), tmp_path / "work")
+    assert made.valid.tolist() == [False, True] * 3
+    assert (made.said["images"], made.said["vectors"], made.said["corrupt"]) == (6, 3, 0)
     for row, image in enumerate(good.values()):
-        np.testing.assert_array_equal(vectors[row], alone(image))
-    codes, reasons = judge(facts, QualitySettings(min_contrast=0), [])
+        np.testing.assert_array_equal(made.vectors[2 * row + 1], alone(image))
+    assert not made.vectors[::2].any()
+    codes, reasons = judge(made.facts, None, made.valid, QualitySettings(min_contrast=0))
     assert (codes[::2] == CODE["low_quality"]).all()
     assert "no finite, non-zero vector" in reasons[0]
     assert (codes[1::2] == -1).all()
@@ -103,35 +112,42 @@ def test_vectors_that_are_not_finite_or_zero_are_low_quality(tmp_path):
 
 def test_batches_and_threads_change_no_byte(tmp_path):
     path = write_tar(tmp_path / "p.tar", GOOD | BROKEN)
-    said = [
-        embedded(path, tmp_path / f"out{at}", batch_size=size, threads=threads, settings=settings)[
-            0
-        ]
-        for at, (size, threads, settings) in enumerate(
-            [(1, 1, None), (3, 4, None), (64, 2, EmbedSettings(decode_threads=7))]
-        )
+    ways = [
+        {"batch_size": 1, "threads": 1},
+        {"batch_size": 3, "threads": 4},
+        {"batch_size": 64, "settings": EmbedSettings(decode_threads=7)},
     ]
-    assert said[0] == said[1] == said[2]
+    made = []
+    for at, options in enumerate(ways):
+        Embedded(path, tmp_path / str(at), **options)
+        made.append({**files_of(tmp_path / str(at) / "facts")})
+        made[-1] |= {
+            name: data
+            for name, data in files_of(tmp_path / str(at) / "vectors").items()
+            if name.endswith(".npy")  # the manifest says how many threads there were
+        }
+    assert made[0] == made[1] == made[2]
+    assert len(made[0]) == 4
 
 
 def test_the_order_of_members_changes_nothing_but_their_offsets(tmp_path):
     members = GOOD | BROKEN
     backwards = dict(reversed(members.items()))
-    results = [
-        embedded(write_tar(tmp_path / name / "p.tar", content), tmp_path / f"out-{name}")
+    one, two = (
+        Embedded(write_tar(tmp_path / name / "p.tar", content), tmp_path / name / "work")
         for name, content in (("one", members), ("two", backwards))
-    ]
-    assert results[0][1].drop_columns(["offset"]) == results[1][1].drop_columns(["offset"])
-    np.testing.assert_array_equal(results[0][2], results[1][2])
+    )
+    assert one.facts.drop_columns(["offset"]) == two.facts.drop_columns(["offset"])
+    assert one.facts["offset"] != two.facts["offset"]
+    np.testing.assert_array_equal(one.vectors, two.vectors)
 
 
 def test_the_facts_are_those_of_the_bytes(tmp_path):
     data = encoded(picture(0, (70, 50)), "WEBP")
     note = json.dumps({"url": "https://example.org/\u00e9", "caption": "a \ud800 b"}).encode()
     path = write_tar(tmp_path / "p.tar", {"x/y.webp": data, "x/y.json": note})
-    _, facts, _ = embedded(path, tmp_path / "out")
-    [row] = facts.to_pylist()
-    assert (row["key"], row["member"]) == ("p/x/y", "x/y.webp")
+    [row] = Embedded(path, tmp_path / "work").facts.to_pylist()
+    assert (row["name"], row["member"]) == ("x/y", "x/y.webp")
     assert (row["width"], row["height"], row["format"]) == (70, 50, "webp")
     assert row["bytes"] == len(data)
     assert path.read_bytes()[row["offset"] :][: row["bytes"]] == data
@@ -157,19 +173,19 @@ def test_a_score_is_a_number_or_nothing(tmp_path, value, score):
     members = {"a.png": GOOD["00.png"], "a.json": json.dumps({"nsfw": value}).encode()}
     members["b.png"] = GOOD["01.png"]
     path = write_tar(tmp_path / "p.tar", members)
-    _, facts, _ = embedded(path, tmp_path / "out", columns=["nsfw"])
-    assert facts["score:nsfw"].to_pylist() == [score, None]
+    [scores] = Embedded(path, tmp_path / "work", columns=["nsfw"]).scores
+    assert scores["score:nsfw"].to_pylist() == [score, None]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar", bytes(10_240)])
 def test_a_part_without_images_is_empty(tmp_path, content):
     path = tmp_path / "p.tar"
     path.write_bytes(content)
-    said, facts, vectors = embedded(path, tmp_path / "out")
-    assert said["images"] == len(facts) == 0
-    assert vectors.shape == (0, ColourEmbedder.dim)
-    assert vectors.dtype == np.float16
-    assert bool(said["problems"]) == (content != bytes(10_240))
+    made = Embedded(path, tmp_path / "work")
+    assert made.said["images"] == len(made.facts) == len(made.valid) == 0
+    assert made.vectors.shape == (0, ColourEmbedder.dim)
+    assert made.vectors.dtype == np.float16
+    assert bool(made.said["problems"]) == (content != bytes(10_240))
 
 
 def test_flat_and_patterned_pictures_differ_in_contrast(tmp_path):
@@ -179,33 +195,55 @@ def test_flat_and_patterned_pictures_differ_in_contrast(tmp_path):
             Image.fromarray(np.repeat([[0], [255]], 150, 0).astype(np.uint8).repeat(300, 1)), "PNG"
         ),
     }
-    _, facts, _ = embedded(write_tar(tmp_path / "p.tar", members), tmp_path / "out")
-    flat, half = facts["contrast"].to_pylist()
+    made = Embedded(write_tar(tmp_path / "p.tar", members), tmp_path / "work")
+    flat, half = made.facts["contrast"].to_pylist()
     assert flat == 0
     assert half == pytest.approx(127.5, abs=2)
 
 
-def test_a_changed_part_is_another_unit_and_its_name_is_a_plain_file_name(tmp_path):
-    path = write_tar(tmp_path / "in" / "a b" / "é:0.tar", GOOD)
-    [part] = list_parts("crawl", DatasetSettings(path=str(tmp_path / "in")))
-    before = unit_name(part)
-    assert "/" not in before
-    assert "0-" in before
-    assert before == unit_name(part)
-    write_tar(path, GOOD | {"more.png": GOOD["00.png"]})
-    [part] = list_parts("crawl", DatasetSettings(path=str(tmp_path / "in")))
-    assert unit_name(part) != before
+def test_the_name_of_a_unit_is_a_plain_file_name_of_its_own(tmp_path):
+    for name in ("a b/é:0.tar", "a_b/é:0.tar", "a b/é_0.tar"):
+        write_tar(tmp_path / name, GOOD)
+    parts = list_parts("crawl", DatasetSettings(path=str(tmp_path)))
+    names = [unit_name(part) for part in parts]
+    assert len(set(names)) == 3
+    assert all(Path(name).name == name and "0-" in name for name in names)
 
 
-def test_what_changes_vectors_or_facts_changes_the_address():
-    embedder = EmbedderSettings(kind="descriptor")
-    base = (embedder, EmbedSettings(), ["nsfw"], 2)
-    others = [
-        (EmbedderSettings(kind="descriptor", decode="full"), *base[1:]),
-        (embedder, EmbedSettings(max_pixels=1), *base[2:]),
-        (*base[:2], [], 2),
-        (*base[:3], 1),
-    ]
-    addresses = [embed_fingerprint(*args) for args in (base, *others)]
-    assert len(set(addresses)) == 5
-    assert addresses[0] == embed_fingerprint(embedder, EmbedSettings(decode_threads=3), *base[2:])
+def test_what_changes_vectors_or_facts_changes_their_place(tmp_path):
+    plain = EmbedderSettings(kind="descriptor")
+    full = EmbedderSettings(kind="descriptor", decode="full")
+    usual = EmbedSettings()
+
+    def places(embedders=(plain,), settings=usual, columns=("nsfw",), threads=2):
+        request = EmbedRequest(tmp_path, settings, embedders, columns, threads)
+        return request.facts, request.scores, request.vectors(embedders[0])
+
+    def changed(**others):
+        pairs = zip(("facts", "scores", "vectors"), places(), places(**others), strict=True)
+        return [name for name, before, after in pairs if before != after]
+
+    assert changed(embedders=(full,)) == ["facts", "vectors"]
+    assert changed(settings=EmbedSettings(max_pixels=1)) == ["facts", "vectors"]
+    assert changed(settings=EmbedSettings(decode_seconds=1)) == ["facts", "vectors"]
+    assert changed(columns=()) == ["scores"]
+    assert changed(embedders=(plain, full)) == []
+    assert changed(settings=EmbedSettings(decode_threads=3), threads=1) == []
+    assert changed(embedders=(plain.model_copy(update={"batch_size": 7}),)) == []
+
+
+def test_each_embedder_s_vectors_are_made_once_whatever_the_others(tmp_path):
+    path = write_tar(tmp_path / "p.tar", GOOD | BROKEN)
+    [part] = list_parts("crawl", DatasetSettings(path=str(path)))
+    one = colour_request(tmp_path / "work")
+    other = EmbedderSettings(kind="descriptor", decode="full")
+    both = EmbedRequest(one.work, one.settings, (*one.embedders, other), (), 2)
+    content = embed_by_colours(part, one)
+    before = {unit: unit.stat().st_ino for unit in one.units(content)}
+    assert embed_by_colours(part, both) == content
+    assert {unit: unit.stat().st_ino for unit in one.units(content)} == before
+    first, second = (np.load(both.vectors(e) / content / VECTORS) for e in both.embedders)
+    np.testing.assert_array_equal(first, second)
+    assert committed(both.vectors(other) / content) == {"images": 18, "vectors": 10}
+    manifest = read_manifest(both.vectors(other) / content)
+    assert manifest["runtime"] == {"device": "imagined"}  # of where the forward pass is

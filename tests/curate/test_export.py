@@ -10,17 +10,23 @@ import pyarrow.parquet as pq
 import pytest
 from failing_storage import Rule, failing, script
 from made_collection import Made, clustered, files_of, grouped, made_collection, searched
-from pictures import ColourEmbedder, encoded, picture, write_tar
+from pictures import (
+    ColourEmbedder,
+    colour_request,
+    embed_by_colours,
+    encoded,
+    picture,
+    write_tar,
+)
 from PIL import Image
 
-from curate.catalogue.collection import Collection, catalogue
+from curate.catalogue.collection import Collection, PartOutputs, catalogue
+from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
-from curate.embedding.embed import EmbedSettings, embed_part, unit_name
 from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
 from curate.retrieval.threshold import RetrieveSettings
 from curate.selection.decide import select
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
 
 MEMBERS = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(14)}
@@ -33,17 +39,15 @@ def source_of(work, path):
     """Take a crawl through all stages up to select, where everything readable is kept."""
     parts = list_parts("crawl", DatasetSettings(path=str(path), folder_parts=3))
     parts = sorted(parts, key=lambda part: part.name + "/")
-    embedded = []
+    request, outputs = colour_request(work), []
     for part in parts:
-        folder = work / "embed" / "x" / unit_name(part)
-        folder.mkdir(parents=True)
-        configured = EmbedderSettings(kind="descriptor")
-        args = (ColourEmbedder(), part, EmbedSettings(), configured, [], 2)
-        embed_part(*args, out=folder)
-        embedded.append((part, folder))
+        units = request.units(embed_by_colours(part, request))
+        facts, vectors = (str(unit.relative_to(work)) for unit in units)
+        folder = part.format == "folder"
+        outputs.append(PartOutputs(part.name, key_prefix(part), facts, None, vectors, folder))
     home = work / "catalogue" / "x" / "all"
     home.mkdir(parents=True)
-    catalogue(embedded, work, None, [], out=home)
+    catalogue(outputs, work, None, [], out=home)
     crawl = Collection(home)
     embedder = ColourEmbedder()
     vectors = embedder.embed([embedder.prepare(picture(number)) for number in (0, 5)])

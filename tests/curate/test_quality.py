@@ -72,22 +72,27 @@ ROWS = st.lists(
             "width": st.integers(1, 400),
             "height": st.integers(1, 400),
             "contrast": st.floats(0, 100, width=32),
-            "vector": st.integers(-1, 3),
+            "valid": st.booleans(),
             "score:nsfw": st.none() | st.floats(0, 1),
         }
     )
 )
 
 
+def judged_together(rows):
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    valid = np.array([row["valid"] for row in rows], bool)
+    return judge(table, table, valid, QualitySettings(), NSFW)
+
+
 @given(ROWS, st.randoms())
 def test_every_decision_has_a_reason_and_depends_on_no_other_row(rows, random):
-    codes, reasons = judge(pa.Table.from_pylist(rows, SCHEMA), QualitySettings(), NSFW)
+    codes, reasons = judged_together(rows)
     assert len(codes) == len(reasons) == len(rows)
     assert [reason == "" for reason in reasons] == (codes == OPEN).tolist()
     assert set(codes.tolist()) <= {OPEN, *(CODE[x] for x in ("corrupt", "unsafe", "low_quality"))}
     order = list(range(len(rows)))
     random.shuffle(order)
-    shuffled = pa.Table.from_pylist([rows[at] for at in order], SCHEMA)
-    again = judge(shuffled, QualitySettings(), NSFW)
+    again = judged_together([rows[at] for at in order])
     assert np.array_equal(again[0], codes[order])
     assert again[1] == [reasons[at] for at in order]

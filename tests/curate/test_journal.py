@@ -10,16 +10,18 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from curate.embedding.suspects import MOST_LEFT_BEHIND, PIXEL_BYTES, Decoder, Journal, decode_apart
-from pictures import ColourEmbedder, encoded, picture, write_tar
+from pictures import colour_request, embed_by_colours, encoded, picture, write_tar
 from PIL import Image
 
-from curate.embedding import suspects
-from curate.embedding.embed import FACTS, EmbedSettings, embed_part
+from curate.catalogue.part_files import FACTS, VALID
+from curate.embedding import decoder as module
+from curate.embedding.decoder import MOST_LEFT_BEHIND, PIXEL_BYTES, Decoder, decode_apart
+from curate.embedding.embed import EmbedSettings
+from curate.embedding.journal import Journal
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
 from shared.images import Header, ImageError, decode, read_header
 
 MAX_PIXELS = EmbedSettings().max_pixels
@@ -70,13 +72,13 @@ def test_a_decoder_that_dies_hangs_or_bloats_apart_is_a_reason(tmp_path, monkeyp
     with pytest.raises(ImageError, match="decoding takes over 60 s"):
         decode_apart(GOOD, **LIMITS)
     executable(tmp_path, monkeypatch, "exec sleep 30")
-    monkeypatch.setattr(suspects, "MOST_WAIT", 0.1)
+    monkeypatch.setattr(module, "MOST_WAIT", 0.1)
     with pytest.raises(ImageError, match=r"decoding does not end within 0\.2 s"):
         decode_apart(GOOD, **LIMITS | {"seconds": 0.1})
 
 
 def test_a_process_apart_is_stopped_when_its_processor_time_is_over():
-    code = "from curate.embedding.suspects import _limit; _limit(seconds=0.1, memory=1 << 30)"
+    code = "from curate.embedding.decoder import _limit; _limit(seconds=0.1, memory=1 << 30)"
     busy = subprocess.run([sys.executable, "-c", f"{code}\nwhile True: pass"], check=False)
     assert busy.returncode == -signal.SIGXCPU
 
@@ -94,7 +96,7 @@ def test_the_journal_of_a_killed_process_names_what_was_under_way(tmp_path):
     code = f"""
         import os
         from pathlib import Path
-        from curate.embedding.suspects import Journal
+        from curate.embedding.journal import Journal
         with Journal(Path({str(path)!r})) as journal:
             with journal.trying("done"):
                 pass
@@ -109,6 +111,18 @@ def test_the_journal_of_a_killed_process_names_what_was_under_way(tmp_path):
     assert not path.exists()
 
 
+def test_a_journal_ends_with_its_part_and_an_error_leaves_no_suspect(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path) as one, Journal(path) as other:  # two parts of the same bytes
+        for journal in (one, other):
+            with journal.trying("a"):
+                pass
+    assert not path.exists()
+    with pytest.raises(ConnectionError), Journal(path) as journal, journal.trying("b"):
+        raise ConnectionError
+    assert not Journal(path).suspects
+
+
 @pytest.fixture
 def release():
     """Let the decoders that a test hangs go when it ends."""
@@ -121,7 +135,7 @@ def release():
 def decoder(tmp_path):
     with (
         Journal(tmp_path / "journal") as journal,
-        Decoder(journal, max_pixels=10_000, reduce_to=None, seconds=0.1) as decoder,
+        Decoder(journal, max_pixels=10_000, seconds=0.1) as decoder,
     ):
         yield decoder
 
@@ -139,8 +153,8 @@ def hang(monkeypatch, release, bad):
             raise ImageError(f"decoding takes over {seconds:g} s")
         return picture(999)
 
-    monkeypatch.setattr(suspects, "decode", decodes)
-    monkeypatch.setattr(suspects, "decode_apart", apart)
+    monkeypatch.setattr(module, "decode", decodes)
+    monkeypatch.setattr(module, "decode_apart", apart)
 
 
 def test_a_decoder_that_hangs_costs_its_image_alone(decoder, monkeypatch, release):
@@ -148,29 +162,30 @@ def test_a_decoder_that_hangs_costs_its_image_alone(decoder, monkeypatch, releas
     header = read_header(GOOD)
     for turn in range(MOST_LEFT_BEHIND + 2):
         expected = decode(GOOD) if turn < MOST_LEFT_BEHIND else picture(999)
-        assert pixels(decoder.decode("good", GOOD, header)) == pixels(expected)
+        assert pixels(decoder.decode("good", GOOD, header, None)) == pixels(expected)
         with pytest.raises(ImageError, match=r"decoding takes over 0\.1 s"):
-            decoder.decode("bad", b"bad", header)
+            decoder.decode("bad", b"bad", header, None)
     left = [t for t in threading.enumerate() if t.name == "decoder left behind"]
     assert len(left) == MOST_LEFT_BEHIND
     release.set()
     for thread in left:
         thread.join(60)
-    assert pixels(decoder.decode("good", GOOD, header)) == pixels(decode(GOOD))
+    assert pixels(decoder.decode("good", GOOD, header, None)) == pixels(decode(GOOD))
 
 
 def test_a_decoder_that_is_left_behind_keeps_no_process_from_ending(tmp_path):
     code = f"""
         import threading
         from pathlib import Path
-        from curate.embedding import suspects
+        from curate.embedding import decoder as module
+        from curate.embedding.journal import Journal
         from shared.images import Header, ImageError
-        suspects.decode = lambda data, **_: threading.Event().wait()
-        suspects.MOST_WAIT = 60
-        with suspects.Journal(Path({str(tmp_path / "journal")!r})) as journal:
-            decoder = suspects.Decoder(journal, max_pixels=9, reduce_to=None, seconds=0.1)
+        module.decode = lambda data, **_: threading.Event().wait()
+        module.MOST_WAIT = 60
+        with Journal(Path({str(tmp_path / "journal")!r})) as journal:
+            decoder = module.Decoder(journal, max_pixels=9, seconds=0.1)
             try:
-                decoder.decode("bad", b"text", Header(1, 1, "png"))
+                decoder.decode("bad", b"text", Header(1, 1, "png"), None)
             except ImageError as error:
                 print(error, threading.active_count())
     """
@@ -184,8 +199,8 @@ def test_memory_that_does_not_suffice_here_is_asked_for_apart(decoder, monkeypat
     def short(data, **_):
         raise ImageError("MemoryError") from MemoryError()
 
-    monkeypatch.setattr(suspects, "decode", short)
-    assert pixels(decoder.decode("good", GOOD, read_header(GOOD))) == pixels(decode(GOOD))
+    monkeypatch.setattr(module, "decode", short)
+    assert pixels(decoder.decode("good", GOOD, read_header(GOOD), None)) == pixels(decode(GOOD))
 
 
 def test_pictures_under_way_have_no_more_pixels_than_one_may_have(decoder, monkeypatch):
@@ -198,11 +213,11 @@ def test_pictures_under_way_have_no_more_pixels_than_one_may_have(decoder, monke
         under_way.remove(data)
         return picture(int(data))
 
-    monkeypatch.setattr(suspects, "decode", slow)
+    monkeypatch.setattr(module, "decode", slow)
     sizes = [9_000, 4_000, 3_000, 20_000, 1_000, 10_000, 3_000] * 4
     with ThreadPoolExecutor(8) as pool:
         futures = [
-            pool.submit(decoder.decode, str(n), b"%d" % min(n, 10_000), Header(n, 1, "png"))
+            pool.submit(decoder.decode, str(n), b"%d" % min(n, 10_000), Header(n, 1, "png"), None)
             for n in sizes
         ]
         assert [f.result() for f in futures] == [picture(min(n, 10_000)) for n in sizes]
@@ -220,15 +235,12 @@ def test_a_part_outlives_an_image_that_kills_its_worker(tmp_path, monkeypatch):
     members = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(6)}
     write_tar(tmp_path / "00000.tar", members)
     [part] = list_parts("crawl", DatasetSettings(path=str(tmp_path / "00000.tar")))
-    out = tmp_path / "out"
-    out.mkdir()
-    configured = EmbedderSettings(kind="descriptor", batch_size=2)
-    args = (ColourEmbedder(), part, EmbedSettings(), configured, [], 1)
+    request = colour_request(tmp_path / "work", batch_size=2, threads=1)
 
     child = os.fork()
     if not child:
-        suspects.decode = killing
-        embed_part(*args, out=out)
+        module.decode = killing
+        embed_by_colours(part, request)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
@@ -236,9 +248,9 @@ def test_a_part_outlives_an_image_that_kills_its_worker(tmp_path, monkeypatch):
         assert data == members["03.jpg"]
         raise ImageError("decoding kills the process")
 
-    monkeypatch.setattr(suspects, "decode_apart", apart)
-    said = embed_part(*args, out=out)
-    problems = pq.read_table(out / FACTS)["problem"].to_pylist()
+    monkeypatch.setattr(module, "decode_apart", apart)
+    facts, vectors = request.units(embed_by_colours(part, request))
+    problems = pq.read_table(facts / FACTS)["problem"].to_pylist()
     assert problems == ["", "", "", "decoding kills the process", "", ""]
-    assert (said["images"], said["vectors"]) == (6, 5)
-    assert not list(tmp_path.glob("*.decoding"))
+    assert np.load(vectors / VALID).tolist() == [True, True, True, False, True, True]
+    assert not any((request.work / "decoding").iterdir())
