@@ -9,20 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.config import validate
 from shared.errors import LvdError
-from train.data.crops import CropSettings
-from train.data.loader import DataSettings
-from train.data.masks import MaskSettings
+from train.data.settings import CropSettings, DataSettings, MaskSettings
 from train.distillation.settings import DistillationSettings
-from train.distributed.parallelise import ParallelSettings
-from train.model.backbone import ModelSettings
-from train.model.heads import HeadsSettings
-from train.monitoring.collapse import CollapseSettings
-from train.monitoring.knn import KnnSettings
-from train.monitoring.metrics import LogSettings
+from train.distributed.settings import ParallelSettings
+from train.model.settings import HeadsSettings, ModelSettings
+from train.monitoring.settings import CollapseSettings, KnnSettings, LogSettings
 from train.objectives.settings import ObjectivesSettings
-from train.optimisation.groups import OptimiserSettings
-from train.optimisation.schedules import TeacherSettings
-from train.persistence.checkpoints import CheckpointSettings
+from train.optimisation.settings import OptimiserSettings, TeacherSettings
+from train.persistence.settings import CheckpointSettings
 from train.recipe_tree import recipe_tree
 
 FREE_ON_RESUME = (

@@ -6,23 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import LvdError
-from train.optimisation.groups import OptimiserSettings
-
-
-class TeacherSettings(BaseModel):
-    """How the teacher follows the student, and how sharp its targets are."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    momentum: tuple[float, float] = (0.994, 1.0)
-    """Of the moving average, at the start and the end of the run, a cosine between."""
-    temperature: tuple[float, float] = (0.04, 0.07)
-    """At the start and the end of its own warm-up, a line between; constant from then on."""
-    temperature_warmup_epochs: float = Field(30.0, ge=0)
-    """May outlast the run, which then ends on the line."""
+from train.optimisation.settings import OptimiserSettings, TeacherSettings
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import normalize
 
 from shared.config import apply_overrides, validate
@@ -26,31 +25,13 @@ from train.visualise.output import check_replaceable, write_figures
 from train.visualise.overview import overview
 from train.visualise.page import figures_page
 from train.visualise.pictures import Pictures, first_pictures, squares_of
+from train.visualise.settings import VisualiseSettings
 from train.visualise.sheets import SIDE, Sheet
 
 FIGURES = 2
 """Of each model: attention and patches."""
 LARGEST_SQUARE = 1024
 """Pixels of the side of a picture that is kept, unless the model's input is larger."""
-
-
-class VisualiseSettings(BaseModel):
-    """What is drawn."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    pictures: int = Field(8, ge=1, le=256)
-    """The first so many of the images, by key, are drawn."""
-    mass: float = Field(0.6, gt=0, le=1)
-    """Share of a head's attention that the patches kept of its map hold."""
-    foreground: float = 0.0
-    """Standard deviations above which the patches' first component is foreground."""
-    nearest: int = Field(6, ge=1, le=100)
-    """Neighbours drawn of each picture."""
-    batch_size: int = Field(64, ge=1)
-    """Images of a forward pass, where neighbours are sought."""
-    workers: int = Field(4, ge=1)
-    """Threads that decode images."""
 
 
 def draw(
