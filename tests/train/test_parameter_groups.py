@@ -8,8 +8,8 @@ from train.model.backbone import build_backbone
 from train.model.heads import ProjectionHead
 from train.model.network import Network
 from train.model.settings import HeadSettings, ModelSettings
-from train.optimisation.groups import make_optimiser, parameter_groups
-from train.optimisation.schedules import Values, set_values
+from train.optimisation.groups import make_optimiser, parameter_groups, set_values
+from train.optimisation.schedules import Values
 from train.optimisation.settings import OptimiserSettings
 
 

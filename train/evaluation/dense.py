@@ -22,7 +22,7 @@ from shared.errors import LvdError
 from shared.images import ImageError
 from shared.progress import warn
 from train.evaluation.file_features import ImageFile, View, ahead, file_features
-from train.evaluation.pairs import Kind, Pair, find_pairs
+from train.evaluation.pairs import Pair
 from train.evaluation.settings import DenseSettings
 
 if TYPE_CHECKING:
@@ -98,19 +98,6 @@ class Samples(NamedTuple):
         targets = self.targets[chosen].to(device)
         counted = ~targets.isnan()
         return at_points(grids, self.points[chosen].to(device))[counted], targets[counted]
-
-
-def find_apart(train: str, test: str, kind: Kind) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs to train on and those to report on; LvdError where they share an image."""
-    trained, tested = find_pairs(train, kind, "--train"), find_pairs(test, kind, "--test")
-    seen = {pair.image.resolve() for pair in trained}
-    both = [pair.key for pair in tested if pair.image.resolve() in seen]
-    if both:
-        raise LvdError(
-            f"{len(both)} images are in --train and in --test, {both[0]} for one: give two sets "
-            "that are apart, or the root of a layout that splits its data"
-        )
-    return trained, tested
 
 
 def dense_images(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from shared.errors import LvdError
 from shared.images import ImageError
-from train.evaluation.dense import dense_images, draw, find_apart
+from train.evaluation.dense import dense_images, draw
 from train.evaluation.dense_head import Task, fit, predictions
-from train.evaluation.pairs import Pair, read_depth
+from train.evaluation.pairs import Pair, find_apart, read_depth
 from train.evaluation.scores import Score, share_scored
 from train.evaluation.settings import NEAREST, DepthSettings
 

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from shared.errors import LvdError
 from shared.images import ImageError
-from train.evaluation.dense import Samples, dense_images, draw, find_apart
+from train.evaluation.dense import Samples, dense_images, draw
 from train.evaluation.dense_head import Task, fit, predictions
-from train.evaluation.pairs import Pair, read_mask
+from train.evaluation.pairs import Pair, find_apart, read_mask
 from train.evaluation.scores import Score, share_scored
 from train.evaluation.settings import SegmentSettings
 

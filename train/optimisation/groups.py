@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.optimisation.schedules import Values
 from train.optimisation.settings import OptimiserSettings
 
 
@@ -70,6 +71,13 @@ def make_optimiser(groups: list[dict[str, Any]], settings: OptimiserSettings) ->
                 "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
             }
     return optimiser
+
+
+def set_values(optimiser: torch.optim.Optimizer, values: Values) -> None:
+    """Set the learning rate and weight decay of each of the groups of `parameter_groups`."""
+    for group in optimiser.param_groups:
+        group["lr"] = values.lr * group["lr_scale"]
+        group["weight_decay"] = values.weight_decay if group["decay"] else 0.0
 
 
 def _depths(network: nn.Module) -> dict[int, int]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from shared.errors import LvdError
 from train.optimisation.settings import OptimiserSettings, TeacherSettings
 
@@ -110,13 +108,6 @@ def cosine(start: float, end: float, progress: float) -> float:
 def linear(start: float, end: float, progress: float) -> float:
     """Return a line from `start` at progress 0 to `end` at 1 and past it."""
     return start + (end - start) * min(progress, 1.0)
-
-
-def set_values(optimiser: torch.optim.Optimizer, values: Values) -> None:
-    """Set the learning rate and weight decay of each of `train.optimisation.groups.parameter_groups`."""
-    for group in optimiser.param_groups:
-        group["lr"] = values.lr * group["lr_scale"]
-        group["weight_decay"] = values.weight_decay if group["decay"] else 0.0
 
 
 def _part(step: int, steps: int) -> float:
