@@ -20,7 +20,6 @@ from train.distributed.ranks import Ranks, any_rank, barrier, process_group
 from train.distributed.signals import StopRequest
 from train.monitoring.summary import summary
 from train.monitoring.watch import Watch
-from train.optimisation.schedules import Schedules
 from train.persistence.checkpoints import newest, save
 from train.persistence.run_folder import RunFolder
 from train.persistence.snapshot import restore, snapshot, write_model
@@ -51,14 +50,8 @@ def train(
         order = Order(
             index.sizes, batch_size=recipe.batch_size, window=recipe.data.window, seed=recipe.seed
         )
-        steps, epoch_steps = recipe.length(order.batches_per_epoch)
-        schedules = Schedules(
-            recipe.optimiser,
-            recipe.teacher,
-            batch_size=recipe.batch_size,
-            total_steps=steps,
-            steps_per_epoch=epoch_steps,
-        )
+        schedules = recipe.schedules(order.batches_per_epoch)
+        steps = schedules.total_steps
         if resume == "auto":
             folder.refuse_foreign(recipe, index.fingerprint)
             if folder.finished(steps):

@@ -13,8 +13,9 @@ from torchvision import transforms
 from torchvision.transforms.v2 import InterpolationMode, Normalize, functional
 
 from train.data import crops as module
-from train.data.crops import CropSettings, Views, finish_views, normalise, stack_views
+from train.data.crops import Views, finish_views, normalise, stack_views
 from train.data.photometric import HUE
+from train.data.settings import CropSettings
 
 SMALL = {"global_size": 24, "local_size": 12, "local_views": 4}
 ON_CPU, DEFERRED = CropSettings(**SMALL), CropSettings(**SMALL, device="gpu")

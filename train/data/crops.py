@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import (
@@ -19,7 +18,8 @@ from torchvision.transforms.v2.functional import (
     resized_crop_image,
 )
 
-from train.data.photometric import BLUR_RADIUS, HUE, photometric
+from train.data.photometric import HUE, photometric
+from train.data.settings import CropSettings
 from train.seeds import derive
 
 GLOBAL_VIEWS = 2
@@ -36,54 +36,6 @@ _COLUMNS = {
     "area": _TRIES, "aspect": _TRIES, "top": 1, "left": 1, "flip": 1, "jitter": 1, "order": 4,
     "factors": 4, "grey": 1, "blur": 1, "sigma": 1, "solarise": 1,
 }  # fmt: skip
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(gt=BLUR_RADIUS)]
-
-
-class CropSettings(BaseModel):
-    """Multi-crop: sizes, areas and the strength of the augmentations; by default DINOv2's."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    global_size: Pixels = 224
-    local_size: Pixels = 98
-    local_views: int = Field(8, ge=0)
-    global_area: tuple[Share, Share] = (0.32, 1.0)
-    """Least and largest share of the image's area that a global view shows."""
-    local_area: tuple[Share, Share] = (0.05, 0.32)
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest width of a crop over its height."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip: Share = 0.5
-    """Probability of a mirrored view, as the other shares below are probabilities."""
-    jitter: tuple[
-        Annotated[float, Field(ge=0)],
-        Annotated[float, Field(ge=0)],
-        Annotated[float, Field(ge=0)],
-        Annotated[float, Field(ge=0, le=0.5)],
-    ] = (0.4, 0.4, 0.2, 0.1)
-    """Strength of brightness, contrast, saturation and hue, as in torchvision's ColorJitter."""
-    jitter_probability: Share = 0.8
-    grey: Share = 0.2
-    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
-    """Of the first global view, the second, and the local ones. These are the papers' numbers; the
-    released DINOv2 code blurs with 1 minus its probability, which is (0.0, 0.9, 0.5)."""
-    blur_sigma: tuple[Annotated[float, Field(gt=0)], float] = (0.1, 2.0)
-    """Least and largest standard deviation of the blur, in pixels of the view."""
-    solarise: Share = 0.2
-    """Of the second global view only."""
-    device: Literal["cpu", "gpu"] = "cpu"
-    """Where colours and sharpness are changed: by the loader's workers, or by the training process
-    on its device, a batch at a time. Crops are always made by the workers."""
-
-    @model_validator(mode="after")
-    def _ranges_run_upwards(self) -> CropSettings:
-        for name in ("global_area", "local_area", "aspect", "blur_sigma"):
-            least, largest = getattr(self, name)
-            if not 0 < least <= largest:
-                raise ValueError(f"{name} is ({least}, {largest}): give 0 < least <= largest")
-        return self
 
 
 class SampleViews(NamedTuple):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, UInt8
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,23 +17,8 @@ from train.data.crops import SampleViews, Views, stack_views
 from train.data.index import ShardIndex
 from train.data.order import Order
 from train.data.pictures import picture
+from train.data.settings import DataSettings
 from train.data.workers import start_worker, worker_context
-
-
-class DataSettings(BaseModel):
-    """How samples are read."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    workers: int = Field(2, ge=0)
-    """Processes that read, decode and crop for each training process; 0 does it there and then."""
-    window: int = Field(16, ge=1)
-    """Shards that are shuffled together, and so are being read at a time."""
-    prefetch: int = Field(2, ge=1)
-    """Micro-batches that each worker is ahead."""
-    decode: Literal["reduced", "full"] = "reduced"
-    """`reduced` decodes a large JPEG to a half, a quarter or an eighth of its sides where no crop
-    is magnified because of it."""
 
 
 @dataclass

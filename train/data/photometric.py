@@ -12,9 +12,9 @@ import torch.nn.functional as functional
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from train.data.settings import BLUR_RADIUS
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-BLUR_RADIUS = 4
-"""Of DINOv2's Gaussian kernel, 9 pixels wide."""
 
 _LUMA = (0.2989, 0.587, 0.114)
 _WHITE = 255.0

@@ -18,8 +18,8 @@ from train.distillation.anchors import AnchorHead, sample_anchors
 from train.distillation.settings import DistillationSettings
 from train.distributed.ranks import Ranks
 from train.evaluation.frozen import load_models
-from train.model.heads import HeadsSettings
 from train.model.network import Network, Outputs
+from train.model.settings import HeadsSettings
 from train.persistence.trained import find_trained
 
 Tokens = tuple[Float[Tensor, "n d"], Float[Tensor, "n rows columns d"]]

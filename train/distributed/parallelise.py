@@ -5,10 +5,8 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -16,27 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from train.distributed.ranks import Ranks
+from train.distributed.settings import ParallelSettings
 
 GRAPHS = 128
 """Versions that torch.compile may make of a block: one for each shape, mode and drop path."""
-
-
-class ParallelSettings(BaseModel):
-    """How a run uses its processes; nothing here changes what is learned, but for rounding."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """`ddp` keeps the networks whole in every process, `fsdp` a share of them in each; `auto` is
-    `ddp`. One process alone needs neither, whatever this says."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; weights, their moments and the teacher's average are float32 always."""
-    compile: bool = False
-    """torch.compile each block: the first step then takes minutes, the others less."""
-    activation_checkpointing: bool = False
-    """Compute each block of the student again in the backward pass: a third more time, and the
-    memory of one block instead of all."""
 
 
 def parallelise(
