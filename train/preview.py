@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from train.data.crops import GLOBAL_VIEWS
 from train.data.masks import group_counts
 from train.distributed.parallelise import resolve_precision
 from train.estimate import Load, estimate
+from train.model.network import Network
 from train.persistence.trained import find_trained
 from train.recipe import Recipe
 from train.system import frozen_teacher, new_network
@@ -30,28 +32,12 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
     if recipe.continue_from is not None:
         find_trained(Path(recipe.continue_from))  # says so where there is nothing to go on from
     network = new_network(recipe, device="meta")
-    crops, device = recipe.crops, recipe.parallel.device
+    device = recipe.parallel.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, columns = network.backbone.grid(crops.global_size, crops.global_size)
-    masked = 0
-    if recipe.masks is not None:
-        counts = group_counts(GLOBAL_VIEWS * recipe.group_size, rows * columns, recipe.masks)
-        masked = int(counts.sum()) * images // recipe.group_size
-    elif recipe.objectives.ibot > 0:
-        masked = GLOBAL_VIEWS * images * rows * columns
-    frozen = frozen_teacher(recipe, (rows, columns), torch.device("cpu"))
-    load = Load(
-        images=images,
-        global_size=crops.global_size,
-        local_size=crops.local_size,
-        local_views=crops.local_views,
-        masked=masked,
-        accumulate=recipe.accumulate,
-        precision=resolve_precision(recipe.parallel, torch.device(device)),
-        checkpointing=recipe.parallel.activation_checkpointing,
-        shards=processes if recipe.parallel.strategy == "fsdp" else 1,
-    )
+    load = load_of(recipe, network, processes, torch.device(device))
+    grid = network.backbone.grid(recipe.crops.global_size, recipe.crops.global_size)
+    frozen = frozen_teacher(recipe, grid, torch.device("cpu"))
     settings = yaml.safe_dump({name: recipe.model_dump(mode="json")}, sort_keys=False)
     volume = sum(part.nbytes for part in parts)
     each = f"{processes} process{'es' if processes > 1 else ''} of {recipe.accumulate} x {images}"
@@ -64,4 +50,30 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
             f"{'device':<20}{device}, {str(load.precision).removeprefix('torch.')}",
             estimate(network, load, frozen).table(),
         ]
+    )
+
+
+def load_of(recipe: Recipe, network: Network, processes: int, device: torch.device) -> Load:
+    """Return what each of the processes trains on in one forward pass of `network` on `device`.
+
+    Raises LvdError where the batch is not cut evenly.
+    """
+    crops, images = recipe.crops, recipe.micro_batch(processes)
+    patches = math.prod(network.backbone.grid(crops.global_size, crops.global_size))
+    masked = 0
+    if recipe.masks is not None:
+        counts = group_counts(GLOBAL_VIEWS * recipe.group_size, patches, recipe.masks)
+        masked = int(counts.sum()) * images // recipe.group_size
+    elif recipe.objectives.ibot > 0:
+        masked = GLOBAL_VIEWS * images * patches
+    return Load(
+        images=images,
+        global_size=crops.global_size,
+        local_size=crops.local_size,
+        local_views=crops.local_views,
+        masked=masked,
+        accumulate=recipe.accumulate,
+        precision=resolve_precision(recipe.parallel, device),
+        checkpointing=recipe.parallel.activation_checkpointing,
+        shards=processes if recipe.parallel.strategy == "fsdp" else 1,
     )

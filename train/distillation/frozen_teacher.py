@@ -17,7 +17,6 @@ from train.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from train.distillation.anchors import AnchorHead, sample_anchors
 from train.distillation.settings import DistillationSettings
 from train.distributed.ranks import Ranks
-from train.evaluation.frozen import load_models
 from train.model.heads import HeadsSettings
 from train.model.network import Network, Outputs
 from train.persistence.trained import find_trained
@@ -133,6 +132,9 @@ def _of_ours(network: Network, grid: tuple[int, int]) -> FrozenTeacher:
 def _of_others(
     name: str, heads: HeadsSettings, grid: tuple[int, int], patches: bool, device: torch.device
 ) -> FrozenTeacher:
+    # With it comes open_clip, which only this kind of teacher needs.
+    from train.evaluation.frozen import load_models
+
     try:
         (model,) = load_models([name], precision="float32", device=device.type)
     except LvdError as error:

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Measures both stages on one card: benchmarks/gpu.sh --out DIR [--minutes 6] [--device cpu --quick].
+# Runs on any Python with torch, torchvision and timm, and says what else that one lacks.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$(command -v python3 || true)}
+[ -n "$python" ] || { echo "gpu.sh: no python3 on PATH: install Python 3.11 or 3.12, or say PYTHON=..."; exit 2; }
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1 # a folder `train` where the user happens to be is not this one's
+exec "$python" -m benchmarks.gpu "$@"
