@@ -75,7 +75,8 @@ class CropSettings(BaseModel):
     """Of the second global view only."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where colours and sharpness are changed: by the loader's workers, or by the training process
-    on its device, a batch at a time. Crops are always made by the workers."""
+    on its device, a batch at a time. With `data.resident` it is always the latter; without it,
+    crops are always made by the workers."""
 
     @model_validator(mode="after")
     def _ranges_run_upwards(self) -> CropSettings:
