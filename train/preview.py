@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import torch
 import yaml
 
 from shared.datasets import DatasetSettings, list_parts
-from train.data.crops import GLOBAL_VIEWS
+from train.data.crops import GLOBAL_VIEWS, Views
+from train.data.index import read_index
+from train.data.loader import reduced_side
 from train.data.masks import group_counts
+from train.data.resident import resident_bytes
 from train.distributed.parallelise import resolve_precision
 from train.estimate import Load, estimate
 from train.model.network import Network
@@ -48,6 +52,7 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
             f"{'shards':<20}{len(parts):,} ({volume / 1e6:,.1f} MB) at {shards}",
             f"{'images of a step':<20}{recipe.batch_size:,}: {each}",
             f"{'device':<20}{device}, {str(load.precision).removeprefix('torch.')}",
+            *_resident(recipe, shards),
             estimate(network, load, frozen).table(),
         ]
     )
@@ -77,3 +82,17 @@ def load_of(recipe: Recipe, network: Network, processes: int, device: torch.devi
         checkpointing=recipe.parallel.activation_checkpointing,
         shards=processes if recipe.parallel.strategy == "fsdp" else 1,
     )
+
+
+def _resident(recipe: Recipe, shards: str) -> list[str]:
+    """Return the line about images that are to lie on the device; none where they are not to."""
+    if not recipe.data.resident:
+        return []
+    reduce_to = reduced_side(recipe.data, Views(recipe.crops, recipe.seed))
+    with tempfile.TemporaryDirectory() as scratch:
+        index = read_index(shards, Path(scratch))
+        needed = resident_bytes(index, reduce_to)
+    return [
+        f"{'resident images':<20}{len(index):,}, about {needed / 2**30:.2f} GiB on each process's "
+        "device, on top of the memory below"
+    ]

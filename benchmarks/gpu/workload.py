@@ -77,7 +77,9 @@ def prepare(context: Context, name: str, *, compiled: bool) -> Workload:
     """
     device = torch.device(context.device)
     overrides = [f"parallel.device={device.type}", f"parallel.compile={str(compiled).lower()}"]
-    recipe = read_recipe(CONFIG, name, [*overrides, *(_tiny(name) if context.quick else [])])
+    if context.quick:
+        overrides += _tiny(name, compiled)
+    recipe = read_recipe(CONFIG, name, overrides)
     sizes = [2 * QUICK_GROUP] if context.quick else list(_sizes(recipe, device))
     for images in sizes:
         workload = _try(_with_batch(recipe, images), device)
@@ -189,17 +191,24 @@ def _sizes(recipe: Recipe, device: torch.device) -> Iterator[int]:
         images //= 2
 
 
-def _tiny(name: str) -> list[str]:
-    """Return what makes a recipe run on a CPU within seconds, each of its parts still there."""
+def _tiny(name: str, compiled: bool) -> list[str]:
+    """Return what makes a recipe run on a CPU within seconds, each of its parts still there.
+
+    What is compiled is alike in all recipes, so that one compilation, of a minute of processor time,
+    serves all of them from its cache.
+    """
     recipe = read_recipe(CONFIG, name)
     patch = new_network(recipe, device="meta").backbone.patch
     heads = [head for head in ("dino", "ibot") if getattr(recipe.heads, head) is not None]
+    alike = ["model.drop_path=0.25", "parallel.activation_checkpointing=false"]
     return [
         f"batch_size={2 * QUICK_GROUP}",
         f"group_size={QUICK_GROUP}",
-        "model.options={embed_dim: 48, depth: 2, num_heads: 2}",
+        "model.options={embed_dim: 48, depth: 1, num_heads: 2}",
         f"model.image_size={4 * patch}",
         f"crops.global_size={4 * patch}",
         f"crops.local_size={2 * patch}",
+        "crops.local_views=2",
         *(f"heads.{head}.{key}=64" for head in heads for key in ("prototypes", "hidden")),
+        *(alike if compiled else ()),
     ]
