@@ -39,8 +39,6 @@ FOR_TESTS = {"pytest": "pytest", "pluggy": "pluggy", "iniconfig": "iniconfig"}
 
 def preflight(constraints: Path) -> str | None:
     """Return one line that names what is missing, pinned as in the file; None where nothing is."""
-    if sys.version_info < (3, 11):
-        return f"Python {sys.version.split()[0]} at {sys.executable} is too old: say PYTHON=... (3.11 or 3.12)"
     missing = pinned(lacking(NEEDED), constraints)
     if not missing:
         return None

@@ -36,8 +36,11 @@ def run_sections(
     until: float,
     log: Path,
     say: Callable[[str], None] = print,
-) -> bool:
-    """Run the sections until the clock `monotonic` reads `until`; return whether none went wrong.
+) -> int:
+    """Run the sections until the clock `monotonic` reads `until`, and return an exit status.
+
+    That is 0 where all were run or had nothing to measure, 1 where one failed or took longer than
+    its `most`, and else 3: the minutes did not suffice for all.
 
     A section whose `needs` do not fit in what is left is skipped. One that is still at work after
     its `most` seconds, or when the time is up, is stopped, and its rows stay. What sections print
@@ -45,25 +48,33 @@ def run_sections(
     """
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(list(PRELOAD))
-    well = True
+    failed = short = False
+    caches = 0
     for section in sections:
         began = monotonic()
         left = until - began
         if left < section.needs:
-            reason = f"needs {section.needs:.0f} s, and {max(0, left):.0f} s of the minutes are left"
+            reason = (
+                f"needs {section.needs:.0f} s, and {max(0, left):.0f} s of the minutes are left"
+            )
             report.set(section.name, status=SKIPPED, reason=reason)
+            short = True
         else:
             report.set(section.name, status="running")
-            informed = replace(context, rows=report.rows)
-            status, reason = _run(processes, section, informed, report, min(left, section.most), log)
+            cache = context.scratch / f"compiled-{caches}"
+            informed = replace(context, rows=report.rows, cache=cache)
+            status, reason = _run(
+                processes, section, informed, report, min(left, section.most), log
+            )
+            caches += status not in (DONE, SKIPPED)  # a killed compiler leaves half of a file
             if status == STOPPED and left <= section.most:
-                reason = "the minutes are used"
+                reason, short = "the minutes are used", True
             else:
-                well &= status in (DONE, SKIPPED)
+                failed |= status in (FAILED, STOPPED)
             seconds = round(monotonic() - began, 1)
             report.set(section.name, status=status, reason=reason, seconds=seconds)
         say(_told(section.name, report))
-    return well
+    return 1 if failed else 3 if short else 0
 
 
 def _run(
@@ -99,6 +110,7 @@ def _work(section: Section, context: Context, sender: Connection, log: Path) -> 
     """Run one section in its own process group, so that what it started ends with it."""
     os.setsid()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(context.cache)
     with log.open("ab", buffering=0) as file:
         file.write(f"\n== {section.name}\n".encode())
         for stream in (sys.stdout, sys.stderr):
@@ -115,7 +127,7 @@ def _work(section: Section, context: Context, sender: Connection, log: Path) -> 
         sender.send((SKIPPED, str(reason)))
     except BaseException as error:
         traceback.print_exc()
-        sender.send((FAILED, traceback.format_exception_only(error)[-1].strip()))
+        sender.send((FAILED, traceback.format_exception_only(error)[-1].strip().splitlines()[0]))
     sys.stdout.flush()
 
 

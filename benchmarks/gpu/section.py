@@ -29,6 +29,8 @@ class Context:
     """Tiny sizes: to see that everything runs, not to measure."""
     scratch: Path
     """A folder for whatever the section writes; removed at the end."""
+    cache: Path | None = None
+    """A folder for what torch.compile makes, which sections share."""
     rows: Mapping[str, list[Row]] = field(default_factory=dict)
     """What the sections before it found, by their names."""
 
