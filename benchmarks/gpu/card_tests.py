@@ -25,8 +25,8 @@ class _Counter:
         if report.failed:
             reason = report.longreprtext.strip().splitlines()[-1:]
             self._emit({"test": report.nodeid, "outcome": "failed", "reason": "".join(reason)})
-        elif report.when == "call":
-            self._emit({"test": report.nodeid, "outcome": report.outcome})
+        elif report.when == "call" and report.passed:
+            self._emit({"test": report.nodeid, "outcome": "passed"})
 
     def pytest_collectreport(self, report) -> None:
         if report.failed:

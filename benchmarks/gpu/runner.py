@@ -36,6 +36,7 @@ def run_sections(
     until: float,
     log: Path,
     say: Callable[[str], None] = print,
+    preload: Sequence[str] = PRELOAD,
 ) -> int:
     """Run the sections until the clock `monotonic` reads `until`, and return an exit status.
 
@@ -47,7 +48,7 @@ def run_sections(
     goes to the file `log`.
     """
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(list(PRELOAD))
+    processes.set_forkserver_preload(list(preload))
     failed = short = False
     caches = 0
     for section in sections:
