@@ -34,7 +34,7 @@ def measure(context: Context, emit: Callable[[Row], None], name: str, compiled: 
     events = [
         (event.self_device_time_total if on_card else event.self_cpu_time_total, event)
         for event in profiler.key_averages()
-        if event.device_type == kind and not event.is_user_annotation
+        if event.device_type == kind and not _is_mark(event)
     ]
     whole = sum(microseconds for microseconds, _ in events)
     if not whole:
@@ -49,3 +49,8 @@ def measure(context: Context, emit: Callable[[Row], None], name: str, compiled: 
                 "share": microseconds / whole,
             }
         )
+
+
+def _is_mark(event) -> bool:
+    """Tell the marks that contain kernels, inductor's `## Call CompiledFxGraph` among them."""
+    return bool(event.is_user_annotation) or event.key.startswith("## ")
