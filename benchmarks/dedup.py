@@ -17,10 +17,12 @@ import click
 import numpy as np
 from clumps import clumps
 
-from curate import cluster, dedup, groups
-from curate.cluster import Clusters, ClusterSettings
-from curate.dedup import DedupSettings
-from curate.search import unit, use_threads
+from curate.dedup import groups
+from curate.dedup import near as dedup
+from curate.dedup.near import DedupSettings
+from curate.neighbours import cluster
+from curate.neighbours.cluster import Clusters, ClusterSettings
+from curate.neighbours.search import unit, use_threads
 
 
 @dataclass(frozen=True)

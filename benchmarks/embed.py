@@ -20,8 +20,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from curate.embed import EmbedSettings, embed_part
-from curate.sample import make_sample
+from curate.embedding.embed import EmbedSettings, embed_part
+from curate.sample.make import make_sample
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings, load, resolve
 from shared.images import ImageError, decode, read_header

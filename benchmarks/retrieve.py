@@ -3,7 +3,7 @@
 Run `.venv/bin/python benchmarks/retrieve.py [--images N] [--seeds N] ...`. The two sides alternate,
 chunk by chunk, so that whatever else the machine does weighs on both. The bare side is float32
 blocks of queries times seeds into a buffer that is there already, and nothing after it, by the
-faster of numpy and torch; the other side is `curate.search.top_k` from the stored float16 vectors.
+faster of numpy and torch; the other side is `curate.neighbours.search.top_k` from the stored float16 vectors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     import torch
     from clumps import clumps
 
-    from curate import search
+    from curate.neighbours import search
 
     torch.set_num_threads(options.threads)
     search.use_threads(options.threads)
@@ -65,7 +65,7 @@ def main() -> None:
     )
     work = 2 * options.images * options.seeds * options.dim
     for name, taken in seconds.items():
-        label = "curate.search.top_k" if name == "top_k" else f"bare product, {name}"
+        label = "curate.neighbours.search.top_k" if name == "top_k" else f"bare product, {name}"
         middle = np.median(taken)
         print(
             f"  {label:20s} {middle:8.2f} s {options.images / middle:10,.0f} images/s "
@@ -112,7 +112,7 @@ def _check(images: Any, seeds: Any, k: int, sampled: int = 256) -> None:
     """Raise RuntimeError unless `top_k` finds the nearest seeds that float64 finds."""
     import numpy as np
 
-    from curate import search
+    from curate.neighbours import search
 
     found, rows = search.top_k(images[:sampled], seeds, k)
     exact = [x.astype(np.float64) for x in (images[:sampled], seeds)]
@@ -121,7 +121,7 @@ def _check(images: Any, seeds: Any, k: int, sampled: int = 256) -> None:
     best = -np.sort(-similarity, axis=1)[:, :k]
     there = np.take_along_axis(similarity, rows, axis=1)
     if not (np.allclose(there, best, atol=1e-6) and np.allclose(found, best, atol=1e-6)):
-        raise RuntimeError("curate.search.top_k does not find the nearest seeds")
+        raise RuntimeError("curate.neighbours.search.top_k does not find the nearest seeds")
 
 
 if __name__ == "__main__":

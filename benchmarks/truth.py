@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 from sklearn.metrics import roc_auc_score
 
-from curate.tables import open_tables, rows
+from curate.report.tables import open_tables, rows
 
 NOT_PHOTOGRAPHS = {"chart", "icon", "screenshot", "document", "meme"}
 

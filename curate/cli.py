@@ -52,7 +52,7 @@ def demo(root: Path, config: Path, steps: int | None) -> None:
     Curate the built-in sample with the bundled model, train a small model on what was kept, draw
     what both see, and say what happened. Nothing is downloaded. What is there already is used again.
     """
-    from curate.demo import demo
+    from curate.demo.demo import demo
 
     click.echo(demo(root, config, steps), nl=False)
 
@@ -103,8 +103,8 @@ def run(out: Path | None, dry_run: bool, replace: bool, retry: str | None, **ask
     What an earlier run left in --work is used again, whoever started it; a run that was killed
     goes on where it stopped.
     """
-    from curate.output import Output, name_latest
-    from curate.pairing import wrong_pairings
+    from curate.calibration.pairing import wrong_pairings
+    from curate.execution.output import Output, name_latest
     from curate.pipeline import comparable
     from curate.plan import default_out, describe, forget_corrupt, writable
     from shared.progress import say, warn
@@ -123,7 +123,7 @@ def run(out: Path | None, dry_run: bool, replace: bool, retry: str | None, **ask
         if retry:
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")
         from curate.pipeline import curate
-        from curate.summary import summary
+        from curate.report.summary import summary
 
         made = curate(plan, output)
         name_latest(out)
@@ -146,10 +146,10 @@ def calibrate(save: bool, **asked: Any) -> None:
     For one embedder, crawl and seed, by edited copies of crawled images and by the seed images'
     similarities to one another. The last line is ready to be pasted behind `lvd-curate run`.
     """
-    from curate.calibration import report
-    from curate.engine import Engine
+    from curate.calibration.measure import report
+    from curate.calibration.stored import store, writable_path
+    from curate.execution.engine import Engine
     from curate.stages import Run
-    from curate.stored_thresholds import store, writable_path
     from shared.progress import say
 
     plan = _plan(**asked)
@@ -223,8 +223,8 @@ def loop(overrides: tuple[str, ...], **asked: Any) -> None:
     OUT gets table.txt, table.json, table.parquet and round-1, round-2, ...: in each of them curate/
     and train/, as the commands leave them, and a log of each step.
     """
-    from curate.loop import loop
-    from curate.loop_request import loop_request
+    from curate.loop.loop import loop
+    from curate.loop.request import loop_request
 
     click.echo(loop(loop_request(curate_set=overrides, **asked)), nl=False)
 
@@ -241,7 +241,7 @@ def loop(overrides: tuple[str, ...], **asked: Any) -> None:
 def report(folder: Path, work: Path) -> None:
     """Print the summary of a finished run, and draw its pictures again."""
     from curate.pipeline import redraw
-    from curate.summary import summary
+    from curate.report.summary import summary
 
     redraw(folder, work.absolute())
     click.echo(summary(folder, colour=sys.stdout.isatty()), nl=False)
@@ -256,7 +256,7 @@ def explain(folder: Path, key: str, as_json: bool) -> None:
 
     Its facts, its group of copies, its nearest seeds, the decision and why.
     """
-    from curate.explain import explain, life
+    from curate.report.explain import explain, life
 
     if as_json:
         click.echo(json.dumps(life(folder, key), indent=1, ensure_ascii=False))
@@ -268,7 +268,7 @@ def explain(folder: Path, key: str, as_json: bool) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Say how far the run in DIR is: finished, going on, or cut off."""
-    from curate.status import status
+    from curate.execution.status import status
 
     click.echo(status(folder))
 

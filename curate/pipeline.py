@@ -10,13 +10,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from curate import export, rows
-from curate.collection import Collection
-from curate.engine import Engine
-from curate.originals import Originals
-from curate.output import RUN, Output, versions
+from curate.catalogue.collection import Collection
+from curate.catalogue.originals import Originals
+from curate.execution.engine import Engine
+from curate.execution.output import RUN, Output, versions
+from curate.export import shards as export
 from curate.plan import Plan, parts_of
-from curate.report import pictures
+from curate.report import rows
+from curate.report.pictures import pictures
 from curate.settings import Named
 from curate.stages import Run
 from shared.datasets import DatasetSettings

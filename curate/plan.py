@@ -8,10 +8,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from curate.embed import embed_fingerprint, unit_name
-from curate.sample import make_sample
+from curate.calibration.thresholds import known_thresholds
+from curate.embedding.embed import embed_fingerprint, unit_name
+from curate.sample.make import make_sample
 from curate.settings import Named, Request
-from curate.thresholds import known_thresholds
 from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import EmbedderSettings, resolve
 from shared.errors import LvdError

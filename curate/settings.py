@@ -10,16 +10,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.calibration import CalibrateSettings
-from curate.cluster import ClusterSettings
-from curate.dedup import DedupSettings
-from curate.embed import EmbedSettings
-from curate.engine import EngineSettings
-from curate.export import ExportSettings
-from curate.holdout import HoldoutSettings
-from curate.quality import FilterSettings, QualitySettings
-from curate.retrieve import RetrieveSettings
-from curate.rows import ReportSettings
+from curate.calibration.measure import CalibrateSettings
+from curate.dedup.holdout import HoldoutSettings
+from curate.dedup.near import DedupSettings
+from curate.embedding.embed import EmbedSettings
+from curate.execution.engine import EngineSettings
+from curate.export.shards import ExportSettings
+from curate.filters.judge import FilterSettings, QualitySettings
+from curate.neighbours.cluster import ClusterSettings
+from curate.report.rows import ReportSettings
+from curate.retrieval.threshold import RetrieveSettings
 from shared import bundled
 from shared.config import apply_overrides, expand, load_yaml, require_expanded, validate
 from shared.datasets import DatasetSettings

@@ -8,17 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from curate import calibration, cluster, dedup, export, groups, holdout, retrieve, rows, select
-from curate.cluster import Clusters
-from curate.collection import VERSION as CATALOGUE_VERSION
-from curate.collection import Collection, catalogue
-from curate.embed import embed_part, load_embedder, unit_name
-from curate.engine import Engine, Unit
-from curate.originals import save_parts
-from curate.output import Output
+from curate.calibration import measure as calibration
+from curate.calibration.thresholds import Threshold, known_thresholds
+from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
+from curate.catalogue.collection import Collection, catalogue
+from curate.catalogue.originals import save_parts
+from curate.dedup import groups, holdout
+from curate.dedup import near as dedup
+from curate.embedding.embed import embed_part, load_embedder, unit_name
+from curate.execution.engine import Engine, Unit
+from curate.execution.output import Output
+from curate.export import shards as export
+from curate.neighbours import cluster
+from curate.neighbours.cluster import Clusters
+from curate.neighbours.search import gpus_wanted
 from curate.plan import Dataset, Plan, embed_folder, score_columns
-from curate.search import gpus_wanted
-from curate.thresholds import Threshold, known_thresholds
+from curate.report import rows
+from curate.retrieval import threshold as retrieve
+from curate.selection import decide as select
 from shared.errors import LvdError
 from shared.progress import warn
 from shared.storage import fingerprint

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from curate.quality import DECISIONS
+from curate.filters.judge import DECISIONS
 
 HOSTILE = "00001/<script>alert('x')</script>\x1b[2J\u202e&amp"
 RETRIEVE, DEDUP = 0.5, 0.8

@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate import collection, holdout, retrieve, select
-from curate.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
-from curate.collection import Collection, catalogue
-from curate.dedup import DedupSettings, search
-from curate.embed import COLUMNS, FACTS, VECTORS
-from curate.groups import group
-from curate.quality import FilterSettings, QualitySettings, score_column
+from curate.catalogue import collection
+from curate.catalogue.collection import Collection, catalogue
+from curate.dedup import holdout
+from curate.dedup.groups import group
+from curate.dedup.near import DedupSettings, search
+from curate.embedding.embed import COLUMNS, FACTS, VECTORS
+from curate.filters.judge import FilterSettings, QualitySettings, score_column
+from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
+from curate.retrieval import threshold as retrieve
+from curate.selection import decide as select
 from shared.datasets import Part
 
 
@@ -47,7 +50,7 @@ def made_part(name: str, kind: str = "tar") -> Part:
 
 
 def write_part(folder: Path, images: Sequence[Made], columns: Sequence[str] = (), dim=4) -> Path:
-    """Write the facts and vectors of a part as `curate.embed` does."""
+    """Write the facts and vectors of a part as `curate.embedding.embed` does."""
     images = sorted(images, key=lambda image: image.key)
     vectors = [image.vector for image in images if image.vector is not None]
     rows = iter(range(len(vectors)))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from curate.calibrate import (
+from curate.calibration.propose import (
     calibrate_dedup,
     calibrate_retrieve,
     edits,

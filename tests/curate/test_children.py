@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from curate.children import run_child
+from curate.loop.children import run_child
 from shared.errors import LvdError
 
 LOOPING = """
 import sys
 from pathlib import Path
-from curate.children import run_child
+from curate.loop.children import run_child
 sys.executable = str(Path(sys.argv[1]) / "python")
 run_child(["sleeper"], log=Path(sys.argv[1]) / "log", title="a step")
 """

@@ -11,8 +11,8 @@ from made_collection import (
     made_collection,
 )
 
-from curate import cluster
-from curate.cluster import ClusterSettings, centroids
+from curate.neighbours import cluster
+from curate.neighbours.cluster import ClusterSettings, centroids
 
 VECTORS = clumps(0, 30, 8, 16, 0.3)
 

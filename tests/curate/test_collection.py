@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_collection import Made, files_of, made_collection, made_part, write_part
 
-from curate import collection as module
-from curate.collection import Collection, catalogue
-from curate.quality import CODE, OPEN, FilterSettings, QualitySettings
+from curate.catalogue import collection as module
+from curate.catalogue.collection import Collection, catalogue
+from curate.filters.judge import CODE, OPEN, FilterSettings, QualitySettings
 from shared.errors import LvdError
 
 VECTOR = (1.0, 0.0, 0.0, 0.0)

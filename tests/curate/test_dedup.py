@@ -16,11 +16,13 @@ from made_collection import (
     grouped,
 )
 
-from curate import cluster, dedup, groups, search
-from curate.cluster import ClusterSettings
-from curate.dedup import DedupSettings, recall, sanity
-from curate.groups import EdgeBuffer
-from curate.probes import Probes, heaps
+from curate.dedup import groups
+from curate.dedup import near as dedup
+from curate.dedup.groups import EdgeBuffer
+from curate.dedup.near import DedupSettings, recall, sanity
+from curate.dedup.probes import Probes, heaps
+from curate.neighbours import cluster, search
+from curate.neighbours.cluster import ClusterSettings
 from shared.errors import LvdError
 
 ALL = DedupSettings(probes=10**6, edges_per_image=10**6)

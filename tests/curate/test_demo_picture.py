@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curate.demo_picture import choose_pictures, draw_picture
+from curate.demo.picture import choose_pictures, draw_picture
 from shared.errors import LvdError
 
 COLOURS = {"cat": "red", "flower": "lime", "chart": "blue", "coins": "yellow"}

@@ -5,9 +5,9 @@ import re
 import pytest
 from finished_run import finished_run
 
-from curate.demo_summary import REASONS, Places, summary
-from curate.quality import DECISIONS
-from curate.tables import open_tables, read_funnel
+from curate.demo.summary import REASONS, Places, summary
+from curate.filters.judge import DECISIONS
+from curate.report.tables import open_tables, read_funnel
 from shared.errors import LvdError
 
 

@@ -10,7 +10,7 @@ import pytest
 from pictures import ColourEmbedder, encoded, picture, write_tar
 from PIL import Image
 
-from curate.embed import (
+from curate.embedding.embed import (
     FACTS,
     VECTORS,
     EmbedSettings,
@@ -18,7 +18,7 @@ from curate.embed import (
     embed_part,
     unit_name,
 )
-from curate.quality import CODE, QualitySettings, judge
+from curate.filters.judge import CODE, QualitySettings, judge
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from curate.engine import TRIES, Engine, EngineSettings, Unit
+from curate.execution.engine import TRIES, Engine, EngineSettings, Unit
 from shared.errors import LvdError
 
 

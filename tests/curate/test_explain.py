@@ -3,9 +3,9 @@ import json
 import pytest
 from finished_run import HOSTILE, finished_run
 
-from curate.explain import explain, life
-from curate.quality import DECISIONS
-from curate.tables import open_tables
+from curate.filters.judge import DECISIONS
+from curate.report.explain import explain, life
+from curate.report.tables import open_tables
 from shared.errors import LvdError
 
 

@@ -12,12 +12,12 @@ from made_collection import Made, clustered, files_of, grouped, made_collection,
 from pictures import ColourEmbedder, encoded, picture, write_tar
 from PIL import Image
 
-from curate.collection import Collection, catalogue
-from curate.embed import EmbedSettings, embed_part, unit_name
-from curate.export import ExportSettings, Source, export_shard, needs_spill, spill
-from curate.originals import save_parts
-from curate.retrieve import RetrieveSettings
-from curate.select import select
+from curate.catalogue.collection import Collection, catalogue
+from curate.catalogue.originals import save_parts
+from curate.embedding.embed import EmbedSettings, embed_part, unit_name
+from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
+from curate.retrieval.threshold import RetrieveSettings
+from curate.selection.decide import select
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 from shared.errors import LvdError

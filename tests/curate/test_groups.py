@@ -17,9 +17,8 @@ from made_collection import (
     made_collection,
 )
 
-from curate import groups
-from curate.dedup import DedupSettings
-from curate.groups import (
+from curate.dedup import groups
+from curate.dedup.groups import (
     COVERED,
     UNDECIDED,
     EdgeBuffer,
@@ -28,6 +27,7 @@ from curate.groups import (
     sorted_edges,
     spanning_forest,
 )
+from curate.dedup.near import DedupSettings
 
 IMAGES = 24
 

@@ -11,8 +11,8 @@ from made_collection import (
     made_collection,
 )
 
-from curate import search
-from curate.holdout import search as search_holdouts
+from curate.dedup.holdout import search as search_holdouts
+from curate.neighbours import search
 
 VECTORS = clumps(0, 15, 8, 8, 0.4)
 

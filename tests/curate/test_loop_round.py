@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from curate import loop_round
-from curate.loop_request import loop_request
-from curate.loop_round import Round
+from curate.loop import round as loop_round
+from curate.loop.request import loop_request
+from curate.loop.round import Round
 from shared.errors import LvdError
 
 CONFIG = """

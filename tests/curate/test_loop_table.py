@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.loop_table import UNKNOWN, Finished, Kind, check_truth, read_table, write_table
-from curate.loop_text import as_text
+from curate.loop.table import UNKNOWN, Finished, Kind, check_truth, read_table, write_table
+from curate.loop.text import as_text
 from shared.errors import LvdError
 
 MEMBERS = {"00000": ["a.jpg", "b.jpg", "c.png"], "00001": ["a.jpg", "sub/d.jpg", "e.jpg"]}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from curate.quality import CODE, DECISIONS, OPEN, FilterSettings, QualitySettings, judge
+from curate.filters.judge import CODE, DECISIONS, OPEN, FilterSettings, QualitySettings, judge
 
 FINE = {"problem": "", "width": 64, "height": 64, "contrast": 40.0, "vector": 0, "score:nsfw": 0.1}
 SCHEMA = pa.schema(

@@ -6,10 +6,10 @@ import pytest
 from finished_run import HOSTILE, RETRIEVE, finished_run, picture
 from PIL import Image
 
-from curate.charts import similarity_bins
-from curate.contact_sheets import contact_sheets
-from curate.report import PICTURES, pictures
-from curate.tables import open_tables, read_funnel
+from curate.report.charts import similarity_bins
+from curate.report.contact_sheets import contact_sheets
+from curate.report.pictures import PICTURES, pictures
+from curate.report.tables import open_tables, read_funnel
 from shared.errors import LvdError
 
 

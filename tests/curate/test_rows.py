@@ -17,11 +17,11 @@ from made_collection import (
     searched,
 )
 
-from curate.dedup import DedupSettings
-from curate.quality import DECISIONS, FilterSettings, QualitySettings
-from curate.retrieve import RetrieveSettings
-from curate.rows import DUPLICATES, IMAGES, RETRIEVAL, Decided, tables
-from curate.select import select
+from curate.dedup.near import DedupSettings
+from curate.filters.judge import DECISIONS, FilterSettings, QualitySettings
+from curate.report.rows import DUPLICATES, IMAGES, RETRIEVAL, Decided, tables
+from curate.retrieval.threshold import RetrieveSettings
+from curate.selection.decide import select
 
 DEDUP, RETRIEVE, HOLDOUT = 0.95, 0.5, 0.97
 FILTERS = (FilterSettings(column="nsfw", max=0.5),)

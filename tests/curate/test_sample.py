@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from curate import sample_edits
-from curate.sample import make_sample
-from curate.sample_photographs import OTHER_SUBJECTS, SEED_SUBJECTS, TEXTURES, crops, overlap
+from curate.sample import edits as sample_edits
+from curate.sample.make import make_sample
+from curate.sample.photographs import OTHER_SUBJECTS, SEED_SUBJECTS, TEXTURES, crops, overlap
 from shared.errors import LvdError
 
 IMAGES = 150
@@ -69,9 +69,7 @@ def upright(data: bytes) -> np.ndarray:
 
 def test_the_same_arguments_give_the_same_bytes_in_another_process(made, tmp_path):
     out = tmp_path / "deep" / "b"
-    call = (
-        f"import sys, pathlib; sys.path[:0] = {sys.path!r}; from curate.sample import make_sample; "
-    )
+    call = f"import sys, pathlib; sys.path[:0] = {sys.path!r}; from curate.sample.make import make_sample; "
     call += f"make_sample(pathlib.Path({str(out)!r}), images={IMAGES})"
     subprocess.run([sys.executable, "-c", call], check=True, env={"PYTHONHASHSEED": "7"})
     assert content(out) == content(made[0])

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_collection import clumps, exact_cosines
 
-from curate import search
-from curate.search import (
+from curate.neighbours import search
+from curate.neighbours.search import (
     Searchable,
     cosine,
     heads,

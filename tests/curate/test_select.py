@@ -15,10 +15,10 @@ from made_collection import (
     searched,
 )
 
-from curate.quality import DECISIONS, FilterSettings, QualitySettings
-from curate.retrieve import RetrieveSettings
-from curate.search import cosine, unit
-from curate.select import keyed_hash, select
+from curate.filters.judge import DECISIONS, FilterSettings, QualitySettings
+from curate.neighbours.search import cosine, unit
+from curate.retrieval.threshold import RetrieveSettings
+from curate.selection.decide import keyed_hash, select
 
 DEDUP, RETRIEVE = 0.95, 0.6
 FILTERS = [FilterSettings(column="nsfw", max=0.5)]

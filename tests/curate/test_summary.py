@@ -4,9 +4,9 @@ import re
 import pytest
 from finished_run import finished_run
 
-from curate.quality import DECISIONS
-from curate.summary import share, summary
-from curate.tables import read_funnel
+from curate.filters.judge import DECISIONS
+from curate.report.summary import share, summary
+from curate.report.tables import read_funnel
 from shared.errors import LvdError
 
 

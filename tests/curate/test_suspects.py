@@ -9,9 +9,9 @@ import textwrap
 import pyarrow.parquet as pq
 from pictures import ColourEmbedder, encoded, picture, write_tar
 
-from curate import embed
-from curate.embed import FACTS, EmbedSettings, embed_part
-from curate.suspects import Journal, crash_of
+from curate.embedding import embed
+from curate.embedding.embed import FACTS, EmbedSettings, embed_part
+from curate.embedding.suspects import Journal, crash_of
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 
@@ -37,7 +37,7 @@ def test_a_suspect_that_kills_or_hangs_its_process_says_so(tmp_path, monkeypatch
     executable(tmp_path, monkeypatch, "kill -9 $$")
     assert crash_of(GOOD, MAX_PIXELS, None) == "decoding kills the process (status -9)"
     executable(tmp_path, monkeypatch, "exec sleep 30")
-    monkeypatch.setattr("curate.suspects.SECONDS", 0.2)
+    monkeypatch.setattr("curate.embedding.suspects.SECONDS", 0.2)
     assert crash_of(GOOD, MAX_PIXELS, None) == "decoding takes over 0.2 s"
 
 
@@ -46,7 +46,7 @@ def test_the_journal_of_a_killed_process_names_what_was_under_way(tmp_path):
     code = f"""
         import os
         from pathlib import Path
-        from curate.suspects import Journal
+        from curate.embedding.suspects import Journal
         with Journal(Path({str(path)!r})) as journal:
             with journal.trying("done"):
                 pass

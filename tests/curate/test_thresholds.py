@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from pictures import encoded, picture
 
+from curate.calibration.stored import StoredThresholds, read_stored, store
+from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.cli import main
 from curate.settings import read_request
-from curate.stored_thresholds import StoredThresholds, read_stored, store
-from curate.thresholds import Threshold, known_thresholds
 from shared import bundled
 from shared.embedders import EmbedderSettings
 from shared.errors import LvdError

@@ -15,8 +15,8 @@ import pytest
 from drawn_crawl import COPIES, CORRUPT, HELD, LOW_QUALITY, NEAR, UNSAFE
 from PIL import Image
 
-from curate.collection import Collection
-from curate.quality import DECISIONS
+from curate.catalogue.collection import Collection
+from curate.filters.judge import DECISIONS
 
 IMAGES = {
     "key": "string",

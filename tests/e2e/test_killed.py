@@ -64,8 +64,8 @@ def test_ray_workers_killed_in_embed_dedup_and_export_change_nothing(
         sabotage(monkeypatch, Killed, module, name, site.root / f"{name}.fuse")
         for module, name in (
             ("curate.stages", "embed_part"),
-            ("curate.dedup", "search"),
-            ("curate.export", "export_shard"),
+            ("curate.dedup.near", "search"),
+            ("curate.export.shards", "export_shard"),
         )
     ]
     site.run()

@@ -8,8 +8,8 @@ import pytest
 from curated_site import Site, content, leftovers
 from drawn_crawl import encoded, make_data, wave, write_tar
 
-from curate.engine import Engine
-from curate.output import Output
+from curate.execution.engine import Engine
+from curate.execution.output import Output
 
 BEHIND_RETRIEVE = {"select", "export", "report"}
 

@@ -71,7 +71,7 @@ def test_a_full_disk_below_out_is_one_line_and_the_run_goes_on(undisturbed, disk
 def test_a_unit_that_finds_the_disk_full_is_one_line_and_is_done_again(
     undisturbed, monkeypatch, tmp_path
 ):
-    fuse = sabotage(monkeypatch, DiskFull, "curate.select", "select", tmp_path / "fuse")
+    fuse = sabotage(monkeypatch, DiskFull, "curate.selection.decide", "select", tmp_path / "fuse")
     other = "--set=retrieve.threshold=0.21"
     said = undisturbed.run(other, out="full", status=2)
     assert f"no space left below {undisturbed.work / 'select'}" in said
@@ -83,7 +83,7 @@ def test_a_unit_that_finds_the_disk_full_is_one_line_and_is_done_again(
 def test_a_unit_that_raises_is_one_line_with_stage_unit_and_trace(
     undisturbed, monkeypatch, tmp_path
 ):
-    fuse = sabotage(monkeypatch, Raising, "curate.dedup", "search", tmp_path / "fuse")
+    fuse = sabotage(monkeypatch, Raising, "curate.dedup.near", "search", tmp_path / "fuse")
     said = undisturbed.run("--set=dedup.threshold=0.9", out="failed", status=2)
     line = said.strip().splitlines()[-1]
     assert line.startswith("lvd-curate: dedup failed on search-0-")

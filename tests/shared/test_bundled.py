@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from curate.calibrate import edits
-from curate.sample_photographs import SEED_SUBJECTS, crops
-from curate.stored_thresholds import read_stored
+from curate.calibration.propose import edits
+from curate.calibration.stored import read_stored
+from curate.sample.photographs import SEED_SUBJECTS, crops
 from shared import bundled
 from shared.embedders import EmbedderSettings, bundled_settings, identity, load, resolve
 

@@ -1,0 +1,238 @@
+"""Stage calibrate: samples the crawl and the seed, and measures the embedder's thresholds on them.
+
+The dedup threshold depends on the crawl alone, so that runs with other seeds share its groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.calibration.propose import (
+    FEWEST,
+    Calibration,
+    Distribution,
+    calibrate_dedup,
+    calibrate_retrieve,
+    edits,
+    render,
+    thumbnail,
+)
+from curate.catalogue.collection import Collection
+from curate.catalogue.originals import Originals, load_parts
+from curate.embedding.embed import load_embedder
+from curate.execution.engine import Engine, Unit
+from curate.neighbours.search import unit
+from shared.embedders import Embedder, EmbedderSettings
+from shared.errors import LvdError
+from shared.images import ImageError, decode
+from shared.storage import UNIT_MANIFEST, read_json
+
+VERSION = 1
+EDITED_TOGETHER = 25
+
+
+class CalibrateSettings(BaseModel):
+    """How much is measured where a threshold is `auto`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    originals: int = Field(300, ge=FEWEST)
+    """Images that are edited and embedded again; seed images that are looked up."""
+    crawl_sample: int = Field(20_000, ge=FEWEST)
+    """Images among which non-copies are looked for."""
+    parts: int = Field(64, ge=1)
+    """At most as many parts are sampled."""
+    seed: int = 0
+
+
+def measure(
+    engine: Engine,
+    home: Path,
+    embedder: tuple[EmbedderSettings, int],
+    collections: list[Collection],
+    parts: Path,
+    max_pixels: int,
+    settings: CalibrateSettings,
+) -> dict:
+    """Run the units of a calibration below `home`: of dedup for a crawl, of retrieve for two.
+
+    `embedder` is settings and threads, `parts` are those of the last collection.
+    """
+    shared = (parts, max_pixels, settings)
+    if len(collections) > 1:
+        [measured] = engine.run(home, retrieve, [Unit("retrieve", (*collections, *shared))])
+        return measured
+    [crawl] = collections
+    numbers, rows = sample(crawl, settings)
+    originals = np.split(numbers[rows], range(EDITED_TOGETHER, len(rows), EDITED_TOGETHER))
+    units = [
+        Unit(f"edited-{at:06d}", (crawl, parts, max_pixels, settings.seed, some), len(some))
+        for at, some in enumerate(originals)
+    ]
+    engine.run(
+        home,
+        edit,
+        units,
+        setup=load_embedder,
+        setup_args=embedder,
+        gpus=int(embedder[0].device == "cuda"),
+        note="edited copies",
+    )
+    edited = [home / unit.name for unit in units]
+    [measured] = engine.run(home, dedup, [Unit("dedup", (crawl, *shared, edited))])
+    return measured
+
+
+def sample(collection: Collection, settings: CalibrateSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers of a sample of the crawl, and the rows in it of the originals to edit."""
+    rng = np.random.default_rng(settings.seed)
+    numbers = _sample(collection, settings.crawl_sample, settings.parts, rng)
+    _refuse_few(len(numbers), "images of the crawl", "dedup")
+    rows = rng.choice(len(numbers), min(settings.originals, len(numbers)), replace=False)
+    return numbers, np.sort(rows)
+
+
+def edit(
+    embedder: Embedder,
+    collection: Collection,
+    parts: Path,
+    max_pixels: int,
+    seed: int,
+    numbers: np.ndarray,
+    *,
+    out: Path,
+) -> dict:
+    """Embed edited copies of images: `numbers.npy` [n] and float32 `edited.npy` [n, e, d]."""
+    edited, read, names = [], [], ()
+    with Originals(collection, load_parts(parts), out.parent) as originals:
+        for number in numbers.tolist():
+            picture = _decoded(originals, number, max_pixels)
+            if picture is not None:
+                copies = edits(picture, np.random.default_rng([seed, number]))
+                names = tuple(copies)
+                edited.append(embedder.embed([embedder.prepare(copy) for copy in copies.values()]))
+                read.append(number)
+    if edited:
+        np.save(out / "edited.npy", np.stack(edited))
+    np.save(out / "numbers.npy", np.array(read, np.int64))
+    return {"images": len(read), "edits": names}
+
+
+def dedup(
+    collection: Collection,
+    parts: Path,
+    max_pixels: int,
+    settings: CalibrateSettings,
+    edited: list[Path],
+    *,
+    out: Path,
+) -> dict:
+    """Return the calibration of the dedup threshold: edited copies against nearest non-copies."""
+    numbers, _ = sample(collection, settings)
+    crawl = unit(collection.vectors(numbers))
+    units = [(folder, read_json(folder / UNIT_MANIFEST)) for folder in edited]
+    units = [(folder, stats) for folder, stats in units if stats["images"]]
+    if not units:
+        raise LvdError("no sampled image of the crawl can be read any more: is it still there?")
+    chosen = np.concatenate([np.load(folder / "numbers.npy") for folder, _ in units])
+    rows = np.searchsorted(numbers, chosen)
+    with Originals(collection, load_parts(parts), out.parent) as originals:
+        calibration = calibrate_dedup(
+            crawl[rows],
+            np.concatenate([np.load(folder / "edited.npy") for folder, _ in units]),
+            crawl,
+            rows,
+            _thumbnails(originals, numbers, max_pixels),
+            tuple(units[0][1]["edits"]),
+        )
+    return calibration.to_dict() | {"separates": calibration.separates}
+
+
+def retrieve(
+    crawl: Collection,
+    seed: Collection,
+    parts: Path,
+    max_pixels: int,
+    settings: CalibrateSettings,
+    *,
+    out: Path,
+) -> dict:
+    """Return the calibration of the relevance threshold: leave-one-out seed similarities.
+
+    `parts` are those of the seed.
+    """
+    rng = np.random.default_rng(settings.seed)
+    seeds = _sample(seed, settings.crawl_sample, settings.parts, rng)
+    _refuse_few(len(seeds), "images of the seed", "retrieve")
+    rows = np.sort(rng.choice(len(seeds), min(settings.originals, len(seeds)), replace=False))
+    crawled = _sample(crawl, settings.crawl_sample, settings.parts, rng)
+    with Originals(seed, load_parts(parts), out.parent) as originals:
+        calibration = calibrate_retrieve(
+            unit(seed.vectors(seeds)),
+            unit(crawl.vectors(crawled)),
+            rows,
+            _thumbnails(originals, seeds, max_pixels),
+        )
+    return calibration.to_dict()
+
+
+def report(measured: dict[str, dict]) -> str:
+    """Return both calibrations as text; the last line can be pasted behind `lvd-curate run`."""
+    lines = []
+    for name, calibration in measured.items():
+        lines += [f"{name}.threshold", render(_restored(calibration)), ""]
+    sets = [f"--set {name}.threshold={found['threshold']}" for name, found in measured.items()]
+    return "\n".join([*lines, " ".join(sets)])
+
+
+def _restored(calibration: dict) -> Calibration:
+    sides = {
+        side: Distribution(
+            **{**calibration[side], "histogram": tuple(calibration[side]["histogram"])}
+        )
+        for side in ("positives", "negatives")
+    }
+    known = {name: value for name, value in calibration.items() if name != "separates"}
+    return Calibration(**{**known, **sides, "bins": tuple(calibration["bins"])})
+
+
+def _sample(
+    collection: Collection, size: int, most_parts: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return numbers of distinct usable images of a few parts, in order."""
+    usable = collection.usable
+    homes = collection.part[usable]
+    named = np.unique(homes)
+    if len(named) > most_parts:
+        usable = usable[np.isin(homes, rng.choice(named, most_parts, replace=False))]
+    return np.sort(rng.choice(usable, min(size, len(usable)), replace=False))
+
+
+def _refuse_few(count: int, what: str, stage: str) -> None:
+    if count < FEWEST:
+        raise LvdError(
+            f"{count} {what} are too few to calibrate on (it takes {FEWEST}): "
+            f"say --set {stage}.threshold=..., or declare it with the embedder"
+        )
+
+
+def _decoded(originals: Originals, number: int, max_pixels: int):
+    data = originals.read(number)
+    try:
+        return None if data is None else decode(data, max_pixels=max_pixels)
+    except ImageError:
+        return None
+
+
+def _thumbnails(
+    originals: Originals, numbers: np.ndarray, max_pixels: int
+) -> Callable[[int], np.ndarray | None]:
+    def of(row: int) -> np.ndarray | None:
+        picture = _decoded(originals, int(numbers[row]), max_pixels)
+        return None if picture is None else thumbnail(picture)
+
+    return of

@@ -1,0 +1,158 @@
+"""Warns of thresholds that were measured for another embedder than the one they are used with.
+
+A cosine means nothing by itself: 0.7 finds every copy with one model, and calls all images copies
+with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from curate.calibration.stored import declared_in_folder, input_size, read_stored
+from curate.calibration.thresholds import CALIBRATED, is_number, wanted_of_folder
+from curate.settings import Request
+from shared import bundled
+from shared.embedders import EmbedderSettings, in_folder, local_folder, settings_for_folder
+from shared.errors import LvdError
+
+BY_ITSELF = {
+    "dedup": "--set dedup.threshold=auto",
+    "retrieve": "--set retrieve.threshold=auto",
+    "holdout": "--set holdout.threshold=null",
+}
+"""What lets a threshold be found for the embedder that is used."""
+
+
+def wrong_pairings(request: Request) -> list[str]:
+    """Return a line for each threshold that is not of the embedder whose vectors it is used with.
+
+    Each names both and what to do. Raises LvdError where a model folder's own cannot be read.
+    """
+    return [*_of_the_pipeline(request), *_of_the_entry(request), *_of_the_folder(request)]
+
+
+def _of_the_pipeline(request: Request) -> Iterator[str]:
+    """Numbers that stand in the pipeline, or that this call sets."""
+    used, configuration = request.embedder, request.configuration
+    written = configuration.file["pipelines"][request.pipeline] or {}
+    own = written.get("embedder", bundled.NAME)
+    foreign = not _same_network(_in_file(request, own), used.settings)
+    for name, remedy in BY_ITSELF.items():
+        value = getattr(request.settings, name).threshold
+        if not is_number(value):
+            continue
+        if foreign and not _overridden(request, f"pipelines.{request.pipeline}.{name}.threshold"):
+            yield (
+                f"{name}.threshold {value} of pipeline {request.pipeline} in "
+                f"{configuration.path} is for its embedder {own}, not for {_now(used.name, own)}: "
+                f"say {remedy}, or a number that was measured for it"
+            )
+        elif owner := _declared_with_another(request, name, value):
+            yield (
+                f"{name}.threshold {value} is the one of embedder {owner}, not of {used.name}: "
+                f"say {remedy}, or a number that was measured for it"
+            )
+
+
+def _of_the_entry(request: Request) -> Iterator[str]:
+    """Numbers declared with the embedder, whose model is set to another one by this call."""
+    name, settings = request.embedder.name, request.embedder.settings
+    written = _in_file(request, name)
+    entries = request.configuration.file["embedders"]
+    if name not in entries or written is None or _same_network(written, settings):
+        return
+    for threshold in CALIBRATED:
+        value = getattr(settings.thresholds, threshold)
+        if (
+            getattr(request.settings, threshold).threshold is None
+            and is_number(value)
+            and not _overridden(request, f"embedders.{name}.thresholds.{threshold}")
+        ):
+            yield (
+                f"embedders.{name}.thresholds.{threshold} {value} in "
+                f"{request.configuration.path} is for {_network(written)}, not for "
+                f"{_network(settings)}: say --set embedders.{name}.thresholds.{threshold}=auto, "
+                "or a number that was measured for it"
+            )
+
+
+def _of_the_folder(request: Request) -> Iterator[str]:
+    """Numbers beside the weights of the model."""
+    name, settings = request.embedder.name, request.embedder.settings
+    wanted = wanted_of_folder(request.settings, settings)
+    stored = read_stored(settings) if wanted else None
+    if stored is None:
+        return
+    if stored.problem:
+        yield (
+            f"{stored.path} {stored.problem}: it is not used, and the thresholds of embedder "
+            f"{name} are measured in this run (lvd-curate calibrate --save keeps new ones)"
+        )
+    elif "dedup" in wanted and not stored.values.separates:
+        share = stored.values.dedup_recall
+        finds = f"{share:.0%} of" if share is not None else "few"
+        yield f"embedder {name} finds {finds} edited copies; --embedder descriptor may find more"
+
+
+def _declared_with_another(request: Request, name: str, value: float) -> str | None:
+    """Return the embedder that declares just this number, where the one that is used does not."""
+    kind = "dedup" if name == "holdout" else name
+    used = request.embedder.settings
+    if value in _declared(used, kind):
+        return None
+    for other, settings in request.configuration.whole.embedders.items():
+        if not _same_network(settings, used) and value in _declared(settings, kind):
+            return other
+    return None
+
+
+def _declared(settings: EmbedderSettings, name: str) -> list[float]:
+    try:
+        folder = declared_in_folder(settings)
+    except LvdError:  # of an embedder that this run may have nothing to do with
+        folder = None
+    found = [getattr(settings.thresholds, name), folder and getattr(folder, name)]
+    return [value for value in found if is_number(value)]
+
+
+def _in_file(request: Request, name: str) -> EmbedderSettings | None:
+    """Return the embedder of that name without the overrides of this call; None without one."""
+    written = request.configuration.file["embedders"]
+    try:
+        if name in written:
+            return EmbedderSettings.model_validate(written[name])
+        return settings_for_folder(name)
+    except (ValidationError, LvdError):
+        return None
+
+
+def _same_network(one: EmbedderSettings | None, other: EmbedderSettings) -> bool:
+    return one is not None and _network(one) == _network(other)
+
+
+def _network(settings: EmbedderSettings) -> str:
+    """Return what tells a network from another, for reading too."""
+    if settings.kind == "descriptor":
+        return settings.kind
+    model = str(local_folder(settings).resolve()) if in_folder(settings) else settings.model
+    size = input_size(settings)
+    return " ".join(
+        [
+            model,
+            *([f"at {size} px"] if size else []),
+            *([] if settings.pretrained is True else [f"pretrained={settings.pretrained}"]),
+            *([f"seed={settings.seed}"] if settings.pretrained is False else []),
+        ]
+    )
+
+
+def _now(name: str, before: str) -> str:
+    return name if name != before else f"what {name} is set to"
+
+
+def _overridden(request: Request, key: str) -> bool:
+    """Tell whether this call sets a value, or a section that it stands in."""
+    names = [text.partition("=")[0].strip() for text in request.configuration.overrides]
+    return any(f"{key}.".startswith(f"{name}.") for name in names)

@@ -1,0 +1,83 @@
+"""The bytes of crawled images, fetched from wherever they lie."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from curate.catalogue.collection import Collection
+from shared.errors import LvdError
+from shared.images import ImageError
+from shared.parts import Part, PartReader, direct, fetch
+from shared.storage import is_disk_full, read_json, write_json
+
+FACTS = ["key", "member", "offset", "bytes"]
+
+
+def save_parts(parts: list[Part], path: Path) -> Path:
+    """Write parts where workers find them with `load_parts`."""
+    write_json(path, [asdict(part) for part in parts])
+    return path
+
+
+@lru_cache(maxsize=2)
+def load_parts(path: Path) -> list[Part]:
+    """Return what `save_parts` wrote."""
+    return [
+        Part(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+        for entry in read_json(path)
+    ]  # fmt: skip
+
+
+class Originals:
+    """Reads images of a collection; parts without offsets are spooled below `scratch` once."""
+
+    def __init__(self, collection: Collection, parts: list[Part], scratch: Path) -> None:
+        self._collection = collection
+        self._parts = parts
+        self._scratch = scratch
+        self._facts: dict[int, pa.Table] = {}
+        self._readers: dict[int, tuple[PartReader, dict]] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Originals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, number: int) -> bytes | None:
+        """Return the bytes of an image, or None when they are not to be had any more."""
+        index, row = int(self._collection.part[number]), int(self._collection.row[number])
+        part = self._parts[index]
+        if index not in self._facts:
+            self._facts[index] = self._collection.facts_of_part(index, FACTS)
+        [fact] = self._facts[index].slice(row, 1).to_pylist()
+        try:
+            if direct(part):
+                return fetch(part, fact["member"], fact["offset"], fact["bytes"])
+            reader, members = self._reader(index)
+            return reader.read(members[fact["key"]]) if fact["key"] in members else None
+        except ImageError:
+            return None
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            return None
+
+    def _reader(self, index: int) -> tuple[PartReader, dict]:
+        if index not in self._readers:
+            spool = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch))
+            reader = self._stack.enter_context(PartReader(self._parts[index], Path(spool), ()))
+            self._readers[index] = reader, {member.key: member for member in reader.members}
+        return self._readers[index]
+
+
+def changed(part: str) -> LvdError:
+    """Return the error of a part whose images are no longer those that were embedded."""
+    return LvdError(f"part {part} changed while the run was going on: run the same command again")

@@ -1,0 +1,59 @@
+"""Stage holdout: which crawled images are near-copies of an evaluation set's.
+
+A map over blocks of numbers. Whatever is found takes its whole group with it (`select.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.catalogue.collection import Collection
+from curate.neighbours.search import top_k, use_threads
+
+VERSION = 1
+
+
+class HoldoutSettings(BaseModel):
+    """What counts as a copy of a holdout image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: float | None = Field(None, ge=-1, le=1)
+    """Cosine from which a crawled image is dropped, inclusive. Default: the dedup threshold."""
+
+
+def search(
+    crawl: Collection,
+    holdouts: list[Collection],
+    start: int,
+    stop: int,
+    threshold: float,
+    threads: int,
+    *,
+    out: Path,
+) -> dict:
+    """Write what the block's images are copies of: an int64 table [hits, 3] and similarities.
+
+    A row is (number of the crawled image, place of the holdout set, number in it): the most similar
+    holdout image, ties by set and key.
+    """
+    use_threads(threads)
+    numbers = np.flatnonzero(crawl.canonical[start:stop] >= 0) + start
+    vectors = crawl.vectors(numbers)
+    best = np.full(len(numbers), -2, np.float32)
+    where = np.full((len(numbers), 2), -1, np.int64)
+    for place, holdout in enumerate(holdouts):
+        images = np.flatnonzero(holdout.canonical[:] >= 0)
+        if not len(images) or not len(numbers):
+            continue
+        similarity, row = top_k(vectors, holdout.vectors(images), 1)
+        closer = similarity[:, 0] > best
+        best[closer] = similarity[closer, 0]
+        where[closer] = np.stack([np.full(closer.sum(), place), images[row[closer, 0]]], 1)
+    hits = best >= np.float32(threshold)
+    np.save(out / "hits.npy", np.column_stack([numbers[hits], where[hits]]))
+    np.save(out / "similarity.npy", best[hits])
+    return {"hits": int(hits.sum())}

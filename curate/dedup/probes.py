@@ -1,0 +1,69 @@
+"""Margin multi-probe: in which clusters, besides its own, a vector's copies are looked for.
+
+For unit centroids, two vectors of cosine >= t lie within delta = sqrt(2 - 2t). A vector x of the
+cluster with centroid c1 is searched in cluster j too when
+
+    cos(x, c1) - cos(x, cj) <= (delta / 2) * |c1 - cj|,
+
+that is, when x is within delta / 2 of the bisector of c1 and cj. Of a pair that a bisector splits,
+one end is: when every vector queries, every pair is found.
+
+The clusters are ranked by the left side minus the right, and capped. Clusters whose centroids lie
+within delta / 2 of one another count as one: k-means cuts a heap of near-identical images into
+many, and a cap that stopped among them would leave one representative in each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from curate.neighbours.search import Searchable, neighbours
+
+ROUNDING = np.float32(1e-5)
+
+
+class Probes:
+    """The rule for given centroids [k, d] (float32 unit vectors), threshold and cap."""
+
+    def __init__(self, centroids: np.ndarray, threshold: float, cap: int) -> None:
+        self._centroids = centroids
+        self._delta = np.float32(np.sqrt(max(0.0, 2 - 2 * threshold)))
+        self._cap = cap
+        self._heap = heaps(centroids, 1 - (1 - threshold) / 4)
+        self._order = np.argsort(self._heap, kind="stable")
+        self._starts = np.searchsorted(self._heap[self._order], np.arange(self._heap.max() + 1))
+
+    def of(self, vectors: np.ndarray, own: int) -> np.ndarray:
+        """Return in which clusters unit vectors [n, d] of the cluster `own` are searched: [n, k]."""
+        apart = np.sqrt(np.maximum(0, 2 - 2 * (self._centroids @ self._centroids[own])))
+        nearness = vectors @ self._centroids.T
+        least = nearness[:, own] - ROUNDING
+        nearness += self._delta / 2 * apart
+        nearness[:, own] = np.inf
+        chosen = nearness >= least[:, None]
+        count = len(self._starts)
+        if self._cap < count:
+            one_each = count == len(self._centroids)
+            by_heap = nearness if one_each else self._best_of_heaps(nearness)
+            cut = np.partition(by_heap, count - self._cap, axis=1)[:, count - self._cap]
+            near = by_heap >= cut[:, None]
+            chosen &= near if one_each else near[:, self._heap]
+        return chosen
+
+    def _best_of_heaps(self, nearness: np.ndarray) -> np.ndarray:
+        return np.maximum.reduceat(nearness[:, self._order], self._starts, axis=1)
+
+
+def heaps(centroids: np.ndarray, cosine: float) -> np.ndarray:
+    """Return for each centroid the number [k] of its heap: the first within `cosine` leads it."""
+    searchable = Searchable(centroids, np.arange(len(centroids)))
+    near: dict[int, list[int]] = {}
+    for rows, others in neighbours(searchable, searchable.numbers, searchable, cosine):
+        for row, other in zip(rows.tolist(), others.tolist(), strict=True):
+            if other < row:
+                near.setdefault(row, []).append(other)
+    leader = np.arange(len(centroids))
+    for row in sorted(near):
+        leads = [other for other in near[row] if leader[other] == other]
+        leader[row] = min(leads, default=row)
+    return np.unique(leader, return_inverse=True)[1]

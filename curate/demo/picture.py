@@ -1,0 +1,176 @@
+"""The demo's picture: what was dropped and why, above what the bundled model sees in what was kept."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from curate.report.tables import open_tables, read_funnel, rows, threshold
+from curate.sample.photographs import SEED_SUBJECTS
+from shared.errors import LvdError
+from shared.images import ImageError, decode
+from shared.lettering import FAINT, FRAME, INK, PAPER, Fonts, fitted
+from shared.storage import written_whole
+
+COLUMNS = 6
+COPIES = 2
+"""Tiles of them; the other ones are unlike the seed, and one is useless, if any is."""
+MARGIN, GAP, LINE, SIDE, HEAD = 20, 10, 15, 180, 58  # pixels, as on the sheets that it stands above
+
+
+@dataclass(frozen=True)
+class _Tile:
+    part: str
+    member: str
+    caption: str
+    detail: str
+
+
+def choose_pictures(curation: Path, sample: Path, folder: Path) -> None:
+    """Write the largest kept picture of each of the seed's subjects to `folder`, named by subject.
+
+    `sample` is where the built-in sample was made. Where none of those was kept, it is the largest
+    pictures of whatever was.
+    """
+    found = rows(
+        open_tables(curation),
+        """
+        SELECT caption, part, member FROM images WHERE decision = 'kept'
+        QUALIFY row_number() OVER (PARTITION BY caption ORDER BY width * height DESC, key) = 1
+        ORDER BY list_contains(?, caption) DESC, width * height DESC, caption LIMIT ?
+        """,
+        [list(SEED_SUBJECTS), COLUMNS],
+    )
+    wanted = [row for row in found if row["caption"] in SEED_SUBJECTS] or found
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for row, data in zip(wanted, _members(sample, wanted), strict=True):
+        (folder / f"{row['caption']}{Path(row['member']).suffix}").write_bytes(data)
+
+
+def draw_picture(curation: Path, sample: Path, below: Path, picture: Path) -> None:
+    """Write the PNG `picture`: examples of what was dropped, above the PNG `below`."""
+    funnel = read_funnel(curation)
+    tiles = _dropped(curation, funnel)
+    pictures = [
+        _square(data)
+        for data in _members(sample, [{"part": t.part, "member": t.member} for t in tiles])
+    ]
+    with Image.open(below) as lower:
+        top = _drawn(funnel, tiles, pictures)
+        canvas = Image.new("RGB", (max(top.width, lower.width), top.height + lower.height), "white")
+        canvas.paste(top, (0, 0))
+        canvas.paste(lower, (0, top.height))
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    with written_whole(picture) as beside:
+        beside.write_bytes(stream.getvalue())
+
+
+def _dropped(curation: Path, funnel: Mapping[str, Any]) -> list[_Tile]:
+    """Return some pictures of each reason, those that show it best first."""
+    tables = open_tables(curation)
+    asked = threshold(funnel, "retrieve")
+    copies = rows(
+        tables,
+        """
+        SELECT dropped.part, dropped.member, dropped.duplicate_similarity AS cosine, kept.caption
+        FROM images AS dropped JOIN images AS kept ON kept.key = dropped.duplicate_of
+        WHERE dropped.decision = 'duplicate' AND dropped.duplicate_similarity < 1
+        QUALIFY row_number() OVER (PARTITION BY kept.caption ORDER BY cosine, dropped.key) = 1
+        ORDER BY kept.decision = 'kept' AND list_contains(?, kept.caption) DESC,
+            kept.width * kept.height DESC, dropped.key LIMIT ?
+        """,
+        [list(SEED_SUBJECTS), COPIES],
+    )
+    unlike = rows(
+        tables,
+        """
+        SELECT part, member, seed_similarity AS cosine,
+            count(*) OVER (PARTITION BY caption) AS images
+        FROM images WHERE decision = 'irrelevant'
+        QUALIFY row_number() OVER (PARTITION BY caption ORDER BY width * height DESC, key) = 1
+        ORDER BY images DESC, key LIMIT ?
+        """,
+        [COLUMNS],
+    )
+    useless = rows(
+        tables,
+        """
+        SELECT part, member, reason FROM images WHERE decision = 'low_quality'
+        ORDER BY width * height DESC, key LIMIT 1
+        """,
+    )
+    found = [
+        _Tile(
+            row["part"], row["member"], "a copy", f"of {row['caption']}, cosine {row['cosine']:.2f}"
+        )
+        for row in copies
+    ]
+    room = COLUMNS - len(found) - len(useless)
+    wanted = f", {asked:.2f} was asked for" if asked is not None else ""
+    found += [
+        _Tile(row["part"], row["member"], "unlike the seed", f"cosine {row['cosine']:.2f}{wanted}")
+        for row in unlike[:room]
+    ]
+    found += [_Tile(row["part"], row["member"], "useless", row["reason"]) for row in useless]
+    return found
+
+
+def _drawn(
+    funnel: Mapping[str, Any], tiles: Sequence[_Tile], pictures: Sequence[Image.Image | None]
+) -> Image.Image:
+    fonts = Fonts()
+    cell = SIDE + 2 + GAP
+    width = 2 * MARGIN + COLUMNS * cell - GAP
+    canvas = Image.new("RGB", (width, MARGIN + HEAD + cell + 2 * LINE), "white")
+    draw = ImageDraw.Draw(canvas)
+    kept, images = funnel["decisions"]["kept"], funnel["images"]
+    draw.text((MARGIN, MARGIN), f"{kept:,} of {images:,} pictures were kept", INK, fonts.title)
+    draw.text((MARGIN, MARGIN + 34), "Dropped, for example", INK, fonts.heading)
+    top = MARGIN + HEAD
+    for column, (tile, picture) in enumerate(zip(tiles, pictures, strict=True)):
+        x = MARGIN + column * cell
+        draw.rectangle((x, top, x + SIDE + 1, top + SIDE + 1), PAPER, FRAME)
+        if picture is not None:
+            canvas.paste(picture, (x + 1, top + 1))
+        below = top + SIDE + 4
+        draw.text((x, below), fitted(draw, tile.caption, fonts.small, SIDE), INK, fonts.small)
+        detail = fitted(draw, tile.detail, fonts.small, SIDE)
+        draw.text((x, below + LINE), detail, FAINT, fonts.small)
+    return canvas
+
+
+def _square(data: bytes) -> Image.Image | None:
+    """Return the picture's central square, `SIDE` pixels wide; None where it cannot be read."""
+    try:
+        image = decode(data)
+    except ImageError:
+        return None
+    short = min(image.size)
+    left, top = ((length - short) // 2 for length in image.size)
+    square = image.crop((left, top, left + short, top + short))
+    return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def _members(sample: Path, wanted: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """Return the bytes of members of the sample's parts."""
+    found = []
+    for row in wanted:
+        path = sample / "crawl" / f"{row['part']}.tar"
+        try:
+            with tarfile.open(path, "r:") as archive:
+                found.append(archive.extractfile(row["member"]).read())
+        except (OSError, KeyError, tarfile.TarError) as error:
+            raise LvdError(
+                f"the sample at {sample} is not the one that was curated ({error}): remove it, and "
+                "run the same command again"
+            ) from error
+    return found

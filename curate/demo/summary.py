@@ -1,0 +1,174 @@
+"""The demo's closing words: what happened, in plain English, from the files that the steps left."""
+
+from __future__ import annotations
+
+import csv
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curate.report.tables import open_tables, read_funnel, read_optional
+from shared import bundled
+from shared.progress import WIDTH, duration, printable
+
+REASONS = {
+    "corrupt": "broken",
+    "unsafe": "unsafe",
+    "low_quality": "too small or blank",
+    "holdout": "held out for tests",
+    "duplicate": "copies of others",
+    "irrelevant": "unlike the seed",
+    "over_budget": "over the budget",
+}
+"""Decisions in plain words, behind a number."""
+ORDER = ("duplicate", "irrelevant")
+"""Said first; the others follow as they stand above."""
+KINDS = {
+    "photograph": "photographs of what the seed shows",
+    "object": "photographs of other things",
+    "odd": "photographs in unusual formats",
+    "texture": "close-ups of surfaces",
+    "chart": "drawn charts and pages",
+    "screenshot": "drawn charts and pages",
+    "document": "drawn charts and pages",
+    "placeholder": "placeholders",
+}
+"""What the truth of the sample calls its pictures, in plain words."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the demo's steps left what they made."""
+
+    curation: Path
+    training: Path
+    look: Path
+    sample: Path
+
+    @property
+    def picture(self) -> Path:
+        """The one picture that shows it all."""
+        return self.look / "picture.png"
+
+    @property
+    def overview(self) -> Path:
+        """What the bundled model sees, as `lvd-train visualise` draws it."""
+        return self.look / "overview-01.png"
+
+
+def summary(places: Places) -> str:
+    """Return what happened and where it lies: lines of at most 100 columns, a newline last.
+
+    A name is longer where it must be. Raises LvdError where the curation has not finished.
+    """
+    funnel = read_funnel(places.curation)
+    paragraphs = [
+        _curated(funnel, read_optional(places.curation / "run.json")),
+        _truth(places),
+        _trained(places.training / "metrics.jsonl", funnel["decisions"]["kept"]),
+    ]
+    lines = ["", "What happened", *(line for text in paragraphs for line in _wrapped(text))]
+    lines += ["", "Look at", *_listed(_files(places))]
+    lines += ["", "Next", *_listed(NEXT)]
+    return "\n".join(lines) + "\n"
+
+
+NEXT = (
+    ("make loop", "let the new model choose, and train the next one"),
+    ("make curate SEED=my_photos CRAWL='crawl/*.tar'", "the same with pictures of your own"),
+    ("make train RECIPE=tiny", "then learn from those; pipelines.yaml has recipes"),
+)
+
+
+def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    counts = funnel["decisions"]
+    names = [*ORDER, *(name for name in REASONS if name not in ORDER)]
+    dropped = [f"{counts[name]:,} were {REASONS[name]}" for name in names if counts.get(name)]
+    judge = "by the bundled model, which this project trained itself, without labels"
+    if run.get("embedder") not in (None, bundled.NAME):
+        judge = f"by {run['embedder']}"
+    return (
+        f"From {funnel['images']:,} pictures, made up here to look like a crawl, "
+        f"{counts['kept']:,} were kept: {_and(dropped)}. What is alike was judged {judge}."
+    )
+
+
+def _truth(places: Places) -> str:
+    """Say what was kept in truth, which a made-up crawl knows; nothing where it is not there."""
+    try:
+        with (places.sample / "truth.csv").open(newline="", encoding="utf-8") as file:
+            kinds = {f"{row['part']}/{row['member']}": row["kind"] for row in csv.DictReader(file)}
+    except (OSError, KeyError):
+        return ""
+    kept = open_tables(places.curation).execute("SELECT key FROM images WHERE decision = 'kept'")
+    found = Counter(KINDS.get(kinds.get(key, ""), "others") for (key,) in kept.fetchall())
+    said = [f"{count:,} {kind}" for kind, count in found.most_common()]
+    return f"What they are is known here: {_and(said)}." if said else ""
+
+
+def _trained(path: Path, pictures: int) -> str:
+    metrics = _metrics(path)
+    known = [line["recognition"] for line in metrics if isinstance(line.get("recognition"), float)]
+    text = (
+        f"A small vision transformer then learned from these {pictures:,}, without labels"
+        f"{_for_how_long(metrics)}."
+    )
+    if len(known) < 2:
+        return text
+    return (
+        f"{text} Shown one of them twice, cut out and coloured differently, it finds it again among "
+        f"the others in {known[-1]:.0%} of cases; untrained, in {known[0]:.0%}. That is a first "
+        "look: a model that is good for something learns for an hour or more, as the bundled one did."
+    )
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def _for_how_long(metrics: Iterable[Mapping[str, Any]]) -> str:
+    """Say the time of all steps: a line of metrics has the mean time of those since the last."""
+    seconds, before = 0.0, -1
+    for line in metrics:
+        if "step_seconds" in line:
+            seconds += line["step_seconds"] * (line["step"] - before)
+            before = line["step"]
+    if not seconds:
+        return ""
+    return f", for {seconds:.0f} seconds" if seconds < 100 else f", for {duration(seconds)}"
+
+
+def _files(places: Places) -> Sequence[tuple[str, str]]:
+    curation, look = places.curation, places.look
+    return (
+        (str(places.picture), "what was dropped, and what the model sees in the rest"),
+        (str(look / "index.html"), "the same of both models, in detail"),
+        (str(curation / "reports" / "index.html"), "what became of the pictures, and why"),
+        (str(curation / "shards"), "the kept pictures, to train on (WebDataset)"),
+        (str(places.training / "model"), "the new model, for timm or as an embedder"),
+    )
+
+
+def _and(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
+def _listed(entries: Sequence[tuple[str, str]]) -> list[str]:
+    """Return names and what they are: side by side, or below one another where that is too wide."""
+    width = max(len(name) for name, _ in entries)
+    if width + max(len(meaning) for _, meaning in entries) + 4 <= WIDTH:
+        return [f"  {printable(name):<{width}}  {meaning}" for name, meaning in entries]
+    return [
+        line for name, meaning in entries for line in (f"  {printable(name)}", f"      {meaning}")
+    ]

@@ -1,0 +1,150 @@
+"""The folder of one run's result: built beside its place, and moved there whole at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from curate.neighbours.search import installed_faiss
+from curate.report.rows import TABLES
+from shared.config import flat
+from shared.errors import LvdError
+from shared.storage import locked, read_json, sync_tree, write_json
+
+FORMAT = 1
+RUN = "run.json"
+PARTIAL = ".partial"
+ADDRESS = ".address"
+OWN = {RUN, ADDRESS, "timings.json", "shards", "reports", ".scratch", ".spill", ".tables"}
+LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
+
+
+class Output:
+    """`out`, and `out` + ".partial", where it is built; one process at a time works on it."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], replace: bool) -> None:
+        """Refuse an `out` that holds something else, unless `replace`."""
+        self.out = out
+        self.settings = settings
+        self.partial = out.with_name(out.name + PARTIAL)
+        self._old = out.with_name(f".{out.name}.replaced")
+        self.scratch = self.partial / ".scratch"
+        self.spill = self.partial / ".spill"
+        self.tables = self.partial / ".tables"
+        self.shards = self.partial / "shards"
+        self.reports = self.partial / "reports"
+        self._replace = replace
+        self._refuse_foreign()
+
+    def _recover(self) -> None:
+        """Finish a swap that was cut off between its two renames."""
+        if not self.out.exists() and self._old.exists():
+            whole = (self.partial / RUN).exists()
+            (self.partial if whole else self._old).rename(self.out)
+        if self.out.exists():
+            shutil.rmtree(self._old, ignore_errors=True)
+
+    def _refuse_foreign(self) -> None:
+        if self._replace or not self.out.exists() or not any(self.out.iterdir()):
+            return
+        if not (self.out / RUN).exists():
+            raise LvdError(
+                f"--out {self.out} holds files that no run wrote: name an empty folder, or say "
+                "--replace to delete them at the end of the run"
+            )
+        there = read_json(self.out / RUN)["settings"]
+        for key, value in flat(self.settings).items():
+            if flat(there).get(key) != value:
+                raise LvdError(
+                    f"--out {self.out} holds a run with {key}={flat(there).get(key)!r}, not "
+                    f"{value!r}: name another --out, or say --replace to swap it at the end"
+                )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process from building the same output."""
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        path = self.out.with_name(f".{self.out.name}.lock")
+        with locked(path, self.out):
+            try:
+                self._recover()
+                self._refuse_foreign()
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def stands(self, address: str) -> bool:
+        """Return whether `out` already is the whole result of this address."""
+        path = self.out / RUN
+        return path.exists() and read_json(path)["address"] == address
+
+    def begin(self, address: str) -> None:
+        """Prepare the partial folder; what it holds of another address is removed."""
+        note = self.partial / ADDRESS
+        there = {path.name for path in self.partial.iterdir()} if self.partial.exists() else set()
+        if foreign := sorted(there - OWN):
+            raise LvdError(
+                f"{self.partial} holds {foreign[0]}, which no run wrote: move it, or name another "
+                "--out"
+            )
+        if not note.exists() or note.read_text() != address:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        note.write_text(address)
+        for folder in (self.shards, self.reports, self.scratch):
+            folder.mkdir(exist_ok=True)
+
+    def lay_tables(self, units: list[Path]) -> None:
+        """Put the units' tables where the contract says: one file, or a folder of them."""
+        for name in TABLES:
+            path = self.reports / f"{name}.parquet"
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+            if len(units) == 1:
+                os.link(units[0] / f"{name}.parquet", path)
+                continue
+            path.mkdir()
+            for unit in units:
+                os.link(unit / f"{name}.parquet", path / f"{unit.name}.parquet")
+
+    def write(self, run: dict[str, Any], funnel: dict[str, Any], address: str) -> None:
+        """Write `reports/funnel.json` and `run.json`."""
+        write_json(self.reports / "funnel.json", funnel, self.scratch)
+        write_json(self.partial / RUN, {"format": FORMAT, "address": address, **run}, self.scratch)
+
+    def finish(self, stages: list[Any], seconds: float) -> None:
+        """Write `timings.json`, drop what was only for building, and move the folder to its place."""
+        timings = {"stages": [asdict(stage) for stage in stages], "seconds": seconds}
+        write_json(self.partial / "timings.json", timings, self.scratch)
+        for folder in (self.scratch, self.spill, self.tables):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.partial / ADDRESS).unlink()
+        sync_tree(self.partial)
+        if self.out.exists():
+            self.out.rename(self._old)
+        self.partial.rename(self.out)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+
+def name_latest(out: Path) -> None:
+    """Let `runs/curate/latest` name the newest complete run."""
+    latest = Path("runs") / "curate" / "latest"
+    latest.parent.mkdir(parents=True, exist_ok=True)
+    beside = latest.with_name(f".latest.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(os.path.relpath(out.absolute(), latest.parent.absolute()))
+    beside.rename(latest)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide the bytes of the output."""
+    names = sorted([installed_faiss(), *LIBRARIES])
+    return {name: importlib.metadata.version(name) for name in names}

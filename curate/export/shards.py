@@ -1,0 +1,148 @@
+"""Stage export: the kept images as WebDataset shards, in the order that `select.py` dealt them.
+
+Units: `spill` (map over the parts whose bytes cannot be fetched by offset: compressed tars and
+Parquet; their kept members are laid down once) and one unit a shard, which fetches its images from
+wherever they are. A shard is three files side by side, of which `_stats.json` is renamed last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.catalogue.collection import Collection
+from curate.catalogue.originals import Originals, changed, load_parts
+from curate.filters.judge import CODE
+from curate.retrieval.threshold import found
+from shared.errors import LvdError
+from shared.images import ImageError
+from shared.parts import Part, direct, fetch
+from shared.shards import SHARD_CAPACITY, Sample, shard_name, to_jpeg, write_shard
+
+VERSION = 1
+FETCH_AHEAD = 8
+
+
+class ExportSettings(BaseModel):
+    """How the kept images are written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shard_size: int = Field(1_000, ge=1, le=SHARD_CAPACITY)
+    """Images of one shard."""
+    encode: Literal["auto", "never"] = "auto"
+    """auto: what is not a JPEG becomes one, of quality 95. never: all bytes are kept."""
+    seed: int = 0
+    """Seed of the hash that orders the images."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the kept images are: the crawl and its parts, and what was decided and found."""
+
+    crawl: Collection
+    parts: Path
+    """What `originals.save_parts` wrote."""
+    selected: Path
+    retrieved: tuple[Path, ...]
+    seed: Collection
+    spills: dict[int, Path]
+
+
+def spill(source: Source, index: int, part: Part, *, out: Path) -> dict:
+    """Lay the kept images of a part side by side in `images.bin`, with their `offsets.npy`."""
+    crawl = source.crawl
+    decision = np.load(source.selected / "decision.npy", mmap_mode="r")
+    numbers = np.flatnonzero(crawl.part[:] == index)
+    numbers = numbers[decision[numbers] == CODE["kept"]]
+    offsets = [0]
+    with (
+        Originals(crawl, load_parts(source.parts), out.parent) as originals,
+        (out / "images.bin").open("wb") as stream,
+    ):
+        for number in numbers:
+            data = originals.read(number)
+            if data is None:
+                raise changed(part.name)
+            offsets.append(offsets[-1] + stream.write(data))
+    np.save(out / "numbers.npy", numbers)
+    np.save(out / "offsets.npy", np.array(offsets, np.int64))
+    return {"images": len(numbers)}
+
+
+def export_shard(source: Source, shard: int, settings: ExportSettings, *, out: Path) -> dict:
+    """Write one shard into `out`; the images' bytes are checked against their sha256."""
+    order = np.load(source.selected / "order.npy", mmap_mode="r")
+    first = shard * settings.shard_size
+    numbers = np.array(order[first : first + settings.shard_size])
+    return write_shard(out, shard_name(shard), _samples(source, numbers, settings))
+
+
+def _samples(source: Source, numbers: np.ndarray, settings: ExportSettings) -> Iterator[Sample]:
+    facts = source.crawl.facts(numbers).to_pylist()
+    _, similarity, seeds = found(list(source.retrieved), numbers)
+    nearest = source.seed.keys(seeds[:, 0])
+    parts = source.crawl.part[numbers]
+
+    def make(at: int) -> Sample:
+        fact = facts[at]
+        data = _bytes(source, int(numbers[at]), int(parts[at]), fact)
+        try:
+            data, extension = to_jpeg(data, settings.encode)
+        except ImageError as error:
+            raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
+        row = {
+            "url": fact["url"],
+            "caption": fact["caption"],
+            "sha256": fact["sha256"],
+            "source_part": fact["part"],
+            "source_member": fact["member"],
+            "seed_similarity": float(similarity[at, 0]),
+            "nearest_seed": nearest[at],
+        }
+        return Sample(key=fact["key"], data=data, extension=extension, row=row)
+
+    ahead: deque = deque()
+    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
+        for at in range(len(numbers)):
+            ahead.append(pool.submit(make, at))
+            if len(ahead) > 2 * FETCH_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _bytes(source: Source, number: int, index: int, fact: dict) -> bytes:
+    """Return the bytes of an image, which must be those that were embedded."""
+    part = load_parts(source.parts)[index]
+    try:
+        if index in source.spills:
+            data = _spilled(source.spills[index], number)
+        else:
+            data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
+    except (OSError, ImageError) as error:
+        raise LvdError(f"{fact['key']} is not to be had any more: {error}") from error
+    if hashlib.sha256(data).hexdigest() != fact["sha256"]:
+        raise changed(part.name)
+    return data
+
+
+def _spilled(folder: Path, number: int) -> bytes:
+    row = int(np.searchsorted(np.load(folder / "numbers.npy", mmap_mode="r"), number))
+    offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+    with (folder / "images.bin").open("rb") as stream:
+        stream.seek(offsets[row])
+        return stream.read(int(offsets[row + 1] - offsets[row]))
+
+
+def needs_spill(part: Part) -> bool:
+    """Return whether a part's bytes must be laid down before shards can fetch them."""
+    return not direct(part)

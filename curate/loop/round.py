@@ -1,0 +1,188 @@
+"""A round of the loop: curate, train on what was kept, calibrate the model that came of it.
+
+What is done is read from what the steps leave: a curation's run.json, a training's done.json, the
+thresholds beside a model. `round.json` adds what those cannot know: which model's curation and which
+curation's training these are, so that a step begins anew when the one before it changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from curate.calibration.stored import read_stored
+from curate.execution.output import RUN
+from curate.loop.children import run_child
+from curate.loop.request import LoopRequest
+from curate.report.tables import read_funnel, read_optional
+from shared.embedders import settings_for_folder
+from shared.errors import LvdError
+from shared.progress import say
+from shared.storage import digest_file, read_json, set_aside, write_json
+
+NOTE = "round.json"
+GO_ON = ": the same command goes on from there"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, in its folder."""
+
+    asked: LoopRequest
+    number: int
+    before: Round | None
+    """The round whose model curates this one; None in the first."""
+    hold: int
+    """The lock that a child keeps while it lives, even where we are killed."""
+    inputs: str = ""
+    """What tells crawl, seed, holdouts and the first embedder from what they were before."""
+
+    @property
+    def folder(self) -> Path:
+        """Everything of the round, its logs too."""
+        return self.asked.out / f"round-{self.number}"
+
+    @property
+    def curation(self) -> Path:
+        """The OUT of `lvd-curate run`."""
+        return self.folder / "curate"
+
+    @property
+    def training(self) -> Path:
+        """The OUT of `lvd-train run`."""
+        return self.folder / "train"
+
+    @property
+    def model(self) -> Path:
+        """The embedder of the next round."""
+        return self.training / "model"
+
+    @property
+    def weights(self) -> str:
+        """The sha256 of the model's weights."""
+        return digest_file(self.model / "model.safetensors")
+
+    @property
+    def embedder(self) -> str:
+        """What curates this round, for reading."""
+        first = self.asked.request.embedder.name
+        return f"model of round {self.before.number}" if self.before else first
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each step took, over all its tries that were not killed."""
+        return self._note.get("seconds", {})
+
+    def run(self) -> bool:
+        """Do what is left to do of the round; return whether there was anything."""
+        worked, reused = False, []
+        for step, is_done, work in (
+            ("curate", self._is_curated, self._curate),
+            ("train", self._is_trained, self._train),
+            ("calibrate", self._is_calibrated, self._calibrate),
+        ):
+            if is_done():
+                reused.append(step)
+                continue
+            self._say_reused(reused)
+            worked, reused = True, []
+            with self._timed(step):
+                work()
+            if not is_done():
+                raise LvdError(
+                    f"{self._title(step)} ended early, its log is {self._log(step)}{GO_ON}"
+                )
+        self._say_reused(reused)
+        return worked
+
+    def _say_reused(self, steps: list[str]) -> None:
+        if steps:
+            say(self._title(f"{', '.join(steps)}: done before{self._kept()}"))
+
+    def _is_curated(self) -> bool:
+        done = (self.curation / RUN).exists()
+        known = (self._note.get("selected_by"), self._note.get("inputs", ""))
+        return done and known == (self._selected_by, self.inputs)
+
+    def _curate(self) -> None:
+        model = str(self.before.model) if self.before else None
+        # What another model kept is swapped at the end: OUT is the loop's own.
+        more = ("--out", str(self.curation), "--replace")
+        self._run("curate", f"curate with {self.embedder}", self.asked.curate("run", model, *more))
+        self._add(selected_by=self._selected_by, inputs=self.inputs)
+        say(self._title(f"curated{self._kept()}"))
+
+    def _is_trained(self) -> bool:
+        marks = (self.training / "done.json", self.model / "model.safetensors")
+        return (
+            all(mark.exists() for mark in marks) and self._note.get("trained_on") == self._address
+        )
+
+    def _train(self) -> None:
+        if not read_funnel(self.curation)["decisions"]["kept"]:
+            raise LvdError(
+                f"{self._title('nothing was kept')} to train on: see "
+                f"{self.curation / 'reports' / 'index.html'}, and begin another --out with other "
+                "settings (--curate-set retrieve.threshold=...)"
+            )
+        if self._note.get("trained_on") != self._address:
+            if self.training.exists():
+                aside = set_aside(self.training)
+                say(self._title(f"what was trained on another curation is now in {aside}"))
+            self._add(trained_on=self._address)
+        command = self.asked.train(str(self.curation / "shards"), self.training)
+        self._run("train", f"train {self.asked.recipe} on them", command)
+
+    def _is_calibrated(self) -> bool:
+        stored = read_stored(settings_for_folder(self.model))
+        return stored is not None and not stored.problem
+
+    def _calibrate(self) -> None:
+        command = self.asked.curate("calibrate", str(self.model), "--save")
+        self._run("calibrate", "calibrate the new model", command)
+
+    @cached_property
+    def _selected_by(self) -> str:
+        """Which weights the round's curation has to come from."""
+        return self.before.weights if self.before else ""
+
+    @property
+    def _address(self) -> str:
+        """What tells the round's curation from any other."""
+        return read_json(self.curation / RUN)["address"]
+
+    @property
+    def _note(self) -> dict[str, Any]:
+        return read_optional(self.folder / NOTE)
+
+    def _add(self, **said: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / NOTE, {**self._note, **said})
+
+    def _run(self, step: str, what: str, command: list[str]) -> None:
+        log = self._log(step)
+        run_child(command, log=log, title=self._title(what), hold=[self.hold], note=GO_ON)
+
+    def _log(self, step: str) -> Path:
+        return self.folder / f"{step}.log"
+
+    def _title(self, what: str) -> str:
+        return f"round {self.number} of {self.asked.rounds} · {what}"
+
+    def _kept(self) -> str:
+        funnel = read_funnel(self.curation)
+        return f", {funnel['decisions']['kept']:,} of {funnel['images']:,} images kept"
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            took = self.seconds.get(step, 0.0) + time.monotonic() - began
+            self._add(seconds={**self.seconds, step: took})

@@ -1,0 +1,186 @@
+"""Stage cluster: spherical k-means on a seeded sample, then every vector beside its neighbours.
+
+Units: `centroids` (reduce), `assign` (map over blocks of numbers: every vector gets its cluster)
+and `members` (regroup: the vectors of a range of clusters, one of each distinct content, side by
+side in one file, so that a search inside clusters reads contiguous memory).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.catalogue.collection import Collection
+from curate.neighbours.search import (
+    Searchable,
+    heads,
+    nearest,
+    principal_axes,
+    spherical_kmeans,
+    unit,
+    use_threads,
+)
+
+VERSION = 2
+ROWS = 2_048
+"""Vectors looked at together: few enough for the allocator to give the same memory again."""
+BUCKET = 65_536
+"""Vectors of one `members` unit, about: a range of clusters is closed when it holds as many."""
+
+
+class ClusterSettings(BaseModel):
+    """How the vectors are cut into cells that are searched one by one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Number of clusters; auto is the square root of the number of distinct images."""
+    points_per_cluster: int = Field(32, ge=1)
+    """Size of the k-means sample, in points for each cluster."""
+    iterations: int = Field(10, ge=1)
+    seed: int = 0
+
+
+def centroids(
+    collection: Collection, settings: ClusterSettings, threads: int, *, out: Path
+) -> dict:
+    """Write `centroids.npy`, float32 unit vectors [k, d], of a seeded sample of the collection.
+
+    Beside it `axes.npy` [d, h]: the sample's principal directions, for the members' heads.
+    """
+    use_threads(threads)
+    usable = collection.usable
+    wanted = settings.clusters
+    k = round(len(usable) ** 0.5) if wanted == "auto" else wanted
+    k = max(1, min(k, len(usable)))
+    size = min(len(usable), k * settings.points_per_cluster)
+    sample = np.random.default_rng(settings.seed).choice(usable, size, replace=False)
+    vectors = unit(collection.vectors(np.sort(sample)))
+    if len(vectors):
+        centers = spherical_kmeans(vectors, k, settings.iterations, settings.seed)
+    else:
+        centers = np.empty((0, collection.dim), np.float32)
+    np.save(out / "centroids.npy", centers)
+    np.save(out / "axes.npy", principal_axes(vectors, collection.dim // 3 - 1))
+    return {"clusters": len(centers), "sample": size}
+
+
+def assign(
+    collection: Collection, centers: Path, start: int, stop: int, threads: int, *, out: Path
+) -> dict:
+    """Write the cluster of every image numbered from `start` to `stop` (int32, -1: no vector).
+
+    Beside it, sorted by cluster and number: the vectors and numbers of the images that stand for
+    their content (`vectors.npy`, `numbers.npy`), and where each cluster begins (`offsets.npy`).
+    """
+    use_threads(threads)
+    centroid = np.load(centers / "centroids.npy")
+    clusters = np.full(stop - start, -1, np.int32)
+    canonical = collection.canonical[start:stop]
+    numbers = np.flatnonzero(canonical >= 0) + start
+    vectors = collection.vectors(numbers)
+    for at in range(0, len(numbers), ROWS):
+        some = slice(at, at + ROWS)
+        clusters[numbers[some] - start] = nearest(unit(vectors[some]), centroid)
+    stands = canonical[numbers - start] == numbers
+    order = np.argsort(clusters[numbers[stands] - start], kind="stable")
+    stored = np.flatnonzero(stands)[order]
+    counts = np.bincount(clusters[numbers[stored] - start], minlength=len(centroid))
+    np.save(out / "cluster.npy", clusters)
+    np.save(out / "vectors.npy", vectors[stored])
+    np.save(out / "numbers.npy", numbers[stored])
+    np.save(out / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    return {"images": len(stored)}
+
+
+def buckets(assigned: list[Path]) -> list[tuple[int, int]]:
+    """Return the ranges of clusters, of about `BUCKET` vectors each, that are kept side by side."""
+    counts = sum(np.diff(np.load(folder / "offsets.npy")) for folder in assigned)
+    ranges, first, held = [], 0, 0
+    for cluster, count in enumerate(counts):
+        held += int(count)
+        if held >= BUCKET or cluster == len(counts) - 1:
+            ranges.append((first, cluster + 1))
+            first, held = cluster + 1, 0
+    return ranges
+
+
+def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: Path) -> dict:
+    """Write vectors, heads and numbers of the clusters `first` to `last`, by cluster and number."""
+    slices, sizes = [], []
+    for folder in assigned:
+        offsets = np.load(folder / "offsets.npy")
+        slices.append((folder, offsets[first : last + 1]))
+        sizes.append(np.diff(offsets[first : last + 1]))
+    counts = np.sum(sizes, axis=0)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    dim = np.load(assigned[0] / "vectors.npy", mmap_mode="r").shape[1]
+    vectors = np.lib.format.open_memmap(
+        out / "vectors.npy", "w+", np.float16, (int(starts[-1]), dim)
+    )
+    numbers = np.empty(int(starts[-1]), np.int64)
+    free = starts[:-1].copy()
+    for (folder, offsets), size in zip(slices, sizes, strict=True):
+        block = np.load(folder / "vectors.npy", mmap_mode="r")[offsets[0] : offsets[-1]]
+        number = np.load(folder / "numbers.npy", mmap_mode="r")[offsets[0] : offsets[-1]]
+        where = np.repeat(free - (offsets[:-1] - offsets[0]), size) + np.arange(len(block))
+        vectors[where] = block
+        numbers[where] = number
+        free += size
+    axes = np.load(centers / "axes.npy")
+    head = np.lib.format.open_memmap(
+        out / "heads.npy", "w+", np.float16, (len(vectors), axes.shape[1] + 1)
+    )
+    for at in range(0, len(vectors), ROWS):
+        head[at : at + ROWS] = heads(unit(vectors[at : at + ROWS]), axes)
+    np.save(out / "numbers.npy", numbers)
+    np.save(out / "offsets.npy", starts)
+    return {"images": len(numbers), "first": first, "last": last}
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The members of all clusters, as left by the `members` units."""
+
+    centers: Path
+    folders: tuple[Path, ...]
+    ranges: tuple[tuple[int, int], ...]
+
+    def load(self) -> LoadedClusters:
+        """Return the memory-mapped arrays."""
+        return LoadedClusters(self)
+
+
+class LoadedClusters:
+    """Memory-mapped vectors and numbers of every cluster; `centroids` float32 [k, d]."""
+
+    def __init__(self, clusters: Clusters) -> None:
+        self.centroids = np.load(clusters.centers / "centroids.npy")
+        self._firsts = np.array([first for first, _ in clusters.ranges])
+        self._parts = [
+            tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+            for folder in clusters.folders
+        ]
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def images(self) -> int:
+        """How many images the clusters hold."""
+        return sum(len(numbers) for _, _, numbers, _ in self._parts)
+
+    def of(self, cluster: int) -> Searchable:
+        """Return the images of a cluster, by number."""
+        part = int(np.searchsorted(self._firsts, cluster, side="right")) - 1
+        vectors, head, numbers, offsets = self._parts[part]
+        at = cluster - self._firsts[part]
+        rows = slice(offsets[at], offsets[at + 1])
+        return Searchable(vectors[rows], numbers[rows], head[rows])
+
+
+_ARRAYS = ("vectors", "heads", "numbers", "offsets")

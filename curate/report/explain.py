@@ -1,0 +1,192 @@
+"""Tells the life of one crawled image: its facts, what became of it and why, and its company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from curate.report.tables import open_tables, read_funnel, rows, threshold
+from shared.errors import LvdError
+from shared.progress import printable
+
+MEMBERS = 20  # of a group; its size is told besides
+FACTS = ("part", "member", "url", "caption", "sha256", "width", "height", "format", "bytes")
+
+
+def life(out: Path, key: str) -> dict[str, Any]:
+    """Return what the run in `out` knows of one image, as JSON-able values.
+
+    `key`, `decision`, `reason`, `why` (a sentence); `facts`; `cluster`; `thresholds` by stage;
+    `group`: None, or its `id`, `size`, `representative` (with that one's `decision`) and the first
+    `MEMBERS` of its `members`: the representative, this image, the others by similarity;
+    `seeds`: the nearest, best first; `written`: None, or the `shard` and the `key` in it.
+    LvdError, with the nearest keys, where no crawled image has this key.
+    """
+    funnel = read_funnel(out)
+    with open_tables(out) as tables:
+        found = rows(tables, "SELECT * FROM images WHERE key = ?", [key])
+        if not found:
+            raise LvdError(_unknown(tables, out, key))
+        [image] = found
+        group = None if image["group"] is None else _group(tables, image["group"], key)
+        seeds = rows(
+            tables,
+            "SELECT seed_key, similarity, strategy FROM retrieval WHERE key = ? ORDER BY rank",
+            [key],
+        )
+    thresholds = {name: threshold(funnel, name) for name in ("dedup", "retrieve", "holdout")}
+    written = None
+    if image["output_shard"] is not None:
+        shard = f"shards/{image['output_shard']}.tar"
+        written = {"shard": shard, "key": image["output_key"]}
+    return {
+        "key": key,
+        "decision": image["decision"],
+        "reason": image["reason"],
+        "why": _why(image, group, thresholds),
+        "facts": {name: image.get(name) for name in FACTS},
+        "cluster": image["cluster"],
+        "group": group,
+        "seeds": seeds,
+        "thresholds": thresholds,
+        "written": written,
+    }
+
+
+def explain(out: Path, key: str) -> str:
+    """Return `life(out, key)` in words, for a terminal: escaped, a newline last."""
+    told = life(out, key)
+    facts = told["facts"]
+    lines = [f"{told['key']}: {told['decision']}", f"  {told['why']}", ""]
+    size = "unknown size" if facts["width"] is None else f"{facts['width']}×{facts['height']}"
+    picture = f"{size}, {facts['format'] or 'unknown format'}, {facts['bytes']:,} bytes"
+    lines += _table(
+        [
+            ("image", picture),
+            ("from", f"member {facts['member']} of part {facts['part']}"),
+            ("url", facts["url"]),
+            ("caption", facts["caption"]),
+            ("sha256", facts["sha256"]),
+            ("cluster", told["cluster"]),
+        ]
+    )
+    lines += [*_group_lines(told), *_seed_lines(told)]
+    if told["written"] is not None:
+        lines += ["", f"Written to {told['written']['shard']} as {told['written']['key']}"]
+    return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _group(tables: duckdb.DuckDBPyConnection, group: int, key: str) -> dict[str, Any]:
+    members = rows(
+        tables,
+        """
+        WITH company AS (
+            SELECT key, representative, similarity, method, count(*) OVER () AS size
+            FROM duplicates WHERE "group" = $1
+            ORDER BY representative DESC, key = $2 DESC, similarity DESC, key LIMIT $3
+        )
+        SELECT company.*, images.decision FROM company JOIN images USING (key)
+        ORDER BY representative DESC, key = $2 DESC, similarity DESC, key
+        """,
+        [group, key, MEMBERS],
+    )
+    size = members[0]["size"] if members else 0
+    standing = next((member for member in members if member["representative"]), None)
+    return {
+        "id": group,
+        "size": size,
+        "representative": standing and {name: standing[name] for name in ("key", "decision")},
+        "members": [
+            {name: member[name] for name in ("key", "similarity", "method", "decision")}
+            for member in members
+        ],
+    }
+
+
+def _why(
+    image: dict[str, Any], group: dict[str, Any] | None, thresholds: dict[str, float | None]
+) -> str:
+    decision, reason = image["decision"], image["reason"]
+    seed, similarity = image["nearest_seed"], image["seed_similarity"]
+    if decision == "duplicate":
+        return _why_duplicate(image, group, thresholds["dedup"])
+    if similarity is None:
+        return reason or "no reason is recorded"
+    wanted = thresholds["retrieve"]
+    nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
+    if wanted is not None and decision == "kept":
+        return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
+    if wanted is not None and decision == "irrelevant":
+        return f"{nearest} is under the threshold {wanted:.6g}"
+    return f"{reason}; {nearest}" if reason else nearest
+
+
+def _why_duplicate(
+    image: dict[str, Any], group: dict[str, Any] | None, wanted: float | None
+) -> str:
+    of, similarity = image["duplicate_of"], image["duplicate_similarity"]
+    members = group["members"] if group else []
+    method = next((one["method"] for one in members if one["key"] == image["key"]), "near")
+    if method == "exact" and similarity == 1.0:
+        copy = f"the same bytes as {of}"
+    else:
+        # Members of a connected component may be further from its representative.
+        reached = "" if wanted is None or similarity < wanted else f", threshold {wanted:.6g}"
+        copy = f"a near copy of {of} (cosine {similarity:.4f}{reached})"
+    became = next((one["decision"] for one in members if one["key"] == of), None)
+    return f"{copy}, which stands for its group" + (f" and was {became}" if became else "")
+
+
+def _group_lines(told: dict[str, Any]) -> list[str]:
+    group = told["group"]
+    if group is None:
+        return []
+    lines = ["", f"Group of {group['size']:,}, the first represents it"]
+    lines += _table(
+        [
+            (
+                f"{member['similarity']:.4f}",
+                f"{member['method']:<6} {member['decision']:<11}"
+                f" {member['key']}" + ("  (this one)" if member["key"] == told["key"] else ""),
+            )
+            for member in group["members"]
+        ]
+    )
+    if group["size"] > len(group["members"]):
+        lines.append(f"  and {group['size'] - len(group['members']):,} more")
+    return lines
+
+
+def _seed_lines(told: dict[str, Any]) -> list[str]:
+    if not told["seeds"]:
+        return []
+    wanted = told["thresholds"]["retrieve"]
+    against = "" if wanted is None else f" (threshold {wanted:.6g})"
+    lines = ["", f"Nearest seed images{against}"]
+    return lines + _table([(f"{s['similarity']:.4f}", s["seed_key"]) for s in told["seeds"]])
+
+
+def _table(pairs: list[tuple[str, Any]]) -> list[str]:
+    told = [(name, str(value)) for name, value in pairs if value not in (None, "")]
+    width = max((len(name) for name, _ in told), default=0)
+    return [f"  {name:<{width}}  {value}" for name, value in told]
+
+
+def _unknown(tables: duckdb.DuckDBPyConnection, out: Path, key: str) -> str:
+    # A reader of a shard has the output key, one of a tar the member's name: both point at the key.
+    # Keys are cut for the distance, which takes the product of two lengths.
+    near = rows(
+        tables,
+        """
+        SELECT key FROM images
+        ORDER BY $1 NOT IN (member, part || '/' || member, ifnull(output_key, ''), ifnull(url, '')),
+            levenshtein(left(key, 200), left($1, 200)), key LIMIT 3
+        """,
+        [key],
+    )
+    unknown = f"{out}: no crawled image has the key '{printable(key)}'"
+    if not near:
+        return f"{unknown}: its crawl was empty"
+    return f"{unknown}: the nearest are " + ", ".join(f"'{printable(row['key'])}'" for row in near)

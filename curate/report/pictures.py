@@ -1,0 +1,60 @@
+"""Draws the report of a finished run: PNGs, and one self-contained page of HTML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curate.report.charts import copy_bins, funnel_chart, histogram_chart, similarity_bins
+from curate.report.contact_sheets import contact_sheets
+from curate.report.page import report_page
+from curate.report.sheet_png import draw_sheet
+from curate.report.tables import open_tables, read_funnel, read_optional, threshold
+from curate.report.thumbnails import ReadImage, thumbnails
+
+PICTURES = (
+    "funnel",
+    "kept",
+    "similarities",
+    "threshold",
+    "retrieval",
+    "copy_similarities",
+    "largest_groups",
+    "borderline_copies",
+    "rejects",
+)
+
+
+def pictures(out: Path, read_image: ReadImage, read_seed: ReadImage | None = None) -> Path:
+    """Write `out/reports/*.png` and `out/reports/index.html`, and return the page's path.
+
+    `read_image(key)` returns the bytes of a crawled image that was not kept, `read_seed(key)` those
+    of a seed image, and None where they are no longer to be had: then words stand in its place.
+    The same run and the same images give the same bytes. LvdError where no run has finished.
+    """
+    funnel, run = read_funnel(out), read_optional(out / "run.json")
+    relevance, dedup = threshold(funnel, "retrieve"), threshold(funnel, "dedup")
+    with open_tables(out) as tables:
+        sheets = contact_sheets(tables, relevance, dedup)
+        similarities, copies = similarity_bins(tables, relevance), copy_bins(tables, dedup)
+    tiles = [tile for sheet in sheets for strip in sheet.strips for tile in strip.tiles]
+    thumbs = thumbnails(out, tiles, read_image, read_seed)
+
+    charts = {"funnel": funnel_chart(funnel)}
+    if similarities:
+        label = "cosine with the nearest seed image"
+        charts["similarities"] = histogram_chart(similarities, relevance, label)
+    if copies:
+        label = "cosine of a near copy with its representative"
+        charts["copy_similarities"] = histogram_chart(copies, dedup, label, log=True)
+    drawn = charts | {sheet.name: draw_sheet(sheet, thumbs) for sheet in sheets}
+
+    reports = out / "reports"
+    for name in PICTURES:
+        path = reports / f"{name}.png"
+        if name in drawn:
+            path.write_bytes(drawn[name])
+        else:  # of the run that was here before
+            path.unlink(missing_ok=True)
+    index = reports / "index.html"
+    index.write_text(report_page(funnel, run, charts, sheets, thumbs), encoding="utf-8")
+    return index

@@ -1,0 +1,275 @@
+"""Stage report, the tables: every image's row, its nearest seeds, its group.
+
+A map over blocks of numbers; numbers are in key order, so the files of the blocks are sorted and
+follow one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from curate.catalogue.collection import Collection
+from curate.filters.judge import CODE, DECISIONS, FilterSettings, QualitySettings, judge
+from curate.neighbours.search import cosine, unit
+from curate.retrieval.threshold import found
+from shared.shards import output_key, shard_name
+
+VERSION = 1
+
+IMAGES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("part", pa.string()),
+        ("member", pa.string()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("bytes", pa.int64()),
+        ("decision", pa.string()),
+        ("reason", pa.string()),
+        ("cluster", pa.int32()),
+        ("group", pa.int64()),
+        ("duplicate_of", pa.string()),
+        ("duplicate_similarity", pa.float32()),
+        ("nearest_seed", pa.string()),
+        ("seed_similarity", pa.float32()),
+        ("output_shard", pa.string()),
+        ("output_key", pa.string()),
+    ]
+)
+RETRIEVAL = pa.schema(
+    [
+        ("key", pa.string()),
+        ("rank", pa.int16()),
+        ("seed_key", pa.string()),
+        ("similarity", pa.float32()),
+        ("strategy", pa.string()),
+    ]
+)
+DUPLICATES = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("key", pa.string()),
+        ("representative", pa.bool_()),
+        ("similarity", pa.float32()),
+        ("method", pa.string()),
+    ]
+)
+TABLES = {"images": IMAGES, "retrieval": RETRIEVAL, "duplicates": DUPLICATES}
+
+
+class ReportSettings(BaseModel):
+    """What the reports hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int = Field(5, ge=1)
+    """Nearest seed images listed for an image."""
+    pictures: bool = True
+    """Plots and contact sheets beside the tables."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Everything that the report's units read: where the stages left their arrays."""
+
+    crawl: Collection
+    seed: Collection
+    holdouts: tuple[tuple[str, Collection], ...]
+    assigned: tuple[Path, ...]
+    groups: Path
+    held: tuple[Path, ...]
+    retrieved: tuple[Path, ...]
+    selected: Path
+    quality: QualitySettings
+    filters: tuple[FilterSettings, ...]
+    dedup_threshold: float
+    retrieve_threshold: float
+    max_images: int | None
+    strategy: str
+    shard_size: int
+
+
+def tables(decided: Decided, block: int, start: int, stop: int, *, out: Path) -> dict:
+    """Write `images.parquet`, `retrieval.parquet` and `duplicates.parquet` of a block."""
+    rows = _Block(decided, block, start, stop)
+    for name, table in rows.tables().items():
+        pq.write_table(table, out / f"{name}.parquet", compression="zstd")
+    return {"images": stop - start}
+
+
+class _Block:
+    """The arrays of one block of numbers, and the tables they make."""
+
+    def __init__(self, decided: Decided, block: int, start: int, stop: int) -> None:
+        self.decided = decided
+        self.numbers = np.arange(start, stop)
+        self.facts = decided.crawl.facts(self.numbers)
+        self.keys = self.facts["key"].to_pylist()
+        self.decision = np.load(decided.selected / "decision.npy", mmap_mode="r")[start:stop]
+        self.position = np.load(decided.selected / "position.npy", mmap_mode="r")[start:stop]
+        self.cluster = np.load(decided.assigned[block] / "cluster.npy")
+        self.stands = np.load(decided.groups / "representative.npy", mmap_mode="r")[start:stop]
+        self.grouped = np.load(decided.groups / "grouped.npy", mmap_mode="r")[start:stop]
+        self.representative_key = decided.crawl.keys(np.where(self.grouped, self.stands, 0))
+        self.similarity = self._similarity_in_group()
+        listed = np.isin(self.decision, [CODE[x] for x in ("irrelevant", "over_budget", "kept")])
+        seen, self.seed_similarity, self.seeds = found(list(decided.retrieved), self.numbers)
+        self.listed = listed & seen & (self.seeds.shape[1] > 0)
+        self.exact = decided.crawl.canonical[start:stop] == self._canonical_of_representative()
+        self.held = self._held(block)
+
+    def _canonical_of_representative(self) -> np.ndarray:
+        canonical = self.decided.crawl.canonical
+        return np.where(self.grouped, canonical[np.where(self.grouped, self.stands, 0)], -2)
+
+    def _similarity_in_group(self) -> np.ndarray:
+        crawl = self.decided.crawl
+        result = np.full(len(self.numbers), np.nan, np.float32)
+        canonical = crawl.canonical[self.numbers[0] : self.numbers[-1] + 1]
+        members = np.flatnonzero(self.grouped)
+        for at in range(0, len(members), 8_192):
+            some = members[at : at + 8_192]
+            own = unit(crawl.vectors(canonical[some]))
+            other = unit(crawl.vectors(self.stands[some]))
+            result[some] = np.where(canonical[some] == self.stands[some], 1, cosine(own, other))
+        return result
+
+    def _held(self, block: int) -> dict[int, str]:
+        if not self.decided.held:
+            return {}
+        folder = self.decided.held[block]
+        hits, similarity = np.load(folder / "hits.npy"), np.load(folder / "similarity.npy")
+        said = {}
+        for (number, place, row), cosine_ in zip(hits.tolist(), similarity, strict=True):
+            name, holdout = self.decided.holdouts[place]
+            said[number] = f"cosine {cosine_:.4f} with {holdout.keys([row])[0]} of holdout {name}"
+        return said
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {
+            "images": self._images(),
+            "retrieval": self._retrieval(),
+            "duplicates": self._duplicates(),
+        }
+
+    def _images(self) -> pa.Table:
+        kept = self.decision == CODE["kept"]
+        duplicate = self.decision == CODE["duplicate"]
+        size = self.decided.shard_size
+        shards = [shard_name(p // size) if p >= 0 else None for p in self.position.tolist()]
+        outputs = [
+            output_key(shard, p % size) if shard else None
+            for shard, p in zip(shards, self.position.tolist(), strict=True)
+        ]
+        assert np.array_equal(kept, self.position >= 0)
+        values = {name: self.facts[name] for name in _FROM_FACTS}
+        values |= {
+            "decision": pa.array([DECISIONS[code] for code in self.decision], pa.string()),
+            "reason": pa.array(self._reasons(), pa.string()),
+            "cluster": pa.array(self.cluster, pa.int32(), mask=self.cluster < 0),
+            "group": pa.array(self.stands, pa.int64(), mask=~self.grouped),
+            "duplicate_of": _masked(self.representative_key, duplicate, pa.string()),
+            "duplicate_similarity": pa.array(self.similarity, pa.float32(), mask=~duplicate),
+            "nearest_seed": _masked(self._nearest_seed(), self.listed, pa.string()),
+            "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
+            "output_shard": pa.array(shards, pa.string()),
+            "output_key": pa.array(outputs, pa.string()),
+        }
+        return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
+
+    def _first_similarity(self) -> np.ndarray:
+        none = np.full(len(self.numbers), np.nan, np.float32)
+        return self.seed_similarity[:, 0] if self.seeds.shape[1] else none
+
+    def _nearest_seed(self) -> list[str]:
+        if not self.seeds.shape[1]:
+            return [""] * len(self.numbers)
+        return self.decided.seed.keys(np.where(self.listed, self.seeds[:, 0], 0))
+
+    def _reasons(self) -> list[str]:
+        decided = self.decided
+        result = judge(self.facts, decided.quality, list(decided.filters))[1]
+        nearest, similarity = self._nearest_seed(), self._first_similarity()
+        for row, code in enumerate(self.decision):
+            name = DECISIONS[code]
+            if name == "holdout":
+                number = int(self.numbers[row])
+                alone = (
+                    f"in the group of {self.representative_key[row]}, which a holdout image hits"
+                )
+                result[row] = self.held.get(number) or self._exact_hit(row) or alone
+            elif name == "duplicate" and self.exact[row]:
+                result[row] = f"the same bytes as {self.representative_key[row]}"
+            elif name == "duplicate":
+                said = f"cosine {self.similarity[row]:.4f} with {self.representative_key[row]}"
+                short = self.similarity[row] < np.float32(decided.dedup_threshold)
+                result[row] = said + (", through others" if short else "")
+            elif name == "irrelevant":
+                below = f"is below {decided.retrieve_threshold:.4f}"
+                said = f"cosine {similarity[row]:.4f} with its nearest seed {nearest[row]}"
+                result[row] = f"{said} {below}"
+            elif name == "over_budget":
+                best = f"not among the {decided.max_images} most similar"
+                result[row] = f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
+        return result
+
+    def _exact_hit(self, row: int) -> str | None:
+        return self.held.get(int(self.decided.crawl.canonical[int(self.numbers[row])]))
+
+    def _retrieval(self) -> pa.Table:
+        rows, k = np.flatnonzero(self.listed), self.seeds.shape[1]
+        seeds = self.seeds[rows].reshape(-1)
+        keys = [self.keys[row] for row in rows for _ in range(k)]
+        return pa.table(
+            [
+                pa.array(keys, pa.string()),
+                pa.array(np.tile(np.arange(k), len(rows)), pa.int16()),
+                pa.array(self.decided.seed.keys(seeds), pa.string()),
+                pa.array(self.seed_similarity[rows].reshape(-1), pa.float32()),
+                pa.array([self.decided.strategy] * len(keys), pa.string()),
+            ],
+            schema=RETRIEVAL,
+        )
+
+    def _duplicates(self) -> pa.Table:
+        rows = np.flatnonzero(self.grouped)
+        own = self.stands[rows] == self.numbers[rows]
+        methods = np.where(self.exact[rows], "exact", "near")
+        return pa.table(
+            [
+                pa.array(self.stands[rows], pa.int64()),
+                pa.array([self.keys[row] for row in rows], pa.string()),
+                pa.array(own, pa.bool_()),
+                pa.array(self.similarity[rows], pa.float32()),
+                pa.array(methods.tolist(), pa.string()),
+            ],
+            schema=DUPLICATES,
+        )
+
+
+_FROM_FACTS = (
+    "key",
+    "part",
+    "member",
+    "url",
+    "caption",
+    "sha256",
+    "width",
+    "height",
+    "format",
+    "bytes",
+)
+
+
+def _masked(values: list, keep: np.ndarray, kind: pa.DataType) -> pa.Array:
+    return pa.array([value if yes else None for value, yes in zip(values, keep, strict=True)], kind)

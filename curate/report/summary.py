@@ -1,0 +1,173 @@
+"""The console summary of a finished run: what became of the images, at what cost, and where."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from curate.filters.judge import DECISIONS
+from curate.report.tables import read_funnel, read_optional
+from shared.progress import WIDTH, duration, printable, rate
+
+BAR = 40
+PROBLEMS = 10  # lines; the rest is in funnel.json
+SOURCES = {
+    "calibrated": "calibrated by this run",
+    "embedder": "declared with the embedder",
+    "pipeline": "set in the pipeline",
+}
+
+
+def summary(out: Path, *, colour: bool = False) -> str:
+    """Return the summary of the run in `out`: lines of at most 100 columns, a newline last.
+
+    With `colour` it holds ANSI styles, and says nothing more. LvdError where no run has finished.
+    """
+    funnel = read_funnel(out)
+    run, timings = read_optional(out / "run.json"), read_optional(out / "timings.json")
+    console = Console(
+        file=io.StringIO(),
+        width=WIDTH,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    for block in _blocks(out, funnel, run, timings):
+        console.print(block)
+    lines = console.file.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _blocks(
+    out: Path, funnel: dict[str, Any], run: dict[str, Any], timings: dict[str, Any]
+) -> Iterable[RenderableType]:
+    yield Text(headline(funnel, run), style="bold")
+    yield ""
+    yield _indented(_funnel_table(funnel))
+    if timings.get("stages"):
+        yield Text("\nTime", style="bold")
+        yield _indented(_time_table(timings))
+    yield Text("\nThresholds and groups", style="bold")
+    yield _indented(_threshold_table(funnel))
+    if problems := funnel.get("problems", []):
+        yield Text(f"\nProblems in the input ({len(problems):,})", style="bold yellow")
+        for problem in problems[:PROBLEMS]:
+            yield _indented(Text(printable(problem)))
+        if len(problems) > PROBLEMS:
+            more = f"and {len(problems) - PROBLEMS:,} more, in reports/funnel.json"
+            yield _indented(Text(more))
+    yield Text(f"\nIn {printable(str(out))}", style="bold")
+    yield _indented(_file_table(out))
+
+
+def headline(funnel: dict[str, Any], run: dict[str, Any]) -> str:
+    """Return one line: how many images of which crawl were kept, for which seed."""
+    crawl, seed, embedder = (run.get(name) for name in ("crawl", "seed", "embedder"))
+    kept = f"{funnel['decisions']['kept']:,} of {funnel['images']:,} images kept"
+    named = [
+        f"{word} {'/'.join(value.rstrip('/').split('/')[-2:])}"
+        for word, value in (("crawl", crawl), ("seed", seed), ("embedder", embedder))
+        if isinstance(value, str)
+    ]
+    return printable(f"{kept} · {', '.join(named)}" if named else kept)
+
+
+def _funnel_table(funnel: dict[str, Any]) -> Table:
+    images = funnel["images"]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("decision", no_wrap=True)
+    for name in ("images", "share", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_row("crawled", f"{images:,}", "", f"{images:,}", _bar(images, images), style="bold")
+    left = images
+    for name in DECISIONS[:-1]:
+        count = funnel["decisions"][name]
+        left -= count
+        style = "red" if count else "dim"
+        table.add_row(
+            Text(name, style=style),
+            f"{count:,}",
+            share(count, images),
+            f"{left:,}",
+            Text(_bar(count, images), style=style),
+        )
+    kept = funnel["decisions"]["kept"]
+    bar = _bar(kept, images)
+    table.add_row("kept", f"{kept:,}", share(kept, images), f"{left:,}", bar, style="bold green")
+    return table
+
+
+def share(count: int, images: int) -> str:
+    """Return a percentage that never rounds something to nothing, or a part to all."""
+    if not images or not count:
+        return "0 %" if images else ""
+    percent = 100 * count / images
+    if percent < 0.05:
+        return "< 0.1 %"
+    return "> 99.9 %" if 99.95 <= percent < 100 else f"{percent:.1f} %"
+
+
+def _bar(count: int, images: int) -> str:
+    eighths = round(8 * BAR * count / images) if images else 0
+    eighths = max(eighths, 1 if count else 0)
+    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+
+
+def _time_table(timings: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    for _ in range(3):
+        table.add_column(justify="right")
+    for stage in timings["stages"]:
+        name, images = printable(stage["name"]), stage.get("images", 0)
+        counted = f"{images:,} images" if images else ""
+        if stage.get("cached"):
+            table.add_row(name, counted, "cached", "", style="dim")
+        else:
+            speed = rate(stage.get("worked", images), stage["seconds"]).replace("/s", " images/s")
+            table.add_row(name, counted, duration(stage["seconds"]), speed)
+    table.add_row("in all", "", duration(timings["seconds"]), "", style="bold")
+    return table
+
+
+def _threshold_table(funnel: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, setting in funnel.get("thresholds", {}).items():
+        if setting and setting.get("value") is not None:
+            source = SOURCES.get(setting.get("source"), setting.get("source") or "")
+            value = f"cosine >= {setting['value']:.6g}"
+            table.add_row(printable(name), value, printable(source))
+    groups = funnel.get("groups") or {}
+    if groups:
+        members = f"{groups['members']:,} images in {groups['count']:,} groups of copies"
+        table.add_row("groups", members, "")
+    recall = funnel.get("dedup_recall") or {}
+    if recall.get("recall") is not None:
+        against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"
+        table.add_row("dedup recall", f"{recall['recall']:.4f}", against)
+    return table
+
+
+def _file_table(out: Path) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    tars = sum(1 for _ in (out / "shards").glob("*.tar"))
+    table.add_row("shards/", f"{tars:,} WebDataset shards, to train on")
+    if (out / "reports" / "index.html").exists():
+        table.add_row("reports/index.html", "pictures: open it in a browser")
+    table.add_row("reports/images.parquet", "what became of every crawled image, and why")
+    table.add_row("reports/*.parquet, funnel.json", "groups of copies, nearest seeds, all counts")
+    return table
+
+
+def _indented(block: RenderableType) -> Padding:
+    return Padding(block, (0, 0, 0, 2))

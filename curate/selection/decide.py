@@ -1,0 +1,94 @@
+"""Stage select: one decision for every image, and the order in which the kept ones are written.
+
+A reduce over the searches: about 30 bytes an image, and the keys of the kept ones one part at a
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from curate.catalogue.collection import BLOCK, Collection
+from curate.filters.judge import CODE, DECISIONS, OPEN
+from curate.retrieval.threshold import RetrieveSettings
+
+VERSION = 1
+
+
+def select(
+    crawl: Collection,
+    representative: Path,
+    holdout: list[Path],
+    retrieved: list[Path],
+    threshold: float,
+    settings: RetrieveSettings,
+    seed: int,
+    *,
+    out: Path,
+) -> dict:
+    """Write `decision.npy` int8 by image number, and `order.npy`, the kept images' numbers.
+
+    The order is that of a hash of key and `seed`, so it depends on no other image; `position.npy`
+    is an image's place in it, or -1.
+    """
+    stands_for = np.load(representative / "representative.npy", mmap_mode="r")[:]
+    own = np.arange(len(crawl))
+    decision = np.array(crawl.decision)
+    candidates = _concatenate([np.load(folder / "numbers.npy") for folder in retrieved], np.int64)
+    similarity = _concatenate(
+        [_best(np.load(folder / "similarity.npy")) for folder in retrieved], np.float32
+    )
+    relevant = similarity >= np.float32(threshold)
+    decision[candidates] = np.where(relevant, CODE["kept"], CODE["irrelevant"])
+    decision[(decision == OPEN) & (stands_for >= 0) & (stands_for != own)] = CODE["duplicate"]
+    hits = _concatenate([np.load(folder / "hits.npy")[:, 0] for folder in holdout], np.int64)
+    touched = np.zeros(len(crawl), bool)
+    touched[stands_for[hits]] = True
+    decision[(stands_for >= 0) & touched[stands_for]] = CODE["holdout"]
+    _apply_budget(decision, candidates, similarity, settings.max_images)
+    np.save(out / "decision.npy", decision)
+    order = _order(crawl, np.flatnonzero(decision == CODE["kept"]), seed)
+    position = np.full(len(crawl), -1, np.int64)
+    position[order] = np.arange(len(order))
+    np.save(out / "order.npy", order)
+    np.save(out / "position.npy", position)
+    counts = np.bincount(decision, minlength=len(DECISIONS))
+    return {"decisions": dict(zip(DECISIONS, counts.tolist(), strict=True))}
+
+
+def _best(similarity: np.ndarray) -> np.ndarray:
+    return similarity[:, 0] if similarity.shape[1] else np.full(len(similarity), -1, np.float32)
+
+
+def _concatenate(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *arrays])
+
+
+def _apply_budget(
+    decision: np.ndarray, candidates: np.ndarray, similarity: np.ndarray, most: int | None
+) -> None:
+    kept = decision[candidates] == CODE["kept"]
+    if most is None or kept.sum() <= most:
+        return
+    numbers, similarity = candidates[kept], similarity[kept]
+    decision[numbers[np.lexsort((numbers, -similarity))[most:]]] = CODE["over_budget"]
+
+
+def _order(crawl: Collection, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Return `numbers` in the order of the blake2 hash of seed and key."""
+    hashes = np.empty(len(numbers), np.uint64)
+    for at in range(0, len(numbers), BLOCK):
+        keys = crawl.keys(numbers[at : at + BLOCK])
+        hashes[at : at + BLOCK] = [keyed_hash(key, seed) for key in keys]
+    return numbers[np.lexsort((numbers, hashes))]
+
+
+def keyed_hash(key: str, seed: int) -> int:
+    """Return 64 bits of blake2b of a key under a seed."""
+    digest = hashlib.blake2b(
+        key.encode(), digest_size=8, key=str(seed).encode(), person=b"lvd-order"
+    ).digest()
+    return int.from_bytes(digest, "big")
