@@ -64,8 +64,8 @@ class FakeCard(TorchDispatchMode):
             if target.type == "cpu":
                 return self._read(source, dtype)
             if not isinstance(source, FakeTensor):
-                # Not by FakeTensorMode, whose reference to a parameter forbids to replace it.
-                return torch.empty_like(source, dtype=dtype, device=CUDA)
+                shape = source.shape, source.stride()
+                return self._faked(torch.empty_strided, *shape, dtype=dtype, device=CUDA)
         if function is _aten._local_scalar_dense.default:
             self._note()
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
@@ -73,13 +73,22 @@ class FakeCard(TorchDispatchMode):
             return args[0].copy_(self._read(args[1], args[0].dtype))
         if function is _aten.nonzero.default:
             return self._places(args[0])
+        if function is _aten.bincount.default:
+            self._note()
+            return self._faked(torch.empty, args[2], dtype=torch.int64, device=CUDA)
         if function in _INDEXED:
             _refuse_mixture(args[0], [index for index in args[1] if index is not None])
             args = (args[0], self._indices(args[1]), *args[2:])
         if function.name().startswith(("aten::_foreach", "aten::_fused")):
             _refuse_mixture(args)
+        return self._faked(function, *args, **kwargs)
+
+    def _faked(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         with self._fake:
-            return function(*args, **kwargs)
+            made = function(*args, **kwargs)
+        # It holds weak references, which forbid nn.Module.to() to replace a parameter.
+        self._fake.fake_tensor_converter.tensor_memo.clear()
+        return made
 
     def _read(self, source: Tensor, dtype: torch.dtype) -> Tensor:
         self._note()
@@ -88,8 +97,8 @@ class FakeCard(TorchDispatchMode):
 
     def _places(self, mask: Tensor) -> Tensor:
         self._note()
-        with self._fake:
-            return mask.new_empty((mask.numel(), mask.dim()), dtype=torch.int64)
+        shape = mask.numel(), mask.dim()
+        return self._faked(torch.empty, shape, dtype=torch.int64, device=CUDA)
 
     def _indices(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the indices of a device's tensor with masks as places, all of which are set."""
