@@ -54,6 +54,10 @@ class FakeCard(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        composite = function.namespace == "aten" and function._can_decompose()
+        if composite and torch.is_inference_mode_enabled():
+            with self:  # else operations made of others come as a whole, `to` as one
+                return function.decompose(*args, **kwargs)
         target = kwargs.get("device")
         target = None if target is None else torch.device(target)
         if not _any_fake((args, kwargs)) and (target is None or target.type != "cuda"):
@@ -66,7 +70,7 @@ class FakeCard(TorchDispatchMode):
             if not isinstance(source, FakeTensor):
                 shape = source.shape, source.stride()
                 return self._faked(torch.empty_strided, *shape, dtype=dtype, device=CUDA)
-        if function is _aten._local_scalar_dense.default:
+        if function in (_aten._local_scalar_dense.default, _aten.item.default):
             self._note()
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
         if function is _aten.copy_.default and not isinstance(args[0], FakeTensor):

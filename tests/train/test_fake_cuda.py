@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fake_card import CUDA, FakeCard, fake_card, on_card
-from small_models import REGISTERS, TINY, clip_folder, run_folder, timm_folder
+from small_models import WITH_TOKENS, write_models
 from small_run import HEAD, RECIPE
 from torch import Tensor
 
-from train.data.crops import CropSettings, Views, stack_views
+from train.data.crops import Views, stack_views
 from train.data.loader import Batch
-from train.data.masks import MaskSettings, batch_masks
+from train.data.masks import batch_masks
 from train.distributed.parallelise import autocast
 from train.distributed.ranks import Ranks
 from train.monitoring.indicators import indicators
@@ -29,7 +28,7 @@ from train.system import System, build_system
 
 THERE = Ranks(0, 1, 0, CUDA)
 VALUES = Values(1e-3, 0.04, 0.9, 0.04, last_layer_frozen=False)
-IMAGES, PATCHES = 4, 16
+IMAGES = 4
 
 READS_OF_A_STEP = {"clip_by_module", "_mean_over_ranks"}
 """The functions of a step that wait for the card: the norms and the losses, once each."""
@@ -156,46 +155,19 @@ def test_what_a_checkpoint_saves_is_what_the_card_holds(card: FakeCard) -> None:
     assert state["centerings"]["0"]["centre"].device == CUDA
 
 
-# --- distillation
-
-
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The places of all kinds of models that may teach."""
-    root = tmp_path_factory.mktemp("teachers")
-    siglip = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"}
-    folders = {
-        "own heads": run_folder(root / "run", RECIPE),
-        "timm folder": timm_folder(root / "timm", **REGISTERS),
-        "average pooling": timm_folder(root / "avg", **TINY, global_pool="avg", class_token=True),
-        "clip folder": clip_folder(root / "clip", layers=2, width=64, patch_size=8),
-        "clip of timm": clip_folder(root / "timm-clip", image_size=160, **siglip),
-        "eva": timm_folder(
-            root / "eva", "eva02_tiny_patch14_224", **TINY | {"patch_size": 8, "num_heads": 3}
-        ),
-        "beit": timm_folder(root / "beit", "beit_base_patch16_224", **TINY),
-    }
-    (folders["own heads"] / "model").mkdir()
-    return {name: str(folder) for name, folder in folders.items()} | {
-        "untrained": "untrained:test_vit",
-        "bundled": "bundled",
-    }
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
-TEACHERS = (
-    *("own heads", "timm folder", "average pooling", "clip folder", "clip of timm", "eva", "beit"),
-    *("untrained", "bundled"),
-)
-
-
-@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("teacher", WITH_TOKENS)
 def test_a_distillation_stays_on_the_card(
-    card: FakeCard, teachers: dict[str, str], teacher: str
+    card: FakeCard, models: dict[str, str], teacher: str
 ) -> None:
     student = RECIPE["model"] | {"drop_path": 0, "patch_size": 16}
     student["options"] = student["options"] | {"embed_dim": 16, "depth": 1}
     system = build_system(
-        recipe(model=student, masks=None, distillation={"teacher": teachers[teacher]}), THERE
+        recipe(model=student, masks=None, distillation={"teacher": models[teacher]}), THERE
     )
     frozen = system.frozen_teacher
     assert on_card(frozen)
