@@ -162,7 +162,9 @@ def test_attention_is_scored_from_the_card(
     assert attention(load(models["vit"]), data, AttentionSettings(workers=1, batch_size=3))
 
 
-def test_retrieval_ranks_on_the_card(card: FakeCard, models: dict[str, str], tmp_path: Path) -> None:
+def test_retrieval_ranks_on_the_card(
+    card: FakeCard, models: dict[str, str], tmp_path: Path
+) -> None:
     for number, place in enumerate(("queries/a/0", "queries/a/1", "gallery/a/0", "gallery/a/1")):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         picture(number).save(tmp_path / f"{place}.jpg")
@@ -189,9 +191,7 @@ def test_a_run_scores_its_teacher_on_the_card(card: FakeCard, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip", "convolutional"])
-def test_figures_are_drawn_from_the_card(
-    card: FakeCard, models: dict[str, str], kind: str
-) -> None:
+def test_figures_are_drawn_from_the_card(card: FakeCard, models: dict[str, str], kind: str) -> None:
     model, pictures = part(models[kind]), {str(n): picture(n) for n in range(2)}
     assert patch_figure(model, pictures, 0.0)
     assert overview([model], pictures)
