@@ -54,6 +54,10 @@ class FakeCard(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        composite = function.namespace == "aten" and function._can_decompose()
+        if composite and torch.is_inference_mode_enabled():
+            with self:  # else operations made of others come as a whole, `to` as one
+                return function.decompose(*args, **kwargs)
         target = kwargs.get("device")
         target = None if target is None else torch.device(target)
         if not _any_fake((args, kwargs)) and (target is None or target.type != "cuda"):
@@ -64,22 +68,33 @@ class FakeCard(TorchDispatchMode):
             if target.type == "cpu":
                 return self._read(source, dtype)
             if not isinstance(source, FakeTensor):
-                # Not by FakeTensorMode, whose reference to a parameter forbids to replace it.
-                return torch.empty_like(source, dtype=dtype, device=CUDA)
-        if function is _aten._local_scalar_dense.default:
+                shape = source.shape, source.stride()
+                return self._faked(torch.empty_strided, *shape, dtype=dtype, device=CUDA)
+        if function in (_aten._local_scalar_dense.default, _aten.item.default):
             self._note()
-            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+            return (
+                True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+            )
         if function is _aten.copy_.default and not isinstance(args[0], FakeTensor):
             return args[0].copy_(self._read(args[1], args[0].dtype))
         if function is _aten.nonzero.default:
             return self._places(args[0])
+        if function is _aten.bincount.default:
+            self._note()
+            return self._faked(torch.empty, args[2], dtype=torch.int64, device=CUDA)
         if function in _INDEXED:
             _refuse_mixture(args[0], [index for index in args[1] if index is not None])
             args = (args[0], self._indices(args[1]), *args[2:])
         if function.name().startswith(("aten::_foreach", "aten::_fused")):
             _refuse_mixture(args)
+        return self._faked(function, *args, **kwargs)
+
+    def _faked(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         with self._fake:
-            return function(*args, **kwargs)
+            made = function(*args, **kwargs)
+        # It holds weak references, which forbid nn.Module.to() to replace a parameter.
+        self._fake.fake_tensor_converter.tensor_memo.clear()
+        return made
 
     def _read(self, source: Tensor, dtype: torch.dtype) -> Tensor:
         self._note()
@@ -88,8 +103,8 @@ class FakeCard(TorchDispatchMode):
 
     def _places(self, mask: Tensor) -> Tensor:
         self._note()
-        with self._fake:
-            return mask.new_empty((mask.numel(), mask.dim()), dtype=torch.int64)
+        shape = mask.numel(), mask.dim()
+        return self._faked(torch.empty, shape, dtype=torch.int64, device=CUDA)
 
     def _indices(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the indices of a device's tensor with masks as places, all of which are set."""
@@ -156,7 +171,9 @@ def _backward(loss: Tensor) -> None:
                 leaf, (gradient,) = node.variable, given
                 leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
                 continue
-            call = node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
+            call = (
+                node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
+            )
             made = call(*given)
             made = made if isinstance(made, tuple) else (made,)
             for gradient, (following, place) in zip(made, node.next_functions, strict=False):
