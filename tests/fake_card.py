@@ -68,7 +68,9 @@ class FakeCard(TorchDispatchMode):
                 return torch.empty_like(source, dtype=dtype, device=CUDA)
         if function is _aten._local_scalar_dense.default:
             self._note()
-            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+            return (
+                True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+            )
         if function is _aten.copy_.default and not isinstance(args[0], FakeTensor):
             return args[0].copy_(self._read(args[1], args[0].dtype))
         if function is _aten.nonzero.default:
@@ -156,7 +158,9 @@ def _backward(loss: Tensor) -> None:
                 leaf, (gradient,) = node.variable, given
                 leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
                 continue
-            call = node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
+            call = (
+                node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
+            )
             made = call(*given)
             made = made if isinstance(made, tuple) else (made,)
             for gradient, (following, place) in zip(made, node.next_functions, strict=False):
