@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu.pictures import write_shards
 from benchmarks.gpu.section import Context, Row
 from benchmarks.gpu.timing import median_lap, peak_gib
-from curate.embed import EmbedSettings, embed_part
+from curate.embedding.embed import EmbedSettings, embed_part
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings, load, resolve
 from shared.timm_embedder import build_timm

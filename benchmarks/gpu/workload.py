@@ -75,7 +75,7 @@ def prepare(context: Context, name: str, *, compiled: bool) -> Workload:
     Only the batch, the compilation and the device are not the recipe's; where the card does not
     even hold one of its groups, the group is smaller too. `quick` makes everything tiny.
     """
-    device = torch.device(context.device)
+    device = torch.device("cuda", 0) if context.device == "cuda" else torch.device("cpu")
     overrides = [f"parallel.device={device.type}", f"parallel.compile={str(compiled).lower()}"]
     if context.quick:
         overrides += _tiny(name, compiled)
