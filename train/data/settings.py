@@ -27,6 +27,10 @@ class DataSettings(BaseModel):
     decode: Literal["reduced", "full"] = "reduced"
     """`reduced` decodes a large JPEG to a half, a quarter or an eighth of its sides where no crop
     is magnified because of it."""
+    resident: bool = False
+    """Whether the images are decoded once, to 3 bytes a pixel in the device's memory (64 px times
+    100,000 are 1.2 GB, in each process), and cropped there. The batches are the same; the workers
+    only draw them."""
 
 
 class CropSettings(BaseModel):
@@ -63,7 +67,8 @@ class CropSettings(BaseModel):
     """Of the second global view only."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where colours and sharpness are changed: by the loader's workers, or by the training process
-    on its device, a batch at a time. Crops are always made by the workers."""
+    on its device, a batch at a time. With `data.resident` it is always the latter; without it,
+    crops are always made by the workers."""
 
     @model_validator(mode="after")
     def _ranges_run_upwards(self) -> CropSettings:

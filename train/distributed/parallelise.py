@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -40,7 +41,7 @@ def parallelise(
         torch._dynamo.config.recompile_limit = limit
         for block in (*_blocks(student), *_blocks(teacher)):
             block.forward = torch.compile(block.forward, dynamic=False)
-    if ranks.world == 1:
+    if not dist.is_initialized():
         return student, teacher
     if settings.strategy == "fsdp":
         # Nothing here changes a network's outputs in place, which is what FSDP warns of.
