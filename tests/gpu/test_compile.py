@@ -14,7 +14,8 @@ def test_compiled_blocks_are_the_eager_ones(device: torch.device) -> None:
         forward_and_backward(device, compiled=compiled, drop_path=0.0) for compiled in (True, False)
     )
     for name, tensor in expected.items():
-        assert relative_error(found[name], tensor) < 5e-2, name
+        allowed = 2e-2 if name in ("loss", "cls") else 1e-1
+        assert relative_error(found[name], tensor) < allowed, name
 
 
 def test_stochastic_depth_follows_its_seed_when_compiled(device: torch.device) -> None:

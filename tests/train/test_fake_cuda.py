@@ -171,7 +171,7 @@ def test_a_distillation_stays_on_the_card(
     )
     frozen = system.frozen_teacher
     assert on_card(frozen)
-    assert frozen.has_anchors == (teacher != "own heads")
+    assert frozen.has_anchors == (teacher != "run")
     batches = micro_batches(system)
     assert len(batches[0].index) == 2 * IMAGES * 4
     if frozen.has_anchors:

@@ -29,7 +29,7 @@ def parallelise(
     Both are networks, on the device of `ranks`, with blocks `backbone.vit.blocks` and heads
     `dino_head` and `ibot_head` (may be None). Blocks and heads are sharded as units of their own,
     the teacher on the student's mesh, so that its average runs on matching shares. Parameters keep
-    their names and places. Make the optimiser afterwards.
+    their names and places. Without a process group nothing is spread. Make the optimiser afterwards.
     """
     # `forward` is replaced, not the module wrapped: names stay, and what FSDP does around a block
     # stays outside of what is recomputed and compiled.
