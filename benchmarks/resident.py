@@ -2,9 +2,8 @@ r"""Resident images against the loader that decodes: images/s from a step's samp
 
 Both make the same micro-batches of small photographs, with masks, up to normalised views on the
 device, and take turns in one process of one thread without workers: on a CPU, processor time is
-counted, so a busy machine slows all of them; on a card, time to the end of its work. The third side is what is left
-to a worker of a resident run: to draw. On a card its time is what the workers must keep up with,
-and the second side's, less the third, is what the card does.
+counted, so a busy machine slows all of them; on a card, time to the end of its work. The third side
+is what the workers of a resident run do: they draw. What the second takes longer is the device's.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.resident [--device cuda]
 """

@@ -97,8 +97,9 @@ def _exact_product(
     numbers = levels.float()
     upper = (weights + 128) >> 8
     lower = weights - (upper << 8)
-    total = torch.bmm(numbers, upper.float().mT).int() << 8
-    return total.add_(torch.bmm(numbers, lower.float().mT).int())
+    with torch.autocast(levels.device.type, enabled=False):
+        upper_sums, lower_sums = (torch.bmm(numbers, of.float().mT) for of in (upper, lower))
+    return (upper_sums.int() << 8).add_(lower_sums.int())
 
 
 def _round_to_levels(sums: Int32[Tensor, "*d"], bits: Int32[Tensor, "*e"]) -> UInt8[Tensor, "*d"]:

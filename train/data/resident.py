@@ -30,10 +30,10 @@ from train.distributed.ranks import Ranks
 
 _SHARE = 0.8
 """Of the free memory that the images may take; the rest is for the steps."""
-_READ_AT_ONCE = 256
+_READ_AT_ONCE = 64
 _PROBED = 64
 """Images by whose sizes the whole is guessed before it is decoded."""
-_VALUES_AT_ONCE = {"cpu": 1_000_000, "cuda": 100_000_000}
+_VALUES_AT_ONCE = {"cpu": 1_000_000, "cuda": 20_000_000}
 """Numbers of the largest tensor of `cut`: what the caches, or some of a card's memory, hold."""
 
 
