@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -96,12 +97,10 @@ def run(
     start the same command again. Several processes: start it with torchrun.
     """
     from shared.storage import reraise_disk_full
-    from train.recipe_tree import recipe_tree
-
-    recipe_tree(config, name, overrides)  # what is wrong with it is said before torch is there
     from train.recipe import read_recipe
 
     recipe = read_recipe(config, name, overrides)
+    recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
     if dry_run:
         from train.preview import preview
 

@@ -11,6 +11,13 @@ from shared.errors import LvdError
 from shared.storage import reraise_disk_full, reraise_write_errors, sync, sync_tree
 
 
+def check_free(out: Path) -> None:
+    """Raise LvdError where there is anything at `out` but an empty folder."""
+    path = out.expanduser()
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise LvdError(f"--out {out} is there, and not an empty folder: name another, or remove it")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside `out` that is renamed to it at the end, or removed on any failure.
@@ -18,9 +25,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises LvdError where there is anything at `out`, where it cannot be written, and in one line
     when the disk is full.
     """
+    check_free(out)
     path = out.expanduser().absolute()
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise LvdError(f"--out {out} is there, and not an empty folder: name another, or remove it")
     beside = path.with_name(f".{path.name}.lvd-export")
     try:
         with reraise_disk_full(path.parent), reraise_write_errors():

@@ -13,7 +13,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from shared.storage import dumps, reraise_disk_full, reraise_write_errors, sync, sync_tree
-from train.model.backbone import ModelSettings, model_arguments
+from train.model.backbone import model_arguments
+from train.model.settings import ModelSettings
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

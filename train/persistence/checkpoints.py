@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -37,17 +36,6 @@ FILE_BYTES = 2**28
 
 State = dict[str, Any]
 """Nested dicts of tensors and JSON values, whose keys are texts without a slash."""
-
-
-class CheckpointSettings(BaseModel):
-    """When checkpoints are made, and how many of them stay."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    every: int = Field(1000, ge=1)
-    """Optimiser steps from one to the next."""
-    keep: int = Field(3, ge=1)
-    """The newest so many stay."""
 
 
 def training_state(student: nn.Module, teacher: nn.Module, optimiser: torch.optim.AdamW) -> State:
