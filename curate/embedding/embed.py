@@ -165,6 +165,8 @@ def embed_part(
         "vectors": count,
         "corrupt": sum(bool(row.problem) for row in rows),
         "problems": problems,
+        "ignored": reader.ignored,
+        "ignored_examples": reader.ignored_examples,
         "digest": fingerprint([digest_file(out / FACTS), digest_file(out / VECTORS)]),
     }
 

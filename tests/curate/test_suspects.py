@@ -127,7 +127,8 @@ def decoder(tmp_path):
 
 
 def hang(monkeypatch, release, bad):
-    """Let the decoder of the worker, and of the process apart, hang on certain images."""
+    """Let decoders hang on certain images, and return what is decoded apart."""
+    asked = []
 
     def decodes(data, **limits):
         if bad(data):
@@ -135,24 +136,26 @@ def hang(monkeypatch, release, bad):
         return decode(data, **limits)
 
     def apart(data, *, seconds, **_):
+        asked.append(data)
         if bad(data):
             raise ImageError(f"decoding takes over {seconds:g} s")
-        return picture(999)
+        return decode(data)
 
     monkeypatch.setattr(suspects, "decode", decodes)
     monkeypatch.setattr(suspects, "decode_apart", apart)
+    return asked
 
 
 def test_a_decoder_that_hangs_costs_its_image_alone(decoder, monkeypatch, release):
-    hang(monkeypatch, release, lambda data: data != GOOD)
+    asked = hang(monkeypatch, release, lambda data: data != GOOD)
     header = read_header(GOOD)
-    for turn in range(MOST_LEFT_BEHIND + 2):
-        expected = decode(GOOD) if turn < MOST_LEFT_BEHIND else picture(999)
-        assert pixels(decoder.decode("good", GOOD, header)) == pixels(expected)
+    for _ in range(MOST_LEFT_BEHIND + 2):
+        assert pixels(decoder.decode("good", GOOD, header)) == pixels(decode(GOOD))
         with pytest.raises(ImageError, match=r"decoding takes over 0\.1 s"):
             decoder.decode("bad", b"bad", header)
     left = [t for t in threading.enumerate() if t.name == "decoder left behind"]
-    assert len(left) == MOST_LEFT_BEHIND
+    assert len(left) >= MOST_LEFT_BEHIND
+    assert asked[-4:] == [GOOD, b"bad"] * 2  # all are decoded apart when so many were left
     release.set()
     for thread in left:
         thread.join(60)
@@ -242,3 +245,21 @@ def test_a_part_outlives_an_image_that_kills_its_worker(tmp_path, monkeypatch):
     assert problems == ["", "", "", "decoding kills the process", "", ""]
     assert (said["images"], said["vectors"]) == (6, 5)
     assert not list(tmp_path.glob("*.decoding"))
+
+
+def test_a_part_outlives_images_that_hang(tmp_path, monkeypatch, release):
+    members = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(9)}
+    bad = {members["02.jpg"], members["07.jpg"]}
+    write_tar(tmp_path / "00000.tar", members | {"README.md": b"text"})
+    [part] = list_parts("crawl", DatasetSettings(path=str(tmp_path / "00000.tar")))
+    out = tmp_path / "out"
+    out.mkdir()
+    hang(monkeypatch, release, lambda data: data in bad)
+    configured = EmbedderSettings(kind="descriptor", batch_size=2)
+    settings = EmbedSettings(decode_seconds=0.5)
+    said = embed_part(ColourEmbedder(), part, settings, configured, [], 1, out=out)
+    problems = pq.read_table(out / FACTS)["problem"].to_pylist()
+    reason = "decoding takes over 0.5 s"
+    assert problems == [reason if members[name] in bad else "" for name in sorted(members)]
+    assert (said["images"], said["vectors"], said["ignored"]) == (9, 7, 1)
+    assert said["ignored_examples"] == ["README.md"]
