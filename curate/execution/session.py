@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from curate.execution.executor import EngineSettings, Executor
+from curate.execution.executor import Executor
 from curate.execution.inline import InlineExecutor
 from curate.execution.monitor import Monitor
 from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
+from curate.stage import EngineSettings
 from shared.datasets import WORK_MARKER
 from shared.locks import scratch_folder
 from shared.storage import reraise_disk_full, write_json
