@@ -15,7 +15,7 @@ ROUNDS ?= 2
 TESTERS ?= 2
 ARGS ?=
 
-.PHONY: setup demo curate train loop test lint clean
+.PHONY: setup demo curate train loop test lint gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "              CONTINUE_FROM=run for RECIPE=...-highres, TEACHER=run or model for ...-distilled"
 	@echo "make loop [ROUNDS=2 CRAWL=... SEED=... RECIPE=tiny NPROC=1 OUT=... ARGS='--curate-set key=value']"
 	@echo "              curate, train, and curate with that model; on the built-in sample unless you name data"
+	@echo "make gpu-check [OUT=... ARGS='--minutes 6']  measure both stages on this machine's card"
 	@echo "make lint     ruff and the import contracts"
 	@echo "make setup    only make .venv;  make clean  remove it, and runs/"
 
@@ -69,6 +70,10 @@ loop: setup
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+# benchmarks/gpu.sh by itself takes any Python with torch, torchvision and timm.
+gpu-check: $(if $(wildcard $(BIN)/python),,setup)
+	@PYTHON='$(BIN)/python' benchmarks/gpu.sh --out '$(or $(OUT),runs/gpu)' $(ARGS)
 
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses '$(TESTERS)' --dist loadfile

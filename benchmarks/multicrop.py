@@ -26,14 +26,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
 from shared.images import decode
-from train.data.crops import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    CropSettings,
-    Views,
-    normalise,
-    stack_views,
-)
+from train.data.crops import IMAGENET_MEAN, IMAGENET_STD, Views, normalise, stack_views
+from train.data.settings import CropSettings
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 

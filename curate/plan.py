@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from shared.progress import size
 from shared.storage import fingerprint
 
 BUILT_IN = "builtin:"
+PARTIAL = ".partial"
+"""What a result is called, behind its name, while it is built."""
 BYTES_PER_IMAGE = 100_000
 """Of a typical crawl; used to guess the number of images before they are counted."""
 WORK_PER_IMAGE = 6_000
@@ -79,11 +82,15 @@ class Plan:
         )
 
 
-def make_plan(request: Request, work: Path) -> Plan:
-    """Find all parts of all datasets. LvdError, in a second, where one has no images."""
+def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
+    """Find all parts of all datasets, not in `work` nor `out`.
+
+    Raises LvdError, in a second, where one has no images.
+    """
+    own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
     roles = [("seed", request.seed), ("crawl", request.crawl)]
     roles += [("holdout", held) for held in request.holdouts]
-    found = [Dataset(role, named.name, parts_of(named, work)) for role, named in roles]
+    found = [Dataset(role, named.name, parts_of(named, work, own)) for role, named in roles]
     return Plan(
         request=request,
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
@@ -127,15 +134,18 @@ def comparable(request: Request) -> dict[str, Any]:
     }
 
 
-def parts_of(named: Named, work: Path) -> list[Part]:
-    """Return the parts of a dataset in the order of their keys; the built-in sample is made."""
+def parts_of(named: Named, work: Path, exclude: Sequence[Path] = ()) -> list[Part]:
+    """Return the parts of a dataset in the order of their keys; the built-in sample is made.
+
+    Folders in `exclude` that lie below the dataset's are no part of it.
+    """
     settings = named.settings
     if isinstance(settings.path, str) and settings.path.startswith(BUILT_IN):
         make_sample(work / "sample")
         path = work / "sample" / settings.path.removeprefix(BUILT_IN)
         settings = DatasetSettings(**{**settings.model_dump(), "path": str(path)})
     try:
-        parts = list_parts(named.name, settings)
+        parts = list_parts(named.name, settings, exclude=exclude)
     except LvdError as error:
         if not named.variables:
             raise

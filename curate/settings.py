@@ -14,13 +14,13 @@ from curate.calibration.measure import CalibrateSettings
 from curate.dedup.holdout import HoldoutSettings
 from curate.dedup.near import DedupSettings
 from curate.embedding.embed import EmbedSettings
-from curate.execution.executor import EngineSettings
 from curate.export.shards import ExportSettings
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
 from curate.retrieval.threshold import RetrieveSettings
+from curate.stage import EngineSettings
 from shared import bundled
 from shared.config import apply_overrides, expand, load_yaml, require_expanded, validate
 from shared.datasets import DatasetSettings

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from shared.storage import fingerprint
 
 
@@ -62,6 +64,19 @@ class Failure:
     """A unit that failed for its own reasons on every try, in one line."""
 
     line: str
+
+
+class EngineSettings(BaseModel):
+    """How many processes work at a time, and with how many threads each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workers: int | None = Field(None, ge=1)
+    """Processes at a time; by default as many as the processors (or GPUs) allow."""
+    threads: int = Field(1, ge=1)
+    """Threads of one task."""
+    patience: float = Field(600.0, gt=0)
+    """Seconds that a run waits for a processor or GPU of a busy or shrunken cluster."""
 
 
 class Runner(Protocol):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from threading import Thread
 from typing import Any
 
 import click
 
 from shared.errors import LvdError
 from shared.progress import WIDTH
+
+STOP_AT_EOF = "LVD_STOP_AT_EOF"
+"""Set in the environment of a command whose stdin is a pipe that ends when its parent dies."""
 
 
 class Commands(click.Group):
@@ -29,6 +35,8 @@ class Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command."""
+        if STOP_AT_EOF in os.environ:
+            Thread(target=_stop_at_eof, daemon=True).start()
         try:
             return super().invoke(context)
         except LvdError as error:
@@ -37,3 +45,10 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo(f"{self._prog}: stopped; run the same command again to go on", err=True)
             sys.exit(130)
+
+
+def _stop_at_eof() -> None:
+    """Send this process SIGTERM when its stdin ends: nobody waits for it any more."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -14,10 +14,10 @@ from typing import Any
 from shared.errors import LvdError
 from shared.storage import (
     digest_file,
-    disk_full_is_said,
     dumps,
     fingerprint,
     read_json,
+    reraise_disk_full,
     sync,
     sync_tree,
 )
@@ -73,7 +73,7 @@ def building(out: Path, scratch: Path) -> Iterator[Path]:
     """Yield an empty folder below `scratch` where the unit `out` is built, removed at the end."""
     beside = scratch / f"{fingerprint(str(out))}-{os.getpid()}-{threading.get_ident()}"
     shutil.rmtree(beside, ignore_errors=True)
-    with disk_full_is_said(out.parent):
+    with reraise_disk_full(out.parent):
         beside.mkdir(parents=True)
         try:
             yield beside

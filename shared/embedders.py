@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -150,6 +150,7 @@ class EmbedderSettings(BaseModel):
         return self
 
 
+@runtime_checkable
 class Preparation(Protocol):
     """What makes the model's input of an image; it holds no weights."""
 
@@ -166,6 +167,7 @@ class Preparation(Protocol):
         ...
 
 
+@runtime_checkable
 class Forward(Protocol):
     """A loaded model."""
 

@@ -17,9 +17,12 @@ from filelock import FileLock, Timeout
 
 from shared.errors import LvdError
 from shared.progress import say, warn
+from shared.remote import is_remote
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 """How file systems, most of them of a network, say that they have no locks."""
+
+_UNLOCKED = "{} is on storage without locks: nothing keeps a second run from it"
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,18 @@ class Holder:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str | None, waiting: str = "") -> Iterator[int | None]:
+def locked(path: Path | str, busy: str | None, waiting: str = "") -> Iterator[int | None]:
     """Hold the lock file `path`; where another process does: LvdError(`busy`).
 
-    With `busy` None it is waited for, after `waiting` is said.
-
-    Yields its descriptor (None where the file system has no locks, which is said): a child process
-    that inherits it goes on holding the lock if this process is killed. The file says who holds it
-    (`holder`), and stays when nobody does: to remove it could give two processes one lock.
+    With `busy` None it is waited for, after `waiting` is said. Yields its descriptor (None where
+    there are no locks, as behind a URL, which is said): a child process that inherits it goes on
+    holding the lock if this process is killed. The file says who holds it (`holder`), and stays
+    when nobody does: to remove it could give two processes one lock.
     """
+    if is_remote(str(path)):
+        warn(_UNLOCKED.format(str(path).rpartition("/")[0]))
+        yield None
+        return
     descriptors: list[int] = []
     lock = FileLock(path, fallback_to_soft=False, on_acquired=descriptors.append)
     try:
@@ -58,7 +64,7 @@ def locked(path: Path, busy: str | None, waiting: str = "") -> Iterator[int | No
             raise LvdError(
                 f"{path} cannot be written ({error.strerror}): name another folder"
             ) from error
-        warn(f"{path.parent} is on storage without locks: nothing keeps a second run from it")
+        warn(_UNLOCKED.format(Path(path).parent))
         yield None
         return
     [descriptor] = descriptors

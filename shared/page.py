@@ -1,70 +1,42 @@
-"""The frame of a report: a page of HTML that holds its own pictures and loads nothing from anywhere."""
+"""Renders a report's page: HTML that holds its own pictures and loads nothing from anywhere."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from shared.progress import printable
 
-STYLE = """
-body { margin: 2rem auto; max-width: 1360px; padding: 0 1.5rem; color: #1c2833;
-       font: 14px/1.45 system-ui, sans-serif; background: #fff; color-scheme: light; }
-h1 { font-size: 1.5rem; margin: 0 0 1rem; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .2rem; }
-h3 { font-size: .95rem; font-weight: 600; margin: 1.2rem 0 .5rem; overflow-wrap: anywhere; }
-p { margin: 0 0 .8rem; color: #5d6970; }
-.figures { display: flex; flex-wrap: wrap; gap: .8rem; margin-bottom: 1.2rem; }
-.figures div { border: 1px solid #d5dbdf; border-radius: 6px; padding: .5rem 1rem; min-width: 8rem; }
-.figures b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
-.figures span { color: #5d6970; }
-figure { margin: 0; }
-figcaption { font-size: 12px; overflow: hidden; }
-figcaption span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-figcaption span + span { color: #7b868d; }
-table { border-collapse: collapse; }
-td { padding: .15rem 1.2rem .15rem 0; vertical-align: top; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; background: #f6f7f8;
-      padding: .8rem; }
-summary { cursor: pointer; margin-top: .8rem; }
-"""
 
+def render_page(template: Path, **values: Any) -> str:
+    """Return the page that `template`, which extends shared/page.html, makes of `values`.
 
-def page(title: str, body: Iterable[str], style: str = "") -> str:
-    """Return a whole page of the given parts, under its title; `style` is CSS beside the common one.
-
-    Parts are HTML, in which all that comes from outside is `escaped`; the title is text.
+    `title` is text, `figures` are boxes of a large value over its name. The filters `png` and
+    `jpeg` turn a picture's bytes into the `src` of an image. Every other value becomes escaped
+    text, in which characters that could steer a terminal or reorder a line are written out.
     """
-    title = escaped(title)
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        # Should an escape ever be missed, a browser still runs and fetches nothing.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-        '<meta name="viewport" content="width=device-width">',
-        f"<title>{title}</title><style>{STYLE}{style}</style></head><body>",
-        f"<h1>{title}</h1>",
-        *body,
-        "</body></html>\n",
-    ]
-    return "\n".join(parts)
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        finalize=_escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for kind in ("png", "jpeg"):
+        environment.filters[kind] = _embedder(kind)
+    return environment.get_template(template.name).render(values)
 
 
-def numbers(figures: Iterable[tuple[str, str]]) -> str:
-    """Return a line of boxes, each a large value over its name."""
-    cells = [
-        f"<div><b>{escaped(value)}</b><span>{escaped(name)}</span></div>" for value, name in figures
-    ]
-    return f'<div class="figures">{"".join(cells)}</div>'
+def _escaped(value: Any) -> Markup:
+    return value if isinstance(value, Markup) else Markup(html.escape(printable(str(value))))
 
 
-def embedded(data: bytes, kind: str) -> str:
-    """Return the `src` of a picture, `kind` being `png` or `jpeg`."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def escaped(value: str) -> str:
-    """Return text as HTML, with what could steer a terminal or reorder a line written out."""
-    return html.escape(printable(value))
+def _embedder(kind: str):
+    prefix = f"data:image/{kind};base64,"
+    return lambda data: Markup(prefix + base64.b64encode(data).decode())

@@ -89,7 +89,7 @@ def is_disk_full(error: OSError) -> bool:
 
 
 @contextmanager
-def disk_full_is_said(place: Path) -> Iterator[None]:
+def reraise_disk_full(place: Path) -> Iterator[None]:
     """Turn a full disk into one line that says where, and what to do."""
     try:
         yield
@@ -103,7 +103,7 @@ def disk_full_is_said(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def weights_fail_as_files() -> Iterator[None]:
+def reraise_write_errors() -> Iterator[None]:
     """Turn safetensors' failed writes, which are no OSErrors, into those they were."""
     try:
         yield

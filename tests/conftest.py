@@ -1,10 +1,28 @@
-"""The one real Ray session that all tests share."""
+"""The one real Ray session that all tests share, and what becomes of tests that need a card."""
 
 import logging
 import os
 from pathlib import Path
 
 import pytest
+
+NO_CARD = "no CUDA device"
+GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
+"""Environment variable: `cpu` runs the tests of a card on the CPU, to try out their own code."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and os.environ.get(GPU_TESTS_ON) != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip(NO_CARD)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.stats.get("skipped", [])
+    if count := sum(NO_CARD in str(report.longrepr) for report in reports):
+        terminalreporter.write_line(f"{count} gpu tests skipped: {NO_CARD}")
 
 
 @pytest.fixture(scope="session")

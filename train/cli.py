@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -95,13 +96,11 @@ def run(
     metrics.jsonl, tensorboard/ and run.json. A run that was killed goes on where it stopped:
     start the same command again. Several processes: start it with torchrun.
     """
-    from shared.storage import disk_full_is_said
-    from train.recipe_tree import recipe_tree
-
-    recipe_tree(config, name, overrides)  # what is wrong with it is said before torch is there
+    from shared.storage import reraise_disk_full
     from train.recipe import read_recipe
 
     recipe = read_recipe(config, name, overrides)
+    recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
     if dry_run:
         from train.preview import preview
 
@@ -109,7 +108,7 @@ def run(
         return
     from train.loop import train
 
-    with disk_full_is_said(out):
+    with reraise_disk_full(out):
         train(recipe, shards, out, resume=resume, start_from=start_from)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,15 @@ import click
 from shared.progress import say
 from train.data.crops import Views
 from train.data.index import ShardIndex, read_index
-from train.data.loader import Batch, make_loader
+from train.data.loader import Batch, make_loader, reduced_side
 from train.data.masks import batch_masks
 from train.data.order import Order
+from train.data.resident import ResidentImages, read_resident
 from train.distributed.parallelise import autocast
 from train.distributed.ranks import Ranks, any_rank, barrier, process_group
 from train.distributed.signals import StopRequest
 from train.monitoring.summary import summary
 from train.monitoring.watch import Watch
-from train.optimisation.schedules import Schedules
 from train.persistence.checkpoints import newest, save
 from train.persistence.run_folder import RunFolder
 from train.persistence.snapshot import restore, snapshot, write_model
@@ -51,14 +51,8 @@ def train(
         order = Order(
             index.sizes, batch_size=recipe.batch_size, window=recipe.data.window, seed=recipe.seed
         )
-        steps, epoch_steps = recipe.length(order.batches_per_epoch)
-        schedules = Schedules(
-            recipe.optimiser,
-            recipe.teacher,
-            batch_size=recipe.batch_size,
-            total_steps=steps,
-            steps_per_epoch=epoch_steps,
-        )
+        schedules = recipe.schedules(order.batches_per_epoch)
+        steps = schedules.total_steps
         if resume == "auto":
             folder.refuse_foreign(recipe, index.fingerprint)
             if folder.finished(steps):
@@ -67,6 +61,7 @@ def train(
         checkpoint = newest(folder.checkpoints) if resume == "auto" else None
         system = build_system(recipe, ranks, start_from, fresh=checkpoint is None)
         watch = Watch(system, folder, index, steps)
+        resident = _resident(system, index) if recipe.data.resident else None
         if ranks.first:
             if resume == "never":
                 folder.set_aside()
@@ -75,9 +70,10 @@ def train(
                 _say_origin(system)
         barrier()
         begun = restore(system, watch.counts, checkpoint) if checkpoint else 0
+        load = partial(_load, system, index, order, resident)
         if checkpoint is None:
-            _take_anchors(system, index, order)
-        batches = _load(system, index, order, range(begun, steps))
+            _take_anchors(system, load)
+        batches = load(range(begun, steps))
         with watch.following(begun):
             for step, micro in enumerate(watch.waiting(batches), begun):
                 values = schedules.at(step)
@@ -113,7 +109,21 @@ def _say(ranks: Ranks, text: str) -> None:
         say(text)
 
 
-def _load(system: System, index: ShardIndex, order: Order, steps: range) -> Iterator[list[Batch]]:
+def _resident(system: System, index: ShardIndex) -> ResidentImages:
+    """Return all images, decoded, on this process's device."""
+    recipe = system.recipe
+    return read_resident(
+        index,
+        reduced_side(recipe.data, Views(recipe.crops, recipe.seed)),
+        workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
+        ranks=system.ranks,
+    )
+
+
+def _load(
+    system: System, index: ShardIndex, order: Order, resident: ResidentImages | None, steps: range
+) -> Iterator[list[Batch]]:
     """Return for each step the micro-batches of this process."""
     recipe, ranks = system.recipe, system.ranks
     masks = recipe.masks and partial(
@@ -134,6 +144,7 @@ def _load(system: System, index: ShardIndex, order: Order, steps: range) -> Iter
         start_step=steps.start,
         stop_step=steps.stop,
         pin_memory=ranks.device.type == "cuda",
+        resident=resident,
     )
     return map(list, zip(*[batches] * recipe.accumulate, strict=True))
 
@@ -149,12 +160,12 @@ def _say_origin(system: System) -> None:
         say(f"teacher {recipe.distillation.teacher}, frozen; {targets} set the targets")
 
 
-def _take_anchors(system: System, index: ShardIndex, order: Order) -> None:
+def _take_anchors(system: System, load: Callable[[range], Iterator[list[Batch]]]) -> None:
     """Give a frozen teacher without heads the anchors that it needs, from the first views."""
     teacher, ranks = system.frozen_teacher, system.ranks
     if teacher is None or not teacher.has_anchors:
         return
-    batches = _load(system, index, order, range(ENDLESS))
+    batches = load(range(ENDLESS))
     views = (to_device(batch, ranks.device).global_views for step in batches for batch in step)
     with autocast(system.precision, ranks.device):
         teacher.take_anchors(views, system.recipe.seed, ranks)

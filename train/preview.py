@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from pathlib import Path
 
 import torch
 import yaml
 
 from shared.datasets import DatasetSettings, list_parts
-from train.data.crops import GLOBAL_VIEWS
+from train.data.crops import GLOBAL_VIEWS, Views
+from train.data.index import read_index
+from train.data.loader import reduced_side
 from train.data.masks import group_counts
+from train.data.resident import resident_bytes
 from train.distributed.parallelise import resolve_precision
 from train.estimate import Load, estimate
+from train.model.network import Network
 from train.persistence.trained import find_trained
 from train.recipe import Recipe
 from train.system import frozen_teacher, new_network
@@ -30,28 +36,12 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
     if recipe.continue_from is not None:
         find_trained(Path(recipe.continue_from))  # says so where there is nothing to go on from
     network = new_network(recipe, device="meta")
-    crops, device = recipe.crops, recipe.parallel.device
+    device = recipe.parallel.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, columns = network.backbone.grid(crops.global_size, crops.global_size)
-    masked = 0
-    if recipe.masks is not None:
-        counts = group_counts(GLOBAL_VIEWS * recipe.group_size, rows * columns, recipe.masks)
-        masked = int(counts.sum()) * images // recipe.group_size
-    elif recipe.objectives.ibot > 0:
-        masked = GLOBAL_VIEWS * images * rows * columns
-    frozen = frozen_teacher(recipe, (rows, columns), torch.device("cpu"))
-    load = Load(
-        images=images,
-        global_size=crops.global_size,
-        local_size=crops.local_size,
-        local_views=crops.local_views,
-        masked=masked,
-        accumulate=recipe.accumulate,
-        precision=resolve_precision(recipe.parallel, torch.device(device)),
-        checkpointing=recipe.parallel.activation_checkpointing,
-        shards=processes if recipe.parallel.strategy == "fsdp" else 1,
-    )
+    load = load_of(recipe, network, processes, torch.device(device))
+    grid = network.backbone.grid(recipe.crops.global_size, recipe.crops.global_size)
+    frozen = frozen_teacher(recipe, grid, torch.device("cpu"))
     settings = yaml.safe_dump({name: recipe.model_dump(mode="json")}, sort_keys=False)
     volume = sum(part.nbytes for part in parts)
     each = f"{processes} process{'es' if processes > 1 else ''} of {recipe.accumulate} x {images}"
@@ -62,6 +52,47 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
             f"{'shards':<20}{len(parts):,} ({volume / 1e6:,.1f} MB) at {shards}",
             f"{'images of a step':<20}{recipe.batch_size:,}: {each}",
             f"{'device':<20}{device}, {str(load.precision).removeprefix('torch.')}",
+            *_resident(recipe, shards),
             estimate(network, load, frozen).table(),
         ]
     )
+
+
+def load_of(recipe: Recipe, network: Network, processes: int, device: torch.device) -> Load:
+    """Return what each of the processes trains on in one forward pass of `network` on `device`.
+
+    Raises LvdError where the batch is not cut evenly.
+    """
+    crops, images = recipe.crops, recipe.micro_batch(processes)
+    patches = math.prod(network.backbone.grid(crops.global_size, crops.global_size))
+    masked = 0
+    if recipe.masks is not None:
+        counts = group_counts(GLOBAL_VIEWS * recipe.group_size, patches, recipe.masks)
+        masked = int(counts.sum()) * images // recipe.group_size
+    elif recipe.objectives.ibot > 0:
+        masked = GLOBAL_VIEWS * images * patches
+    return Load(
+        images=images,
+        global_size=crops.global_size,
+        local_size=crops.local_size,
+        local_views=crops.local_views,
+        masked=masked,
+        accumulate=recipe.accumulate,
+        precision=resolve_precision(recipe.parallel, device),
+        checkpointing=recipe.parallel.activation_checkpointing,
+        shards=processes if recipe.parallel.strategy == "fsdp" else 1,
+    )
+
+
+def _resident(recipe: Recipe, shards: str) -> list[str]:
+    """Return the line about images that are to lie on the device; none where they are not to."""
+    if not recipe.data.resident:
+        return []
+    reduce_to = reduced_side(recipe.data, Views(recipe.crops, recipe.seed))
+    with tempfile.TemporaryDirectory() as scratch:
+        index = read_index(shards, Path(scratch))
+        needed = resident_bytes(index, reduce_to)
+    return [
+        f"{'resident images':<20}{len(index):,}, about {needed / 2**30:.2f} GiB on each process's "
+        "device, on top of the memory below"
+    ]

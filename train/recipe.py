@@ -9,25 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.config import validate
 from shared.errors import LvdError
-from train.data.crops import CropSettings
-from train.data.loader import DataSettings
-from train.data.masks import MaskSettings
+from train.data.settings import CropSettings, DataSettings, MaskSettings
 from train.distillation.settings import DistillationSettings
-from train.distributed.parallelise import ParallelSettings
-from train.model.backbone import ModelSettings
-from train.model.heads import HeadsSettings
-from train.monitoring.collapse import CollapseSettings
-from train.monitoring.knn import KnnSettings
-from train.monitoring.metrics import LogSettings
+from train.distributed.settings import ParallelSettings
+from train.model.settings import HeadsSettings, ModelSettings
+from train.monitoring.settings import CollapseSettings, KnnSettings, LogSettings
 from train.objectives.settings import ObjectivesSettings
-from train.optimisation.groups import OptimiserSettings
-from train.optimisation.schedules import TeacherSettings
-from train.persistence.checkpoints import CheckpointSettings
+from train.optimisation.schedules import Schedules
+from train.optimisation.settings import OptimiserSettings, TeacherSettings
+from train.persistence.settings import CheckpointSettings
 from train.recipe_tree import recipe_tree
 
 FREE_ON_RESUME = (
     *("note", "accumulate", "parallel.", "checkpoints.", "log.", "knn.", "collapse."),
-    *("data.workers", "data.prefetch"),
+    *("data.workers", "data.prefetch", "data.resident"),
 )
 """What may change between a run and its resumption: it decides no sample and no loss."""
 
@@ -83,6 +78,7 @@ class Recipe(BaseModel):
                 f"group_size {self.group_size} does not divide batch_size {self.batch_size}: "
                 "choose a divisor of it"
             )
+        self._patches_fit()
         wants_patches = self.objectives.ibot > 0
         if self.distillation is not None:
             if self.masks is not None or self.model.drop_path:
@@ -97,6 +93,26 @@ class Recipe(BaseModel):
         if not wants_patches and (self.masks is not None or self.heads.ibot is not None):
             raise ValueError("masks and heads.ibot belong to the iBOT objective, whose weight is 0")
         return self
+
+    def _patches_fit(self) -> None:
+        """Raise ValueError for a size that `model.patch_size` does not divide, where it is set."""
+        patch, crops = self.model.patch_size, self.crops
+        sizes = {
+            "model.image_size": self.model.image_size,
+            "crops.global_size": crops.global_size,
+            "crops.local_size": crops.local_size if crops.local_views else None,
+        }
+        for key, size in sizes.items():
+            if patch is not None and size is not None and size % patch:
+                raise ValueError(
+                    f"{key} {size} is not a multiple of model.patch_size {patch}: change one of them"
+                )
+
+    def check(self, processes: int) -> None:
+        """Raise LvdError where no run of so many processes can keep the recipe, whatever its data."""
+        self.micro_batch(processes)
+        if self.steps is not None or self.epoch_steps is not None:
+            self.schedules(data_epoch=1)  # not read: the recipe itself says how long the run is
 
     def micro_batch(self, processes: int) -> int:
         """Return the images of one forward pass; LvdError where they do not come out even."""
@@ -116,6 +132,20 @@ class Recipe(BaseModel):
             return self.steps, self.steps / self.epochs
         epoch = self.epoch_steps or data_epoch
         return max(1, round(self.epochs * epoch)), epoch
+
+    def schedules(self, data_epoch: int) -> Schedules:
+        """Return the schedules of the run, given the steps of a pass over the data.
+
+        Raises LvdError where the run is too short for them.
+        """
+        steps, epoch_steps = self.length(data_epoch)
+        return Schedules(
+            self.optimiser,
+            self.teacher,
+            batch_size=self.batch_size,
+            total_steps=steps,
+            steps_per_epoch=epoch_steps,
+        )
 
 
 def read_recipe(config: Path, name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,7 +1,4 @@
-"""Finds a recipe in pipelines.yaml and fills in what it takes from others; knows no setting.
-
-Apart from the settings' own checks, because those need torch, which takes seconds to import.
-"""
+"""Finds a recipe in pipelines.yaml and fills in what it takes from others; knows no setting."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from train.objectives.ibot_loss import ibot_loss, mask_weights
 from train.objectives.koleo import koleo_loss
 from train.optimisation.ema import update_teacher
 from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
-from train.optimisation.schedules import Values, set_values
+from train.optimisation.groups import set_values
+from train.optimisation.schedules import Values
 from train.recipe import Recipe
 from train.seeds import derive
 from train.system import System

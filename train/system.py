@@ -12,9 +12,9 @@ from torch import nn
 from train.distillation.frozen_teacher import FrozenTeacher, build_frozen_teacher
 from train.distributed.parallelise import parallelise, resolve_precision
 from train.distributed.ranks import Ranks
-from train.model.heads import HeadSettings
 from train.model.init import load_backbone
 from train.model.network import Network, build_network, make_teacher
+from train.model.settings import HeadSettings
 from train.objectives.centering import Centering, build_centering
 from train.optimisation.groups import make_optimiser, parameter_groups
 from train.persistence.continuation import load_networks

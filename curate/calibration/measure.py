@@ -107,8 +107,9 @@ def edit(
     out: Path,
 ) -> dict:
     """Embed edited copies of images: `numbers.npy` [n] and float32 `edited.npy` [n, e, d]."""
-    edited, read, names = [], [], ()
     prepare = preparation(embedder).prepare
+    prepared: list[np.ndarray] = []
+    read, names = [], ()
     with Originals(collection, load_parts(parts), out.parent) as originals:
         for number in numbers.tolist():
             picture = _decoded(originals, number, max_pixels)
@@ -118,11 +119,14 @@ def edit(
                 rng = np.random.default_rng([seed, int(fact["sha256"][:16], 16)])
                 copies = edits(picture, rng)
                 names = tuple(copies)
-                prepared = [prepare(copy) for copy in copies.values()]
-                edited.append(state.call("embed", 0, prepared).result())
+                prepared += [prepare(copy) for copy in copies.values()]
                 read.append(number)
-    if edited:
-        np.save(out / "edited.npy", np.stack(edited))
+    if read:
+        size = embedder.batch_size
+        batches = [prepared[at : at + size] for at in range(0, len(prepared), size)]
+        vectors = [state.call("embed", 0, batch).result() for batch in batches]
+        edited = np.concatenate(vectors).reshape(len(read), len(names), -1)
+        np.save(out / "edited.npy", edited)
     np.save(out / "numbers.npy", np.array(read, np.int64))
     return {"images": len(read), "edits": names}
 
@@ -228,7 +232,7 @@ def _refuse_few(count: int, what: str, stage: str) -> None:
 def _decoded(originals: Originals, number: int, max_pixels: int):
     data = originals.read(number)
     try:
-        return None if data is None else decode(data, max_pixels=max_pixels)
+        return decode(data, max_pixels=max_pixels)
     except ImageError:
         return None
 

@@ -28,12 +28,10 @@ from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
 
-VERSION = 2
+VERSION = 3
 PARTS = "parts.json"
 KEYS = "keys.arrow"
 KEY = pa.large_string()
-ROW_BITS = 32
-"""Of the one number that stands for (part, row) where one is needed: `part << 32 | row`."""
 BLOCK = 262_144
 """Images of one unit of the map stages behind embed, and of one file of the reports."""
 
@@ -60,8 +58,8 @@ class Collection:
 
     `starts` int64 [parts + 1]: the number of each part's first image. By number: `decision` int8,
     what the facts alone decide; `canonical` int64, the image of the same bytes whose key is first
-    (-1 for decided ones); `rank` int64, its place from best to worst. `order` int64: all numbers in
-    the order of their keys.
+    (-1 for decided ones); `rank` int64, its place from best to worst. `place` int64, its place in
+    the order of the keys. `order` int64: all numbers in that order.
     """
 
     folder: Path
@@ -72,7 +70,7 @@ class Collection:
         return [PartOutputs(**entry) for entry in read_json(self.folder / PARTS)]
 
     def __getattr__(self, name: str) -> np.ndarray:
-        if name not in ("starts", "decision", "canonical", "rank", "order"):
+        if name not in ("starts", "decision", "canonical", "rank", "order", "place"):
             raise AttributeError(name)
         array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         object.__setattr__(self, name, array)
@@ -107,11 +105,6 @@ class Collection:
     def part_of(self, numbers: Numbers) -> Numbers:
         """Return the part of each image."""
         return np.searchsorted(self.starts, numbers, side="right") - 1
-
-    def ids(self, numbers: Numbers) -> Numbers:
-        """Return `part << 32 | row` of each image."""
-        parts = self.part_of(numbers)
-        return parts << ROW_BITS | (numbers - self.starts[parts])
 
     def vectors(self, numbers: Numbers) -> Float16[np.ndarray, "n d"]:
         """Return the stored vectors of images; zeros where an image has none."""
@@ -252,7 +245,7 @@ def catalogue(
             "name a column of its Parquet tables or JSON members, or drop the filter"
         )
     arrays["order"] = order = _key_order(parts, starts, collection)
-    place = np.empty(total, np.int64)
+    arrays["place"] = place = np.empty(total, np.int64)
     place[order] = np.arange(total)
     arrays["canonical"] = _first_copies(digest, arrays["decision"] == OPEN, place)
     arrays["rank"] = np.empty(total, np.int64)

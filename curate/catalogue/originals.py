@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,11 +14,10 @@ import pyarrow as pa
 
 from curate.catalogue.collection import Collection
 from shared.errors import LvdError
-from shared.images import ImageError
 from shared.parts import Part, PartReader, direct, fetch
-from shared.storage import is_disk_full, read_json, write_json
+from shared.storage import read_json, write_json
 
-FACTS = ("member", "offset", "bytes")
+FACTS = ("member", "offset", "bytes", "sha256")
 
 
 def save_parts(parts: list[Part], path: Path) -> Path:
@@ -52,25 +52,28 @@ class Originals:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def read(self, number: int) -> bytes | None:
-        """Return the bytes of an image, or None when they are not to be had any more."""
+    def read(self, number: int) -> bytes:
+        """Return the bytes of an image that could be read when it was embedded.
+
+        Raises LvdError where they are other ones by now, and the storage's own error where it fails.
+        """
         index = int(self._collection.part_of(np.array([number]))[0])
         row = number - int(self._collection.starts[index])
         part = self._parts[index]
         if index not in self._facts:
             self._facts[index] = self._collection.facts_of_part(index, FACTS)
         [fact] = self._facts[index].slice(row, 1).to_pylist()
-        try:
-            if direct(part):
-                return fetch(part, fact["member"], fact["offset"], fact["bytes"])
+        if direct(part):
+            data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
+        else:
             reader, members = self._reader(index)
-            return reader.read(members[fact["key"]]) if fact["key"] in members else None
-        except ImageError:
-            return None
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            return None
+            member = members.get(fact["key"])
+            if member is None or member.problem:
+                raise changed(part.name)
+            data = reader.read(member)
+        if hashlib.sha256(data).hexdigest() != fact["sha256"]:
+            raise changed(part.name)
+        return data
 
     def _reader(self, index: int) -> tuple[PartReader, dict]:
         if index not in self._readers:

@@ -29,10 +29,11 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
     from curate.execution.session import open_runner
     from curate.pipeline import embed_datasets
     from curate.plan import pinned
+    from shared.embedders import resolve_device
     from shared.errors import LvdError
     from shared.progress import say
 
-    plan = make_plan(**asked)
+    plan = pinned(make_plan(**asked)[0])
     request, path = plan.request, None
     if save:
         used = request.embedders["retrieve"]
@@ -53,5 +54,5 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
             }
     click.echo(report(measured))
     if path is not None:
-        store(path, plan.meaning, measured, request.crawl.name, request.seed.name)
+        store(path, resolve_device(plan.meaning), measured, request.crawl.name, request.seed.name)
         say(f"kept for runs with this embedder, in {path}")

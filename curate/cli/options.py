@@ -74,11 +74,14 @@ def executor_option() -> Callable:
     )
 
 
-def make_plan(pipeline: str, config: Path, work: Path, **asked: Any) -> Any:
-    """Return the plan of a call with `request_options`."""
+def make_plan(
+    pipeline: str, config: Path, work: Path, out: Path | None = None, **asked: Any
+) -> tuple[Any, Path]:
+    """Return the plan of a call with `request_options`, and where its result goes."""
     from curate import plan
     from curate.settings import read_request
 
     request = read_request(config, pipeline, **asked)
+    out = out or plan.default_out(request)
     plan.writable(work, "--work")
-    return plan.make_plan(request, work.absolute())
+    return plan.make_plan(request, work.absolute(), out.absolute()), out

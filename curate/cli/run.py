@@ -49,7 +49,6 @@ def run(
     from curate.execution.session import open_runner
     from curate.plan import (
         comparable,
-        default_out,
         describe,
         forget_corrupt,
         forget_set_aside,
@@ -57,10 +56,9 @@ def run(
         writable,
     )
     from shared.progress import say, warn
-    from shared.storage import disk_full_is_said
+    from shared.storage import reraise_disk_full
 
-    plan = make_plan(**asked)
-    out = out or default_out(plan.request)
+    plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
     output = Output(out.absolute(), comparable(plan.request), replace)
     for line in wrong_pairings(plan.request):
@@ -69,7 +67,7 @@ def run(
         click.echo(describe(plan, out))
         return
     plan = pinned(plan)
-    with disk_full_is_said(out), output.locked():
+    with reraise_disk_full(out), output.locked():
         if retry == "corrupt":
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")
         elif retry == "parts":

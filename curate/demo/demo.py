@@ -1,7 +1,7 @@
 """The first minute: curate the built-in sample, train on what was kept, and look at both models.
 
-Each step is a whole command in a process of its own, which goes on after a kill by itself; a second
-call uses again what is there. What belongs to which curation stands in `demo.json`.
+Each step is a whole command in a process of its own, which goes on after a kill by itself. A second
+call reuses the results of the first; `demo.json` records which curation they belong to.
 """
 
 from __future__ import annotations
@@ -15,39 +15,38 @@ from typing import Any
 from curate.demo.picture import choose_pictures, draw_picture
 from curate.demo.summary import Places, summary
 from curate.execution.output import RUN
-from curate.loop.children import run_child
+from curate.loop.children import RESUMES, run_child
 from curate.loop.request import recipe_as_written
 from curate.plan import writable
 from curate.report.tables import read_funnel, read_optional
 from shared import bundled
 from shared.errors import LvdError
+from shared.locks import busy, locked
 from shared.progress import say
 from shared.storage import (
     digest_file,
-    disk_full_is_said,
     fingerprint,
-    locked,
     read_json,
+    reraise_disk_full,
     set_aside,
     write_json,
 )
 
 RECIPE = "tiny"
 FINER = 3
-"""The pictures are looked at in so many times the bundled model's own size: finer maps."""
-AGAIN = ": the same command goes on from there"
+"""Pictures are shown at so many times the bundled model's own input size, for finer maps."""
 
 
 def demo(root: Path, config: Path, steps: int | None = None) -> str:
-    """Do what is left to do of the demo below the folder `root`, and return its closing words.
+    """Run the steps of the demo below `root` that are not done, and return its closing text.
 
     `steps` shortens or lengthens the training. Raises LvdError, in one line, where a step fails.
     """
     made = Demo(root, config, steps)
     writable(root, "--out-root")
-    with disk_full_is_said(root):
+    with reraise_disk_full(root):
         made.folder.mkdir(parents=True, exist_ok=True)
-        with locked(made.folder / ".lock", made.folder):
+        with locked(made.folder / ".lock", busy(made.folder)):
             made.curate()
             made.train()
             made.look()
@@ -64,7 +63,7 @@ class Demo:
 
     @property
     def folder(self) -> Path:
-        """What is the demo's own: a log of each step, the pictures that are looked at."""
+        """Folder of the logs, and of the pictures that the models are shown."""
         return self.root / "demo"
 
     @property
@@ -78,7 +77,7 @@ class Demo:
         )
 
     def curate(self) -> None:
-        """Keep what is worth it of the sample; `lvd-curate run` knows what of it is done."""
+        """Curate the sample; `lvd-curate run` skips what is done."""
         out = self.places.curation
         more = ["--replace"] if (out / RUN).exists() else []  # of other settings: OUT is the demo's
         self._run(
@@ -96,10 +95,10 @@ class Demo:
         """Train on what was kept; a model of another curation or recipe is set aside."""
         out = self.places.training
         length = [] if self.steps is None else ["--set", f"steps={self.steps}"]
-        if self._note.get("trained") != self._training:
+        if self._record.get("trained") != self._training:
             if out.exists():
                 say(f"what was trained on other pictures, or otherwise, is now in {set_aside(out)}")
-            self._add(trained=self._training)
+            self._update(trained=self._training)
         title = "2 of 3 · train a small vision transformer on what was kept, without labels"
         self._run(
             "train",
@@ -109,46 +108,46 @@ class Demo:
                 *("--shards", str(self.places.curation / "shards"), "--out", str(out)),
             ],
         )
-        if not (out / "done.json").exists():  # somebody stopped it: it has saved, and is content
-            raise LvdError(f"{title}: ended early{AGAIN}")
+        if not (out / "done.json").exists():  # it was stopped: it has saved, and its status is 0
+            raise LvdError(f"{title}: ended early{RESUMES}")
 
     def look(self) -> None:
-        """Draw what the bundled model and the new one see in some of the kept pictures."""
+        """Draw features of some kept pictures, by the bundled model and by the new one."""
         places, pictures = self.places, self.folder / "pictures"
         command = ["lvd-train", "visualise", "--model", f"{bundled.NAME}+{places.training}"]
         command += ["--images", str(pictures), "--size", str(FINER * _own_size())]
         weights = digest_file(places.training / "model" / "model.safetensors")
         wanted = fingerprint([self._address, weights, command])
         title = "3 of 3 · look at what the bundled model and the new one see"
-        if self._note.get("drawn") == wanted and places.picture.exists():
+        if self._record.get("drawn") == wanted and places.picture.exists():
             for line in ("", title, f"{places.look} is complete and up to date: nothing to do"):
                 say(line)
             return
         choose_pictures(places.curation, places.sample, pictures)
         self._run("look", title, [*command, "--out", str(places.look)])
         draw_picture(places.curation, places.sample, places.overview, places.picture)
-        self._add(drawn=wanted)
+        self._update(drawn=wanted)
 
     def _run(self, step: str, title: str, command: Sequence[str]) -> None:
-        run_child(command, log=self.folder / f"{step}.log", title=title, note=AGAIN)
+        run_child(command, log=self.folder / f"{step}.log", title=title, note=RESUMES)
 
     @property
     def _address(self) -> str:
-        """What tells the curation from any other."""
+        """Identity of the curation."""
         return read_json(self.places.curation / RUN)["address"]
 
     @cached_property
     def _training(self) -> str:
-        """What tells the training from any other: the pictures, the recipe, its length."""
+        """Fingerprint of the training: the pictures, the recipe, its length."""
         written = recipe_as_written(self.config, RECIPE)
         return fingerprint([self._address, written, self.steps])
 
     @property
-    def _note(self) -> dict[str, Any]:
+    def _record(self) -> dict[str, Any]:
         return read_optional(self.folder / "demo.json")
 
-    def _add(self, **said: str) -> None:
-        write_json(self.folder / "demo.json", {**self._note, **said})
+    def _update(self, **values: str) -> None:
+        write_json(self.folder / "demo.json", {**self._record, **values})
 
 
 def _own_size() -> int:

@@ -1,4 +1,4 @@
-"""The demo's picture: what was dropped and why, above what the bundled model sees in what was kept."""
+"""The demo's picture: dropped images with the reasons, above features of kept images."""
 
 from __future__ import annotations
 
@@ -6,31 +6,22 @@ import io
 import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from curate.report.tables import open_tables, read_funnel, rows, threshold
 from curate.sample.photographs import SEED_SUBJECTS
 from shared.errors import LvdError
 from shared.images import ImageError, decode
-from shared.lettering import FAINT, FRAME, INK, PAPER, Fonts, fitted
+from shared.sheets import Strip, Tile, draw_sheet
 from shared.storage import written_whole
 
 COLUMNS = 6
 COPIES = 2
-"""Tiles of them; the other ones are unlike the seed, and one is useless, if any is."""
-MARGIN, GAP, LINE, SIDE, HEAD = 20, 10, 15, 180, 58  # pixels, as on the sheets that it stands above
-
-
-@dataclass(frozen=True)
-class _Tile:
-    part: str
-    member: str
-    caption: str
-    detail: str
+"""Tiles of copies; the others are unlike the seed, but for one useless image, if there is any."""
+SIDE = 180  # pixels, as on the sheet of `lvd-train visualise` below it
 
 
 def choose_pictures(curation: Path, sample: Path, folder: Path) -> None:
@@ -58,13 +49,10 @@ def choose_pictures(curation: Path, sample: Path, folder: Path) -> None:
 def draw_picture(curation: Path, sample: Path, below: Path, picture: Path) -> None:
     """Write the PNG `picture`: examples of what was dropped, above the PNG `below`."""
     funnel = read_funnel(curation)
-    tiles = _dropped(curation, funnel)
-    pictures = [
-        _square(data)
-        for data in _members(sample, [{"part": t.part, "member": t.member} for t in tiles])
-    ]
+    title = f"{funnel['decisions']['kept']:,} of {funnel['images']:,} pictures were kept"
+    strip = Strip("Dropped, for example", _dropped(curation, sample, funnel))
+    top = draw_sheet(title, [strip], side=SIDE, columns=COLUMNS)
     with Image.open(below) as lower:
-        top = _drawn(funnel, tiles, pictures)
         canvas = Image.new("RGB", (max(top.width, lower.width), top.height + lower.height), "white")
         canvas.paste(top, (0, 0))
         canvas.paste(lower, (0, top.height))
@@ -74,7 +62,7 @@ def draw_picture(curation: Path, sample: Path, below: Path, picture: Path) -> No
         beside.write_bytes(stream.getvalue())
 
 
-def _dropped(curation: Path, funnel: Mapping[str, Any]) -> list[_Tile]:
+def _dropped(curation: Path, sample: Path, funnel: Mapping[str, Any]) -> list[Tile]:
     """Return some pictures of each reason, those that show it best first."""
     tables = open_tables(curation)
     asked = threshold(funnel, "retrieve")
@@ -108,44 +96,13 @@ def _dropped(curation: Path, funnel: Mapping[str, Any]) -> list[_Tile]:
         ORDER BY width * height DESC, key LIMIT 1
         """,
     )
-    found = [
-        _Tile(
-            row["part"], row["member"], "a copy", f"of {row['caption']}, cosine {row['cosine']:.2f}"
-        )
-        for row in copies
-    ]
-    room = COLUMNS - len(found) - len(useless)
+    captions = [("a copy", f"of {row['caption']}, cosine {row['cosine']:.2f}") for row in copies]
+    unlike = unlike[: COLUMNS - len(copies) - len(useless)]
     wanted = f", {asked:.2f} was asked for" if asked is not None else ""
-    found += [
-        _Tile(row["part"], row["member"], "unlike the seed", f"cosine {row['cosine']:.2f}{wanted}")
-        for row in unlike[:room]
-    ]
-    found += [_Tile(row["part"], row["member"], "useless", row["reason"]) for row in useless]
-    return found
-
-
-def _drawn(
-    funnel: Mapping[str, Any], tiles: Sequence[_Tile], pictures: Sequence[Image.Image | None]
-) -> Image.Image:
-    fonts = Fonts()
-    cell = SIDE + 2 + GAP
-    width = 2 * MARGIN + COLUMNS * cell - GAP
-    canvas = Image.new("RGB", (width, MARGIN + HEAD + cell + 2 * LINE), "white")
-    draw = ImageDraw.Draw(canvas)
-    kept, images = funnel["decisions"]["kept"], funnel["images"]
-    draw.text((MARGIN, MARGIN), f"{kept:,} of {images:,} pictures were kept", INK, fonts.title)
-    draw.text((MARGIN, MARGIN + 34), "Dropped, for example", INK, fonts.heading)
-    top = MARGIN + HEAD
-    for column, (tile, picture) in enumerate(zip(tiles, pictures, strict=True)):
-        x = MARGIN + column * cell
-        draw.rectangle((x, top, x + SIDE + 1, top + SIDE + 1), PAPER, FRAME)
-        if picture is not None:
-            canvas.paste(picture, (x + 1, top + 1))
-        below = top + SIDE + 4
-        draw.text((x, below), fitted(draw, tile.caption, fonts.small, SIDE), INK, fonts.small)
-        detail = fitted(draw, tile.detail, fonts.small, SIDE)
-        draw.text((x, below + LINE), detail, FAINT, fonts.small)
-    return canvas
+    captions += [("unlike the seed", f"cosine {row['cosine']:.2f}{wanted}") for row in unlike]
+    captions += [("useless", row["reason"]) for row in useless]
+    files = _members(sample, [*copies, *unlike, *useless])
+    return [Tile(_square(data), *texts) for data, texts in zip(files, captions, strict=True)]
 
 
 def _square(data: bytes) -> Image.Image | None:

@@ -1,4 +1,4 @@
-"""The demo's closing words: what happened, in plain English, from the files that the steps left."""
+"""The demo's closing text: what happened, in plain English, from the files of its steps."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ REASONS = {
     "irrelevant": "unlike the seed",
     "over_budget": "over the budget",
 }
-"""Decisions in plain words, behind a number."""
-ORDER = ("duplicate", "irrelevant")
-"""Said first; the others follow as they stand above."""
+"""Decisions in plain words, to follow a number."""
+FIRST = ("duplicate", "irrelevant")
+"""Reasons that are named first; the others follow in the order above."""
 KINDS = {
     "photograph": "photographs of what the seed shows",
     "object": "photographs of other things",
@@ -37,12 +37,12 @@ KINDS = {
     "document": "drawn charts and pages",
     "placeholder": "placeholders",
 }
-"""What the truth of the sample calls its pictures, in plain words."""
+"""Kinds in the sample's truth, in plain words."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the demo's steps left what they made."""
+    """Folders of the demo's results."""
 
     curation: Path
     training: Path
@@ -61,9 +61,9 @@ class Places:
 
 
 def summary(places: Places) -> str:
-    """Return what happened and where it lies: lines of at most 100 columns, a newline last.
+    """Return what happened and where the results are, in lines of at most 100 columns.
 
-    A name is longer where it must be. Raises LvdError where the curation has not finished.
+    Only a path may be longer. Raises LvdError where the curation has not finished.
     """
     funnel = read_funnel(places.curation)
     paragraphs = [
@@ -86,7 +86,7 @@ NEXT = (
 
 def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     counts = funnel["decisions"]
-    names = [*ORDER, *(name for name in REASONS if name not in ORDER)]
+    names = [*FIRST, *(name for name in REASONS if name not in FIRST)]
     dropped = [f"{counts[name]:,} were {REASONS[name]}" for name in names if counts.get(name)]
     judge = "by the bundled model, which this project trained itself, without labels"
     if run.get("embedder") not in (None, bundled.NAME):
@@ -98,7 +98,7 @@ def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 
 def _truth(places: Places) -> str:
-    """Say what was kept in truth, which a made-up crawl knows; nothing where it is not there."""
+    """Return the true kinds of the kept pictures; "" without truth.csv."""
     try:
         with (places.sample / "truth.csv").open(newline="", encoding="utf-8") as file:
             kinds = {f"{row['part']}/{row['member']}": row["kind"] for row in csv.DictReader(file)}
@@ -134,7 +134,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _for_how_long(metrics: Iterable[Mapping[str, Any]]) -> str:
-    """Say the time of all steps: a line of metrics has the mean time of those since the last."""
+    """Return the time of all steps; a line of metrics has their mean time since the line before."""
     seconds, before = 0.0, -1
     for line in metrics:
         if "step_seconds" in line:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from curate.stage import Unit, Workers
 from shared.commits import run_unit
 
@@ -16,19 +14,6 @@ TRIES = 3
 """Of a unit that dies with its process, or whose storage fails for longer than reads wait."""
 DEATHS = 16
 """Tries of a unit of workers with a setup: each finds an image that kills (`embedding.journal`)."""
-
-
-class EngineSettings(BaseModel):
-    """How many processes work at a time, and with how many threads each."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    workers: int | None = Field(None, ge=1)
-    """Processes at a time; by default as many as the processors (or GPUs) allow."""
-    threads: int = Field(1, ge=1)
-    """Threads of one task."""
-    patience: float = Field(600.0, gt=0)
-    """Seconds that a run waits for a processor or GPU of a busy or shrunken cluster."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from curate.catalogue.content import stale_notes
 from curate.execution.output import RUN, USED
-from curate.execution.session import WORK_MARK
 from curate.execution.status import runs_at_work
 from curate.execution.verify import STAGES
 from shared.commits import discard
+from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
 from shared.locks import is_held, scratch_folder
 from shared.progress import size
@@ -22,7 +22,7 @@ def collect(work: Path, keep: Iterable[Path], *, dry_run: bool) -> Iterator[str]
 
     Raises LvdError where one of them is no finished result, or a run is at work.
     """
-    if not (work / WORK_MARK).exists():
+    if not (work / WORK_MARKER).exists():
         raise LvdError(f"--work {work} is no work folder of this version: name one")
     used: set[str] = set()
     for out in keep:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from curate.execution.executor import DEATHS, TRIES, Call, EngineSettings, Outcome
-from curate.stage import Workers
+from curate.execution.executor import DEATHS, TRIES, Call, Outcome
+from curate.stage import EngineSettings, Workers
 from curate.state import LocalState
 from shared.errors import LvdError
 from shared.failures import kind_of

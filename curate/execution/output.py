@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.neighbours.search import installed_faiss
+from curate.plan import PARTIAL
 from curate.report.rows import TABLES
 from shared.config import flat
 from shared.errors import LvdError
@@ -22,7 +23,6 @@ from shared.storage import digest_file, read_json, sync_tree, write_json
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
 TIMINGS = "timings.json"
-PARTIAL = ".partial"
 ADDRESS = ".address"
 OWN = {RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", ".scratch", ".spill", ".tables"}
 LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
@@ -162,6 +162,8 @@ def name_latest(out: Path) -> None:
         beside.symlink_to(os.path.relpath(out.absolute(), latest.parent.absolute()))
         beside.replace(latest)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
         warn(f"{latest} does not name this run: {error.strerror}")
 
 

@@ -7,17 +7,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from curate.execution.executor import EngineSettings, Executor
+from curate.execution.executor import Executor
 from curate.execution.inline import InlineExecutor
 from curate.execution.monitor import Monitor
 from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
+from curate.stage import EngineSettings
+from shared.datasets import WORK_MARKER
 from shared.locks import scratch_folder
-from shared.storage import disk_full_is_said, write_json
+from shared.storage import reraise_disk_full, write_json
 
 ExecutorName = Literal["ray", "inline"]
-WORK_MARK = "lvd-work.json"
-"""Says that a folder is a work folder, so that it is never taken for a crawl."""
 STATUS = "status"
 
 
@@ -27,10 +27,10 @@ def open_runner(
 ) -> Iterator[StageRunner]:
     """Give a runner on `work`; `lvd-curate status` finds it there, and by `out`."""
     with ExitStack() as stack:
-        with disk_full_is_said(work):
+        with reraise_disk_full(work):
             work.mkdir(parents=True, exist_ok=True)
-            if not (work / WORK_MARK).exists():
-                write_json(work / WORK_MARK, {"format": 2})
+            if not (work / WORK_MARKER).exists():
+                write_json(work / WORK_MARKER, {"format": 2})
             scratch = stack.enter_context(scratch_folder(work / "scratch"))
         paths = [work / STATUS / f"{scratch.name}.json"]
         if out is not None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from curate.execution.monitor import SILENT
-from curate.execution.output import PARTIAL, RUN
-from curate.execution.session import STATUS, WORK_MARK, status_file
+from curate.execution.output import RUN
+from curate.execution.session import STATUS, status_file
+from curate.plan import PARTIAL
+from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
 from shared.progress import duration, rate
 from shared.storage import read_json
@@ -22,7 +24,7 @@ def status(folder: Path) -> str:
     Raises LvdError where `folder` is neither.
     """
     folder = folder.absolute()
-    if (folder / WORK_MARK).exists():
+    if (folder / WORK_MARKER).exists():
         return _of_work(folder)
     lines = []
     if (folder / RUN).exists():

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from curate.execution.output import FILES, RUN, TIMINGS
-from curate.execution.session import WORK_MARK
 from shared.commits import MANIFEST, discard, read_manifest
+from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
 from shared.locks import scratch_folder
 from shared.storage import digest_file, read_json
@@ -26,7 +26,7 @@ def verify(folder: Path, *, discard: bool = False) -> tuple[int, list[str]]:
     With `discard`, damaged units of a work folder are removed. LvdError where `folder` is neither a
     finished result nor a work folder.
     """
-    if (folder / WORK_MARK).exists():
+    if (folder / WORK_MARKER).exists():
         return _verify_work(folder, discard)
     if not (folder / RUN).exists():
         raise LvdError(

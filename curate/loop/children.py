@@ -1,48 +1,44 @@
-"""Runs the project's own commands as child processes: shown, logged, and gone when we are.
+"""Runs the project's own commands as child processes, which stop when this process stops or dies.
 
-`lvd-curate loop` and `demo` are made of whole commands of both stages, which know how to go on
-after a kill; whoever runs them needs no more than to start them again.
+`lvd-curate loop` and `demo` consist of whole commands of both stages. Each command goes on after a
+kill by itself, so whoever runs them only has to start them again.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import ctypes
-import fcntl
 import os
-import re
 import shlex
 import signal
-import struct
 import subprocess
 import sys
-import termios
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Thread, current_thread, main_thread
-from types import FrameType
+from threading import Thread
 from typing import IO
 
+from shared.commands import STOP_AT_EOF
 from shared.errors import LvdError
 from shared.progress import say
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""What asks us to stop."""
-GENTLY = {"lvd-curate": signal.SIGINT}
-"""How programs are told; others by SIGTERM, at which training saves first."""
-TORCHRUN = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
-"""What torchrun is given unless it is set: the first it would set itself, and say so at length; the
-second is how many seconds its processes have to save before they are killed, else 30."""
+"""Signals that ask this process to stop."""
+FIRST_SIGNAL = {"lvd-curate": signal.SIGINT}
+"""The signal that asks a program to stop; the default is SIGTERM, at which training saves first."""
+SAVING = 600
+"""Seconds that a child has to end after it was asked to: torchrun's processes save meanwhile."""
+TORCHRUN = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING)}
+"""Environment of torchrun where it is not set: without the first torchrun prints a long warning,
+without the second it kills its processes after 30 seconds."""
+KILL_MARGIN = 30
+"""Seconds beyond SAVING before a child is killed, so that torchrun can end its processes itself."""
 STOPPED = 130
-"""The status of a command that has said itself that it was stopped."""
-PR_SET_PDEATHSIG = 1
-PAINTED = re.compile(r".*(?:\r(?!$)|\x1b\[2?K)|\x1b\[[0-9;?]*[A-Za-z]|\r")
-"""What stands before a line's last text, and what moves or colours on a terminal."""
-BAR, UP = "\x1b[2K", "\x1b[1A"
-"""What a bar begins its next picture with, and what paints over its last one."""
-LAST_WORDS = 1.0
-"""Seconds that are given to what still holds the child's stderr when the child has ended."""
+"""Exit status of a command that has already said that it was stopped."""
+RESUMES = ": the same command goes on from there"
+"""The usual note behind an error."""
+LAST_LINES = 1.0
+"""Seconds to wait for stderr after the child's end: its own children may keep the pipe open."""
 
 
 def run_child(
@@ -53,154 +49,94 @@ def run_child(
     hold: Sequence[int | None] = (),
     note: str = "",
 ) -> None:
-    """Run `command`, whose first word is a program beside this Python, and wait for its end.
+    """Print `title`, run `command`, and wait for its end.
 
-    `title` is said first. What the child says on stderr is shown, as a bar where we have a
-    terminal, and goes to the end of `log`, as does its stdout. The file descriptors `hold` stay
-    open in it: a lock on one lasts until the child has ended, even where we are killed. It is
-    stopped when we are asked to, and on Linux when we die.
+    The first word of `command` is a program beside this Python. On a terminal the child writes to
+    stderr itself; elsewhere each line of its stderr is printed and appended to `log`. Its stdout is
+    appended to `log`. The file descriptors `hold` stay open in the child: a lock on one lasts until
+    the child ends, even when this process is killed.
 
-    Raises LvdError, which names the log and ends with `note`, when it fails; KeyboardInterrupt when
-    it was stopped, or SystemExit where it has said so itself.
+    Raises LvdError, which names the log and ends with `note`, when the child fails;
+    KeyboardInterrupt, or SystemExit if the child has reported it, when this process was asked to
+    stop.
     """
     say("")
     say(title)
-    words = [_program(command[0]), *command[1:]]
-    more = TORCHRUN if command[0] == "torchrun" else {}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab", buffering=0) as stream, _Stop(command[0]) as stop:
-        stream.write(f"$ {shlex.join(command)}\n".encode())
-        ours, theirs = _stderr()
-        process = subprocess.Popen(
-            words,
-            env={**more, **os.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=theirs,
-            pass_fds=tuple(held for held in hold if held is not None),
-            process_group=0,  # Ctrl-C reaches us alone, and we tell the child
-            preexec_fn=_prepared(),
+    program = Path(sys.executable).with_name(command[0])
+    if not program.exists():
+        raise LvdError(
+            f"no {command[0]} in {program.parent}: install the project there (make setup)"
         )
-        os.close(theirs)
-        shown = Thread(target=_show, args=(ours, log), daemon=True)
-        shown.start()
-        stop.child = process
-        status = _ended(process)
-        shown.join(LAST_WORDS)
-    if stop.asked:
+    terminal = sys.stderr.isatty()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab", buffering=0) as stream, _received_signals() as received:
+        stream.write(f"$ {shlex.join(command)}\n".encode())
+        process = subprocess.Popen(
+            [str(program), *command[1:]],
+            env={**(TORCHRUN if command[0] == "torchrun" else {}), **os.environ, STOP_AT_EOF: "1"},
+            stdin=subprocess.PIPE,  # ends when this process dies
+            stdout=stream,
+            stderr=None if terminal else subprocess.PIPE,
+            pass_fds=tuple(held for held in hold if held is not None),
+            process_group=0,  # Ctrl-C reaches this process alone, which passes it on
+        )
+        copying = Thread(target=_copy_lines, args=(process.stderr, log), daemon=True)
+        if not terminal:
+            copying.start()
+        with process.stdin:
+            status = _wait(process, received, FIRST_SIGNAL.get(command[0], signal.SIGTERM))
+        if not terminal:
+            copying.join(LAST_LINES)
+    if received:
         raise SystemExit(STOPPED) if status == STOPPED else KeyboardInterrupt
     if status:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        raise LvdError(f"{title}: {command[0]} failed ({how}), its log is {log}{note}")
+        where = "the cause is printed above" if terminal else f"its log is {log}"
+        raise LvdError(f"{title}: {command[0]} failed ({how}), {where}{note}")
 
 
-def _ended(process: subprocess.Popen) -> int:
-    """Return the child's status at its end.
+@contextlib.contextmanager
+def _received_signals() -> Iterator[list[int]]:
+    """Yield a list that grows by each signal of STOP this process receives.
 
-    A signal that arrives just before a blocking wait begins is only heard behind it, so none blocks.
+    A handler is installed even where the signal was ignored, as SIGINT is in background jobs: a
+    child inherits an ignored signal, and could not be asked to stop by it. SIGHUP stays ignored
+    under nohup.
     """
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=1)
-
-
-class _Stop:
-    """While entered, hears what asks us to stop and hands it on: the second time, as SIGKILL."""
-
-    def __init__(self, program: str) -> None:
-        self.asked = False
-        self._gently = GENTLY.get(program, signal.SIGTERM)
-        self._child: subprocess.Popen | None = None
-        self._before: dict[int, object] = {}
-
-    @property
-    def child(self) -> subprocess.Popen | None:
-        return self._child
-
-    @child.setter
-    def child(self, process: subprocess.Popen) -> None:
-        self._child = process
-        if self.asked:
-            process.send_signal(self._gently)
-
-    def __enter__(self) -> _Stop:
-        for number in STOP if current_thread() is main_thread() else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and `&` have it
-                self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOP}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _: received.append(number))
+        yield received
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._child is not None:
-            self._child.send_signal(signal.SIGKILL if self.asked else self._gently)
-        self.asked = True
 
+def _wait(process: subprocess.Popen[bytes], received: Sequence[int], gently: signal.Signals) -> int:
+    """Return the child's status at its end.
 
-def _program(name: str) -> str:
-    path = Path(sys.executable).with_name(name)
-    if not path.exists():
-        raise LvdError(f"no {name} in {path.parent}: install the project there (make setup)")
-    return str(path)
-
-
-def _prepared() -> Callable[[], None]:
-    """Return what a child does before it becomes its program, so that it ends when we do."""
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-    parent = os.getpid()
-
-    def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # where we were started to ignore it
-        if prctl is not None:
-            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it has died already
-                os._exit(1)
-
-    return prepare
-
-
-def _stderr() -> tuple[int, int]:
-    """Return where the child's stderr is read and written: a terminal where ours is one."""
-    if not sys.stderr.isatty():
-        return os.pipe()
-    ours, theirs = os.openpty()
-    modes = termios.tcgetattr(theirs)
-    modes[1] &= ~termios.OPOST  # our own terminal turns \n into \r\n
-    termios.tcsetattr(theirs, termios.TCSANOW, modes)
-    size = os.get_terminal_size(sys.stderr.fileno())
-    cells = struct.pack("HHHH", size.lines, size.columns, 0, 0)
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, cells)
-    return ours, theirs
-
-
-def _show(source: int, place: Path) -> None:
-    """Copy what comes from `source` to our stderr, and its finished lines to the file `place`.
-
-    Both are this thread's own: a process that the child leaves behind may keep it for a while.
+    The first signal received asks the child to stop; the second, or its time running out, kills it.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    begun = picture = ""
-    with place.open("ab", buffering=0) as log, os.fdopen(source, "rb", buffering=0) as stream:
-        while data := _read(stream):
-            text = decoder.decode(data)
-            with contextlib.suppress(OSError, ValueError):  # ours may be gone: the log goes on
-                sys.stderr.write(text)
+    sent, deadline = 0, float("inf")
+    while True:
+        if sent < len(received) or time.monotonic() > deadline:
+            process.send_signal(signal.SIGKILL if sent else gently)
+            sent += 1
+            deadline = time.monotonic() + SAVING + KILL_MARGIN
+        # A signal that arrives just before a blocking wait is handled after it, so none blocks.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.1)
+
+
+def _copy_lines(source: IO[bytes], log: Path) -> None:
+    """Copy each line of `source` to stderr and to the end of `log`."""
+    with source, log.open("ab", buffering=0) as stream:
+        for line in source:
+            stream.write(line)
+            with contextlib.suppress(OSError, ValueError):  # stderr may be closed: the log goes on
+                sys.stderr.write(line.decode(errors="replace"))
                 sys.stderr.flush()
-            *lines, begun = (begun + text).split("\n")
-            for line in lines:
-                if UP not in line:
-                    log.write(picture.encode())
-                picture = f"{PAINTED.sub('', line)}\n"
-                if BAR not in line or UP in line:  # else the next line may paint over it
-                    log.write(picture.encode())
-                    picture = ""
-            begun = begun[begun.rfind("\r", 0, -1) + 1 :]
-        log.write((picture + PAINTED.sub("", begun)).encode())
-
-
-def _read(stream: IO[bytes]) -> bytes:
-    with contextlib.suppress(OSError):  # a terminal whose other end is closed
-        return stream.read(2**16)
-    return b""

@@ -1,7 +1,7 @@
-"""The loop: what a model selects trains the model that selects the next round. Read this first.
+"""The loop: each round trains a model on its selection, and that model selects the next round.
 
-Every step is a whole command of one of the two stages, in a process of its own: each goes on after
-a kill by itself, and what an earlier round left in the work folder is used again.
+Every step is a whole command of one of the two stages in a process of its own. Each goes on after a
+kill by itself, and reuses the results of earlier rounds in the work folder. Read this module first.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from curate.loop.children import run_child
+from curate.loop.children import RESUMES, run_child
 from curate.loop.request import CHECKED, LoopRequest
-from curate.loop.round import GO_ON, Round
+from curate.loop.round import Round
 from curate.loop.table import Finished, check_truth, read_table, write_table
 from curate.loop.text import as_text
 from curate.plan import make_plan, writable
@@ -25,40 +25,40 @@ from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import BUNDLED, identity, in_folder, local_folder, weights_digest
 from shared.locks import busy, locked
 from shared.progress import say
-from shared.storage import disk_full_is_said, fingerprint, write_json
+from shared.storage import fingerprint, reraise_disk_full, write_json
 
 SAMPLE = "builtin:crawl"
 SCORED = "scored.json"
 
 
-def loop(asked: LoopRequest) -> str:
-    """Do what is left to do of the loop in `asked.out`, and return its table as text.
+def loop(request: LoopRequest) -> str:
+    """Run the steps of the loop in `request.out` that are not done, and return its table as text.
 
-    Raises LvdError, in one line, for what the user can mend; the same command goes on from there.
+    Raises LvdError, in one line, for mistakes of the user; the same command goes on from there.
     """
-    _check_labels(asked)
-    writable(asked.out, "--out")
-    with disk_full_is_said(asked.out), _alone(asked.out) as hold:
-        if not asked.is_begun():
-            _check(asked, hold)
-        asked.begin()
-        rounds, inputs = [], _inputs(asked)
+    _check_labels(request)
+    writable(request.out, "--out")
+    with reraise_disk_full(request.out), _alone(request.out) as hold:
+        if not request.is_begun():
+            _check(request, hold)
+        request.record()
+        rounds, inputs = [], _inputs(request)
         worked = False
-        for number in range(1, asked.rounds + 1):
-            rounds.append(Round(asked, number, rounds[-1] if rounds else None, hold, inputs))
+        for number in range(1, request.rounds + 1):
+            rounds.append(Round(request, number, rounds[-1] if rounds else None, hold, inputs))
             worked = rounds[-1].run() or worked
         try:
-            worked = _score(asked, rounds, hold) or worked
+            worked = _score(request, rounds, hold) or worked
         finally:
-            text = _table(asked, rounds)
+            text = _table(request, rounds)
     if not worked:
-        say(f"{asked.out} is complete and up to date: nothing to do")
+        say(f"{request.out} is complete and up to date: nothing to do")
     return text
 
 
-def _inputs(asked: LoopRequest) -> str:
-    """Return what tells the images and the first embedder from those of another call."""
-    plan = make_plan(asked.request, asked.work.absolute())
+def _inputs(request: LoopRequest) -> str:
+    """Return a fingerprint of the images and the first embedder."""
+    plan = make_plan(request.curation, request.work.absolute())
     network = [identity(each) for each in plan.embedders.values()]
     parts = [[part.fingerprint for part in data.parts] for data in plan.datasets]
     return fingerprint([network, parts])
@@ -77,94 +77,94 @@ def _alone(out: Path) -> Iterator[int | None]:
             yield step
 
 
-def _check_labels(asked: LoopRequest) -> None:
-    """Find out now what would be found wrong only when the table is made."""
-    if asked.truth:
-        check_truth(asked.truth)
-    for option, path in (("--knn-train", asked.knn_train), ("--knn-test", asked.knn_test)):
+def _check_labels(request: LoopRequest) -> None:
+    """Raise now the errors in labels that would otherwise come when the table is made."""
+    if request.truth:
+        check_truth(request.truth)
+    for option, path in (("--knn-train", request.knn_train), ("--knn-test", request.knn_test)):
         if path is not None:
             list_parts(option, DatasetSettings(path=path))
 
 
-def _check(asked: LoopRequest, hold: int) -> None:
-    """Find out now what would be found wrong only when the first training starts."""
-    make_plan(asked.request, asked.work.absolute())
+def _check(request: LoopRequest, hold: int) -> None:
+    """Raise now the errors that would otherwise come when the first training starts."""
+    make_plan(request.curation, request.work.absolute())
     with tempfile.TemporaryDirectory() as folder:
         Image.new("RGB", (1, 1)).save(Path(folder) / "0.png")
         run_child(
-            asked.train(folder, asked.out / "round-1" / "train", "--dry-run"),
-            log=asked.out / CHECKED,
-            title=f"check recipe {asked.recipe}",
+            request.train_command(folder, request.out / "round-1" / "train", "--dry-run"),
+            log=request.out / CHECKED,
+            title=f"check recipe {request.recipe}",
             hold=[hold],
         )
-    _score(asked, [], hold)  # says what is wrong with the labelled images, if it can score one
+    _score(request, [], hold)  # raises errors in the labelled images, if it can score a model
 
 
-def _score(asked: LoopRequest, rounds: Sequence[Round], hold: int) -> bool:
+def _score(request: LoopRequest, rounds: Sequence[Round], hold: int) -> bool:
     """Score every round's model, and a first embedder that is a folder, by k-NN on labelled images.
 
     Returns whether there was anything to do.
     """
-    if asked.knn_train is None or asked.knn_test is None:
+    if request.knn_train is None or request.knn_test is None:
         return False
-    first = asked.request.embedders["retrieve"].settings
-    models = {_first_model(asked): weights_digest(first)} if in_folder(first) else {}
+    first = request.curation.embedders["retrieve"].settings
+    models = {_first_model(request): weights_digest(first)} if in_folder(first) else {}
     models |= {str(of.model): of.weights for of in rounds}
     if not models:
         return False
-    labelled = {"--knn-train": asked.knn_train, "--knn-test": asked.knn_test}
+    labelled = {"--knn-train": request.knn_train, "--knn-test": request.knn_test}
     parts = {option: list_parts(option, DatasetSettings(path=p)) for option, p in labelled.items()}
     wanted = {
         "models": models,
         **labelled,
         "parts": {option: [part.fingerprint for part in of] for option, of in parts.items()},
     }
-    place = asked.out / "knn"
+    place = request.out / "knn"
     if read_optional(place / SCORED) == wanted:
         return False
     run_child(
         [
-            *("lvd-train", "eval", "knn", "--train", asked.knn_train, "--test", asked.knn_test),
+            *("lvd-train", "eval", "knn", "--train", request.knn_train, "--test", request.knn_test),
             *(word for model in models for word in ("--model", model)),
-            *("--out", str(place), "--cache", str(asked.work.parent / "features")),
+            *("--out", str(place), "--cache", str(request.work.parent / "features")),
         ],
-        log=asked.out / "knn.log",
+        log=request.out / "knn.log",
         title="score the models by k-NN",
         hold=[hold],
-        note=GO_ON,
+        note=RESUMES,
     )
     write_json(place / SCORED, wanted)
     return True
 
 
-def _first_model(asked: LoopRequest) -> str:
-    settings = asked.request.embedders["retrieve"].settings
+def _first_model(request: LoopRequest) -> str:
+    settings = request.curation.embedders["retrieve"].settings
     return bundled.NAME if settings.model == BUNDLED else str(local_folder(settings))
 
 
-def _table(asked: LoopRequest, rounds: Sequence[Round]) -> str:
+def _table(request: LoopRequest, rounds: Sequence[Round]) -> str:
     """Write the loop's table and return it as text."""
     scores: dict[str, dict[str, float]] = {}
-    if asked.knn_train is not None:
-        for figure in read_optional(asked.out / "knn" / "table.json").get("figures", []):
+    if request.knn_train is not None:
+        for figure in read_optional(request.out / "knn" / "table.json").get("figures", []):
             scores.setdefault(figure["model"], {})[figure["setting"]] = figure["value"]
-    first = asked.request.embedders["retrieve"].settings
+    first = request.curation.embedders["retrieve"].settings
     table = read_table(
         [
             Finished(of.embedder, of.curation, of.seconds, scores.get(str(of.model), {}))
             for of in rounds
         ],
-        recipe=asked.recipe,
-        truth=asked.truth or _sample_truth(asked),
-        first_knn=scores.get(_first_model(asked)) if in_folder(first) else None,
+        recipe=request.recipe,
+        truth=request.truth or _sample_truth(request),
+        first_knn=scores.get(_first_model(request)) if in_folder(first) else None,
     )
     text = as_text(table)
-    write_table(table, text, asked.out)
+    write_table(table, text, request.out)
     return text
 
 
-def _sample_truth(asked: LoopRequest) -> Path | None:
+def _sample_truth(request: LoopRequest) -> Path | None:
     """Return the truth of the built-in sample, where that is the crawl."""
-    truth = asked.work / "sample" / "truth.csv"
-    built_in = asked.request.crawl.settings.path == SAMPLE
+    truth = request.work / "sample" / "truth.csv"
+    built_in = request.curation.crawl.settings.path == SAMPLE
     return truth if built_in and truth.exists() else None

@@ -1,4 +1,4 @@
-"""What a loop is asked for, the words that its commands are called with, and what OUT says of it."""
+"""The request of a loop, the commands that it calls, and the settings that its OUT records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.storage import read_json, write_json
 SETTINGS = "loop.json"
 CHECKED = "check.log"
 SCORES = ("knn", "knn.log")
-"""What checking the labels may leave before a loop has begun."""
+"""Files that checking the labels may leave before a loop has begun."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LoopRequest:
 
     rounds: int
     out: Path
-    request: Request
-    """Of the first round's curation: what is wrong with it has been said by then."""
+    curation: Request
+    """Of the first round, already checked."""
     embedder: str | None
     crawl: str | None
     seed: str | None
@@ -35,7 +35,7 @@ class LoopRequest:
     work: Path
     recipe: str
     processes: int
-    """That train: one, or as many as torchrun is to start."""
+    """For training: one, or as many as torchrun starts."""
     curate_set: Sequence[str]
     train_set: Sequence[str]
     truth: Path | None
@@ -43,7 +43,7 @@ class LoopRequest:
     knn_train: str | None
     knn_test: str | None
 
-    def curate(self, command: str, embedder: str | None, *more: str) -> list[str]:
+    def curate_command(self, command: str, embedder: str | None, *more: str) -> list[str]:
         """Return the command `lvd-curate run` or `calibrate`, with another embedder if one is given."""
         named = {
             "--embedder": embedder or self.embedder,
@@ -52,14 +52,14 @@ class LoopRequest:
         }
         return [
             *("lvd-curate", command, "--config", str(self.config), "--work", str(self.work)),
-            *("--pipeline", self.request.pipeline),
+            *("--pipeline", self.curation.pipeline),
             *(word for pair in named.items() if pair[1] for word in pair),
             *(word for name in self.holdouts for word in ("--holdout", name)),
             *(word for text in self.curate_set for word in ("--set", text)),
             *more,
         ]
 
-    def train(self, shards: str, out: Path, *more: str) -> list[str]:
+    def train_command(self, shards: str, out: Path, *more: str) -> list[str]:
         """Return the command that trains the recipe on `shards`."""
         launch = ["lvd-train"]
         if self.processes > 1:
@@ -73,7 +73,7 @@ class LoopRequest:
         ]
 
     def is_begun(self) -> bool:
-        """Tell whether `out` holds this loop; LvdError where it holds another one, or other files."""
+        """Return whether `out` holds this loop; LvdError if it holds another one, or other files."""
         path = self.out / SETTINGS
         if not path.exists():
             there = {file.name for file in self.out.iterdir() if not file.name.startswith(".")}
@@ -97,18 +97,18 @@ class LoopRequest:
             )
         return True
 
-    def begin(self) -> None:
-        """Write down what `is_begun` compares."""
+    def record(self) -> None:
+        """Write the settings that `is_begun` compares."""
         path, now = self.out / SETTINGS, {"rounds": self.rounds, "settings": self._settings()}
         if not path.exists() or read_json(path) != now:
             write_json(path, now)
 
     def _settings(self) -> dict[str, Any]:
-        """Return what decides the loop's result; not where it works, nor in how many processes."""
-        curation = comparable(self.request)
+        """Return the settings that decide the loop's result: no folders, no number of processes."""
+        curation = comparable(self.curation)
         return {
             **curation,
-            "embedder": self.request.embedder_name,
+            "embedder": self.curation.embedder_name,
             "recipe": self.recipe,
             "recipes": recipe_as_written(self.config, self.recipe),
             "train-set": list(self.train_set),
@@ -125,13 +125,13 @@ def loop_request(
     knn_train: str | None,
     knn_test: str | None,
     curate_set: Sequence[str],
-    **asked: Any,
+    **options: Any,
 ) -> LoopRequest:
     """Return the request, checked as far as it can be without reading an image.
 
     Raises LvdError, in one line, for what is wrong with it.
     """
-    named = {name: asked[name] for name in ("embedder", "crawl", "seed", "holdouts")}
+    named = {name: options[name] for name in ("embedder", "crawl", "seed", "holdouts")}
     request = read_request(config, pipeline, overrides=curate_set, **named)
     if (knn_train is None) != (knn_test is None):
         raise LvdError("--knn-train and --knn-test go together: say both, or neither")
@@ -140,7 +140,7 @@ def loop_request(
         out = Path("runs") / "loop" / (pipeline if own else default_out(request).name)
     recipe_as_written(config, recipe)
     return LoopRequest(
-        request=request,
+        curation=request,
         out=out,
         config=config,
         recipe=recipe,
@@ -148,7 +148,7 @@ def loop_request(
         knn_train=knn_train,
         knn_test=knn_test,
         curate_set=curate_set,
-        **asked,
+        **options,
     )
 
 

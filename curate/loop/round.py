@@ -1,8 +1,8 @@
 """A round of the loop: curate, train on what was kept, calibrate the model that came of it.
 
-What is done is read from what the steps leave: a curation's run.json, a training's done.json, the
-thresholds beside a model. `round.json` adds what those cannot know: which model's curation and which
-curation's training these are, so that a step begins anew when the one before it changed.
+The files of the steps tell which are done: a curation's run.json, a training's done.json, the
+thresholds beside a model. `round.json` adds the inputs of each step (the model that curated, the
+curation that was trained on), so that a step begins anew when the one before it changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from curate.calibration.stored import read_stored
 from curate.execution.output import RUN
-from curate.loop.children import run_child
+from curate.loop.children import RESUMES, run_child
 from curate.loop.request import LoopRequest
 from curate.report.tables import read_funnel, read_optional
 from shared.embedders import settings_for_folder
@@ -25,27 +25,26 @@ from shared.errors import LvdError
 from shared.progress import say
 from shared.storage import digest_file, read_json, set_aside, write_json
 
-NOTE = "round.json"
-GO_ON = ": the same command goes on from there"
+RECORD = "round.json"
 
 
 @dataclass(frozen=True)
 class Round:
     """One round, in its folder."""
 
-    asked: LoopRequest
+    request: LoopRequest
     number: int
     before: Round | None
     """The round whose model curates this one; None in the first."""
-    hold: int
-    """The lock that a child keeps while it lives, even where we are killed."""
+    hold: int | None
+    """File descriptor of the lock that a child keeps while it lives, even if we are killed."""
     inputs: str = ""
-    """What tells crawl, seed, holdouts and the first embedder from what they were before."""
+    """Fingerprint of crawl, seed, holdouts and the first embedder."""
 
     @property
     def folder(self) -> Path:
         """Everything of the round, its logs too."""
-        return self.asked.out / f"round-{self.number}"
+        return self.request.out / f"round-{self.number}"
 
     @property
     def curation(self) -> Path:
@@ -69,17 +68,17 @@ class Round:
 
     @property
     def embedder(self) -> str:
-        """What curates this round, for reading."""
-        first = self.asked.request.embedder_name
+        """Name of the embedder that curates this round, for readers."""
+        first = self.request.curation.embedder_name
         return f"model of round {self.before.number}" if self.before else first
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What each step took, over all its tries that were not killed."""
-        return self._note.get("seconds", {})
+        """Duration of each step, over all its tries that were not killed."""
+        return self._record.get("seconds", {})
 
     def run(self) -> bool:
-        """Do what is left to do of the round; return whether there was anything."""
+        """Run the steps that are not done; return whether there were any."""
         worked, reused = False, []
         for step, is_done, work in (
             ("curate", self._is_curated, self._curate),
@@ -89,38 +88,42 @@ class Round:
             if is_done():
                 reused.append(step)
                 continue
-            self._say_reused(reused)
+            self._report_reused(reused)
             worked, reused = True, []
             with self._timed(step):
                 work()
             if not is_done():
                 raise LvdError(
-                    f"{self._title(step)} ended early, its log is {self._log(step)}{GO_ON}"
+                    f"{self._title(step)} ended early, its log is {self._log(step)}{RESUMES}"
                 )
-        self._say_reused(reused)
+        self._report_reused(reused)
         return worked
 
-    def _say_reused(self, steps: list[str]) -> None:
+    def _report_reused(self, steps: list[str]) -> None:
         if steps:
             say(self._title(f"{', '.join(steps)}: done before{self._kept()}"))
 
     def _is_curated(self) -> bool:
         done = (self.curation / RUN).exists()
-        known = (self._note.get("selected_by"), self._note.get("inputs", ""))
+        known = (self._record.get("selected_by"), self._record.get("inputs", ""))
         return done and known == (self._selected_by, self.inputs)
 
     def _curate(self) -> None:
         model = str(self.before.model) if self.before else None
         # What another model kept is swapped at the end: OUT is the loop's own.
         more = ("--out", str(self.curation), "--replace")
-        self._run("curate", f"curate with {self.embedder}", self.asked.curate("run", model, *more))
-        self._add(selected_by=self._selected_by, inputs=self.inputs)
+        self._run(
+            "curate",
+            f"curate with {self.embedder}",
+            self.request.curate_command("run", model, *more),
+        )
+        self._update(selected_by=self._selected_by, inputs=self.inputs)
         say(self._title(f"curated{self._kept()}"))
 
     def _is_trained(self) -> bool:
         marks = (self.training / "done.json", self.model / "model.safetensors")
         return (
-            all(mark.exists() for mark in marks) and self._note.get("trained_on") == self._address
+            all(mark.exists() for mark in marks) and self._record.get("trained_on") == self._address
         )
 
     def _train(self) -> None:
@@ -130,49 +133,49 @@ class Round:
                 f"{self.curation / 'reports' / 'index.html'}, and begin another --out with other "
                 "settings (--curate-set retrieve.threshold=...)"
             )
-        if self._note.get("trained_on") != self._address:
+        if self._record.get("trained_on") != self._address:
             if self.training.exists():
                 aside = set_aside(self.training)
                 say(self._title(f"what was trained on another curation is now in {aside}"))
-            self._add(trained_on=self._address)
-        command = self.asked.train(str(self.curation / "shards"), self.training)
-        self._run("train", f"train {self.asked.recipe} on them", command)
+            self._update(trained_on=self._address)
+        command = self.request.train_command(str(self.curation / "shards"), self.training)
+        self._run("train", f"train {self.request.recipe} on them", command)
 
     def _is_calibrated(self) -> bool:
         stored = read_stored(settings_for_folder(self.model))
         return stored is not None and not stored.problem
 
     def _calibrate(self) -> None:
-        command = self.asked.curate("calibrate", str(self.model), "--save")
+        command = self.request.curate_command("calibrate", str(self.model), "--save")
         self._run("calibrate", "calibrate the new model", command)
 
     @cached_property
     def _selected_by(self) -> str:
-        """Which weights the round's curation has to come from."""
+        """Weights of the model that has to curate this round."""
         return self.before.weights if self.before else ""
 
     @property
     def _address(self) -> str:
-        """What tells the round's curation from any other."""
+        """Identity of the round's curation."""
         return read_json(self.curation / RUN)["address"]
 
     @property
-    def _note(self) -> dict[str, Any]:
-        return read_optional(self.folder / NOTE)
+    def _record(self) -> dict[str, Any]:
+        return read_optional(self.folder / RECORD)
 
-    def _add(self, **said: Any) -> None:
+    def _update(self, **values: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / NOTE, {**self._note, **said})
+        write_json(self.folder / RECORD, {**self._record, **values})
 
     def _run(self, step: str, what: str, command: list[str]) -> None:
         log = self._log(step)
-        run_child(command, log=log, title=self._title(what), hold=[self.hold], note=GO_ON)
+        run_child(command, log=log, title=self._title(what), hold=[self.hold], note=RESUMES)
 
     def _log(self, step: str) -> Path:
         return self.folder / f"{step}.log"
 
     def _title(self, what: str) -> str:
-        return f"round {self.number} of {self.asked.rounds} · {what}"
+        return f"round {self.number} of {self.request.rounds} · {what}"
 
     def _kept(self) -> str:
         funnel = read_funnel(self.curation)
@@ -185,4 +188,4 @@ class Round:
             yield
         finally:
             took = self.seconds.get(step, 0.0) + time.monotonic() - began
-            self._add(seconds={**self.seconds, step: took})
+            self._update(seconds={**self.seconds, step: took})

@@ -1,8 +1,7 @@
-"""The loop's result side by side: what each round kept, of what kind, how it overlaps, k-NN, time."""
+"""The loop's results by round: images kept and their kinds, overlap, k-NN scores, time."""
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,10 +11,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from curate.execution.output import RUN
 from curate.report.tables import open_tables, read_funnel, read_optional, rows, table_files
 from shared.errors import LvdError
+from shared.progress import printable
 from shared.storage import write_json, written_whole
 
 TRUTH = ("part", "member", "kind")
@@ -34,14 +35,14 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished round, as the table reads it."""
+    """A finished round, from which the table is read."""
 
     embedder: str
-    """What curated, for reading."""
+    """Its name, for readers."""
     curation: Path
     """The OUT of `lvd-curate run`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """What each step took."""
+    """Of each step."""
     knn: Mapping[str, float] = field(default_factory=dict)
     """Top-1 of the model that the round trained, by setting (`k=20`)."""
 
@@ -56,7 +57,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the table says of a round."""
+    """The figures of a round."""
 
     embedder: str
     thresholds: Mapping[str, Mapping[str, Any]]
@@ -175,25 +176,15 @@ def _overlap(tables: duckdb.DuckDBPyConnection, one: int, other: int) -> float |
 
 def _read_truth(truth: Path) -> pa.Table:
     """Return the columns `TRUTH`, all text."""
+    text = csv.ConvertOptions(column_types=dict.fromkeys(TRUTH, pa.string()))
     try:
-        with truth.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            if missing := [name for name in TRUTH if name not in (reader.fieldnames or ())]:
-                raise LvdError(
-                    f"--truth {truth} has no column {missing[0]!r}: it needs {', '.join(TRUTH)}"
-                )
-            columns: dict[str, list[str]] = {name: [] for name in TRUTH}
-            for row in reader:
-                if None in row or None in row.values():
-                    raise LvdError(
-                        f"--truth {truth}, line {reader.line_num}: {len(reader.fieldnames)} fields "
-                        "are needed: correct it"
-                    )
-                for name, values in columns.items():
-                    values.append(row[name])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LvdError(f"--truth {truth} cannot be read as a CSV: {error}") from None
-    return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in TRUTH]))
+        table = csv.read_csv(truth, convert_options=text)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = printable(str(error))
+        raise LvdError(f"--truth {truth} cannot be read as a CSV: {reason}") from None
+    if missing := [name for name in TRUTH if name not in table.column_names]:
+        raise LvdError(f"--truth {truth} has no column {missing[0]!r}: it needs {', '.join(TRUTH)}")
+    return table.select(TRUTH)
 
 
 def _kinds(tables: duckdb.DuckDBPyConnection, number: int) -> dict[str, Kind]:

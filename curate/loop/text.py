@@ -1,4 +1,4 @@
-"""Sets the loop's table as plain text of at most 100 columns."""
+"""Formats the loop's table as plain text of at most 100 columns."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 
 from curate.filters.decisions import DECISIONS
 from curate.report.tables import rows
@@ -33,7 +34,7 @@ DOTS = 160  # per inch: sharp at twice the size it is shown at
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """matplotlib's own defaults and ours, not those of whoever runs this."""
+    """Use matplotlib's defaults and ours, not those of the user."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", {"font.size": 9}]):
@@ -42,7 +43,7 @@ def _style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Bin:
-    """So many images of one decision with a similarity in [left, left + width)."""
+    """The number of images of one decision with a similarity in [left, left + width)."""
 
     left: float
     width: float
@@ -52,7 +53,7 @@ class Bin:
 
 @_style()
 def funnel_chart(funnel: dict[str, Any]) -> bytes:
-    """Return a waterfall: each decision's images, cut from what the one before it left."""
+    """Return a waterfall chart: each decision takes its images from those left by the one before."""
     images, counts = funnel["images"], funnel["decisions"]
     scale = max(images, 1)
     figure, axes = _axes(3.6)
@@ -109,26 +110,19 @@ def histogram_chart(
     A `log` scale is for bins of one decision: it would distort what is stacked on others.
     """
     figure, axes = _axes(3.2)
+    lefts = sorted({one.left for one in bins})
     width = bins[0].width
-    base: dict[float, int] = {}
+    totals = np.zeros(len(lefts), int)
     for name in DECISIONS:
-        mine = [one for one in bins if one.decision == name]
-        if not mine:
+        counts = {one.left: one.images for one in bins if one.decision == name}
+        if not counts:
             continue
-        lefts = [one.left for one in mine]
-        heights = [one.images for one in mine]
-        bottoms = [base.get(left, 0) for left in lefts]
-        axes.bar(
-            lefts,
-            heights,
-            width * 0.92,
-            bottoms,
-            align="edge",
-            color=COLOURS[name],
-            label=f"{name} ({sum(heights):,})",
-        )
-        base.update({one.left: base.get(one.left, 0) + one.images for one in mine})
-    most = max(base.values())
+        heights = np.array([counts.get(left, 0) for left in lefts])
+        label_of = f"{name} ({heights.sum():,})"
+        style = {"align": "edge", "color": COLOURS[name], "label": label_of}
+        axes.bar(lefts, heights, 0.92 * width, totals, **style)
+        totals += heights
+    most = totals.max()
     if log:
         axes.set_yscale("log")
         axes.set_ylim(0.6, 2 * most)

@@ -1,4 +1,4 @@
-"""Chooses the images that let a person judge a run: a few hundred rows of however many there are."""
+"""Chooses the few hundred images by which a person can judge a run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Tile:
 
     key: str
     caption: str
-    detail: str = ""  # what a reader sees on pointing at it
-    shard: str | None = None  # where its bytes are, if it was kept
+    detail: str = ""  # shown when the pointer is over it
+    shard: str | None = None  # of a kept image
     shard_key: str | None = None
     seed: bool = False  # `key` names a seed image, not a crawled one
-    mark: str = ""  # "reference": what the tiles behind it are compared with
-    hidden: bool = False  # it is not to be drawn
-    absent: str = "no picture"  # what stands in its place when it is not drawn
+    mark: str = ""  # "reference": the tiles after it are compared with it
+    hidden: bool = False  # it must not be drawn
+    absent: str = "no picture"  # text in place of a picture
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet. `name` is its file's, `note` says how its images were chosen."""
+    """A contact sheet: `name` is that of its file, `note` tells how its images were chosen."""
 
     name: str
     title: str
@@ -55,8 +55,8 @@ def contact_sheets(
 ) -> list[Sheet]:
     """Return the sheets of a run that have an image on them, in reading order.
 
-    `relevance` and `dedup` are the thresholds the run used, for the words around the images. The
-    choice depends on nothing but the tables: the same run gives the same sheets.
+    `relevance` and `dedup` are the run's thresholds, for the text. The choice depends only on the
+    tables: the same run gives the same sheets.
     """
     sheets = [
         _kept(tables),
@@ -70,7 +70,7 @@ def contact_sheets(
 
 
 def _kept(tables: duckdb.DuckDBPyConnection) -> Sheet:
-    # md5 is DuckDB's one hash that no new version will change: a lasting random order.
+    # md5 gives a random order that is the same in every version of DuckDB.
     found = rows(
         tables,
         "SELECT * FROM images WHERE decision = 'kept' ORDER BY md5(key), key LIMIT ?",
@@ -128,7 +128,7 @@ def _retrieval(tables: duckdb.DuckDBPyConnection) -> Sheet:
     strips = []
     for seed in dict.fromkeys(row["nearest_seed"] for row in found):
         mine = [row for row in found if row["nearest_seed"] == seed]
-        heading = f"{seed}: the nearest seed of {_many(mine[0]['images'], 'kept image')}"
+        heading = f"{seed}: the nearest seed of {_count(mine[0]['images'], 'kept image')}"
         reference = Tile(seed, "seed", detail=f"seed {seed}", seed=True, mark="reference")
         strips.append((heading, [reference, *(_similarity_tile(row) for row in mine)]))
     return Sheet(
@@ -160,7 +160,7 @@ def _largest_groups(tables: duckdb.DuckDBPyConnection) -> Sheet:
     strips = []
     for group in dict.fromkeys(row["group"] for row in found):
         mine = [row for row in found if row["group"] == group]
-        heading = f"{_many(mine[0]['members'], 'image')} in the group of {mine[0]['key']}"
+        heading = f"{_count(mine[0]['members'], 'image')} in the group of {mine[0]['key']}"
         strips.append((heading, [_copy_tile(row) for row in mine]))
     return Sheet(
         "largest_groups",
@@ -180,7 +180,7 @@ def _borderline_copies(tables: duckdb.DuckDBPyConnection, dedup: float | None) -
         """,
         [20 * pairs],
     )
-    # One pair of a group: a single bad one must not fill the sheet.
+    # One pair of each group, so that a single bad group does not fill the sheet.
     chosen = list({row["group"]: row["key"] for row in reversed(least)}.items())[-pairs:]
     found = rows(
         tables,
@@ -192,12 +192,12 @@ def _borderline_copies(tables: duckdb.DuckDBPyConnection, dedup: float | None) -
         """,
         [[group for group, _ in chosen], [key for _, key in chosen]],
     )
-    standing = {row["group"]: row for row in found if row["representative"]}
+    representatives = {row["group"]: row for row in found if row["representative"]}
     tiles = [
         _copy_tile(row)
         for member in found
         if not member["representative"]
-        for row in (standing[member["group"]], member)
+        for row in (representatives[member["group"]], member)
     ]
     at = "" if dedup is None else f" ({dedup:.4g})"
     return Sheet(
@@ -210,7 +210,7 @@ def _borderline_copies(tables: duckdb.DuckDBPyConnection, dedup: float | None) -
 
 
 def _rejects(tables: duckdb.DuckDBPyConnection) -> Sheet:
-    # As many different reasons as there is room for, numbers in them apart.
+    # As many different reasons as possible; reasons that differ in numbers only are the same.
     found = rows(
         tables,
         """
@@ -233,7 +233,7 @@ def _rejects(tables: duckdb.DuckDBPyConnection) -> Sheet:
     for decision in REJECTED:
         mine = [row for row in found if row["decision"] == decision]
         if mine:
-            heading = f"{decision}: {_many(mine[0]['images'], 'image')}"
+            heading = f"{decision}: {_count(mine[0]['images'], 'image')}"
             strips.append((heading, [_rejected_tile(row) for row in mine]))
     return Sheet(
         "rejects",
@@ -266,7 +266,7 @@ def _copy_tile(row: dict[str, Any]) -> Tile:
         row["output_shard"],
         row["output_key"],
         mark=mark,
-        **_veil(row),
+        **_hidden_if_unsafe(row),
     )
 
 
@@ -276,10 +276,10 @@ def _rejected_tile(row: dict[str, Any]) -> Tile:
         size = f"{_size(row)} {row['format'] or ''}".strip() if row["width"] else ""
         caption = size or f"{row['bytes']:,} bytes"
         return Tile(row["key"], caption, detail, hidden=True, absent=row["reason"])
-    return Tile(row["key"], row["reason"], detail, **_veil(row))
+    return Tile(row["key"], row["reason"], detail, **_hidden_if_unsafe(row))
 
 
-def _veil(row: dict[str, Any]) -> dict[str, Any]:
+def _hidden_if_unsafe(row: dict[str, Any]) -> dict[str, Any]:
     unsafe = row["decision"] == "unsafe"
     return {"hidden": True, "absent": "unsafe: not shown"} if unsafe else {}
 
@@ -293,7 +293,7 @@ def _size(row: dict[str, Any]) -> str:
     return f"{row['width']}×{row['height']}" if row["width"] else "no size"
 
 
-def _many(count: int, noun: str) -> str:
+def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from curate.report.charts import copy_bins, funnel_chart, histogram_chart, similarity_bins
 from curate.report.contact_sheets import contact_sheets
 from curate.report.page import report_page
-from curate.report.sheet_png import draw_sheet
+from curate.report.sheet_png import sheet_png
 from curate.report.tables import open_tables, read_funnel, read_optional, threshold
 from curate.report.thumbnails import ReadImage, thumbnails
 
@@ -46,7 +46,7 @@ def pictures(out: Path, read_image: ReadImage, read_seed: ReadImage | None = Non
     if copies:
         label = "cosine of a near copy with its representative"
         charts["copy_similarities"] = histogram_chart(copies, dedup, label, log=True)
-    drawn = charts | {sheet.name: draw_sheet(sheet, thumbs) for sheet in sheets}
+    drawn = charts | {sheet.name: sheet_png(sheet, thumbs) for sheet in sheets}
 
     reports = out / "reports"
     for name in PICTURES:

@@ -1,5 +1,7 @@
 """Stage report, the tables: every image's row, its nearest seeds, its group.
 
+A group is called by the row of its representative in `images.parquet`.
+
 A map over blocks of the images in the order of their keys, so that the files of the blocks are
 sorted and follow one another.
 """
@@ -131,7 +133,7 @@ class _Block:
         self.canonical = crawl.canonical[self.numbers]
         chosen = np.where(self.grouped, self.representative, 0)
         self.representative_key = crawl.keys(chosen)
-        self.group = crawl.ids(chosen)
+        self.group = crawl.place[chosen]
         self.similarity = self._similarity_in_group()
         listed = np.isin(self.decision, [CODE[x] for x in ("irrelevant", "over_budget", "kept")])
         seen, self.seed_similarity, self.seeds = found(list(decided.retrieved), self.numbers)

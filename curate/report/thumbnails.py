@@ -1,4 +1,4 @@
-"""Small copies of the images on the contact sheets, wherever their bytes are."""
+"""Thumbnails of the images on the contact sheets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from curate.report.contact_sheets import Tile
+from shared.errors import LvdError
+from shared.failures import kind_of
 from shared.images import ImageError, decode
 
 SIDE = 150  # pixels of the longer side
@@ -19,10 +21,10 @@ ReadImage = Callable[[str], bytes | None]
 def thumbnails(
     out: Path, tiles: Iterable[Tile], read_image: ReadImage, read_seed: ReadImage | None = None
 ) -> dict[tuple[bool, str], bytes]:
-    """Return JPEG bytes by `(seed, key)` for the tiles whose images can be had and decoded.
+    """Return JPEG bytes by `(seed, key)` for the tiles whose images can be read and decoded.
 
     Kept images are read from `out/shards`, each shard opened once; others through `read_image`,
-    seeds through `read_seed`. Either returns None where the bytes are no longer to be had.
+    seeds through `read_seed`. Either returns None where the bytes are gone.
     """
     wanted = {(tile.seed, tile.key): tile for tile in tiles if not tile.hidden}
     by_shard: dict[str, dict[str, tuple[bool, str]]] = defaultdict(dict)
@@ -40,10 +42,12 @@ def thumbnails(
 
 
 def _read(read: ReadImage, key: str) -> bytes | None:
-    # The crawl may have moved or changed since: a report is drawn from what is left.
+    # The crawl may have moved or changed since the run; the report shows what is left.
     try:
         return read(key)
-    except (ImageError, OSError):
+    except (ImageError, LvdError, OSError) as error:
+        if kind_of(error) == "transient":
+            raise
         return None
 
 

@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, PngImagePlugin
 
 COPIES = ("exact", "jpeg30", "half", "blur", "bright", "crop92", "png")
 ODD = (
@@ -17,13 +17,16 @@ ODD = (
 )
 BROKEN = (*("truncated",) * 6, "truncated_png", "html", "empty", "noise", "bomb")
 
-_EXIF_ORIENTATION = 0x0112
-_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
+BOMB_SIDE = 60_000
+FORMATS = {"jpg": "JPEG", "tif": "TIFF"}
+ORIENTATION = 0x0112  # Exif
 
 
-def encode(image: Image.Image, extension: str, quality: int = 88) -> bytes:
-    """Return `image` as a file of the kind that `extension` (jpg, png, webp, gif) names."""
-    return _saved(image, _FORMATS[extension], quality=quality)
+def encode(image: Image.Image, extension: str, **options) -> bytes:
+    """Return `image` as a file of the format that `extension` names."""
+    stream = io.BytesIO()
+    image.save(stream, FORMATS.get(extension, extension.upper()), **options)
+    return stream.getvalue()
 
 
 def copy(data: bytes, extension: str, transform: str) -> tuple[bytes, str]:
@@ -32,21 +35,18 @@ def copy(data: bytes, extension: str, transform: str) -> tuple[bytes, str]:
         return data, extension
     image = Image.open(io.BytesIO(data)).convert("RGB")
     match transform:
-        case "jpeg30":
-            return encode(image, "jpg", 30), "jpg"
         case "half":
-            size = (image.width // 2, image.height // 2)
-            image = image.resize(size, Image.Resampling.LANCZOS)
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
         case "blur":
             image = image.filter(ImageFilter.GaussianBlur(1.5))
         case "bright":
             image = ImageEnhance.Brightness(image).enhance(1.2)
         case "crop92":
-            trim = (round(0.04 * image.width), round(0.04 * image.height))
-            image = image.crop((*trim, image.width - trim[0], image.height - trim[1]))
+            left, upper = round(0.04 * image.width), round(0.04 * image.height)
+            image = image.crop((left, upper, image.width - left, image.height - upper))
         case "png":
             return encode(image, "png"), "png"
-    return encode(image, "jpg"), "jpg"
+    return encode(image, "jpg", quality=30 if transform == "jpeg30" else 88), "jpg"
 
 
 def odd(data: bytes, encoding: str) -> tuple[bytes, str]:
@@ -56,34 +56,36 @@ def odd(data: bytes, encoding: str) -> tuple[bytes, str]:
     `bit16`).
     """
     image = Image.open(io.BytesIO(data)).convert("RGB")
+    extension, options = "jpg", {"quality": 90}
     match encoding:
         case "exif6" | "exif8":
-            turn = {"exif6": Image.Transpose.ROTATE_90, "exif8": Image.Transpose.ROTATE_270}
-            exif = Image.Exif()
-            exif[_EXIF_ORIENTATION] = int(encoding[-1])
-            stored = image.transpose(turn[encoding])
-            return _saved(stored, "JPEG", quality=90, exif=exif), "jpg"
+            options["exif"] = exif = Image.Exif()
+            exif[ORIENTATION] = int(encoding[-1])
+            image = image.rotate(90 if encoding == "exif6" else 270, expand=True)
         case "cmyk":
-            return _saved(image.convert("CMYK"), "JPEG", quality=92), "jpg"
-        case "palette":
-            return _saved(image.quantize(128), "PNG"), "png"
-        case "bit16":
-            levels = image.convert("L").convert("I").point(lambda level: level * 257)
-            return _saved(levels.convert("I;16"), "PNG"), "png"
-        case "rgba":
-            return _saved(_white_to_alpha(image), "PNG"), "png"
+            image = image.convert("CMYK")
         case "gray":
-            return _saved(image.convert("L"), "JPEG", quality=90), "jpg"
+            image = image.convert("L")
+        case "palette":
+            image, extension, options = image.quantize(128), "png", {}
+        case "bit16":
+            grey = np.asarray(image.convert("L"), np.uint16) * 257
+            image, extension, options = Image.fromarray(grey), "png", {}
+        case "rgba":
+            image, extension, options = _white_to_alpha(image), "png", {}
         case "gif":
-            frames = [image.quantize(128), image.rotate(180).quantize(128)]
-            return _saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "gif"
+            others = [image.rotate(180).quantize(128)]
+            image, extension = image.quantize(128), "gif"
+            options = {"save_all": True, "append_images": others}
         case "webp":
-            return _saved(image, "WEBP", quality=80), "webp"
+            extension = "webp"
         case "tiff":
-            return _saved(image, "TIFF", compression="tiff_adobe_deflate"), "tif"
+            extension, options = "tif", {"compression": "tiff_adobe_deflate"}
         case "bmp":
-            return _saved(image, "BMP"), "bmp"
-    return _saved(image, "PNG"), "jpg"
+            extension, options = "bmp", {}
+        case "png_named_jpg":
+            return encode(image, "png"), "jpg"
+    return encode(image, extension, **options), extension
 
 
 def broken(data: bytes, fault: str, chosen: random.Random) -> tuple[bytes, str]:
@@ -100,34 +102,27 @@ def broken(data: bytes, fault: str, chosen: random.Random) -> tuple[bytes, str]:
         case "html":
             page = "<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>\n"
             return page.encode(), "jpg"
-        case "empty":
-            return b"", "jpg"
         case "noise":
             return chosen.randbytes(8000), "jpg"
-    return _bomb(60_000), "png"
+        case "bomb":
+            return _bomb(), "png"
+    return b"", "jpg"
 
 
-def _bomb(side: int) -> bytes:
-    """Return a small PNG file whose header promises `side` * `side` pixels."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+def _bomb() -> bytes:
+    """Return a small PNG file whose header promises BOMB_SIDE * BOMB_SIDE pixels."""
+    stream = io.BytesIO(b"\x89PNG\r\n\x1a\n")
+    stream.seek(0, io.SEEK_END)
+    header = struct.pack(">IIBBBBB", BOMB_SIDE, BOMB_SIDE, 8, 0, 0, 0, 0)
     rows = zlib.compress(bytes(1_000_000), 9)
-    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
+    for chunk in ((b"IHDR", header), (b"IDAT", rows), (b"IEND",)):
+        PngImagePlugin.putchunk(stream, *chunk)
+    return stream.getvalue()
 
 
 def _white_to_alpha(image: Image.Image) -> Image.Image:
     """Return an RGBA picture, as transparent as can be, that over white looks like `image`."""
-    colours = np.asarray(image, dtype=np.float64) / 255
+    colours = np.asarray(image, np.float64) / 255
     alpha = 1 - colours.min(axis=2, keepdims=True)
-    inks = np.divide(colours - 1 + alpha, alpha, out=np.zeros_like(colours), where=alpha > 0)
-    layers = np.concatenate([inks, alpha], axis=2)
-    return Image.fromarray(np.rint(layers * 255).astype(np.uint8))
-
-
-def _saved(image: Image.Image, file_format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
+    inks = (colours - 1 + alpha) / np.maximum(alpha, 1 / 255)
+    return Image.fromarray(np.rint(np.dstack([inks, alpha]) * 255).astype(np.uint8))

@@ -30,6 +30,7 @@ from shared.errors import LvdError
 from shared.locks import locked
 
 _MARK = "sample.json"  # its presence with the right content says that the folder is complete
+_LIBRARIES = ("matplotlib", "numpy", "pillow", "scikit-image", "scikit-learn")
 _TARS = 6
 _FEWEST = 100
 _SHARES = {  # of the images that are neither broken nor odd
@@ -72,7 +73,7 @@ def make_sample(out: Path, seed: int = 0, images: int = 600) -> dict[str, Any]:
     out = Path(out)
     if images < _FEWEST:
         raise LvdError(f"a sample of {images} images is too small: ask for at least {_FEWEST}")
-    wanted = {"seed": seed, "images": images, "code": _code(), "versions": _versions()}
+    wanted = {"seed": seed, "images": images, "made_by": _made_by()}
     facts = _complete(out, wanted)
     built = facts is None
     if facts is None:
@@ -97,8 +98,9 @@ def _build(out: Path, seed: int, images: int, wanted: dict[str, Any]) -> dict[st
     (partial / "seed").mkdir()
     items, seeds = _items(seed, images)
     for crop in seeds:
-        data = edits.encode(_resized(crop, random.Random(f"{seed}/{crop.box}")), "jpg", 92)
-        (partial / "seed" / f"{crop.subject}-{crop.number:03d}.jpg").write_bytes(data)
+        image = _resized(crop, random.Random(f"{seed}/{crop.box}"))
+        path = partial / "seed" / f"{crop.subject}-{crop.number:03d}.jpg"
+        path.write_bytes(edits.encode(image, "jpg", quality=92))
     _write_crawl(partial, items, random.Random(f"{seed}/order"))
     kinds = dict(sorted(Counter(item.kind for item in items).items()))
     counts = {"images": len(items), "seed_images": len(seeds), "kinds": kinds}
@@ -111,7 +113,9 @@ def _build(out: Path, seed: int, images: int, wanted: dict[str, Any]) -> dict[st
 
 def _items(seed: int, images: int) -> tuple[list[_Item], list[Crop]]:
     """Return the crawl's items, in no particular order, and the seed's crops."""
-    counts = _counts(images - len(edits.BROKEN) - len(edits.ODD) - len(_small(seed)))
+    chosen = random.Random(f"{seed}/items")
+    small = _small(chosen)
+    counts = _counts(images - len(edits.BROKEN) - len(edits.ODD) - len(small))
     wanted_seeds = round(counts["photograph"] * _SEEDS_PER_PHOTOGRAPH)
     found = crops(SEED_SUBJECTS, counts["photograph"] + wanted_seeds, f"{seed}")
     found.sort(key=lambda crop: (crop.number % 2 == 0, crop.number))  # seeds: every other large one
@@ -121,30 +125,33 @@ def _items(seed: int, images: int) -> tuple[list[_Item], list[Crop]]:
         "object": crops(OTHER_SUBJECTS, counts["object"], f"{seed}"),
         "texture": crops(TEXTURES, counts["texture"], f"{seed}"),
     }
-    chosen = random.Random(f"{seed}/items")
-    items = [
+    cropped = [
         _Item(kind, crop.subject, *_encoded(_resized(crop, chosen), chosen, 0.85))
         for kind, group in groups.items()
         for crop in group
     ]
-    photographs = [item for item in items if item.kind != "texture"]
-    drawings = []
-    for kind, draw in _DRAW.items():
-        for i in range(counts[kind]):
-            image = draw(random.Random(f"{seed}/{kind}/{i}"))
-            drawings.append(_Item(kind, kind, *_encoded(image, chosen, 0.45)))
+    drawn = [
+        _Item(kind, kind, *_encoded(draw(random.Random(f"{seed}/{kind}/{i}")), chosen, 0.45))
+        for kind, draw in _DRAW.items()
+        for i in range(counts[kind])
+    ]
+    photographs = [item for item in cropped if item.kind != "texture"]
     jpegs = [item for item in photographs if item.extension == "jpg"]
-    odd_ones = chosen.sample(jpegs, len(edits.ODD))
-    copied = [item for item in photographs if item not in odd_ones]
-    items += drawings + _small(seed)
-    items += _placeholders(counts["placeholder"], chosen)
+    sources = chosen.sample(jpegs, len(edits.ODD))
+    odd = [
+        _Item("odd", item.subject, *edits.odd(item.data, encoding), item, encoding)
+        for item, encoding in zip(sources, edits.ODD, strict=True)
+    ]
+    copied = [item for item in photographs if item not in sources]
+    broken = [
+        _Item(
+            "corrupt", "lost", *edits.broken(chosen.choice(jpegs).data, fault, chosen), None, fault
+        )
+        for fault in edits.BROKEN
+    ]
+    items = [*cropped, *drawn, *small, *odd, *broken, *_placeholders(counts["placeholder"], chosen)]
     items += _copies(copied, counts["copy of a photograph"], chosen)
-    items += _copies(drawings, counts["copy of a drawing"], chosen)
-    for item, encoding in zip(odd_ones, edits.ODD, strict=True):
-        items.append(_Item("odd", item.subject, *edits.odd(item.data, encoding), item, encoding))
-    for item, fault in zip(chosen.choices(jpegs, k=len(edits.BROKEN)), edits.BROKEN, strict=True):
-        broken = edits.broken(item.data, fault, chosen)
-        items.append(_Item("corrupt", "lost", *broken, transform=fault))
+    items += _copies(drawn, counts["copy of a drawing"], chosen)
     return items, seeds
 
 
@@ -164,83 +171,76 @@ def _resized(crop: Crop, chosen: random.Random) -> Image.Image:
 
 
 def _encoded(image: Image.Image, chosen: random.Random, jpegs: float) -> tuple[bytes, str]:
+    """Return a file and its extension: a JPEG with probability `jpegs`, else mostly PNG."""
     rest = (1 - jpegs) / 10
     weights = (jpegs, 6 * rest, 3 * rest, rest)
     extension = chosen.choices(("jpg", "png", "webp", "gif"), weights)[0]
-    return edits.encode(image, extension, chosen.randint(78, 93)), extension
+    return edits.encode(image, extension, quality=chosen.randint(78, 93)), extension
 
 
 def _copies(sources: list[_Item], count: int, chosen: random.Random) -> list[_Item]:
+    pairs = zip(chosen.choices(sources, k=count), cycle(edits.COPIES), strict=False)
     return [
-        _Item(
-            item.kind, "mirror", *edits.copy(item.data, item.extension, transform), item, transform
-        )
-        for item, transform in zip(
-            chosen.choices(sources, k=count), islice(cycle(edits.COPIES), count), strict=True
-        )
+        _Item(item.kind, "mirror", *edits.copy(item.data, item.extension, name), item, name)
+        for item, name in pairs
     ]
 
 
 def _placeholders(count: int, chosen: random.Random) -> list[_Item]:
     """Return one placeholder picture `count` times: half of it byte by byte, half re-encoded."""
     picture = placeholder()
-    first = _Item("placeholder", "gone", edits.encode(picture, "jpg", 90), "jpg")
-    again = [
-        _Item("placeholder", "gone", first.data, "jpg", first, "exact")
-        if i % 2
-        else _Item(
-            "placeholder",
-            "gone",
-            edits.encode(picture, "jpg", chosen.randint(40, 85)),
-            "jpg",
-            first,
-            "jpeg",
-        )
-        for i in range(count - 1)
-    ]
-    return [first, *again]
+    first = _Item("placeholder", "gone", edits.encode(picture, "jpg", quality=90), "jpg")
+    items = [first]
+    for i in range(count - 1):
+        data = first.data
+        if i % 2 == 0:
+            data = edits.encode(picture, "jpg", quality=chosen.randint(40, 85))
+        transform = "exact" if i % 2 else "jpeg"
+        items.append(_Item("placeholder", "gone", data, "jpg", first, transform))
+    return items
 
 
-def _small(seed: int) -> list[_Item]:
+def _small(chosen: random.Random) -> list[_Item]:
     """Return images that are whole but worth nothing: a tracking pixel, a banner, blank ones."""
-    shade = random.Random(f"{seed}/small").randint(235, 250)
+    shade = chosen.randint(235, 250)
     pictures = (
-        ("tiny", "1x1", Image.new("RGB", (1, 1), "white"), "gif"),
-        ("tiny", "banner", Image.new("RGB", (600, 24), (200, 40, 40)), "png"),
-        ("blank", "white", Image.new("RGB", (320, 240), "white"), "jpg"),
-        ("blank", "shade", Image.new("RGB", (300, 300), (shade, shade, 255)), "png"),
+        ("tiny", "1x1", (1, 1), "white", "gif"),
+        ("tiny", "banner", (600, 24), (200, 40, 40), "png"),
+        ("blank", "white", (320, 240), "white", "jpg"),
+        ("blank", "shade", (300, 300), (shade, shade, 255), "png"),
     )
     return [
-        _Item(kind, kind, edits.encode(image, extension), extension, transform=name)
-        for kind, name, image, extension in pictures
+        _Item(
+            kind,
+            kind,
+            edits.encode(Image.new("RGB", size, colour), extension),
+            extension,
+            None,
+            name,
+        )
+        for kind, name, size, colour, extension in pictures
     ]
 
 
 def _write_crawl(folder: Path, items: list[_Item], chosen: random.Random) -> None:
     """Write the tars and the truth: stems numbered in one random order, members in another."""
-    numbers = list(range(len(items)))
-    chosen.shuffle(numbers)
+    numbers = chosen.sample(range(len(items)), len(items))
     stems = {id(item): f"i{number:05d}" for item, number in zip(items, numbers, strict=True)}
-    order = list(items)
-    chosen.shuffle(order)
-    rows = []
-    for t in range(_TARS):
-        part = f"{t:05d}"
-        members = order[t * len(order) // _TARS : (t + 1) * len(order) // _TARS]
-        with tarfile.open(
-            folder / "crawl" / f"{part}.tar", "w", format=tarfile.USTAR_FORMAT
-        ) as tar:
-            for item in members:
-                stem = stems[id(item)]
-                record = {"caption": item.subject, "url": f"sample:{item.subject}/{stem[1:]}"}
-                _add(tar, f"{stem}.{item.extension}", item.data)
-                _add(tar, f"{stem}.json", json.dumps(record, sort_keys=True).encode())
-                copy_of = stems[id(item.origin)] if item.origin else ""
-                rows.append((part, stem, item.kind, copy_of, item.transform))
+    order = chosen.sample(items, len(items))
     with (folder / "truth.csv").open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("part", "member", "kind", "copy_of", "transform"))
-        table.writerows(rows)
+        truth = csv.writer(file, lineterminator="\n")
+        truth.writerow(("part", "member", "kind", "copy_of", "transform"))
+        for number in range(_TARS):
+            members = order[number * len(order) // _TARS : (number + 1) * len(order) // _TARS]
+            path = folder / "crawl" / f"{number:05d}.tar"
+            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for item in members:
+                    stem = stems[id(item)]
+                    record = {"caption": item.subject, "url": f"sample:{item.subject}/{stem[1:]}"}
+                    _add(tar, f"{stem}.{item.extension}", item.data)
+                    _add(tar, f"{stem}.json", json.dumps(record, sort_keys=True).encode())
+                    copy_of = stems[id(item.origin)] if item.origin else ""
+                    truth.writerow((path.stem, stem, item.kind, copy_of, item.transform))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -253,9 +253,8 @@ def _complete(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """Return the mark of a complete sample of the `wanted` kind in `out`, or None."""
     try:
         facts = json.loads((out / _MARK).read_text())
-        same = all(facts[name] == value for name, value in wanted.items())
-        return facts if same and facts["sizes"] == _sizes(out) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return facts if facts == {**facts, **wanted, "sizes": _sizes(out)} else None
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -271,13 +270,9 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files if p.name != _MARK}
 
 
-def _code() -> str:
-    """Return a hash of the modules that decide the sample, so that a change to them remakes it."""
-    content = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(__file__).parent.glob("sample*.py")):
-        content.update(path.read_bytes())
-    return content.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("pillow", "scikit-image", "scikit-learn")}
+def _made_by() -> dict[str, str]:
+    """Return what decides the sample's bytes: a hash of this package's code, library versions."""
+    code = hashlib.blake2b(digest_size=8)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    return {"code": code.hexdigest(), **{name: version(name) for name in _LIBRARIES}}

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from itertools import islice, zip_longest
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageStat
 
 from shared.errors import LvdError
@@ -76,27 +77,28 @@ def crops(subjects: dict[str, tuple[str, str]], count: int, label: str) -> list[
 
 def _subject_crops(subject: str, package: str, name: str, label: str) -> Iterator[Crop]:
     picture = _open(package, name)
+    grey = picture.convert("L")
+    detail = ImageChops.difference(grey, grey.filter(ImageFilter.BoxBlur(2)))
     chosen = random.Random(f"{label}/{subject}")
     boxes: list[Box] = []
-    for scale in _SCALES:
-        for _ in range(_TRIES):
-            box = _random_box(picture.size, scale, chosen)
-            if box is None or any(overlap(box, other) > _MAX_OVERLAP for other in boxes):
-                continue
-            image = picture.crop(box)
-            if _has_content(image):
-                boxes.append(box)
-                yield Crop(subject, len(boxes) - 1, box, image)
+    for scale in (scale for scale in _SCALES for _ in range(_TRIES)):
+        box = _random_box(picture.size, scale, chosen)
+        if box is None or any(overlap(box, other) > _MAX_OVERLAP for other in boxes):
+            continue
+        cells = np.asarray(detail.resize((6, 6), Image.Resampling.BOX, box))
+        contrast = ImageStat.Stat(grey.crop(box)).stddev[0]
+        if (cells > _MIN_DETAIL).mean() > _MIN_BUSY and contrast > _MIN_CONTRAST:
+            boxes.append(box)
+            yield Crop(subject, len(boxes) - 1, box, picture.crop(box))
 
 
 def overlap(one: Box, other: Box) -> float:
     """Return the intersection over union of two boxes (left, upper, right, lower)."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
+    both = max(width, 0) * max(height, 0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return width * height / (sum(areas) - width * height)
+    return both / (sum(areas) - both)
 
 
 def _random_box(size: Sequence[int], scale: float, chosen: random.Random) -> Box | None:
@@ -107,14 +109,6 @@ def _random_box(size: Sequence[int], scale: float, chosen: random.Random) -> Box
         return None
     left, upper = chosen.randint(0, size[0] - width), chosen.randint(0, size[1] - height)
     return left, upper, left + width, upper + height
-
-
-def _has_content(image: Image.Image) -> bool:
-    grey = image.convert("L")
-    detail = ImageChops.difference(grey, grey.filter(ImageFilter.BoxBlur(2)))
-    cells = detail.resize((6, 6), Image.Resampling.BOX).tobytes()
-    busy = sum(level > _MIN_DETAIL for level in cells) / len(cells)
-    return busy > _MIN_BUSY and ImageStat.Stat(grey).stddev[0] > _MIN_CONTRAST
 
 
 def _open(package: str, name: str) -> Image.Image:

@@ -114,10 +114,8 @@ def _apply_budget(
     kept = decision[candidates] == CODE["kept"]
     if kept.sum() <= most:
         return
-    place = np.empty(len(crawl), np.int64)
-    place[crawl.order] = np.arange(len(crawl))
     numbers, similarity = candidates[kept], similarity[kept]
-    decision[numbers[np.lexsort((place[numbers], -similarity))[most:]]] = CODE["over_budget"]
+    decision[numbers[np.lexsort((crawl.place[numbers], -similarity))[most:]]] = CODE["over_budget"]
 
 
 def _order(crawl: Collection, numbers: np.ndarray, seed: int) -> np.ndarray:

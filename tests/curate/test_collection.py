@@ -35,11 +35,7 @@ def check_order(collection, images):
     assert sorted(everyone.tolist()) == list(range(len(images)))
     parts = [collection.parts[part].name for part in collection.part_of(np.arange(len(images)))]
     assert parts == sorted(parts, key=lambda name: name + "/")
-    ids = collection.ids(np.arange(len(images)))
-    assert len(set(ids.tolist())) == len(images)
-    np.testing.assert_array_equal(
-        collection.starts[ids >> 32] + (ids & 0xFFFFFFFF), everyone[np.argsort(everyone)]
-    )
+    np.testing.assert_array_equal(collection.place[everyone], np.arange(len(images)))
     assert keys_of(collection) == [image.key for image in expected]
     facts = collection.facts(everyone)
     assert facts["key"].to_pylist() == keys_of(collection)

@@ -14,8 +14,8 @@ from pictures import ColourEmbedder, ColourForwards, colour_request, encoded, pi
 from curate.catalogue.content import local_copy
 from curate.embedding import embed as module
 from curate.embedding import stage
-from curate.execution.executor import EngineSettings
 from curate.execution.session import open_runner
+from curate.stage import EngineSettings
 from shared.datasets import DatasetSettings, list_parts
 
 MEMBERS = {f"{number:02d}.png": encoded(picture(number), "PNG") for number in range(4)}

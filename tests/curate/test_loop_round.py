@@ -66,7 +66,7 @@ def commands(monkeypatch):
 def loop(tmp_path, commands):
     """Runs two rounds, and returns what they ran."""
     (tmp_path / "pipelines.yaml").write_text(CONFIG)
-    asked = loop_request(
+    request = loop_request(
         pipeline="default",
         out=tmp_path / "out",
         config=tmp_path / "pipelines.yaml",
@@ -80,9 +80,9 @@ def loop(tmp_path, commands):
 
     def run():
         commands.ran.clear()
-        first = Round(asked, 1, None, hold=0)
+        first = Round(request, 1, None, hold=0)
         first.run()
-        Round(asked, 2, first, hold=0).run()
+        Round(request, 2, first, hold=0).run()
         return commands.ran
 
     return run

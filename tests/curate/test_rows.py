@@ -103,8 +103,7 @@ class Finished:
         }
         self.images = self.tables["images"].to_pylist()
         self.by_key = {row["key"]: row for row in self.images}
-        ids = self.crawl.ids(np.array(self.crawl.order)).tolist()
-        self.by_id = dict(zip(ids, self.images, strict=True))
+        self.by_id = dict(enumerate(self.images))
         self.made = {image.key: image for image in crawled()}
 
 

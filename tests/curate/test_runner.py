@@ -20,9 +20,9 @@ from engine_units import (
     written_where,
 )
 
-from curate.execution.executor import TRIES, EngineSettings
+from curate.execution.executor import TRIES
 from curate.execution.session import open_runner
-from curate.stage import Failure, Stage, Unit, Workers
+from curate.stage import EngineSettings, Failure, Stage, Unit, Workers
 from shared.commits import read_manifest
 from shared.errors import LvdError
 
@@ -211,8 +211,7 @@ def test_in_process_runs_need_no_ray(tmp_path):
     code = (
         "import sys; from pathlib import Path; from engine_units import write\n"
         "from curate.execution.session import open_runner\n"
-        "from curate.execution.executor import EngineSettings\n"
-        "from curate.stage import Stage, Unit\n"
+        "from curate.stage import EngineSettings, Stage, Unit\n"
         f"with open_runner(Path({str(tmp_path)!r}), EngineSettings(), 'inline') as runner:\n"
         "    with runner.at_work('testing'):\n"
         "        runner.run(Stage('testing', 1), write, [Unit('a', ('t',))])\n"

@@ -22,7 +22,7 @@ def _elsewhere(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(ray_session, drawn, tmp_path_factory) -> Site:
+def undisturbed(drawn, tmp_path_factory) -> Site:
     """A finished run in `out`, and the work folder that it left."""
     root = tmp_path_factory.mktemp("undisturbed")
     site = Site(root, drawn, root / "work")
@@ -31,6 +31,6 @@ def undisturbed(ray_session, drawn, tmp_path_factory) -> Site:
 
 
 @pytest.fixture
-def site(ray_session, drawn, tmp_path) -> Site:
+def site(drawn, tmp_path) -> Site:
     """The drawn data with a work folder of its own."""
     return Site(tmp_path, drawn, tmp_path / "work")

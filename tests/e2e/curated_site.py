@@ -19,10 +19,12 @@ class Site:
     data: Path
     work: Path
 
+    executor: str = "inline"
+
     def arguments(self, *extra: str, out: str = "out") -> list[str]:
         """Return the words behind `lvd-curate` of a run."""
         where = {"--config": self.data / "pipelines.yaml", "--work": self.work}
-        where["--out"] = self.root / out
+        where |= {"--out": self.root / out, "--executor": self.executor}
         return ["run", *[str(word) for pair in where.items() for word in pair], *extra]
 
     def run(self, *extra: str, out: str = "out", status: int = 0) -> str:

@@ -154,9 +154,9 @@ def test_stage_two_knows_it_by_its_name_and_can_start_from_it():
 
     from train.evaluation.frozen import load_models
     from train.export.source import read_backbone
-    from train.model.heads import HeadSettings, HeadsSettings
     from train.model.init import load_backbone
     from train.model.network import build_network
+    from train.model.settings import HeadSettings, HeadsSettings
 
     weights = load_file(bundled.FOLDER / "model.safetensors")
     for name, kept in (("bundled", True), ("untrained:bundled", False)):

@@ -156,6 +156,12 @@ def test_where_there_are_no_locks_that_is_said_and_work_goes_on(
         assert (tmp_path / "scratch" / "other").exists()
 
 
+def test_behind_a_url_there_are_no_locks_and_that_is_said(capsys):
+    with locked("memory://bucket/out/lock", "busy") as held:
+        assert held is None
+    assert capsys.readouterr().err.count("memory://bucket/out is on storage without locks") == 1
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with (

@@ -233,6 +233,20 @@ def test_parquet_rows_are_images_of_bytes_or_of_hugging_face_structs(tmp_path, s
     assert rows[0].columns == {"score": 1.5, "label": None, "no": None}
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), pa.binary())],
+)
+def test_image_bytes_are_read_in_every_layout_that_arrow_writes(tmp_path, scratch, kind):
+    images = pa.array([b"1", b"2", b"1"], pa.binary())
+    images = images.dictionary_encode() if pa.types.is_dictionary(kind) else images.cast(kind)
+    table = {"image": images}
+    if not pa.types.is_dictionary(kind):
+        table = {"image": pa.StructArray.from_arrays([images], ["bytes"])}
+    pq.write_table(pa.table(table), tmp_path / "p.parquet")
+    assert read(tmp_path / "p.parquet", scratch)[2] == {"p/0": b"1", "p/1": b"2", "p/2": b"1"}
+
+
 def test_parquet_keys_are_the_key_column_where_it_is_unique(tmp_path, scratch):
     def keys(column, **options):
         data = {"image": [b"%d" % n for n in range(11)], **column}

@@ -57,6 +57,37 @@ def clip_folder(folder: Path, seed: int = 3, **vision) -> Path:
     return folder
 
 
+WITH_TOKENS = (
+    *("run", "vit", "vit, average", "eva", "beit", "clip", "clip of timm"),
+    *("untrained", "bundled"),
+)
+"""The kinds of `write_models` that have CLS and patch tokens."""
+
+
+def write_models(root: Path) -> dict[str, str]:
+    """Write a model of each kind that evaluation reads, and return their names by kind."""
+    from small_run import RECIPE
+
+    odd_heads = TINY | {"num_heads": 3}
+    without_cls = TINY | {"class_token": False, "global_pool": "avg"}
+    of_timm = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"}
+    folders = {
+        "run": run_folder(root / "run", RECIPE),
+        "vit": timm_folder(root / "vit", **REGISTERS),
+        "vit, average": timm_folder(root / "average", **TINY, global_pool="avg"),
+        "eva": timm_folder(root / "eva", "eva02_tiny_patch14_224", **odd_heads),
+        "beit": timm_folder(root / "beit", "beit_base_patch16_224", **TINY),
+        "clip": clip_folder(root / "clip", layers=2, width=64, patch_size=8),
+        "clip of timm": clip_folder(root / "clip-timm", **of_timm, image_size=160),
+        "vit without CLS": timm_folder(root / "patches", **without_cls),
+        "convolutional": timm_folder(root / "convolutional", "test_resnet"),
+        "clip, convolutional": clip_folder(root / "rn", layers=[1, 1, 1, 1], width=16),
+    }
+    (folders["run"] / "model").mkdir()
+    others = {"untrained": "untrained:test_vit", "bundled": "bundled", "pixels": "pixels"}
+    return {kind: str(folder) for kind, folder in folders.items()} | others
+
+
 def run_folder(out: Path, recipe: dict) -> Path:
     """Write the OUT of a run of `recipe` that has taken no step yet; student and teacher differ."""
     validated = Recipe.model_validate(recipe)

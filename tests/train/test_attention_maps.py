@@ -16,9 +16,10 @@ from torch.nn.functional import interpolate
 from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
 from shared.evaluation_transform import square
-from train.evaluation.attention import AttentionSettings, attention, jaccard
+from train.evaluation.attention import attention, jaccard
 from train.evaluation.attention_maps import cls_attention, most_attended
 from train.evaluation.frozen import FrozenModel, JoinedModel, Needs
+from train.evaluation.settings import AttentionSettings
 from train.evaluation.towers import patch_and_registers
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -6,7 +6,8 @@ from timm.layers import Attention
 from torch import nn
 
 from shared.errors import LvdError
-from train.model.backbone import Backbone, ModelSettings, build_backbone
+from train.model.backbone import Backbone, build_backbone
+from train.model.settings import ModelSettings
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 MODELS = [

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from train.objectives import cross_entropy
-from train.objectives.centering import CenteringSettings, EmaCentre, SinkhornKnopp, build_centering
+from train.objectives.centering import EmaCentre, SinkhornKnopp, build_centering
 from train.objectives.cross_entropy import Targets
+from train.objectives.settings import CenteringSettings
 
 ROWS, PROTOTYPES = 11, 9
 TEMPERATURE = 0.07

@@ -17,12 +17,13 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.tensor import DTensor
 
 from shared.errors import LvdError
-from train.distributed.parallelise import ParallelSettings, parallelise
+from train.distributed.parallelise import parallelise
 from train.distributed.ranks import Ranks, any_rank, process_group
-from train.model.backbone import ModelSettings
-from train.model.heads import HeadSettings, HeadsSettings
+from train.distributed.settings import ParallelSettings
 from train.model.network import build_network, make_teacher
-from train.optimisation.groups import OptimiserSettings, make_optimiser, parameter_groups
+from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
+from train.optimisation.groups import make_optimiser, parameter_groups
+from train.optimisation.settings import OptimiserSettings
 from train.persistence.checkpoints import MANIFEST, PARTIAL, load, newest, save, training_state
 
 PROCESSES = 2

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from train.monitoring.collapse import RECOVERED, CollapseSettings, CollapseWatch, signs
+from train.monitoring.collapse import RECOVERED, CollapseWatch, signs
 from train.monitoring.indicators import indicators
+from train.monitoring.settings import CollapseSettings
 from train.objectives.centering import EmaCentre, SinkhornKnopp
 
 SIZES = {"prototypes": 1024, "images": 200, "dim": 64, "features": 128}

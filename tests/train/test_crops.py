@@ -13,8 +13,9 @@ from torchvision import transforms
 from torchvision.transforms.v2 import InterpolationMode, Normalize, functional
 
 from train.data import crops as module
-from train.data.crops import CropSettings, Views, finish_views, normalise, stack_views
+from train.data.crops import Views, finish_views, normalise, stack_views
 from train.data.photometric import HUE
+from train.data.settings import CropSettings
 
 SMALL = {"global_size": 24, "local_size": 12, "local_views": 4}
 ON_CPU, DEFERRED = CropSettings(**SMALL), CropSettings(**SMALL, device="gpu")
@@ -42,7 +43,7 @@ def finished(settings, seed, image, sample, epoch):
 
 def boxes(shape, count=200, seed=0, **changed):
     chosen = CropSettings(**SMALL | {"local_views": count - 2} | changed)
-    return module._boxes(module._draw(seed, count), shape, chosen)
+    return module._boxes(module._draw([seed], count), np.array([shape[1:]]), chosen)[0]
 
 
 def test_views_have_the_sizes_and_numbers_asked_for(picture):
@@ -96,9 +97,8 @@ def test_more_local_views_change_no_other_view(picture):
 def test_crops_are_torchvisions(picture, interpolation):
     chosen = DEFERRED.model_copy(update={"interpolation": interpolation})
     made = Views(chosen, 1)(picture, 2, 3)
-    uniform = module._draw(module.derive(1, "views", 3, 2), 6)
-    places = module._boxes(uniform, picture.shape, chosen)
-    flips = uniform["flip"][:, 0] < 0.5
+    draws = Views(chosen, 1).draw([2], 3, np.array([picture.shape[1:]]))
+    places, flips = draws.boxes[0], draws.flips[0]
     assert flips.any()
     assert not flips.all()
     views = [*made.global_views, *made.local_views]

@@ -26,8 +26,9 @@ from train.evaluation.frozen import load_models
 from train.export import centring
 from train.export.command import export
 from train.export.formats import write_export
-from train.model.backbone import ModelSettings, build_backbone
+from train.model.backbone import build_backbone
 from train.model.model_folder import write_model_folder
+from train.model.settings import ModelSettings
 
 
 def tokens(folder: Path, shards: Path, *, pooled: bool = True) -> torch.Tensor:

@@ -7,9 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from train.distributed.parallelise import autocast
 from train.estimate import Load, estimate
-from train.model.backbone import ModelSettings
-from train.model.heads import HeadSettings, HeadsSettings
 from train.model.network import build_network, make_teacher
+from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 from train.objectives.centering import SinkhornKnopp
 from train.objectives.dino_loss import dino_loss
 from train.objectives.ibot_loss import ibot_loss, mask_weights

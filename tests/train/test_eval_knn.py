@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import train.evaluation.knn
 from shared.errors import LvdError
 from train.evaluation.features import Bank
-from train.evaluation.knn import KnnEvalSettings, knn
+from train.evaluation.knn import knn
+from train.evaluation.settings import KnnEvalSettings
 
 
 def bank(features, labels):

@@ -4,7 +4,8 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from train.model.heads import HeadSettings, HeadsSettings, ProjectionHead
+from train.model.heads import ProjectionHead
+from train.model.settings import HeadSettings, HeadsSettings
 
 SETTINGS = HeadSettings(prototypes=50, hidden=24, bottleneck=8)
 

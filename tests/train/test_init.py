@@ -7,12 +7,11 @@ from safetensors.torch import save_file
 
 from shared.errors import LvdError
 from train.model import init
-from train.model.backbone import ModelSettings
-from train.model.heads import HeadSettings, HeadsSettings
 from train.model.init import load_backbone
 from train.model.model_folder import write_model_folder
 from train.model.network import Network, build_network
 from train.model.positions import resample_positions
+from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 
 HEADS = HeadsSettings(dino=HeadSettings(prototypes=8, hidden=8, bottleneck=4))
 OPTIONS = {"embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -20,7 +20,8 @@ import train.evaluation.neighbours
 from shared.errors import LvdError
 from train.distributed.ranks import Ranks, process_group
 from train.evaluation.neighbours import largest, neighbours, weighted_vote
-from train.monitoring.knn import Knn, KnnSettings
+from train.monitoring.knn import Knn
+from train.monitoring.settings import KnnSettings
 
 
 def brute_force(queries, bank, labels, k, temperature, classes):

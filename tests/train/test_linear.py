@@ -4,7 +4,8 @@ from clusters import dataset, relabelled
 
 from shared.errors import LvdError
 from train.evaluation.holdout import held_out, known_classes
-from train.evaluation.linear import LinearSettings, ProbeFeatures, linear_probe, train_heads
+from train.evaluation.linear import ProbeFeatures, linear_probe, train_heads
+from train.evaluation.settings import LinearSettings
 
 QUICK = {"batch_size": 32, "epochs": 4, "least_steps": 60, "learning_rates": (0.001, 0.01, 0.1)}
 

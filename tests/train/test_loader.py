@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shared.errors import LvdError
-from train.data.crops import CropSettings, SampleViews, Views
+from train.data.crops import SampleViews, Views
 from train.data.index import read_index
-from train.data.loader import DataSettings, make_loader
-from train.data.masks import MaskSettings, batch_masks
+from train.data.loader import make_loader
+from train.data.masks import batch_masks
 from train.data.order import Order
+from train.data.settings import CropSettings, DataSettings, MaskSettings
 
 IMAGES, SHARDS = 48, 3
 CROPS = CropSettings(global_size=16, local_size=8, local_views=2)

@@ -6,7 +6,8 @@ from clusters import dataset, relabelled
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from train.evaluation.logistic import LogregSettings, logistic
+from train.evaluation.logistic import logistic
+from train.evaluation.settings import LogregSettings
 
 
 def regression(train, test, **options):

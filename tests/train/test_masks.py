@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from train.data.masks import MaskSettings, batch_masks, block_mask, group_counts
+from train.data.masks import batch_masks, block_mask, group_counts
+from train.data.settings import MaskSettings
 
 SETTINGS = MaskSettings()
 BATCH, GROUP, GRID = 24, 4, (8, 8)

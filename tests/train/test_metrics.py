@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from train.monitoring.metrics import (
-    CURVES,
-    METRICS,
-    TIMINGS,
-    LogSettings,
-    MetricsWriter,
-    read_metrics,
-)
+from train.monitoring.metrics import CURVES, METRICS, TIMINGS, MetricsWriter, read_metrics
+from train.monitoring.settings import LogSettings
 
 PLAIN = LogSettings(tensorboard=False)
 

@@ -15,8 +15,9 @@ from timm.data import create_transform, resolve_data_config
 from shared.embedders import load, settings_for_folder
 from shared.evaluation_transform import square
 from train.model import model_folder
-from train.model.backbone import Backbone, ModelSettings, build_backbone
+from train.model.backbone import Backbone, build_backbone
 from train.model.model_folder import write_model_folder
+from train.model.settings import ModelSettings
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SETTINGS = {

@@ -3,9 +3,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from shared.errors import LvdError
-from train.model.backbone import ModelSettings
-from train.model.heads import HeadSettings, HeadsSettings
 from train.model.network import Network, build_network, make_teacher
+from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 
 HEAD = HeadSettings(prototypes=20, hidden=24, bottleneck=8)
 UNTIED = HeadsSettings(dino=HEAD, ibot=HeadSettings(prototypes=30, hidden=24, bottleneck=6))

@@ -15,17 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from train.distributed.parallelise import (
-    ParallelSettings,
-    autocast,
-    parallelise,
-    resolve_precision,
-    sync_gradients,
-)
+from train.distributed.parallelise import autocast, parallelise, resolve_precision, sync_gradients
 from train.distributed.ranks import Ranks, process_group, sum_over_ranks
-from train.model.backbone import ModelSettings
-from train.model.heads import HeadSettings, HeadsSettings
+from train.distributed.settings import ParallelSettings
 from train.model.network import Network, build_network, make_teacher
+from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 
 PROCESSES = 2
 IMAGES, SIDE, LOCAL_SIDE, PATCH = 8, 32, 16, 8

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from train.model.backbone import ModelSettings, build_backbone
-from train.model.heads import HeadSettings, ProjectionHead
+from train.model.backbone import build_backbone
+from train.model.heads import ProjectionHead
 from train.model.network import Network
-from train.optimisation.groups import OptimiserSettings, make_optimiser, parameter_groups
-from train.optimisation.schedules import Values, set_values
+from train.model.settings import HeadSettings, ModelSettings
+from train.optimisation.groups import make_optimiser, parameter_groups, set_values
+from train.optimisation.schedules import Values
+from train.optimisation.settings import OptimiserSettings
 
 
 def build(name="vit_small_patch14_reg4_dinov2", *, shared=False, **options):

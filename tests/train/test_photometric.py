@@ -188,11 +188,3 @@ def test_the_images_given_are_left_alone(pictures):
     before = pictures.clone()
     photometric(pictures, drawn(len(pictures), 5))
     assert torch.equal(pictures, before)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_what_the_cpu_gives(pictures):
-    chosen = drawn(len(pictures), 7)
-    chosen["solarise"][:] = False  # it makes one level of rounding at 128 into 127 of them
-    on_gpu = photometric(pictures.cuda(), chosen)
-    assert levels_apart(on_gpu.cpu(), photometric(pictures, chosen)) <= 1

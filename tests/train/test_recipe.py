@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from shared.errors import LvdError
-from train.optimisation.schedules import Schedules
 from train.recipe import read_recipe
 from train.system import new_network
 
@@ -28,14 +27,7 @@ def test_every_shipped_recipe_builds(name: str, monkeypatch: pytest.MonkeyPatch)
         recipe.objectives.ibot > 0 and not recipe.heads.shared
     )
     recipe.micro_batch(1)
-    steps, epoch_steps = recipe.length(data_epoch=1250)
-    Schedules(
-        recipe.optimiser,
-        recipe.teacher,
-        batch_size=recipe.batch_size,
-        total_steps=steps,
-        steps_per_epoch=epoch_steps,
-    )
+    recipe.schedules(data_epoch=1250)
 
 
 def test_the_shipped_recipes_are_those_that_were_promised() -> None:

@@ -7,8 +7,8 @@ import torch
 from small_run import IMAGES, write_shards
 from torch import Tensor
 
-from train.data.crops import CropSettings
 from train.data.index import ShardIndex, read_index
+from train.data.settings import CropSettings
 from train.distributed.parallelise import autocast
 from train.monitoring.recognition import recognition
 

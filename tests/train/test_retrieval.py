@@ -13,13 +13,13 @@ import train.evaluation.retrieval
 from shared.errors import LvdError
 from train.evaluation.relevance import Relevance, read_benchmark
 from train.evaluation.retrieval import (
-    RetrievalSettings,
     average_precision,
     positions_of,
     precision,
     rankings,
     retrieval,
 )
+from train.evaluation.settings import RetrievalSettings
 
 
 def area(relevant):

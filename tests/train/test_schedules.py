@@ -6,8 +6,9 @@ import torch
 
 from shared.errors import LvdError
 from train.optimisation.ema import update_teacher
-from train.optimisation.groups import OptimiserSettings
-from train.optimisation.schedules import Schedules, TeacherSettings, Values, cosine, set_values
+from train.optimisation.groups import set_values
+from train.optimisation.schedules import Schedules, Values, cosine
+from train.optimisation.settings import OptimiserSettings, TeacherSettings
 
 PUBLISHED = {
     "batch_size": 2048,

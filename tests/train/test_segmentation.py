@@ -12,11 +12,12 @@ from torch.nn.functional import interpolate
 
 import train.evaluation.dense_head
 from shared.errors import LvdError
-from train.evaluation.dense import DenseImages, DenseSettings, at_points, draw, pixel_centres
+from train.evaluation.dense import DenseImages, at_points, draw, pixel_centres
 from train.evaluation.dense_head import rate_at
 from train.evaluation.frozen import load_models
 from train.evaluation.pairs import Pair
-from train.evaluation.segmentation import Overlap, SegmentSettings, segment
+from train.evaluation.segmentation import Overlap, segment
+from train.evaluation.settings import DenseSettings, SegmentSettings
 
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 QUICK = {"steps": 60, "points": 64, "learning_rates": (0.003, 0.03), "workers": 1}

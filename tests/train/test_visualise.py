@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from small_run import draw, write_shards
 
 from shared.errors import LvdError
-from train.model.backbone import ModelSettings, build_backbone
+from train.model.backbone import build_backbone
 from train.model.model_folder import write_model_folder
+from train.model.settings import ModelSettings
 from train.visualise.command import visualise
 from train.visualise.output import check_replaceable, write_figures
 from train.visualise.overlays import central_square, cut_out, heat

@@ -7,7 +7,8 @@ import torch
 
 from shared.errors import LvdError
 from train.export.widening import widened
-from train.model.backbone import Backbone, ModelSettings, build_backbone
+from train.model.backbone import Backbone, build_backbone
+from train.model.settings import ModelSettings
 
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 PLAIN = ModelSettings(name="vit_tiny_patch16_224", patch_size=8, options=SMALL)

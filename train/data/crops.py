@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import (
@@ -19,7 +18,8 @@ from torchvision.transforms.v2.functional import (
     resized_crop_image,
 )
 
-from train.data.photometric import BLUR_RADIUS, HUE, photometric
+from train.data.photometric import HUE, photometric
+from train.data.settings import CropSettings
 from train.seeds import derive
 
 GLOBAL_VIEWS = 2
@@ -37,54 +37,6 @@ _COLUMNS = {
     "factors": 4, "grey": 1, "blur": 1, "sigma": 1, "solarise": 1,
 }  # fmt: skip
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(gt=BLUR_RADIUS)]
-
-
-class CropSettings(BaseModel):
-    """Multi-crop: sizes, areas and the strength of the augmentations; by default DINOv2's."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    global_size: Pixels = 224
-    local_size: Pixels = 98
-    local_views: int = Field(8, ge=0)
-    global_area: tuple[Share, Share] = (0.32, 1.0)
-    """Least and largest share of the image's area that a global view shows."""
-    local_area: tuple[Share, Share] = (0.05, 0.32)
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest width of a crop over its height."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip: Share = 0.5
-    """Probability of a mirrored view, as the other shares below are probabilities."""
-    jitter: tuple[
-        Annotated[float, Field(ge=0)],
-        Annotated[float, Field(ge=0)],
-        Annotated[float, Field(ge=0)],
-        Annotated[float, Field(ge=0, le=0.5)],
-    ] = (0.4, 0.4, 0.2, 0.1)
-    """Strength of brightness, contrast, saturation and hue, as in torchvision's ColorJitter."""
-    jitter_probability: Share = 0.8
-    grey: Share = 0.2
-    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
-    """Of the first global view, the second, and the local ones. These are the papers' numbers; the
-    released DINOv2 code blurs with 1 minus its probability, which is (0.0, 0.9, 0.5)."""
-    blur_sigma: tuple[Annotated[float, Field(gt=0)], float] = (0.1, 2.0)
-    """Least and largest standard deviation of the blur, in pixels of the view."""
-    solarise: Share = 0.2
-    """Of the second global view only."""
-    device: Literal["cpu", "gpu"] = "cpu"
-    """Where colours and sharpness are changed: by the loader's workers, or by the training process
-    on its device, a batch at a time. Crops are always made by the workers."""
-
-    @model_validator(mode="after")
-    def _ranges_run_upwards(self) -> CropSettings:
-        for name in ("global_area", "local_area", "aspect", "blur_sigma"):
-            least, largest = getattr(self, name)
-            if not 0 < least <= largest:
-                raise ValueError(f"{name} is ({least}, {largest}): give 0 < least <= largest")
-        return self
-
 
 class SampleViews(NamedTuple):
     """The crops of one image, uint8, and what is yet to be done to their colours and sharpness.
@@ -98,6 +50,17 @@ class SampleViews(NamedTuple):
     local_views: UInt8[Tensor, "v 3 l l"]
     parameters: dict[str, Tensor] | None
     deferred: bool = False
+
+
+class Draws(NamedTuple):
+    """What is drawn for the v views of n images, the global ones first, before any pixel is seen."""
+
+    boxes: np.ndarray
+    """int64 [n, v, 4]: top, left, height and width."""
+    flips: np.ndarray
+    """bool [n, v]"""
+    parameters: dict[str, np.ndarray]
+    """Those of `photometric`, [n, v, ...]."""
 
 
 class Views:
@@ -125,19 +88,25 @@ class Views:
         They are finished by `stack_views`, for many samples at once: that is faster.
         """
         pixels = pil_to_tensor(image) if isinstance(image, Image.Image) else image
-        settings, count = self.settings, GLOBAL_VIEWS + self.settings.local_views
-        uniform = _draw(derive(self.seed, "views", epoch, sample), count)
-        boxes = _boxes(uniform, pixels.shape, settings)
-        flips = uniform["flip"][:, 0] < settings.flip
+        settings = self.settings
+        draws = self.draw([sample], epoch, np.array([pixels.shape[1:]]))
         crops = (
-            _cut(pixels, boxes[rows], flips[rows], size, settings.interpolation)
+            _cut(pixels, draws.boxes[0, rows], draws.flips[0, rows], size, settings.interpolation)
             for rows, size in (
                 (slice(0, GLOBAL_VIEWS), settings.global_size),
-                (slice(GLOBAL_VIEWS, count), settings.local_size),
+                (slice(GLOBAL_VIEWS, None), settings.local_size),
             )
         )
-        parameters = _photometric_parameters(uniform, settings)
+        parameters = {name: torch.from_numpy(of[0]) for name, of in draws.parameters.items()}
         return SampleViews(*crops, parameters, deferred=settings.device == "gpu")
+
+    def draw(self, samples: Sequence[int], epoch: int, shapes: np.ndarray) -> Draws:
+        """Return the draws of n samples in this epoch for images of `shapes` [n, 2], high by wide."""
+        settings, count = self.settings, GLOBAL_VIEWS + self.settings.local_views
+        uniform = _draw([derive(self.seed, "views", epoch, sample) for sample in samples], count)
+        flips = uniform["flip"][..., 0] < settings.flip
+        parameters = _photometric_parameters(uniform, settings)
+        return Draws(_boxes(uniform, shapes, settings), flips, parameters)
 
 
 def stack_views(
@@ -192,9 +161,11 @@ def normalise(
     return images.float().sub_(mean).mul_(1 / deviation).to(dtype)
 
 
-def _draw(seed: int, views: int) -> dict[str, np.ndarray]:
-    numbers = np.random.default_rng(seed).random((views, sum(_COLUMNS.values())))
-    columns = np.split(numbers, np.cumsum(list(_COLUMNS.values()))[:-1], axis=1)
+def _draw(seeds: Sequence[int], views: int) -> dict[str, np.ndarray]:
+    """Return the uniform numbers of each seed's views, [seeds, views, numbers], by their use."""
+    shape = views, sum(_COLUMNS.values())
+    numbers = np.stack([np.random.default_rng(seed).random(shape) for seed in seeds])
+    columns = np.split(numbers, np.cumsum(list(_COLUMNS.values()))[:-1], axis=-1)
     return dict(zip(_COLUMNS, columns, strict=True))
 
 
@@ -203,31 +174,31 @@ def _between(uniform: np.ndarray, least: float, largest: float) -> np.ndarray:
 
 
 def _boxes(
-    uniform: dict[str, np.ndarray], shape: Sequence[int], settings: CropSettings
+    uniform: dict[str, np.ndarray], shapes: np.ndarray, settings: CropSettings
 ) -> np.ndarray:
-    """Return int64 [views, 4]: top, left, height and width by torchvision's RandomResizedCrop.
+    """Return int64 [n, views, 4]: top, left, height and width by torchvision's RandomResizedCrop.
 
     The first of ten draws that fits in the image; else the largest box at the centre whose aspect
     is allowed.
     """
-    height, width = shape[-2:]
-    views = len(uniform["area"])
+    height, width = (of[:, None] for of in shapes.astype(np.int64).T)
+    views = uniform["area"].shape[1]
     areas = np.array([settings.global_area] * GLOBAL_VIEWS + [settings.local_area] * views)[:views]
     shares = _between(uniform["area"], areas[:, :1], areas[:, 1:])
     aspects = np.exp(_between(uniform["aspect"], *np.log(settings.aspect)))
-    widths = np.rint(np.sqrt(shares * aspects * (height * width)))
-    heights = np.rint(np.sqrt(shares / aspects * (height * width)))
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    rows, first = np.arange(views), fits.argmax(1)
-    wide, high = widths[rows, first], heights[rows, first]
-    top = uniform["top"][:, 0] * (height - high + 1)
-    left = uniform["left"][:, 0] * (width - wide + 1)
-    boxes = np.stack([top, left, high, wide], axis=1).astype(np.int64)
-    if not fits.any(1).all():
-        wide = min(width, max(1, round(height * settings.aspect[1])))
-        high = min(height, max(1, round(width / settings.aspect[0])))
-        boxes[~fits.any(1)] = (height - high) // 2, (width - wide) // 2, high, wide
-    return boxes
+    pixels, (highest, widest) = (height * width)[..., None], (height[..., None], width[..., None])
+    widths = np.rint(np.sqrt(shares * aspects * pixels))
+    heights = np.rint(np.sqrt(shares / aspects * pixels))
+    fits = (widths > 0) & (widths <= widest) & (heights > 0) & (heights <= highest)
+    first = fits.argmax(-1)[..., None]
+    wide, high = (np.take_along_axis(of, first, -1)[..., 0] for of in (widths, heights))
+    top = uniform["top"][..., 0] * (height - high + 1)
+    left = uniform["left"][..., 0] * (width - wide + 1)
+    boxes = np.stack([top, left, high, wide], axis=-1).astype(np.int64)
+    wide = np.minimum(width, np.maximum(1, np.rint(height * settings.aspect[1])))
+    high = np.minimum(height, np.maximum(1, np.rint(width / settings.aspect[0])))
+    centred = np.stack([(height - high) // 2, (width - wide) // 2, high, wide], axis=-1)
+    return np.where(fits.any(-1)[..., None], boxes, centred.astype(np.int64))
 
 
 def _cut(
@@ -247,8 +218,8 @@ def _cut(
 
 def _photometric_parameters(
     uniform: dict[str, np.ndarray], settings: CropSettings
-) -> dict[str, Tensor]:
-    views = len(uniform["jitter"])
+) -> dict[str, np.ndarray]:
+    views = uniform["jitter"].shape[1]
     strength = np.array(settings.jitter)
     least, largest = 1 - strength, 1 + strength
     least = np.maximum(least, 0)
@@ -258,13 +229,13 @@ def _photometric_parameters(
     blur[:GLOBAL_VIEWS] = settings.blur[:GLOBAL_VIEWS]
     solarise = np.zeros(views)
     solarise[1] = settings.solarise
-    sigma = _between(uniform["sigma"][:, 0], *settings.blur_sigma)
-    sigma = np.where(uniform["blur"][:, 0] < blur, sigma, 0)
+    sigma = _between(uniform["sigma"][..., 0], *settings.blur_sigma)
+    sigma = np.where(uniform["blur"][..., 0] < blur, sigma, 0)
     return {
-        "jitter": torch.from_numpy(uniform["jitter"][:, 0] < settings.jitter_probability),
-        "order": torch.from_numpy(uniform["order"].argsort(1)),
-        "factors": torch.from_numpy(factors.astype(np.float32)),
-        "grey": torch.from_numpy(uniform["grey"][:, 0] < settings.grey),
-        "sigma": torch.from_numpy(sigma.astype(np.float32)),
-        "solarise": torch.from_numpy(uniform["solarise"][:, 0] < solarise),
+        "jitter": uniform["jitter"][..., 0] < settings.jitter_probability,
+        "order": uniform["order"].argsort(-1),
+        "factors": factors.astype(np.float32),
+        "grey": uniform["grey"][..., 0] < settings.grey,
+        "sigma": sigma.astype(np.float32),
+        "solarise": uniform["solarise"][..., 0] < solarise,
     }

@@ -26,7 +26,7 @@ from shared.keys import shown
 from shared.parts import PartReader, direct
 from shared.progress import stage_bar, warn
 from shared.remote import is_remote, locate
-from shared.storage import disk_full_is_said, fingerprint, is_disk_full, sync
+from shared.storage import fingerprint, is_disk_full, reraise_disk_full, sync
 from train.data.file_ranges import FileRanges, Range
 
 _COLUMNS = pa.schema(
@@ -135,7 +135,7 @@ def read_index(shards: str, folder: Path) -> ShardIndex:
     stamp = fingerprint([[part.name, locate(part.root, ""), part.fingerprint] for part in parts])
     path = folder / f"{stamp}.arrow"
     if not path.exists():
-        with disk_full_is_said(folder):
+        with reraise_disk_full(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _list_new(parts, folder)
             _join(parts, path, shards)

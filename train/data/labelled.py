@@ -29,7 +29,7 @@ from shared.parts import Member, PartReader, direct
 from shared.progress import warn
 from shared.remote import is_remote, locate, open_binary
 from shared.storage import fingerprint
-from shared.tars import walk_tar
+from shared.tars import list_tar
 
 KEPT_BYTES = 1 << 30
 """Decoded pixels of one dataset that a process keeps, so that the next evaluation reads nothing."""
@@ -215,7 +215,7 @@ def _cls_members(part: Part, scratch: Path) -> dict[str, str | None]:
     """Return the text of the `.cls` members by their stems; of two that differ, none."""
     labels: dict[str, str | None] = {}
     with _plain_tar(part, scratch) as tar:
-        for entry in walk_tar(tar.fileno(), []):
+        for entry in list_tar(tar.fileno(), []):
             if extension(entry.name) == "cls" and not entry.problem:
                 data = os.pread(tar.fileno(), min(entry.size, _LARGEST_LABEL), entry.offset)
                 text = data.decode("utf-8", "replace").strip()

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from shared.errors import LvdError
 from shared.images import ImageError
-from train.data.crops import SampleViews, Views, stack_views
+from train.data.crops import Draws, SampleViews, Views, stack_views
 from train.data.index import ShardIndex
 from train.data.order import Order
 from train.data.pictures import picture
-from train.data.workers import start_worker, worker_context
-
-
-class DataSettings(BaseModel):
-    """How samples are read."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    workers: int = Field(2, ge=0)
-    """Processes that read, decode and crop for each training process; 0 does it there and then."""
-    window: int = Field(16, ge=1)
-    """Shards that are shuffled together, and so are being read at a time."""
-    prefetch: int = Field(2, ge=1)
-    """Micro-batches that each worker is ahead."""
-    decode: Literal["reduced", "full"] = "reduced"
-    """`reduced` decodes a large JPEG to a half, a quarter or an eighth of its sides where no crop
-    is magnified because of it."""
+from train.data.resident import ResidentImages
+from train.data.settings import DataSettings
+from train.data.workers import made_by_workers
 
 
 @dataclass
@@ -85,6 +73,7 @@ def make_loader(
     start_step: int,
     stop_step: int,
     pin_memory: bool = False,
+    resident: ResidentImages | None = None,
 ) -> Iterator[Batch]:
     """Return the micro-batches of process `ranks` = (rank, world) from `start_step` to `stop_step`.
 
@@ -93,7 +82,8 @@ def make_loader(
     nothing else: not on the workers, nor on where the run was resumed. Workers start at once. A
     broken sample's place is taken by the next whole one of its micro-batch, cropped by the draws of
     the broken one. Raises LvdError where a batch is not cut evenly; the iterator raises it where a
-    worker dies or all of a micro-batch is broken.
+    worker dies or all of a micro-batch is broken. Of `resident` images, the workers draw what is
+    to be seen, and the views are cut on the device that holds the images.
     """
     rank, world = ranks
     if order.batch_size % (world * accumulate):
@@ -102,24 +92,27 @@ def make_loader(
             "micro-batches: change batch_size or accumulate"
         )
     size = order.batch_size // (world * accumulate)
-    reduce_to = views.reduce_to if settings.decode == "reduced" else None
-    steps = range(start_step, stop_step)
-    micro_batches = _MicroBatches(
-        index, order, views, masks, reduce_to, steps, accumulate, rank * accumulate * size, size
-    )
-    workers = settings.workers
-    loader = DataLoader(
-        micro_batches,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        prefetch_factor=settings.prefetch if workers else None,
-        multiprocessing_context=worker_context([__name__]) if workers else None,
-        worker_init_fn=start_worker,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # else it draws from the global one
-    )
-    return _batches(iter(loader))
+    common = {
+        "index": index,
+        "order": order,
+        "views": views,
+        "masks": masks,
+        "steps": range(start_step, stop_step),
+        "accumulate": accumulate,
+        "first": rank * accumulate * size,
+        "size": size,
+    }
+    ahead = {"workers": settings.workers, "prefetch": settings.prefetch}
+    if resident is None:
+        decoded = _DecodedMicroBatches(**common, reduce_to=reduced_side(settings, views))
+        return made_by_workers(decoded, **ahead, pin_memory=pin_memory)
+    drawn = _DrawnMicroBatches(**common, shapes=resident.shapes, broken=resident.broken)
+    return (draft.shown(resident, views) for draft in made_by_workers(drawn, **ahead))
+
+
+def reduced_side(settings: DataSettings, views: Views) -> int | None:
+    """Return the shorter side in pixels down to which images may be decoded; None for all pixels."""
+    return views.reduce_to if settings.decode == "reduced" else None
 
 
 @dataclass
@@ -130,7 +123,6 @@ class _MicroBatches(Dataset):
     order: Order
     views: Views
     masks: Masks | None
-    reduce_to: int | None
     steps: range
     accumulate: int
     first: int
@@ -140,25 +132,45 @@ class _MicroBatches(Dataset):
     def __len__(self) -> int:
         return len(self.steps) * self.accumulate
 
-    def __getitem__(self, number: int) -> Batch | str:
+    def __getitem__(self, number: int) -> Batch | _Draft | str:
         """Return a micro-batch, or the line that says why there is none."""
         step, micro = self.steps[number // self.accumulate], number % self.accumulate
         epoch, batch = self.order.batch(step)
         first = self.first + micro * self.size
         samples = batch[first : first + self.size].tolist()
+        masks = self.masks and self.masks(step=step, epoch=epoch, first=first, samples=samples)
         try:
-            shown, made, broken = self._views_of(samples, epoch)
+            return self._made(
+                samples, epoch, partial(Batch, step=step, micro=micro, epoch=epoch, masks=masks)
+            )
         except LvdError as error:  # a worker's exception arrives as many lines
             return str(error)
+
+    def _made(self, samples: list[int], epoch: int, batch: partial[Batch]) -> Batch | _Draft:
+        """Return `batch` with keys, views and what is broken; LvdError if all of it is."""
+        raise NotImplementedError
+
+    def _all_broken(self, samples: list[int], reason: str) -> LvdError:
+        return LvdError(
+            f"all {len(samples)} images of a micro-batch are broken, the first, "
+            f"{self.index.key(samples[0])}: {reason}: see that --shards is whole and within reach, "
+            "and run the same command again"
+        )
+
+
+@dataclass
+class _DecodedMicroBatches(_MicroBatches):
+    """Micro-batches whose images are read, decoded and cropped for them."""
+
+    reduce_to: int | None
+
+    def _made(self, samples: list[int], epoch: int, batch: partial[Batch]) -> Batch:
+        shown, made, broken = self._views_of(samples, epoch)
         global_views, local_views, parameters = stack_views(made)
-        return Batch(
-            step=step,
-            micro=micro,
-            epoch=epoch,
+        return batch(
             keys=[self.index.key(sample) for sample in shown],
             global_views=global_views,
             local_views=local_views,
-            masks=self.masks and self.masks(step=step, epoch=epoch, first=first, samples=samples),
             photometric=parameters,
             broken=broken,
         )
@@ -188,12 +200,7 @@ class _MicroBatches(Dataset):
             fill(waiting, image, samples[place])
             waiting = []
         if first_whole is None:
-            key, reason = broken[0]
-            raise LvdError(
-                f"all {len(samples)} images of a micro-batch are broken, the first, {key}: "
-                f"{reason}: see that --shards is whole and within reach, and run the same command "
-                "again"
-            )
+            raise self._all_broken(samples, broken[0][1])
         fill(waiting, *first_whole)
         places = range(len(samples))
         return [shown[place] for place in places], [made[place] for place in places], broken
@@ -205,25 +212,52 @@ class _MicroBatches(Dataset):
             return error
 
 
-def _batches(loaded: Iterator[Batch | str]) -> Iterator[Batch]:
-    while True:
-        try:
-            batch = next(loaded)
-        except StopIteration:
-            return
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # Of a worker that dies while it sends, only the broken connection is known at first.
-            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
-                raise
-            raise LvdError(
-                "a process that loads images died, as when memory or /dev/shm runs out: lower "
-                "data.workers or data.prefetch, and run the same command again to go on from the "
-                "last checkpoint"
-            ) from error
-        if isinstance(batch, str):
-            raise LvdError(batch)
-        yield batch
+@dataclass
+class _Draft:
+    """A micro-batch but for its views: what they show, and by which draws."""
+
+    batch: partial[Batch]
+    samples: NDArray[np.int64]
+    draws: Draws
+
+    def shown(self, images: ResidentImages, views: Views) -> Batch:
+        """Return the batch with its views, on the images' device."""
+        global_views, local_views = images.cut(self.samples, self.draws, views.settings)
+        parameters = {
+            name: torch.from_numpy(of.swapaxes(0, 1).reshape(-1, *of.shape[2:]))  # crop-major
+            for name, of in self.draws.parameters.items()
+        }
+        return self.batch(
+            global_views=global_views, local_views=local_views, photometric=parameters
+        )
 
 
-def _as_it_is(batch: Batch | str) -> Batch | str:
-    return batch
+@dataclass
+class _DrawnMicroBatches(_MicroBatches):
+    """Micro-batches of images that lie on the device: only what is drawn for them."""
+
+    shapes: NDArray[np.int32]
+    broken: dict[int, str]
+
+    def _made(self, samples: list[int], epoch: int, batch: partial[Batch]) -> _Draft:
+        shown = self._whole(samples)
+        return _Draft(
+            partial(
+                batch,
+                keys=[self.index.key(sample) for sample in shown],
+                broken=[(self.index.key(s), self.broken[s]) for s in samples if s in self.broken],
+            ),
+            np.array(shown),
+            self.views.draw(samples, epoch, self.shapes[shown]),
+        )
+
+    def _whole(self, samples: list[int]) -> list[int]:
+        """Return for each place its sample or, where that is broken, the next whole one."""
+        whole = [sample for sample in samples if sample not in self.broken]
+        if not whole:
+            raise self._all_broken(samples, self.broken[samples[0]])
+        shown, following = [], whole[0]
+        for sample in reversed(samples):
+            following = following if sample in self.broken else sample
+            shown.append(following)
+        return shown[::-1]

@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from train.data.crops import GLOBAL_VIEWS
+from train.data.settings import MaskSettings
 from train.seeds import derive
 
 _TRIES = 10
 """Boxes that BEiT draws before it gives up on placing another block."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class MaskSettings(BaseModel):
-    """Which global crops are masked, and how much of them; by default DINOv2's."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Part of a group's global crops that is masked, at least one crop."""
-    ratio: tuple[Share, Share] = (0.1, 0.5)
-    """Least and largest part of a masked crop's patches that is masked. The range is cut in as many
-    equal strata as a group has masked crops, and each takes the middle of one."""
-    min_patches: int = Field(4, ge=1)
-    """Least size that is drawn for a block."""
-    aspect: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Least height of a block over its width; the largest is 1 over it."""
-
-    @model_validator(mode="after")
-    def _range_runs_upwards(self) -> MaskSettings:
-        least, largest = self.ratio
-        if least > largest or largest == 0:
-            raise ValueError(f"ratio is ({least}, {largest}): give least <= largest, above 0")
-        return self
 
 
 def block_mask(

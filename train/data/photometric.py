@@ -12,9 +12,9 @@ import torch.nn.functional as functional
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from train.data.settings import BLUR_RADIUS
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-BLUR_RADIUS = 4
-"""Of DINOv2's Gaussian kernel, 9 pixels wide."""
 
 _LUMA = (0.2989, 0.587, 0.114)
 _WHITE = 255.0
@@ -51,7 +51,8 @@ def _changed(
     """Do to all images at once what `photometric` does to each."""
 
     def on_device(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(images.device)
+        # Without waiting: what is not page-locked has been read when the call returns.
+        return torch.from_numpy(values).to(images.device, non_blocking=True)
 
     # The more operations come before its hue, the further in front is an image, and those without
     # jitter are last: then each step works in place on a slice, and one call turns all hues.
@@ -75,9 +76,11 @@ def _changed(
         finished = torch.cat([finished, _to_bytes(soft)])
         source[blurred] = np.arange(len(rows), len(finished))
     finished = finished.index_select(0, on_device(source[rows.argsort()]))
-    for row in chosen["solarise"].nonzero()[0].tolist():
+    solarised = chosen["solarise"].nonzero()[0]
+    if len(solarised):
         # Levels from 128 are inverted: of a level and its inverse, the smaller one stays.
-        finished[row] = torch.minimum(finished[row], ~finished[row])
+        levels = finished.index_select(0, on_device(solarised))
+        finished.index_copy_(0, on_device(solarised), torch.minimum(levels, ~levels))
     return finished
 
 
@@ -114,7 +117,9 @@ def gaussian_blur(
     than a convolution, and take another kernel for each image.
     """
     weights = torch.exp(-0.5 * (torch.arange(BLUR_RADIUS + 1) / sigma[:, None]) ** 2)
-    weights = (weights / (2 * weights.sum(1, keepdim=True) - weights[:, :1])).to(pixels.device)
+    weights = (weights / (2 * weights.sum(1, keepdim=True) - weights[:, :1])).to(
+        pixels.device, non_blocking=True
+    )
     padded = functional.pad(pixels, [BLUR_RADIUS] * 4, mode="reflect")
     width = padded.shape[-1]
     # In a flattened image, the pixel below is `width` away and the one beside is 1 away. What runs
@@ -165,7 +170,7 @@ def _jitter_(
 
     for step, end in enumerate(ends[:3]):
         blend_(step, slice(0, end))
-    turns = torch.from_numpy(factors[:jittered, HUE]).to(pixels.device)
+    turns = torch.from_numpy(factors[:jittered, HUE]).to(pixels.device, non_blocking=True)
     shift_hue_(pixels[:jittered], turns)
     for step, end in enumerate(ends[:3]):
         blend_(step, slice(end, jittered))
@@ -181,7 +186,7 @@ def _shares(
     rest = 1 - factors
     shares = factors, rest * (operations == CONTRAST), rest * (operations == SATURATION)
     stacked = np.ascontiguousarray(np.stack(shares).transpose(2, 0, 1))
-    return torch.from_numpy(stacked).to(device)[..., None, None, None]
+    return torch.from_numpy(stacked).to(device, non_blocking=True)[..., None, None, None]
 
 
 def _blend_(

@@ -6,11 +6,41 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from shared.errors import LvdError
+
+Made = TypeVar("Made")
 
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def made_by_workers(
+    dataset: Dataset[Made | str], *, workers: int, prefetch: int, pin_memory: bool = False
+) -> Iterator[Made]:
+    """Return what `dataset` makes, in its order, by so many processes (0: here), started at once.
+
+    Each is `prefetch` ahead. Where the dataset makes a line of text, that is raised as LvdError, and
+    so is the death of a worker.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        multiprocessing_context=worker_context([type(dataset).__module__]) if workers else None,
+        worker_init_fn=start_worker,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else it draws from the global one
+    )
+    return _without_lines(iter(loader))
 
 
 def worker_context(preload: Sequence[str]) -> BaseContext:
@@ -48,3 +78,27 @@ def _leave_when_parent_says() -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != multiprocessing.parent_process().pid:
         pass
     os._exit(1)
+
+
+def _without_lines(loaded: Iterator[Made | str]) -> Iterator[Made]:
+    while True:
+        try:
+            made = next(loaded)
+        except StopIteration:
+            return
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # Of a worker that dies while it sends, only the broken connection is known at first.
+            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
+                raise
+            raise LvdError(
+                "a process that loads images died, as when memory or /dev/shm runs out: lower "
+                "data.workers or data.prefetch, and run the same command again to go on from the "
+                "last checkpoint"
+            ) from error
+        if isinstance(made, str):
+            raise LvdError(made)
+        yield made
+
+
+def _as_it_is(made: Made) -> Made:
+    return made

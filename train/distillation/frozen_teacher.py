@@ -17,9 +17,8 @@ from train.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from train.distillation.anchors import AnchorHead, sample_anchors
 from train.distillation.settings import DistillationSettings
 from train.distributed.ranks import Ranks
-from train.evaluation.frozen import load_models
-from train.model.heads import HeadsSettings
 from train.model.network import Network, Outputs
+from train.model.settings import HeadsSettings
 from train.persistence.trained import find_trained
 
 Tokens = tuple[Float[Tensor, "n d"], Float[Tensor, "n rows columns d"]]
@@ -133,12 +132,14 @@ def _of_ours(network: Network, grid: tuple[int, int]) -> FrozenTeacher:
 def _of_others(
     name: str, heads: HeadsSettings, grid: tuple[int, int], patches: bool, device: torch.device
 ) -> FrozenTeacher:
+    from train.evaluation.frozen import load_models  # open_clip, which no other training needs
+
     try:
         (model,) = load_models([name], precision="float32", device=device.type)
     except LvdError as error:
         raise LvdError(str(error).replace("--model ", "distillation.teacher ", 1)) from error
     (part,) = model.parts if len(model.parts) == 1 else (None,)
-    tokens = part and part.tower(torch.zeros(1, 3, part.needs.size, part.needs.size), 1)
+    tokens = part and part.tower(torch.zeros(1, 3, *[part.needs.size] * 2, device=device), 1)
     if tokens is None or tokens.cls is None or tokens.patches is None:
         raise LvdError(
             f"distillation.teacher {name} has no CLS and patch tokens of one network, which are "

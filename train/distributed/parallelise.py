@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -16,27 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from train.distributed.ranks import Ranks
+from train.distributed.settings import ParallelSettings
 
 GRAPHS = 128
 """Versions that torch.compile may make of a block: one for each shape, mode and drop path."""
-
-
-class ParallelSettings(BaseModel):
-    """How a run uses its processes; nothing here changes what is learned, but for rounding."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """`ddp` keeps the networks whole in every process, `fsdp` a share of them in each; `auto` is
-    `ddp`. One process alone needs neither, whatever this says."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; weights, their moments and the teacher's average are float32 always."""
-    compile: bool = False
-    """torch.compile each block: the first step then takes minutes, the others less."""
-    activation_checkpointing: bool = False
-    """Compute each block of the student again in the backward pass: a third more time, and the
-    memory of one block instead of all."""
 
 
 def parallelise(
@@ -47,7 +29,7 @@ def parallelise(
     Both are networks, on the device of `ranks`, with blocks `backbone.vit.blocks` and heads
     `dino_head` and `ibot_head` (may be None). Blocks and heads are sharded as units of their own,
     the teacher on the student's mesh, so that its average runs on matching shares. Parameters keep
-    their names and places. Make the optimiser afterwards.
+    their names and places. Without a process group nothing is spread. Make the optimiser afterwards.
     """
     # `forward` is replaced, not the module wrapped: names stay, and what FSDP does around a block
     # stays outside of what is recomputed and compiled.
@@ -59,7 +41,7 @@ def parallelise(
         torch._dynamo.config.recompile_limit = limit
         for block in (*_blocks(student), *_blocks(teacher)):
             block.forward = torch.compile(block.forward, dynamic=False)
-    if ranks.world == 1:
+    if not dist.is_initialized():
         return student, teacher
     if settings.strategy == "fsdp":
         # Nothing here changes a network's outputs in place, which is what FSDP warns of.

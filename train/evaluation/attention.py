@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int32, UInt8
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from shared.embedders import REDUCED_DECODING_FACTOR
@@ -22,25 +21,10 @@ from train.evaluation.attention_maps import cls_attention, most_attended
 from train.evaluation.file_features import ahead
 from train.evaluation.pairs import Pair, find_pairs, read_mask
 from train.evaluation.scores import Score, share_scored
+from train.evaluation.settings import AttentionSettings
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import JoinedModel
-
-
-class AttentionSettings(BaseModel):
-    """How attention maps are compared with masks."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    mass: float = Field(0.6, gt=0, le=1)
-    """Share of a head's attention that the patches kept of its map hold."""
-    void: int = 255
-    """The label of pixels that count for nothing; -1 where there are none, as in masks of 0 and 255.
-    0 is the background, and all other labels are the object."""
-    batch_size: int = Field(16, ge=1)
-    """Images of one forward pass."""
-    workers: int = Field(4, ge=1)
-    """Threads that decode images and masks."""
 
 
 def attention(model: JoinedModel, data: str, settings: AttentionSettings) -> list[Score]:

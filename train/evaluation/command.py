@@ -114,10 +114,11 @@ def evaluate(
     tree = apply_overrides({}, overrides)
     settings = validate(EvalSettings, tree, file="the settings of eval", overrides=overrides)
     check_data(tasks, places, settings.retrieval.crop_queries)
-    from train.evaluation.evaluate import evaluate as evaluated
     from train.evaluation.table import make_folder, write_table
 
     make_folder(out)  # what cannot be written is said before hours of work, not behind them
+    from train.evaluation.evaluate import evaluate as evaluated
+
     table = evaluated(
         names,
         list(dict.fromkeys(tasks)),

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Int32, UInt8
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import InterpolationMode
@@ -23,36 +22,11 @@ from shared.errors import LvdError
 from shared.images import ImageError
 from shared.progress import warn
 from train.evaluation.file_features import ImageFile, View, ahead, file_features
-from train.evaluation.pairs import Kind, Pair, find_pairs
+from train.evaluation.pairs import Pair
+from train.evaluation.settings import DenseSettings
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import FrozenModel, JoinedModel
-
-
-class DenseSettings(BaseModel):
-    """How a linear head on patch tokens is trained, and on what."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    size: int | None = Field(None, ge=1)
-    """Side in pixels of the square that images are resized to, brought to the nearest multiple of
-    the model's patch; by default the model's own input size."""
-    batch_size: int = Field(16, ge=1)
-    """Images of one forward pass of the model."""
-    workers: int = Field(4, ge=1)
-    """Threads that decode images and targets."""
-    learning_rates: tuple[float, ...] = Field((3e-4, 1e-3, 3e-3, 1e-2, 3e-2), min_length=1)
-    """A head is trained with each, all at once; the best one on held-out images is taken."""
-    held_out: float = Field(0.1, gt=0, lt=1)
-    """Share of the training images that choose the learning rate; then they train with the rest."""
-    steps: int = Field(5000, ge=1)
-    """Optimiser steps."""
-    images: int = Field(16, ge=1)
-    """Images of a step."""
-    points: int = Field(512, ge=1)
-    """Pixels drawn of each training image, once, of those that count."""
-    weight_decay: float = Field(1e-4, ge=0)
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,19 +98,6 @@ class Samples(NamedTuple):
         targets = self.targets[chosen].to(device)
         counted = ~targets.isnan()
         return at_points(grids, self.points[chosen].to(device))[counted], targets[counted]
-
-
-def find_apart(train: str, test: str, kind: Kind) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs to train on and those to report on; LvdError where they share an image."""
-    trained, tested = find_pairs(train, kind, "--train"), find_pairs(test, kind, "--test")
-    seen = {pair.image.resolve() for pair in trained}
-    both = [pair.key for pair in tested if pair.image.resolve() in seen]
-    if both:
-        raise LvdError(
-            f"{len(both)} images are in --train and in --test, {both[0]} for one: give two sets "
-            "that are apart, or the root of a layout that splits its data"
-        )
-    return trained, tested
 
 
 def dense_images(

@@ -13,7 +13,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from shared.progress import stage_bar
-from train.evaluation.dense import DenseImages, DenseSettings, Samples, at_points, pixel_centres
+from train.evaluation.dense import DenseImages, Samples, at_points, pixel_centres
+from train.evaluation.settings import DenseSettings
 from train.evaluation.standardise import moments
 
 WARMUP = 0.04

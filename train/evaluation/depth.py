@@ -9,34 +9,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from pydantic import Field
 from torch import Tensor
 
 from shared.errors import LvdError
 from shared.images import ImageError
-from train.evaluation.dense import DenseSettings, dense_images, draw, find_apart
+from train.evaluation.dense import dense_images, draw
 from train.evaluation.dense_head import Task, fit, predictions
-from train.evaluation.pairs import Pair, read_depth
+from train.evaluation.pairs import Pair, find_apart, read_depth
 from train.evaluation.scores import Score, share_scored
+from train.evaluation.settings import NEAREST, DepthSettings
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import JoinedModel
 
-NEAREST = 1e-3
-"""Depths below a millimetre are unknown."""
 _NYU_SHAPE = (480, 640)
 _EIGEN_CROP = (slice(45, 471), slice(41, 601))
-
-
-class DepthSettings(DenseSettings):
-    """How patch tokens are scored by depth."""
-
-    max_depth: float = Field(10.0, gt=NEAREST)
-    """In metres: pixels farther away count for nothing, and the head's bins end here."""
-    bins: int = Field(256, ge=2)
-    eigen_crop: bool = False
-    """Of test maps, which are then 640x480 (NYU), count only the part that Eigen et al. (arXiv
-    1406.2283) projected depth to, as published figures do."""
 
 
 class Errors(NamedTuple):

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from shared.progress import stage_bar
 from train.evaluation.features import Bank
 from train.evaluation.holdout import known_classes, unknown_in_test
 from train.evaluation.neighbours import QUERY_BLOCK, neighbours, weighted_vote
 from train.evaluation.scores import Score
+from train.evaluation.settings import KnnEvalSettings
 
 CPU = torch.device("cpu")
-
-
-class KnnEvalSettings(BaseModel):
-    """Who votes, and how much."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    k: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 20, 100, 200), min_length=1)
-    """Numbers of neighbours; each has a score."""
-    temperature: float = Field(0.07, gt=0)
-    """A neighbour's vote weighs exp(cosine / temperature)."""
 
 
 def knn(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from shared.errors import LvdError
@@ -17,34 +15,13 @@ from shared.progress import stage_bar
 from train.evaluation.features import Bank
 from train.evaluation.holdout import held_out, known_classes, unknown_in_test
 from train.evaluation.scores import Score
+from train.evaluation.settings import LinearSettings
 from train.evaluation.standardise import moments
 
 CPU = torch.device("cpu")
 MOMENTUM = 0.9
 _ROWS = 2048
 """Of features that are in memory at once where no batch says how many."""
-
-
-class LinearSettings(BaseModel):
-    """How linear heads are trained on frozen features, and which is chosen."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0), min_length=1
-    )
-    """For a batch of 256 images: they grow in proportion to the batch. DINOv2's 13, 1e-5 to 0.1,
-    are for batches of 1,024 and features that are not standardised; here they end higher."""
-    batch_size: int = Field(256, ge=1)
-    """Images of one step; all training images where there are fewer."""
-    epochs: float = Field(10, gt=0)
-    """Length of the training in passes over the training images, DINOv2's on ImageNet ..."""
-    least_steps: int = Field(2500, ge=0)
-    """... and no fewer steps than these, where the set is small."""
-    held_out: float = Field(0.1, gt=0, lt=1)
-    """Share of the training images that choose the head and do not train it."""
-    seed: int = 0
-    """Of what is held out and of the order of images."""
 
 
 @dataclass(frozen=True)

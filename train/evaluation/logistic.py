@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
-from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Int
-from pydantic import BaseModel, ConfigDict, Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -18,32 +16,10 @@ from shared.progress import StageBar, stage_bar
 from train.evaluation.features import Bank
 from train.evaluation.holdout import held_out, known_classes, unknown_in_test
 from train.evaluation.scores import Score
+from train.evaluation.settings import LogregSettings
 from train.evaluation.standardise import moments
 
 _ROWS = 2048
-
-
-class LogregSettings(BaseModel):
-    """The strengths of regularisation to try, and how far each fit goes."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    c: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        tuple(10.0**power for power in range(-6, 4)), min_length=1
-    )
-    """Inverse strengths of the L2 penalty, tried from the smallest on."""
-    patience: int = Field(2, ge=1)
-    """Values of C in a row that do worse on held-out images than the best one; they end the search."""
-    max_iter: int = Field(300, ge=1)
-    """L-BFGS iterations of one fit."""
-    tolerance: float = Field(1e-4, gt=0)
-    """A fit has converged where no entry of the gradient, of the loss per image, is larger."""
-    held_out: float = Field(0.1, gt=0, lt=1)
-    """Share of the training images that choose C."""
-    max_images: int = Field(100_000, ge=2)
-    """Of more training images so many are drawn: L-BFGS wants all it fits in memory, as float32."""
-    seed: int = 0
-    """Of what is held out, and drawn."""
 
 
 def logistic(train: Bank, test: Bank, settings: LogregSettings) -> list[Score]:

@@ -53,7 +53,8 @@ def largest(
             above = values[tied] > top[tied, k - 1, None]
             room = k - above.sum(dim=1, keepdim=True)
             taken = above | (level & (level.cumsum(dim=1) <= room))
-            columns[tied] = taken.nonzero()[:, 1].view(-1, k)
+            earlier = torch.arange(taken.shape[1], 0, -1, device=taken.device)
+            columns[tied] = (taken * earlier).topk(k, dim=1).indices
     columns = columns.sort(dim=1).values
     top, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return top, columns.gather(1, order)

@@ -86,6 +86,19 @@ def find_pairs(path: str, kind: Kind, role: str) -> list[Pair]:
     return whole
 
 
+def find_apart(train: str, test: str, kind: Kind) -> tuple[list[Pair], list[Pair]]:
+    """Return the pairs to train on and those to report on; LvdError where they share an image."""
+    trained, tested = find_pairs(train, kind, "--train"), find_pairs(test, kind, "--test")
+    seen = {pair.image.resolve() for pair in trained}
+    both = [pair.key for pair in tested if pair.image.resolve() in seen]
+    if both:
+        raise LvdError(
+            f"{len(both)} images are in --train and in --test, {both[0]} for one: give two sets "
+            "that are apart, or the root of a layout that splits its data"
+        )
+    return trained, tested
+
+
 def read_mask(path: Path) -> Int32[np.ndarray, "height width"]:
     """Return a mask's labels: a palette image's indices, a grey one's values.
 

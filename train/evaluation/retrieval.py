@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -18,6 +17,7 @@ from shared.progress import warn
 from train.evaluation.file_features import ImageFile, View, file_features
 from train.evaluation.relevance import Relevance, read_benchmark
 from train.evaluation.scores import Score, share_scored
+from train.evaluation.settings import RetrievalSettings
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import FrozenModel, JoinedModel
@@ -26,19 +26,6 @@ MOST_COSINES = 1 << 25
 """Cosines that are held and ranked at once: as many queries make a block as there is room for."""
 FIRST = 10
 """Ranks that the mean precision is taken over."""
-
-
-class RetrievalSettings(BaseModel):
-    """How features are scored by retrieval."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    crop_queries: bool = True
-    """Whether queries are cut to the boxes (`bbx`) of the ground truth, as published figures do."""
-    batch_size: int = Field(32, ge=1)
-    """Images of one forward pass of the model."""
-    workers: int = Field(4, ge=1)
-    """Threads that decode images."""
 
 
 def retrieval(

@@ -14,24 +14,17 @@ from torch.nn import functional
 
 from shared.errors import LvdError
 from shared.images import ImageError
-from train.evaluation.dense import DenseSettings, Samples, dense_images, draw, find_apart
+from train.evaluation.dense import Samples, dense_images, draw
 from train.evaluation.dense_head import Task, fit, predictions
-from train.evaluation.pairs import Pair, read_mask
+from train.evaluation.pairs import Pair, find_apart, read_mask
 from train.evaluation.scores import Score, share_scored
+from train.evaluation.settings import SegmentSettings
 
 if TYPE_CHECKING:
     from train.evaluation.frozen import JoinedModel
 
 MOST_CLASSES = 4096
 _LABELS = 1 << 16
-
-
-class SegmentSettings(DenseSettings):
-    """How patch tokens are scored by segmentation."""
-
-    ignored: int | None = None
-    """The label of pixels that count for nothing, -1 for none; by default 0 for ADE20K (where it is
-    all other things) and 255 for VOC (whose 0 is the background) and plain masks."""
 
 
 class Overlap:

@@ -74,7 +74,7 @@ def check_data(tasks: Sequence[str], places: Mapping[str, str], crop_queries: bo
             )
     for task in tasks:
         if task in PAIRED:
-            from train.evaluation.dense import find_apart
+            from train.evaluation.pairs import find_apart
 
             find_apart(places["train"], places["test"], PAIRED[task])
     if "attention" in tasks:

@@ -70,7 +70,12 @@ def export(
     it. timm and onnx are also made from an export of the format heads or single, and from a model
     folder, such as OUT/model.
     """
-    from train.export.formats import write_export
+    from train.export.new_folder import check_free
+    from train.export.options import check_options
+
+    check_options(form, role=role, size=size, centre=centre, embedder=images)
+    check_free(out)
+    from train.export.formats import write_export  # torch, which takes seconds, comes with it
 
     click.echo(
         write_export(source, out, form, role=role, size=size, centre=centre, embedder=images)

@@ -26,7 +26,7 @@ from torch.nn.functional import layer_norm, pad
 from shared.errors import LvdError
 from train.export.seen_regions import REGIONS, Seen, seen
 from train.export.widening import mlp_ratio, widened
-from train.model.backbone import ModelSettings
+from train.model.settings import ModelSettings
 
 AXES_PER_HEAD = 8
 """How much wider each head becomes."""

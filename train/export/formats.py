@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from shared.errors import LvdError
 from train.export.centring import mean_token
@@ -11,12 +10,12 @@ from train.export.embedder_block import as_embedder
 from train.export.new_folder import new_folder
 from train.export.one_file import write_one_file
 from train.export.onnx_graph import TOLERANCE, require_onnx, write_onnx
+from train.export.options import Format, check_options
 from train.export.source import is_model_folder, read_backbone
 from train.model.model_folder import write_model_folder
 from train.persistence.continuation import ONE_FILE
 from train.persistence.trained import Role, find_trained
 
-Format = Literal["timm", "heads", "onnx", "single"]
 NETWORKS = ("student/", "teacher/")
 
 
@@ -37,15 +36,9 @@ def write_export(
     `embedder` names; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
     line, for a source that is torn or foreign and for an `out` that holds anything.
     """
+    check_options(form, role=role, size=size, centre=centre, embedder=embedder)
     if form in ("timm", "onnx"):
-        if centre is not None and embedder is not None:
-            raise LvdError("--embedder centres too: leave --centre away")
         return _write_backbone(source, out, form, role, size, centre, embedder)
-    if role is not None or size is not None or centre is not None or embedder is not None:
-        raise LvdError(
-            f"--format {form} holds both networks as they are: leave --network, --size, "
-            "--centre and --embedder away"
-        )
     if is_model_folder(source) or (source / ONE_FILE).exists():
         raise LvdError(
             f"{source} is an export: --format {form} needs a checkpoint, so give the OUT of the "

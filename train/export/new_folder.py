@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import LvdError
-from shared.storage import disk_full_is_said, sync, sync_tree, weights_fail_as_files
+from shared.storage import reraise_disk_full, reraise_write_errors, sync, sync_tree
+
+
+def check_free(out: Path) -> None:
+    """Raise LvdError where there is anything at `out` but an empty folder."""
+    path = out.expanduser()
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise LvdError(f"--out {out} is there, and not an empty folder: name another, or remove it")
 
 
 @contextmanager
@@ -18,12 +25,11 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises LvdError where there is anything at `out`, where it cannot be written, and in one line
     when the disk is full.
     """
+    check_free(out)
     path = out.expanduser().absolute()
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise LvdError(f"--out {out} is there, and not an empty folder: name another, or remove it")
     beside = path.with_name(f".{path.name}.lvd-export")
     try:
-        with disk_full_is_said(path.parent), weights_fail_as_files():
+        with reraise_disk_full(path.parent), reraise_write_errors():
             shutil.rmtree(beside, ignore_errors=True)  # of one that was killed
             beside.mkdir(parents=True)
             yield beside

@@ -19,7 +19,8 @@ from torch.nn.functional import layer_norm, pad
 
 from shared.errors import LvdError
 from shared.evaluation_transform import square
-from train.data.crops import CropSettings, Views, stack_views
+from train.data.crops import Views, stack_views
+from train.data.settings import CropSettings
 from train.export.centring import frozen, pictures
 
 REGIONS = 4

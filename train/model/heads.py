@@ -6,39 +6,10 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-
-class HeadSettings(BaseModel):
-    """One head."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prototypes: int = Field(65_536, ge=2)
-    hidden: int = Field(2048, ge=1)
-    bottleneck: int = Field(256, ge=1)
-    layers: int = Field(3, ge=1)
-    """Linear layers before the prototypes."""
-
-
-class HeadsSettings(BaseModel):
-    """The heads of a recipe."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dino: HeadSettings = HeadSettings()
-    ibot: HeadSettings | None = None
-    """Of the iBOT objective; by default as `dino`."""
-    shared: bool = False
-    """One head, `dino`, for CLS and patch tokens, as in iBOT and in DINOv2's short recipe."""
-
-    @model_validator(mode="after")
-    def _one_or_two(self) -> HeadsSettings:
-        if self.shared and self.ibot is not None:
-            raise ValueError("a shared head has the settings of 'dino': remove 'ibot' or 'shared'")
-        return self
+from train.model.settings import HeadSettings
 
 
 class ProjectionHead(nn.Module):

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from shared.storage import disk_full_is_said, dumps, sync, sync_tree, weights_fail_as_files
-from train.model.backbone import ModelSettings, model_arguments
+from shared.storage import dumps, reraise_disk_full, reraise_write_errors, sync, sync_tree
+from train.model.backbone import model_arguments
+from train.model.settings import ModelSettings
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -37,7 +38,7 @@ def write_model_folder(
     beside, before = (
         folder.with_name(f".{folder.name}.{what}") for what in (str(os.getpid()), "before")
     )
-    with disk_full_is_said(folder.parent), weights_fail_as_files():
+    with reraise_disk_full(folder.parent), reraise_write_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{folder.name}.*"):  # by one that was killed
             shutil.rmtree(left)

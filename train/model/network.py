@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from train.model.backbone import Backbone, ModelSettings, build_backbone
+from train.model.backbone import Backbone, build_backbone
 from train.model.blocks import SparseBlock
-from train.model.heads import HeadsSettings, ProjectionHead
+from train.model.heads import ProjectionHead
+from train.model.settings import HeadsSettings, ModelSettings
 
 
 class Outputs(NamedTuple):

@@ -5,33 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from shared.progress import say, warn
+from train.monitoring.settings import CollapseSettings
 
 RECOVERED = 1.2
 """A figure this many times above its threshold is well again; in between, nothing new is said."""
-
-
-class CollapseSettings(BaseModel):
-    """When a figure counts as a sign of collapse: below its threshold."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    grace: int = Field(1000, ge=0)
-    """Steps at the start that are not judged: a fresh network with LayerScale hardly tells one
-    image from another (its features have rank 1)."""
-    entropy: float = Field(0.05, ge=0)
-    """Of the mean teacher entropy, in nats; targets as sharp as that name one prototype each."""
-    divergence: float = Field(0.05, ge=0)
-    """Of the mean KL(teacher || uniform), in nats; at 0 the targets say nothing. An untrained
-    ViT without LayerScale has 0.2 to 0.4 after Sinkhorn-Knopp, at temperatures 0.07 and 0.04."""
-    prototypes: float = Field(0.05, ge=0, le=1)
-    """Of the prototypes that come first for some view of the batch, as a share of the most that
-    can: one for each image, or all there are."""
-    rank: float = Field(0.02, ge=0, le=1)
-    """Of the effective rank of the features, as a share of the most that it can be: the width, or
-    the number of features measured. A rank under 1.5 is a sign in any case."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,36 +17,10 @@ from train.data.crops import normalise
 from train.data.labelled import LabelledImages, class_numbers
 from train.distributed.ranks import Ranks, sum_over_ranks
 from train.evaluation.neighbours import largest, neighbours, weighted_vote
+from train.monitoring.settings import KnnSettings
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What maps normalised images float [n, 3, h, w] to (CLS tokens [n, d], patch tokens [n, p, d])."""
-
-
-class KnnSettings(BaseModel):
-    """Which labelled images the teacher is scored on, and when; labels serve nothing else."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    every: int | None = Field(None, ge=1)
-    """Optimiser steps from one score to the next; by default none is taken."""
-    train: str | None = None
-    """The images that vote: WebDataset shards with a `.cls` member, or a `cls` or `label` in the
-    `.json`, beside each; Parquet files with such a column; or a folder of ROOT/CLASS/IMAGE."""
-    test: str | None = None
-    """The images that are classified."""
-    k: int = Field(20, ge=1)
-    temperature: float = Field(0.07, gt=0)
-    """A neighbour's vote weighs exp(cosine / temperature)."""
-    batch_size: int = Field(256, ge=1)
-    """Images of one forward pass of one process."""
-    size: int | None = Field(None, ge=1)
-    """Side of the square images in pixels; by default that of the recipe's global views."""
-
-    @model_validator(mode="after")
-    def _data_is_named(self) -> KnnSettings:
-        if self.every is not None and (self.train is None or self.test is None):
-            raise ValueError("a k-NN score needs 'train' and 'test', two sets of labelled images")
-        return self
 
 
 class Knn:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from shared.storage import sync
+from train.monitoring.settings import LogSettings
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -22,17 +21,6 @@ METRICS = "metrics.jsonl"
 CURVES = "tensorboard"
 
 Value = float | int | bool | str | list[str] | None
-
-
-class LogSettings(BaseModel):
-    """How often a run's metrics are written, and where."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    every: int = Field(10, ge=1)
-    """Optimiser steps from one line of metrics to the next."""
-    tensorboard: bool = True
-    """Whether the numbers are also written as TensorBoard events, in OUT/tensorboard."""
 
 
 class MetricsWriter:

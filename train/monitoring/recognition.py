@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.images import ImageError
-from train.data.crops import CropSettings, Views, normalise, stack_views
+from train.data.crops import Views, normalise, stack_views
 from train.data.index import ShardIndex
 from train.data.pictures import picture
+from train.data.settings import CropSettings
 from train.seeds import derive
 
 MOST_IMAGES = 256

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from train.distributed.ranks import max_over_ranks, sum_over_ranks
 from train.objectives.cross_entropy import Targets, block_rows, blocks, working_dtype
-
-
-class CenteringSettings(BaseModel):
-    """How teacher outputs are kept from collapsing."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    kind: Literal["sinkhorn", "ema"] = "sinkhorn"
-    """`sinkhorn` as in SwAV and DINOv2, or DINO's and iBOT's running centre, `ema`."""
-    iterations: int = Field(3, ge=1)
-    """Of Sinkhorn-Knopp."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of the running centre."""
+from train.objectives.settings import CenteringSettings
 
 
 class Centering(nn.Module, ABC):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-Estimator = Literal["nearest", "squared_cosine"]
+from train.objectives.settings import Estimator
 
 
 def koleo_loss(

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from train.objectives.centering import CenteringSettings
-from train.objectives.koleo import Estimator
+Estimator = Literal["nearest", "squared_cosine"]
+
+
+class CenteringSettings(BaseModel):
+    """How teacher outputs are kept from collapsing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["sinkhorn", "ema"] = "sinkhorn"
+    """`sinkhorn` as in SwAV and DINOv2, or DINO's and iBOT's running centre, `ema`."""
+    iterations: int = Field(3, ge=1)
+    """Of Sinkhorn-Knopp."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of the running centre."""
 
 
 class ObjectivesSettings(BaseModel):

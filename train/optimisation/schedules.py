@@ -5,24 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
-
 from shared.errors import LvdError
-from train.optimisation.groups import OptimiserSettings
-
-
-class TeacherSettings(BaseModel):
-    """How the teacher follows the student, and how sharp its targets are."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    momentum: tuple[float, float] = (0.994, 1.0)
-    """Of the moving average, at the start and the end of the run, a cosine between."""
-    temperature: tuple[float, float] = (0.04, 0.07)
-    """At the start and the end of its own warm-up, a line between; constant from then on."""
-    temperature_warmup_epochs: float = Field(30.0, ge=0)
-    """May outlast the run, which then ends on the line."""
+from train.optimisation.settings import OptimiserSettings, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -124,13 +108,6 @@ def cosine(start: float, end: float, progress: float) -> float:
 def linear(start: float, end: float, progress: float) -> float:
     """Return a line from `start` at progress 0 to `end` at 1 and past it."""
     return start + (end - start) * min(progress, 1.0)
-
-
-def set_values(optimiser: torch.optim.Optimizer, values: Values) -> None:
-    """Set the learning rate and weight decay of each of `train.optimisation.groups.parameter_groups`."""
-    for group in optimiser.param_groups:
-        group["lr"] = values.lr * group["lr_scale"]
-        group["weight_decay"] = values.weight_decay if group["decay"] else 0.0
 
 
 def _part(step: int, steps: int) -> float:

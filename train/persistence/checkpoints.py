@@ -19,13 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from shared.errors import LvdError
 from shared.progress import warn
-from shared.storage import digest_file, disk_full_is_said, read_json, sync, write_json
+from shared.storage import digest_file, read_json, reraise_disk_full, sync, write_json
 from train.distributed.ranks import Ranks, any_rank, max_over_ranks
 
 MANIFEST = "manifest.json"
@@ -37,17 +36,6 @@ FILE_BYTES = 2**28
 
 State = dict[str, Any]
 """Nested dicts of tensors and JSON values, whose keys are texts without a slash."""
-
-
-class CheckpointSettings(BaseModel):
-    """When checkpoints are made, and how many of them stay."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    every: int = Field(1000, ge=1)
-    """Optimiser steps from one to the next."""
-    keep: int = Field(3, ge=1)
-    """The newest so many stay."""
 
 
 def training_state(student: nn.Module, teacher: nn.Module, optimiser: torch.optim.AdamW) -> State:
@@ -100,7 +88,7 @@ def save(folder: Path, step: int, state: State, keep: int, ranks: Ranks) -> Path
         _commit(partial, path)
         _prune(folder, path, keep)
 
-    with _failure_is_said(folder):
+    with _reword_error(folder):
         _first_does(begin, ranks)
         writer = dcp.HuggingFaceStorageWriter(
             str(partial), _numbers_of_files(tensors, ranks.world), save_distributed=True
@@ -283,10 +271,10 @@ def _first_does(work: Callable[[], None], ranks: Ranks) -> None:
 
 
 @contextmanager
-def _failure_is_said(folder: Path) -> Iterator[None]:
+def _reword_error(folder: Path) -> Iterator[None]:
     """Turn a failed write into one line; torch gathers those of all processes into its own type."""
     try:
-        with disk_full_is_said(folder):
+        with reraise_disk_full(folder):
             try:
                 yield
             except CheckpointException as error:

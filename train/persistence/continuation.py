@@ -15,10 +15,11 @@ from torch.distributed.checkpoint import CheckpointException
 from shared.config import validate
 from shared.errors import LvdError
 from shared.storage import read_json
-from train.model.backbone import ModelSettings, build_backbone
+from train.model.backbone import build_backbone
 from train.model.init import traits
 from train.model.model_folder import CONFIG
 from train.model.network import Network
+from train.model.settings import ModelSettings
 from train.persistence.checkpoints import MANIFEST, newest, read_tensors
 
 TABLE = "backbone.vit.pos_embed"

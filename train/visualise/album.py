@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import normalize
 
-from shared.config import apply_overrides, validate
-from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 from shared.images import decode
 from shared.progress import StageBar, say, stage_bar, warn
@@ -22,35 +18,17 @@ from train.evaluation.features import bank
 from train.evaluation.frozen import FrozenModel, JoinedModel, load_models
 from train.evaluation.neighbours import neighbours
 from train.visualise.figures import attention_figure, neighbour_figure, patch_figure
-from train.visualise.output import check_replaceable, write_figures
+from train.visualise.output import write_figures
 from train.visualise.overview import overview
 from train.visualise.page import figures_page
 from train.visualise.pictures import Pictures, first_pictures, squares_of
+from train.visualise.settings import VisualiseSettings
 from train.visualise.sheets import SIDE, Sheet
 
 FIGURES = 2
 """Of each model: attention and patches."""
 LARGEST_SQUARE = 1024
 """Pixels of the side of a picture that is kept, unless the model's input is larger."""
-
-
-class VisualiseSettings(BaseModel):
-    """What is drawn."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    pictures: int = Field(8, ge=1, le=256)
-    """The first so many of the images, by key, are drawn."""
-    mass: float = Field(0.6, gt=0, le=1)
-    """Share of a head's attention that the patches kept of its map hold."""
-    foreground: float = 0.0
-    """Standard deviations above which the patches' first component is foreground."""
-    nearest: int = Field(6, ge=1, le=100)
-    """Neighbours drawn of each picture."""
-    batch_size: int = Field(64, ge=1)
-    """Images of a forward pass, where neighbours are sought."""
-    workers: int = Field(4, ge=1)
-    """Threads that decode images."""
 
 
 def draw(
@@ -61,24 +39,16 @@ def draw(
     cache: Path,
     *,
     size: int | None,
-    overrides: Sequence[str] = (),
+    settings: VisualiseSettings,
+    command: str,
 ) -> Path:
     """Write the figures of the model `name` to the folder `out` and return its page's path.
 
     They show the first pictures of `images` by key, and with `gallery` their nearest neighbours in
-    it. A figure that the model has nothing for is left out, which the page says. The same call
-    gives the same bytes, wherever `out` is. Raises LvdError where `out` holds anything else, where
-    there are no pictures, and where nothing can be drawn.
+    it; the page names the `command` that made it. A figure that the model has nothing for is left
+    out, which the page says. The same call gives the same bytes, wherever `out` is. Raises LvdError
+    where `out` holds anything else, where there are no pictures, and where nothing can be drawn.
     """
-    settings = validate(
-        VisualiseSettings,
-        apply_overrides({}, overrides),
-        file="the settings of visualise",
-        overrides=overrides,
-    )
-    check_replaceable(out)
-    if gallery is not None:
-        list_parts("--neighbours", DatasetSettings(path=gallery))
     pictures = first_pictures("--images", images, settings.pictures, max(size or 0, LARGEST_SQUARE))
     if pictures.more:
         say(f"the first {settings.pictures} pictures are drawn: more with --set pictures=N")
@@ -98,7 +68,6 @@ def draw(
         sheets.append(_neighbour_sheet(model, pictures, gallery, cache, settings))
     if not sheets:
         raise LvdError(f"model {name} has neither attention nor patch tokens: give --neighbours")
-    command = _command(name, images, gallery, size, overrides)
     remarks = _remarks(pictures, images, missing)
     names = [part.name for part in model.parts]
     title = f"What {' and '.join(names)} see{'' if several else 's'}"
@@ -201,14 +170,3 @@ def _remarks(pictures: Pictures, images: str, missing: Sequence[str]) -> list[st
         more = "; ..." if pictures.broken > len(pictures.reasons) else ""
         remarks.append(f"{pictures.broken} images cannot be decoded ({named}{more}).")
     return remarks
-
-
-def _command(
-    name: str, images: str, gallery: str | None, size: int | None, overrides: Sequence[str]
-) -> str:
-    """Return the call without --out and --cache, which decide nothing of what is drawn."""
-    words = ["lvd-train", "visualise", "--model", name, "--images", images]
-    words += ["--neighbours", gallery] if gallery is not None else []
-    words += ["--size", str(size)] if size is not None else []
-    words += [word for override in overrides for word in ("--set", override)]
-    return shlex.join(words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -70,6 +72,41 @@ def visualise(
     that hold 60 % of it; the principal components of the patch tokens as colours that all pictures
     share; and the nearest neighbours among SHARDS. Open OUT/index.html, which needs nothing else.
     """
-    from train.visualise.album import draw
+    from shared.config import apply_overrides, validate
+    from shared.datasets import DatasetSettings, list_parts
+    from train.evaluation.model_names import parse_names
+    from train.visualise.output import check_replaceable
+    from train.visualise.settings import VisualiseSettings
 
-    click.echo(draw(name, images, neighbours, out, cache, size=size, overrides=overrides))
+    tree = apply_overrides({}, overrides)
+    settings = validate(
+        VisualiseSettings, tree, file="the settings of visualise", overrides=overrides
+    )
+    parse_names(name)
+    check_replaceable(out)
+    if neighbours is not None:
+        list_parts("--neighbours", DatasetSettings(path=neighbours))
+    from train.visualise.album import draw  # torch, which takes seconds, comes with it
+
+    page = draw(
+        name,
+        images,
+        neighbours,
+        out,
+        cache,
+        size=size,
+        settings=settings,
+        command=_command(name, images, neighbours, size, overrides),
+    )
+    click.echo(page)
+
+
+def _command(
+    name: str, images: str, neighbours: str | None, size: int | None, overrides: Sequence[str]
+) -> str:
+    """Return the call without --out and --cache, which decide nothing of what is drawn."""
+    words = ["lvd-train", "visualise", "--model", name, "--images", images]
+    words += ["--neighbours", neighbours] if neighbours is not None else []
+    words += ["--size", str(size)] if size is not None else []
+    words += [word for override in overrides for word in ("--set", override)]
+    return shlex.join(words)

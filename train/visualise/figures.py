@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shared.lettering import PAPER
+from shared.sheets import PAPER, Strip, Tile
 from train.evaluation.attention_maps import MissingTokensError, cls_attention, most_attended
 from train.evaluation.frozen import FrozenModel
 from train.visualise.overlays import (
@@ -20,7 +20,7 @@ from train.visualise.overlays import (
     model_pixels,
 )
 from train.visualise.patch_colours import patch_colours
-from train.visualise.sheets import SIDE, Sheet, Strip, Tile, stacked
+from train.visualise.sheets import SIDE, Sheet, stacked
 
 Pictures = Mapping[str, Image.Image]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import LvdError
-from shared.storage import disk_full_is_said, read_json, sync, sync_tree, write_json
+from shared.storage import read_json, reraise_disk_full, sync, sync_tree, write_json
 
 FACTS = "visualise.json"
 """What the figures show, and the names of all the other files."""
@@ -41,7 +41,7 @@ def write_figures(out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any
     path = out.expanduser().absolute()
     beside, before = (path.with_name(f".{path.name}.{what}") for what in ("new", "before"))
     try:
-        with disk_full_is_said(path.parent):
+        with reraise_disk_full(path.parent):
             if before.exists() and not path.exists():  # one was killed between the two renames
                 before.rename(path)
             check_replaceable(path)

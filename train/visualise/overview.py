@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from shared.sheets import Strip, Tile
 from train.evaluation.attention_maps import MissingTokensError, cls_attention
 from train.evaluation.frozen import FrozenModel
 from train.visualise.overlays import blocks, central_square, heat, model_pixels
 from train.visualise.patch_colours import patch_colours
-from train.visualise.sheets import SIDE, Sheet, Strip, Tile, stacked
+from train.visualise.sheets import SIDE, Sheet, stacked
 
 MOST = 6
 """Pictures: as many as stand in one line that a page of text has room for."""

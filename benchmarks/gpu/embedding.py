@@ -1,0 +1,79 @@
+"""Stage one's embedding of a part of JPEGs, from tar to vectors, against the bare forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.pictures import write_shards
+from benchmarks.gpu.section import Context, Row
+from benchmarks.gpu.timing import median_lap, peak_gib
+from curate.embedding.embed import EmbedSettings, embed_part
+from shared.datasets import DatasetSettings, list_parts
+from shared.embedders import EmbedderSettings, load, resolve
+from shared.timm_embedder import build_timm
+
+SIZE, QUICK_SIZE = 224, 56
+PICTURES, QUICK_PICTURES = 2048, 8
+LARGE_BATCH = 256
+THREADS = 8
+
+
+def measure(context: Context, emit: Callable[[Row], None], model: str) -> None:
+    """Embed with a model of timm and random weights, at the default batch and at a large one."""
+    count = QUICK_PICTURES if context.quick else PICTURES
+    folder = context.scratch / model
+    shards = write_shards(folder / "shards", count=count, size=(500, 375), shards=1)
+    (part,) = list_parts("pictures", DatasetSettings(path=str(shards)))
+    default = EmbedderSettings(
+        kind="timm",
+        model=model,
+        pretrained=False,
+        image_size=QUICK_SIZE if context.quick else SIZE,
+        device=context.device,
+    )
+    sizes = [4] if context.quick else [default.batch_size, LARGE_BATCH]
+    for batch_size in sizes:
+        settings = resolve(default.model_copy(update={"batch_size": batch_size}))
+        forward = batch_size / _forward_seconds(settings, context)
+        embedder = load(settings, THREADS)
+        laps = []
+        for repetition in range(1 if context.quick else 3):
+            out = folder / f"{batch_size}-{repetition}"
+            out.mkdir()
+            began = perf_counter()
+            done = embed_part(embedder, part, EmbedSettings(), settings, [], THREADS, out=out)
+            laps.append(perf_counter() - began)
+            if done["vectors"] != count:
+                raise RuntimeError(f"{done['vectors']} vectors of {count} images: {done}")
+        stage = count / float(np.median(laps))
+        emit(
+            {
+                "model": model,
+                "precision": settings.precision,
+                "batch": batch_size,
+                "stage images/s": stage,
+                "forward images/s": forward,
+                "stage / forward": stage / forward,
+                "decoding threads": THREADS,
+                "peak GiB": peak_gib(torch.device(context.device)),
+            }
+        )
+
+
+def _forward_seconds(settings: EmbedderSettings, context: Context) -> float:
+    """Return the seconds of the model alone on a batch that lies on the device."""
+    device, precision = torch.device(settings.device), getattr(torch, settings.precision)
+    model, _ = build_timm(settings)
+    random = torch.Generator(device).manual_seed(0)
+    shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
+    images = torch.randn(shape, device=device, generator=random)
+    images = images.contiguous(memory_format=torch.channels_last)
+    enabled = precision != torch.float32
+    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=enabled):
+        return median_lap(
+            lambda: model(images), device, warmup=2, seconds=0.1 if context.quick else 1.0, least=3
+        )

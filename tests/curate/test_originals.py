@@ -1,0 +1,82 @@
+"""Originals are the bytes that were embedded, or an error of the storage: never another picture."""
+
+import numpy as np
+import pytest
+from failing_storage import FATAL, TRANSIENT, Rule, calls, failing, script
+from pictures import ColourEmbedder, encoded, picture, write_tar
+
+from curate.calibration.measure import edit
+from curate.catalogue.collection import Collection, catalogue
+from curate.catalogue.originals import Originals, load_parts, save_parts
+from curate.embedding.embed import EmbedSettings, embed_part
+from shared.datasets import DatasetSettings, list_parts
+from shared.embedders import EmbedderSettings
+from shared.errors import LvdError
+from shared.failures import kind_of
+
+MEMBERS = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(4)}
+FORMATS = ("tar", "tar.gz", "folder")
+
+
+@pytest.fixture(params=FORMATS)
+def crawl(request, tmp_path, monkeypatch):
+    """Return a crawl of four pictures on `failing://`, its parts and where it is."""
+    monkeypatch.setenv("FAILING_STORAGE", script(tmp_path / "script")["FAILING_STORAGE"])
+    if request.param == "folder":
+        path = tmp_path / "in"
+        path.mkdir()
+        for name, data in MEMBERS.items():
+            (path / name).write_bytes(data)
+    else:
+        mode = "w" if request.param == "tar" else "w:gz"
+        path = write_tar(tmp_path / "in" / f"p.{request.param}", MEMBERS, mode)
+    parts = list_parts("crawl", DatasetSettings(path=failing(path), folder_parts=1))
+    unit = tmp_path / "embed" / "x" / "unit"
+    unit.mkdir(parents=True)
+    settings = EmbedderSettings(kind="descriptor")
+    embed_part(ColourEmbedder(), parts[0], EmbedSettings(), settings, [], 2, out=unit)
+    home = tmp_path / "catalogue" / "x" / "all"
+    home.mkdir(parents=True)
+    catalogue([(parts[0], unit)], tmp_path, None, [], out=home)
+    return Collection(home), save_parts(parts, tmp_path / "parts.json"), path
+
+
+def edited(crawl, tmp_path):
+    collection, parts, _ = crawl
+    out = tmp_path / "edited"
+    out.mkdir(exist_ok=True)
+    said = edit(ColourEmbedder(), collection, parts, 10**8, 0, np.arange(4), out=out)
+    return said["images"], (out / "edited.npy").read_bytes()
+
+
+@pytest.mark.parametrize("way", TRANSIENT)
+def test_a_calibration_is_the_same_whatever_fails_for_a_moment(crawl, tmp_path, way):
+    expected = edited(crawl, tmp_path)
+    assert expected[0] == 4
+    script(tmp_path / "script", Rule("read", way, skip=1, times=5), Rule("open", way, times=2))
+    assert edited(crawl, tmp_path) == expected
+
+
+@pytest.mark.parametrize("way", [*TRANSIENT, *FATAL])
+def test_a_calibration_counts_no_image_that_the_storage_withholds(crawl, tmp_path, way):
+    folder = tmp_path / "script"
+    script(folder, Rule("read", way, skip=2))
+    with pytest.raises(Exception) as caught:
+        edited(crawl, tmp_path)
+    assert kind_of(caught.value) == ("transient" if way in TRANSIENT else "fatal")
+    assert calls(folder) == {"0": 2 + (6 if way in TRANSIENT else 1)}
+    assert not (tmp_path / "edited" / "numbers.npy").exists()
+
+
+def test_another_picture_in_its_place_is_a_part_that_changed(crawl, tmp_path):
+    collection, parts, path = crawl
+    other = {name: data[:-9] + b"tampered!" for name, data in MEMBERS.items()}
+    if path.is_dir():
+        (path / "00.jpg").write_bytes(other["00.jpg"])
+    else:
+        write_tar(path, other, "w:gz" if path.suffix == ".gz" else "w")
+    with (
+        Originals(collection, load_parts(parts), tmp_path) as originals,
+        pytest.raises(LvdError, match="changed while the run was going on"),
+    ):
+        originals.read(0)

@@ -1,0 +1,24 @@
+"""Inductor on the CPU: blocks compiled in bfloat16 with stochastic depth compute what eager ones do."""
+
+from __future__ import annotations
+
+import torch
+from compiled_blocks import forward_and_backward, relative_error
+from torch._dynamo.utils import counters
+
+
+def test_compiled_blocks_with_stochastic_depth_are_the_eager_ones() -> None:
+    cpu = torch.device("cpu")
+    counters.clear()
+    found = forward_and_backward(cpu, compiled=True, drop_path=0.5)
+    # Forward and backward of the one block, in a graph without breaks.
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert counters["inductor"]
+    # Both draw the samples that keep a branch from torch's generator, in the same order.
+    expected = forward_and_backward(cpu, compiled=False, drop_path=0.5)
+    for name, tensor in expected.items():
+        assert found[name].isfinite().all()
+        assert relative_error(found[name], tensor) < 2e-2, name
+    other = forward_and_backward(cpu, compiled=False, drop_path=0.5, seed=1)
+    assert relative_error(other["cls"], expected["cls"]) > 1e-2

@@ -1,0 +1,184 @@
+"""Training as on a card: each path of a step on fake CUDA tensors, none of which meets the CPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import repeat
+
+import numpy as np
+import pytest
+import torch
+from fake_card import CUDA, FakeCard, fake_card, on_card
+from small_models import WITH_TOKENS, write_models
+from small_run import HEAD, RECIPE
+from torch import Tensor
+
+from train.data.crops import Views, stack_views
+from train.data.loader import Batch
+from train.data.masks import batch_masks
+from train.distributed.parallelise import autocast
+from train.distributed.ranks import Ranks
+from train.monitoring.indicators import indicators
+from train.optimisation.schedules import Values
+from train.persistence.checkpoints import training_state
+from train.persistence.snapshot import snapshot
+from train.recipe import Recipe
+from train.step import MicroBatch, optimiser_step, to_device
+from train.system import System, build_system
+
+THERE = Ranks(0, 1, 0, CUDA)
+VALUES = Values(1e-3, 0.04, 0.9, 0.04, last_layer_frozen=False)
+IMAGES = 4
+
+READS_OF_A_STEP = {"clip_by_module", "_mean_over_ranks"}
+"""The functions of a step that wait for the card: the norms and the losses, once each."""
+
+STUDENTS = {
+    "published": {},
+    "EMA centre": {"objectives": {"centering": {"kind": "ema"}}},
+    "squared cosines": {"objectives": {"koleo_estimator": "squared_cosine"}},
+    "shared head": {"heads": {"dino": HEAD, "shared": True}},
+    "DINO alone": {"masks": None, "objectives": {"ibot": 0}, "heads": {"dino": HEAD}},
+    "iBOT alone": {"objectives": {"dino": 0, "koleo": 0}},
+    "no local views": {"crops": {"global_size": 32, "local_views": 0}},
+    "recomputed": {"parallel": {"activation_checkpointing": True, "precision": "bfloat16"}},
+    "float32": {"parallel": {"precision": "float32"}},
+    "explicit attention": {"model": RECIPE["model"] | {"attention": "explicit"}},
+    "DINOv2's positions": {
+        "model": RECIPE["model"] | {"position_offset": 0.1, "position_antialias": False}
+    },
+    "never clipped": {"optimiser": {"clip": None}},
+    "two micro-batches": {"accumulate": 2},
+}
+
+
+@pytest.fixture
+def card() -> Iterator[FakeCard]:
+    with fake_card() as card:
+        yield card
+
+
+def recipe(**changes: object) -> Recipe:
+    settings = RECIPE | {"parallel": {"precision": "bfloat16"}, "group_size": 2} | changes
+    return Recipe.model_validate(settings)
+
+
+def batch(recipe: Recipe, device: str = "cpu") -> Batch:
+    """A loader's batch: views with everything that may be done to colours, and masks."""
+    crops = recipe.crops.model_copy(update={"device": device, "grey": 0.5, "solarise": 0.5})
+    draw, rng = Views(crops, 0), np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (IMAGES, 3, 40, 48), dtype=np.uint8))
+    views = stack_views([draw(image, number, 0) for number, image in enumerate(images)])
+    masks = recipe.masks and batch_masks(
+        range(IMAGES), first=0, step=0, epoch=0, grid=(4, 4), group_size=2, seed=0,
+        settings=recipe.masks,
+    )  # fmt: skip
+    return Batch(0, 0, 0, [str(n) for n in range(IMAGES)], *views[:2], masks, views[2], [])
+
+
+def everywhere(system: System) -> list[Tensor]:
+    """All tensors that a run holds on to, but AdamW's settings."""
+    state = training_state(system.student, system.teacher, system.optimiser)
+    moments = [tensor for kept in state["optimiser"].values() for tensor in kept.values()]
+    centres = [c for centering in system.centerings for c in centering.state_dict().values()]
+    return [*state["student"].values(), *state["teacher"].values(), *moments, *centres]
+
+
+def micro_batches(system: System, device: str = "cpu") -> list[MicroBatch]:
+    loaded = batch(system.recipe, device)
+    return [
+        to_device(loaded, system.ranks.device, system.patches)
+        for _ in range(system.recipe.accumulate)
+    ]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_loaded_batch_goes_to_the_card_whole(card: FakeCard, device: str) -> None:
+    loaded = batch(recipe(crops=RECIPE["crops"] | {"device": device}), device)
+    assert (loaded.photometric is not None) == (device == "gpu")
+    views = to_device(loaded, CUDA)
+    for tensor in (views.global_views, views.local_views, views.masks, views.index, views.weights):
+        assert tensor.device == CUDA
+    assert views.global_views.dtype == torch.float32
+    assert views.global_views.shape == (2 * IMAGES, 3, 32, 32)
+    assert len(views.index) == loaded.masks.sum() == len(views.weights)
+    assert card.reads == {}, "the step would wait for its own input"
+
+
+@pytest.mark.parametrize("case", STUDENTS)
+def test_a_step_stays_on_the_card(card: FakeCard, case: str) -> None:
+    system = build_system(recipe(**STUDENTS[case]), THERE)
+    batches = micro_batches(system)
+    card.reads.clear()
+    report = optimiser_step(system, batches, VALUES, 0)
+    assert set(card.reads) == READS_OF_A_STEP
+    assert not report.skipped
+    assert all(tensor.device == CUDA for tensor in everywhere(system))
+    assert report.features.device == CUDA
+    assert {p.grad.device for p in system.student.parameters() if p.grad is not None} == {CUDA}
+    assert {p.grad.dtype for p in system.student.parameters() if p.grad is not None} == {
+        torch.float32
+    }
+    expected = {"dino", "ibot", "koleo"} - {
+        name for name in ("dino", "ibot", "koleo") if not getattr(system.recipe.objectives, name)
+    }
+    assert set(report.losses) == {*expected, "loss"}
+
+
+def test_a_step_that_freezes_the_last_layer_stays_on_the_card(card: FakeCard) -> None:
+    system = build_system(recipe(), THERE)
+    values = Values(1e-3, 0.04, 0.9, 0.04, last_layer_frozen=True)
+    optimiser_step(system, micro_batches(system), values, 0)
+    assert system.student.dino_head.prototypes.grad is None
+    assert all(tensor.device == CUDA for tensor in everywhere(system))
+
+
+def test_products_are_bfloat16_and_weights_are_not(card: FakeCard) -> None:
+    system = build_system(recipe(), THERE)
+    (views,) = micro_batches(system)
+    with autocast(system.precision, CUDA):
+        found = system.teacher_called(views.global_views, masked_index=views.index)
+    assert found.cls_logits.dtype == found.patch_logits.dtype == torch.bfloat16
+    assert {p.dtype for p in system.teacher.parameters()} == {torch.float32}
+
+
+def test_the_indicators_of_a_step_stay_on_the_card_to_the_end(card: FakeCard) -> None:
+    system = build_system(recipe(), THERE)
+    report = optimiser_step(system, micro_batches(system), VALUES, 0)
+    assert set(indicators(report.targets, report.features)) >= {"teacher_entropy", "feature_rank"}
+
+
+def test_what_a_checkpoint_saves_is_what_the_card_holds(card: FakeCard) -> None:
+    system = build_system(recipe(objectives={"centering": {"kind": "ema"}}), THERE)
+    state = snapshot(system, 3, {"broken": 0})
+    assert {tensor.device for tensor in everywhere(system)} == {CUDA}
+    assert state["centerings"]["0"]["centre"].device == CUDA
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("teacher", WITH_TOKENS)
+def test_a_distillation_stays_on_the_card(
+    card: FakeCard, models: dict[str, str], teacher: str
+) -> None:
+    student = RECIPE["model"] | {"drop_path": 0, "patch_size": 16}
+    student["options"] = student["options"] | {"embed_dim": 16, "depth": 1}
+    system = build_system(
+        recipe(model=student, masks=None, distillation={"teacher": models[teacher]}), THERE
+    )
+    frozen = system.frozen_teacher
+    assert on_card(frozen)
+    assert frozen.has_anchors == (teacher != "run")
+    batches = micro_batches(system)
+    assert len(batches[0].index) == 2 * IMAGES * 4
+    if frozen.has_anchors:
+        with autocast(system.precision, CUDA):
+            frozen.take_anchors(repeat(batches[0].global_views), 0, THERE)
+        assert on_card(frozen)
+    card.reads.clear()
+    optimiser_step(system, batches, VALUES, 0)
+    assert set(card.reads) == READS_OF_A_STEP
+    assert all(tensor.device == CUDA for tensor in everywhere(system))

@@ -1,0 +1,25 @@
+"""What a recipe may say of its processes, devices and precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ParallelSettings(BaseModel):
+    """How a run uses its processes; nothing here changes what is learned, but for rounding."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """`ddp` keeps the networks whole in every process, `fsdp` a share of them in each; `auto` is
+    `ddp`. One process alone needs neither, whatever this says."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; weights, their moments and the teacher's average are float32 always."""
+    compile: bool = False
+    """torch.compile each block: the first step then takes minutes, the others less."""
+    activation_checkpointing: bool = False
+    """Compute each block of the student again in the backward pass: a third more time, and the
+    memory of one block instead of all."""
