@@ -147,6 +147,9 @@ def parts_of(named: Named, work: Path, exclude: Sequence[Path] = ()) -> list[Par
     try:
         parts = list_parts(named.name, settings, exclude=exclude)
     except LvdError as error:
+        if named.source:
+            written = "the dataset's `path` in pipelines.yaml"
+            raise LvdError(str(error).replace(written, named.source)) from error
         if not named.variables:
             raise
         raise LvdError(f"{error}, or set {named.variables} to where it is") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,14 @@ from curate.report.rows import ReportSettings
 from curate.retrieval.threshold import RetrieveSettings
 from curate.stage import EngineSettings
 from shared import bundled
-from shared.config import apply_overrides, expand, load_yaml, require_expanded, validate
+from shared.config import (
+    apply_overrides,
+    expand,
+    load_yaml,
+    require_expanded,
+    source_of,
+    validate,
+)
 from shared.datasets import DatasetSettings
 from shared.embedders import EmbedderSettings, bundled_settings, settings_for_folder
 from shared.errors import LvdError, nearest
@@ -71,6 +79,8 @@ class Named:
     settings: DatasetSettings | EmbedderSettings
     variables: str = ""
     """Environment variables that its declared path is made of."""
+    source: str = ""
+    """The override of this call that says where it is."""
 
 
 @dataclass(frozen=True)
@@ -133,32 +143,34 @@ def read_request(
         else f"pipelines.{pipeline}.{text}"
         for text in overrides
     ]
-    tree = apply_overrides(file, absolute)
-    try:
+    with _as_typed(pipeline, overrides):
+        tree = apply_overrides(file, absolute)
         whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
-    except LvdError as error:  # speaks of the override as it was typed
-        raise LvdError(str(error).replace(f"--set pipelines.{pipeline}.", "--set ")) from error
-    settings = whole.pipelines[pipeline]
-    crawl, seed = crawl or settings.crawl, seed or settings.seed
-    for role, name in (("seed", seed), ("crawl", crawl)):
-        if not name:
-            raise LvdError(
-                f"pipelines.{pipeline}.{role} in {config} names no dataset: say --{role} NAME or PATH"
-            )
-    return Request(
-        pipeline=pipeline,
-        settings=settings,
-        embedders={
-            name: _embedder(whole, _embedder_of(settings, name, embedder, absolute), config)
-            for name in ("dedup", "retrieve")
-        },
-        crawl=_dataset(whole, tree, crawl, config),
-        seed=_dataset(whole, tree, seed, config),
-        holdouts=tuple(
-            _dataset(whole, tree, name, config) for name in holdouts or settings.holdouts
-        ),
-        configuration=Configuration(config, expand(file), tuple(absolute), whole),
-    )
+        names = _Names(config, pipeline, whole, tree, absolute)
+        settings = whole.pipelines[pipeline]
+        return Request(
+            pipeline=pipeline,
+            settings=settings,
+            embedders={name: names.embedder(name, embedder) for name in ("dedup", "retrieve")},
+            crawl=names.dataset("crawl", crawl or settings.crawl),
+            seed=names.dataset("seed", seed or settings.seed),
+            holdouts=tuple(
+                names.dataset("holdouts", name) for name in holdouts or settings.holdouts
+            ),
+            configuration=Configuration(config, expand(file), tuple(absolute), whole),
+        )
+
+
+@contextmanager
+def _as_typed(pipeline: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Let errors speak of overrides as they were typed."""
+    try:
+        yield
+    except LvdError as error:
+        said = str(error)
+        for text in overrides:
+            said = said.replace(f"pipelines.{pipeline}.{text}", text)
+        raise LvdError(said) from error
 
 
 def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
@@ -170,41 +182,59 @@ def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "embedders": {bundled.NAME: built_in, **declared}}
 
 
-def _embedder(whole: PipelinesFile, name: str, config: Path) -> Named:
-    if name in whole.embedders:
-        return Named(name, whole.embedders[name])
-    if "/" in name or Path(name).is_dir():
-        return Named(name, settings_for_folder(Path(name)))
-    raise LvdError(
-        f"no embedder {name!r} in {config}{nearest(name, whole.embedders)}: "
-        f"it has {', '.join(sorted(whole.embedders)) or 'none'}; or name a model folder"
-    )
+@dataclass(frozen=True)
+class _Names:
+    """Looks up the names of a pipeline's datasets and embedders."""
 
+    config: Path
+    pipeline: str
+    whole: PipelinesFile
+    tree: dict[str, Any]
+    overrides: Sequence[str]
 
-def _embedder_of(
-    settings: PipelineSettings, stage: str, asked: str | None, overrides: Sequence[str]
-) -> str:
-    """Return the name of a stage's embedder: of this call's --set, of --embedder, of the file."""
-    own = getattr(settings, stage).embedder
-    if asked is None or any(f".{stage}.embedder=" in text for text in overrides):
-        return own or asked or settings.embedder
-    return asked
+    def embedder(self, stage: str, asked: str | None) -> Named:
+        """Return the embedder of `dedup` or `retrieve`: by --set, by --embedder, by the file."""
+        settings = self.whole.pipelines[self.pipeline]
+        own = getattr(settings, stage).embedder
+        source = self._source(f"{stage}.embedder")
+        if asked is not None and not source:
+            name = asked
+        else:
+            name = own or asked or settings.embedder
+            source = source or ("" if own or asked else self._source("embedder"))
+        known = self.whole.embedders
+        if name in known:
+            return Named(name, known[name])
+        if "/" in name or Path(name).is_dir():
+            return Named(name, settings_for_folder(Path(name)))
+        raise LvdError(
+            f"{source and source + ': '}no embedder {name!r} in {self.config}{nearest(name, known)}: "
+            f"it has {', '.join(sorted(known)) or 'none'}; or name a model folder"
+        )
 
+    def dataset(self, role: str, name: str | None) -> Named:
+        """Return the dataset of that name, or the path that it is."""
+        if not name:
+            raise LvdError(
+                f"pipelines.{self.pipeline}.{role} in {self.config} names no dataset: say "
+                f"--{role} NAME or PATH"
+            )
+        known = self.whole.datasets
+        if name in known:
+            settings, key = known[name], f"datasets.{name}.path"
+            source = source_of(key, self.overrides)
+            for path in [settings.path] if isinstance(settings.path, str) else settings.path:
+                require_expanded(path, key, source or self.config)
+            written = str(self.tree["datasets"][name].get("path"))
+            variables = ", ".join(sorted(set(re.findall(r"\$\{(\w+)", written))))
+            return Named(name, settings, variables, source)
+        if "/" in name or Path(name).exists() or any(sign in name for sign in "*?[{"):
+            return Named(name, DatasetSettings(path=name))
+        source = self._source(role)
+        raise LvdError(
+            f"{source and source + ': '}no dataset {name!r} in {self.config}{nearest(name, known)}, "
+            f"and no such path: the file has {', '.join(sorted(known)) or 'none'}"
+        )
 
-def _variables(path: object) -> str:
-    """Return the names of the environment variables in a path or a list of them."""
-    return ", ".join(sorted(set(re.findall(r"\$\{(\w+)", str(path)))))
-
-
-def _dataset(whole: PipelinesFile, tree: dict, name: str, config: Path) -> Named:
-    if name in whole.datasets:
-        settings = whole.datasets[name]
-        for path in [settings.path] if isinstance(settings.path, str) else settings.path:
-            require_expanded(path, f"datasets.{name}.path", config)
-        return Named(name, settings, _variables(tree["datasets"][name].get("path")))
-    if "/" in name or Path(name).exists() or any(sign in name for sign in "*?[{"):
-        return Named(name, DatasetSettings(path=name))
-    raise LvdError(
-        f"no dataset {name!r} in {config}{nearest(name, whole.datasets)}, and no such path: "
-        f"the file has {', '.join(sorted(whole.datasets)) or 'none'}"
-    )
+    def _source(self, key: str) -> str:
+        return source_of(f"pipelines.{self.pipeline}.{key}", self.overrides)

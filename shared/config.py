@@ -122,7 +122,7 @@ def validate(
         found = explain(model, tree, error)
         key = f"{at}.{found.key}".strip(".") if found.key else at
         subject = f"{key} in" if key else ""
-        source = _source({key, found.key}, overrides) or str(file)
+        source = source_of(key, overrides) or source_of(found.key, overrides) or str(file)
         line = f"{subject} {source} {found.problem}".strip()
     raise LvdError(" ".join(line.split()))
 
@@ -138,10 +138,11 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _source(keys: set[str], overrides: Sequence[str]) -> str:
+def source_of(key: str, overrides: Sequence[str]) -> str:
+    """Return the override, as `--set key.sub=value`, that set a dotted key; "" where none did."""
     for override in reversed(overrides):
         name = override.partition("=")[0].strip()
-        if any(f"{key}.".startswith(f"{name}.") for key in keys):
+        if key == name or key.startswith((f"{name}.", f"{name}[")):
             return f"--set {override}"
     return ""
 

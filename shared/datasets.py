@@ -181,8 +181,8 @@ def _subject(name: str) -> str:
 
 
 def _nothing(name: str, path: str, why: str) -> LvdError:
-    option = name.startswith("--")
-    remedy = "name another place" if option else "correct the dataset's `path` in pipelines.yaml"
+    typed = name.startswith("--") or name == path  # and so stands in no file
+    remedy = "name another place" if typed else "correct the dataset's `path` in pipelines.yaml"
     return LvdError(
         f"{_subject(name)}: no images at {path!r}: {why}; put a folder of images, tars or Parquet files "
         f"there, or {remedy}"
