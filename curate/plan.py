@@ -21,6 +21,7 @@ from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import EmbedderSettings, identity, resolve, resolve_identity
 from shared.errors import LvdError
 from shared.hub import HubUnreachableError
+from shared.locks import scratch_folder
 from shared.progress import size
 from shared.storage import fingerprint
 
@@ -230,16 +231,17 @@ def forget_corrupt(plan: Plan) -> int:
     no more than a computation.
     """
     count = 0
-    for dataset in plan.datasets:
-        asked = plan.embed_request(dataset)
-        for part in dataset.parts:
-            content = recall(plan.work, part)
-            stats = content and committed(asked.facts / content)
-            if stats and (stats["corrupt"] or stats["problems"]):
-                forget(plan.work, part)
-                for unit in asked.units(content):
-                    discard(unit, plan.work / "scratch")
-                count += 1
+    with scratch_folder(plan.work / "scratch") as scratch:
+        for dataset in plan.datasets:
+            asked = plan.embed_request(dataset)
+            for part in dataset.parts:
+                content = recall(plan.work, part)
+                stats = content and committed(asked.facts / content)
+                if stats and (stats["corrupt"] or stats["problems"]):
+                    forget(plan.work, part)
+                    for unit in asked.units(content):
+                        discard(unit, scratch)
+                    count += 1
     return count
 
 

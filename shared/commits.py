@@ -144,6 +144,7 @@ def discard(out: Path, scratch: Path) -> None:
     """Remove a unit: at once for whoever looks, as its folder is renamed before it is emptied."""
     aside = scratch / f"discarded-{fingerprint(str(out))}"
     shutil.rmtree(aside, ignore_errors=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         out.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)

@@ -33,7 +33,7 @@ def calibrate(save: bool, executor: str, **asked: Any) -> None:
     from shared.errors import LvdError
     from shared.progress import say
 
-    plan = pinned(make_plan(**asked)[0])
+    plan, _ = make_plan(**asked)
     request, path = plan.request, None
     if save:
         used = request.embedders["retrieve"]

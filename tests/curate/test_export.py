@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from PIL import Image
 from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
+from curate.embedding.embed import EmbedSettings
 from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
 from curate.retrieval.threshold import RetrieveSettings
 from curate.selection.decide import select
@@ -60,7 +62,8 @@ def source_of(work, path):
     selected.mkdir()
     select(crawl, groups, held, retrieved, -1.0, RetrieveSettings(), 0, out=selected)
     file = save_parts(parts, work / "parts.json")
-    return Source(crawl, file, selected, tuple(retrieved), seed, {}), parts
+    limit = EmbedSettings().max_pixels
+    return Source(crawl, file, selected, tuple(retrieved), seed, {}, limit), parts
 
 
 def exported(work, path, settings=None):
@@ -230,6 +233,12 @@ def test_a_part_that_lost_its_members_stops_the_export(tmp_path, ending, mode):
 
     with pytest.raises(LvdError, match=r"it changed after|part p changed"):
         export()
+
+
+def test_pictures_are_encoded_under_the_limit_that_they_were_admitted_under(tmp_path):
+    source, _ = source_of(tmp_path, write_tar(tmp_path / "in" / "p.tar", MEMBERS))
+    with pytest.raises(LvdError, match="over the limit of 10 pixels"):
+        export_shard(replace(source, max_pixels=10), 0, ExportSettings(), out=tmp_path)
 
 
 def test_a_shard_that_failed_leaves_no_mark(tmp_path):

@@ -222,6 +222,7 @@ def test_a_unit_without_its_manifest_is_computed_again(unit, tmp_path):
 
 
 def test_a_discarded_unit_is_gone_and_can_be_made_again(unit, tmp_path):
+    (tmp_path / "scratch").rmdir()
     for _ in range(2):  # a unit that is not there is discarded as well
         discard(unit, tmp_path / "scratch")
         assert committed(unit) is None
