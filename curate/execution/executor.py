@@ -59,7 +59,7 @@ class Executor(Protocol):
     ) -> Iterator[Outcome]:
         """Yield each call with its result, or with the exception that its last try raised.
 
-        `gpus` is what a call without workers asks for. `waiting` is called about once a second
+        `gpus` is what a call without workers asks for, where there are as many. `waiting` is called about once a second
         while nothing ends, with what is being waited for, or "".
         """
         ...

@@ -114,13 +114,10 @@ class RayExecutor:
         room = max(1, int(resources.get("CPU", 1)) // threads)
         slots = max(1, min(room, self.settings.workers or room, calls))
         if workers is None:
-            if gpus and not resources.get("GPU"):
-                raise LvdError(
-                    "device: cuda was asked for, but Ray sees no GPU: set the embedder's device=cpu"
-                )
             # Ray holds back what there is no processor for, but knows nothing of `workers`.
             most = slots if self.settings.workers else 2 * slots
-            asked = {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": threads}
+            on_gpu = gpus and resources.get("GPU", 0) >= gpus
+            asked = {"num_gpus": gpus, "num_cpus": 0} if on_gpu else {"num_cpus": threads}
             return _Tasks(ray, most, asked)
         apart = workers.gpus and int(resources.get("GPU", 0)) > 0
         name = f"{workers.setup.__qualname__}{workers.args}{apart}"
