@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from shared.progress import StageBar
-from shared.storage import dumps
+from shared.storage import dumps, read_json
 
 INTERVAL = 1.0
 """Seconds between two writes."""
@@ -79,3 +79,26 @@ class Monitor:
                     beside.rename(path)
             if self._end.wait(INTERVAL):
                 return
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Return what a run wrote of itself, or None."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
+
+
+def lives(report: dict[str, Any]) -> bool:
+    """Tell whether the run that wrote a report is at work still."""
+    if time.time() - report["updated"] > SILENT:
+        return False
+    if report["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(report["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -9,7 +9,7 @@ from typing import Literal
 
 from curate.execution.executor import Executor
 from curate.execution.inline import InlineExecutor
-from curate.execution.monitor import Monitor
+from curate.execution.monitor import Monitor, lives, read_report
 from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
 from curate.stage import EngineSettings
@@ -32,6 +32,9 @@ def open_runner(
             if not (work / WORK_MARKER).exists():
                 write_json(work / WORK_MARKER, {"format": 2})
             scratch = stack.enter_context(scratch_folder(work / "scratch"))
+        for path in (work / STATUS).glob("*.json"):
+            if (report := read_report(path)) is not None and not lives(report):
+                path.unlink(missing_ok=True)  # of a run that was killed
         paths = [work / STATUS / f"{scratch.name}.json"]
         if out is not None:
             paths.append(status_file(out))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
-from curate.execution.monitor import SILENT
+from curate.execution.monitor import lives, read_report
 from curate.execution.output import RUN
 from curate.execution.session import STATUS, status_file
 from curate.plan import PARTIAL
@@ -29,7 +26,7 @@ def status(folder: Path) -> str:
     lines = []
     if (folder / RUN).exists():
         lines.append(_finished(folder))
-    if (report := _read(status_file(folder))) is not None and _lives(report):
+    if (report := read_report(status_file(folder))) is not None and lives(report):
         lines += _at_work(report)
     elif (partial := folder.with_name(folder.name + PARTIAL)).exists():
         shards = sum(1 for _ in (partial / "shards").glob("*_stats.json"))
@@ -48,8 +45,8 @@ def status(folder: Path) -> str:
 
 def runs_at_work(work: Path) -> list[dict[str, Any]]:
     """Return what the runs that are at work on `work` say of themselves."""
-    reports = [_read(path) for path in sorted((work / STATUS).glob("*.json"))]
-    return [report for report in reports if report and _lives(report)]
+    reports = [read_report(path) for path in sorted((work / STATUS).glob("*.json"))]
+    return [report for report in reports if report and lives(report)]
 
 
 def _of_work(work: Path) -> str:
@@ -86,24 +83,3 @@ def _at_work(report: dict[str, Any]) -> list[str]:
         f"{where}: at work (process {report['pid']} on {report['host']})",
         "  " + ", ".join(words),
     ]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None
-
-
-def _lives(report: dict[str, Any]) -> bool:
-    if time.time() - report["updated"] > SILENT:
-        return False
-    if report["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(report["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
