@@ -10,7 +10,7 @@ import hashlib
 import tempfile
 from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shared.datasets import Part
@@ -36,6 +36,16 @@ class Copy:
     content: str
     place: str
     """What the part is found by when its content has changed."""
+    versions: dict[Path, tuple[int, ...]] = field(default_factory=dict)
+    """What the file system said of the files that are read where they are, before they were."""
+
+    def require_unchanged(self) -> None:
+        """Raise LvdError unless what is read is what was hashed."""
+        for path, version in self.versions.items():
+            if _version(path) != version:
+                raise LvdError(
+                    f"{shown(str(path))} changed while it was read: run the same command again"
+                )
 
 
 def key_prefix(part: Part) -> str:
@@ -100,7 +110,7 @@ def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
     """
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         root = folder if is_remote(part.root) else part.root
-        digests = []
+        digests, versions = [], {}
         files = [
             *zip(part.paths, part.sizes, strict=True),
             *([(part.table, 0)] if part.table else []),
@@ -109,13 +119,16 @@ def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
             digest = "broken"
             if size >= 0:  # else a link that led nowhere when it was listed
                 copy = _inside(Path(folder), path) if is_remote(part.root) else None
+                if copy is None:
+                    local = Path(locate(part.root, path))
+                    versions[local] = _version(local)
                 maybe_junk = part.format == "folder" and kind_of(path) == "unknown"
                 digest = _read(locate(part.root, path), copy, maybe_junk)
             name = path if part.format == "folder" else str(number)
             digests.append([name.encode("utf-8", "surrogateescape").hex(), digest])
         about = [part.format, part.image_column, part.key_column, digests]
         nameless = replace(part, root=root, name="", key_prefix="")
-        yield Copy(nameless, fingerprint(about, 16), place_of(part))
+        yield Copy(nameless, fingerprint(about, 16), place_of(part), versions)
 
 
 def place_of(part: Part) -> str:
@@ -127,6 +140,11 @@ def place_of(part: Part) -> str:
 def _stamp_file(work: Path, part: Part) -> Path:
     name = fingerprint([part.stamp, part.format, part.image_column, part.key_column])
     return work / STAMPS / name[:2] / name
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _inside(folder: Path, path: str) -> Path:

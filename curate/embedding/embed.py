@@ -180,6 +180,7 @@ def _make(
         if request.columns and scores in missing:
             with building(scores, scratch) as beside:
                 _write_scores(reader.members, request.columns, beside)
+                copy.require_unchanged()
                 commit(beside, scores, {"images": len(reader.members)})
         if missing == [scores]:
             return
@@ -217,6 +218,7 @@ def _make(
             if number % 64 == 63:
                 (count / PROGRESS).write_text(str(number + 1))
         forward.finish()
+        copy.require_unchanged()
         for place, output in outputs.items():
             valid = output.close()
             folder = request.vectors(request.embedders[place]) / content

@@ -17,6 +17,7 @@ from curate.embedding import stage
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings
 from shared.datasets import DatasetSettings, list_parts
+from shared.errors import LvdError
 
 MEMBERS = {f"{number:02d}.png": encoded(picture(number), "PNG") for number in range(4)}
 
@@ -228,3 +229,21 @@ def test_a_new_part_changes_no_file_of_another(site, crawl):
     assert site.read == ["0.tar"]
     assert before.items() <= site.units.items()
     assert len(keys(made)) == 8
+
+
+def test_a_part_that_changes_while_it_is_read_leaves_nothing(site, crawl, monkeypatch):
+    tar = crawl / "a.tar"
+    original = module._Forward.add
+
+    def add(self, *args):
+        data = tar.read_bytes()
+        tar.with_name("beside").write_bytes(data)
+        tar.with_name("beside").rename(tar)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Forward, "add", add)
+        with pytest.raises(LvdError, match=r"a\.tar changed while it was read"):
+            site.embed(crawl)
+    assert not site.units
+    assert len(site.embed(crawl).collection) == len(MEMBERS)
