@@ -20,9 +20,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from curate.embedding.embed import EmbedSettings, embed_part
+from curate.embedding.embed import EmbedRequest, EmbedSettings, Forwards, embed_part
 from curate.sample.make import make_sample
-from shared.datasets import DatasetSettings, list_parts
+from curate.state import LocalState
+from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import EmbedderSettings, load, resolve_device
 from shared.images import ImageError, decode, read_header
 from shared.parts import PartReader
@@ -60,18 +61,26 @@ def _embed_many(arguments: list[str]) -> None:
     configured = EmbedderSettings.model_validate_json(settings)
     with tempfile.TemporaryDirectory() as folder:
         parts = _parts(Path(folder))
-        embedder = load(configured, threads)
+        state = LocalState(Forwards((configured,), threads))
         for number in range(count):
-            out = Path(folder) / f"out-{number}"
-            out.mkdir()
-            part = parts[number % len(parts)]
-            embed_part(embedder, part, EmbedSettings(), configured, [], threads, out=out)
+            request = _request(Path(folder) / f"work-{number}", configured, threads)
+            embed_part(state, parts[number % len(parts)], request, scratch=_scratch(request))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def _parts(folder: Path):
+def _parts(folder: Path) -> list[Part]:
     make_sample(folder / "sample")
     return list_parts("sample", DatasetSettings(path=str(folder / "sample" / "crawl")))
+
+
+def _request(work: Path, settings: EmbedderSettings, threads: int) -> EmbedRequest:
+    return EmbedRequest(work, EmbedSettings(), (settings,), (), threads)
+
+
+def _scratch(request: EmbedRequest) -> Path:
+    scratch = request.work / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return scratch
 
 
 @click.command()
@@ -93,6 +102,7 @@ def main(model, descriptor, size, threads, repetitions, memory) -> None:
     with tempfile.TemporaryDirectory() as folder:
         parts = _parts(Path(folder))
         embedder = load(settings, threads)
+        state = LocalState(Forwards((settings,), threads))
         embedder.embed(decode_all(parts[0], embedder, threads, Path(folder))[: settings.batch_size])
         for repetition in range(repetitions):
             part = parts[repetition % len(parts)]
@@ -102,9 +112,8 @@ def main(model, descriptor, size, threads, repetitions, memory) -> None:
             for at in range(0, len(prepared), settings.batch_size):
                 embedder.embed(prepared[at : at + settings.batch_size])
             forward = time.perf_counter()
-            out = Path(folder) / f"out-{repetition}"
-            out.mkdir()
-            embed_part(embedder, part, EmbedSettings(), settings, [], threads, out=out)
+            request = _request(Path(folder) / f"work-{repetition}", settings, threads)
+            embed_part(state, part, request, scratch=_scratch(request))
             stage = time.perf_counter()
             count = len(prepared)
             ratios.append((forward - started) / (stage - forward))

@@ -11,9 +11,11 @@ import torch
 from benchmarks.gpu.pictures import write_shards
 from benchmarks.gpu.section import Context, Row
 from benchmarks.gpu.timing import median_lap, peak_gib
-from curate.embedding.embed import EmbedSettings, embed_part
+from curate.embedding.embed import EmbedRequest, EmbedSettings, Forwards, embed_part
+from curate.state import LocalState
+from shared.commits import committed
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings, load, resolve
+from shared.embedders import EmbedderSettings, resolve_device
 from shared.timm_embedder import build_timm
 
 SIZE, QUICK_SIZE = 224, 56
@@ -37,18 +39,21 @@ def measure(context: Context, emit: Callable[[Row], None], model: str) -> None:
     )
     sizes = [4] if context.quick else [default.batch_size, LARGE_BATCH]
     for batch_size in sizes:
-        settings = resolve(default.model_copy(update={"batch_size": batch_size}))
+        settings = resolve_device(default.model_copy(update={"batch_size": batch_size}))
         forward = batch_size / _forward_seconds(settings, context)
-        embedder = load(settings, THREADS)
+        state = LocalState(Forwards((settings,), THREADS))
         laps = []
         for repetition in range(1 if context.quick else 3):
-            out = folder / f"{batch_size}-{repetition}"
-            out.mkdir()
+            work = folder / f"{batch_size}-{repetition}"
+            request = EmbedRequest(work, EmbedSettings(), (settings,), (), THREADS)
+            scratch = work / "scratch"
+            scratch.mkdir(parents=True)
             began = perf_counter()
-            done = embed_part(embedder, part, EmbedSettings(), settings, [], THREADS, out=out)
+            done = embed_part(state, part, request, scratch=scratch)
             laps.append(perf_counter() - began)
-            if done["vectors"] != count:
-                raise RuntimeError(f"{done['vectors']} vectors of {count} images: {done}")
+            made = committed(request.vectors(settings) / done["content"])
+            if made["vectors"] != count:
+                raise RuntimeError(f"{made['vectors']} vectors of {count} images: {made}")
         stage = count / float(np.median(laps))
         emit(
             {
