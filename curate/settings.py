@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,12 +63,15 @@ class PipelinesFile(BaseModel):
     """Stage two's section: `lvd-train` checks it."""
 
 
+Settings = TypeVar("Settings", DatasetSettings, EmbedderSettings)
+
+
 @dataclass(frozen=True)
-class Named:
+class Named(Generic[Settings]):
     """A dataset or an embedder with the name or path that it was asked for by."""
 
     name: str
-    settings: DatasetSettings | EmbedderSettings
+    settings: Settings
     variables: str = ""
     """Environment variables that its declared path is made of."""
 
@@ -91,11 +94,11 @@ class Request:
 
     pipeline: str
     settings: PipelineSettings
-    embedders: dict[str, Named]
+    embedders: dict[str, Named[EmbedderSettings]]
     """`dedup`, for copies (holdouts' too), and `retrieve`, for meaning."""
-    crawl: Named
-    seed: Named
-    holdouts: tuple[Named, ...]
+    crawl: Named[DatasetSettings]
+    seed: Named[DatasetSettings]
+    holdouts: tuple[Named[DatasetSettings], ...]
     configuration: Configuration
 
     @property
@@ -139,21 +142,23 @@ def read_request(
     except LvdError as error:  # speaks of the override as it was typed
         raise LvdError(str(error).replace(f"--set pipelines.{pipeline}.", "--set ")) from error
     settings = whole.pipelines[pipeline]
-    crawl, seed = crawl or settings.crawl, seed or settings.seed
-    for role, name in (("seed", seed), ("crawl", crawl)):
+
+    def dataset(role: str, name: str | None) -> Named[DatasetSettings]:
         if not name:
             raise LvdError(
                 f"pipelines.{pipeline}.{role} in {config} names no dataset: say --{role} NAME or PATH"
             )
+        return _dataset(whole, tree, name, config)
+
     return Request(
         pipeline=pipeline,
         settings=settings,
+        seed=dataset("seed", seed or settings.seed),
+        crawl=dataset("crawl", crawl or settings.crawl),
         embedders={
             name: _embedder(whole, _embedder_of(settings, name, embedder, absolute), config)
             for name in ("dedup", "retrieve")
         },
-        crawl=_dataset(whole, tree, crawl, config),
-        seed=_dataset(whole, tree, seed, config),
         holdouts=tuple(
             _dataset(whole, tree, name, config) for name in holdouts or settings.holdouts
         ),
@@ -170,7 +175,7 @@ def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "embedders": {bundled.NAME: built_in, **declared}}
 
 
-def _embedder(whole: PipelinesFile, name: str, config: Path) -> Named:
+def _embedder(whole: PipelinesFile, name: str, config: Path) -> Named[EmbedderSettings]:
     if name in whole.embedders:
         return Named(name, whole.embedders[name])
     if "/" in name or Path(name).is_dir():
@@ -196,7 +201,9 @@ def _variables(path: object) -> str:
     return ", ".join(sorted(set(re.findall(r"\$\{(\w+)", str(path)))))
 
 
-def _dataset(whole: PipelinesFile, tree: dict, name: str, config: Path) -> Named:
+def _dataset(
+    whole: PipelinesFile, tree: dict[str, Any], name: str, config: Path
+) -> Named[DatasetSettings]:
     if name in whole.datasets:
         settings = whole.datasets[name]
         for path in [settings.path] if isinstance(settings.path, str) else settings.path:
