@@ -135,7 +135,7 @@ def comparable(request: Request) -> dict[str, Any]:
     }
 
 
-def parts_of(named: Named, work: Path, exclude: Sequence[Path] = ()) -> list[Part]:
+def parts_of(named: Named[DatasetSettings], work: Path, exclude: Sequence[Path] = ()) -> list[Part]:
     """Return the parts of a dataset in the order of their keys; the built-in sample is made.
 
     Folders in `exclude` that lie below the dataset's are no part of it.
@@ -178,12 +178,12 @@ def describe(plan: Plan, out: Path) -> str:
     ]
     try:
         plan = pinned(plan)
-        known = True
+        is_pinned = True
     except HubUnreachableError:  # so it was never downloaded, and nothing is embedded with it
-        known = False
+        is_pinned = False
     missing = 0
     for dataset in plan.datasets:
-        asked = plan.embed_request(dataset) if known else None
+        asked = plan.embed_request(dataset) if is_pinned else None
         todo = [part for part in dataset.parts if asked is None or not is_embedded(asked, part)]
         nbytes = sum(part.nbytes for part in dataset.parts)
         missing += sum(part.nbytes for part in todo)
@@ -236,7 +236,9 @@ def forget_corrupt(plan: Plan) -> int:
             asked = plan.embed_request(dataset)
             for part in dataset.parts:
                 content = recall(plan.work, part)
-                stats = content and committed(asked.facts / content)
+                if content is None:
+                    continue
+                stats = committed(asked.facts / content)
                 if stats and (stats["corrupt"] or stats["problems"]):
                     forget(plan.work, part)
                     for unit in asked.units(content):

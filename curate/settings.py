@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,12 +71,15 @@ class PipelinesFile(BaseModel):
     """Stage two's section: `lvd-train` checks it."""
 
 
+Settings = TypeVar("Settings", DatasetSettings, EmbedderSettings)
+
+
 @dataclass(frozen=True)
-class Named:
+class Named(Generic[Settings]):
     """A dataset or an embedder with the name or path that it was asked for by."""
 
     name: str
-    settings: DatasetSettings | EmbedderSettings
+    settings: Settings
     variables: str = ""
     """Environment variables that its declared path is made of."""
     source: str = ""
@@ -101,11 +104,11 @@ class Request:
 
     pipeline: str
     settings: PipelineSettings
-    embedders: dict[str, Named]
+    embedders: dict[str, Named[EmbedderSettings]]
     """`dedup`, for copies (holdouts' too), and `retrieve`, for meaning."""
-    crawl: Named
-    seed: Named
-    holdouts: tuple[Named, ...]
+    crawl: Named[DatasetSettings]
+    seed: Named[DatasetSettings]
+    holdouts: tuple[Named[DatasetSettings], ...]
     configuration: Configuration
 
     @property
@@ -151,9 +154,9 @@ def read_request(
         return Request(
             pipeline=pipeline,
             settings=settings,
-            embedders={name: names.embedder(name, embedder) for name in ("dedup", "retrieve")},
-            crawl=names.dataset("crawl", crawl or settings.crawl),
             seed=names.dataset("seed", seed or settings.seed),
+            crawl=names.dataset("crawl", crawl or settings.crawl),
+            embedders={name: names.embedder(name, embedder) for name in ("dedup", "retrieve")},
             holdouts=tuple(
                 names.dataset("holdouts", name) for name in holdouts or settings.holdouts
             ),
@@ -192,7 +195,7 @@ class _Names:
     tree: dict[str, Any]
     overrides: Sequence[str]
 
-    def embedder(self, stage: str, asked: str | None) -> Named:
+    def embedder(self, stage: str, asked: str | None) -> Named[EmbedderSettings]:
         """Return the embedder of `dedup` or `retrieve`: by --set, by --embedder, by the file."""
         settings = self.whole.pipelines[self.pipeline]
         own = getattr(settings, stage).embedder
@@ -212,7 +215,7 @@ class _Names:
             f"it has {', '.join(sorted(known)) or 'none'}; or name a model folder"
         )
 
-    def dataset(self, role: str, name: str | None) -> Named:
+    def dataset(self, role: str, name: str | None) -> Named[DatasetSettings]:
         """Return the dataset of that name, or the path that it is."""
         if not name:
             raise LvdError(

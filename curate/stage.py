@@ -94,6 +94,10 @@ class Runner(Protocol):
         """Return where the units of a stage lie."""
         ...
 
+    def use(self, place: Path) -> None:
+        """Note that the result of this run is made of what lies in `place`."""
+        ...
+
     def run(
         self,
         place: Stage | Path,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -199,7 +199,7 @@ def _place_and_problem(error: Exception, text: str) -> tuple[int, str]:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate and non-text keys, and reads 1e-4 as a number."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -215,7 +215,7 @@ class _StrictLoader(yaml.SafeLoader):
             seen[key] = line
         return super().construct_mapping(node, deep=deep)
 
-    def construct_whole_map(self, node: yaml.MappingNode) -> dict[str, Any]:
+    def construct_whole_map(self, node: yaml.MappingNode) -> dict[Hashable, Any]:
         """Build the mapping at once, so that a recursive alias is an error and not a loop."""
         return self.construct_mapping(node, deep=True)
 

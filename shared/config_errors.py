@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, RootModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from shared.errors import nearest
 
@@ -46,7 +47,7 @@ class _Finding:
 
     keys: tuple[str | int, ...]
     branches: tuple[tuple[int, str], ...]
-    error: dict[str, Any]
+    error: ErrorDetails
     fields: tuple[str, ...]
 
 
@@ -59,7 +60,7 @@ def explain(model: type[BaseModel], tree: Any, error: ValidationError) -> Explai
     return Explained(_dotted(chosen.keys), _problem(alternatives, chosen))
 
 
-def _locate(model: type[BaseModel], error: dict[str, Any]) -> _Finding:
+def _locate(model: type[BaseModel], error: ErrorDetails) -> _Finding:
     annotation: Any = model
     keys: list[str | int] = []
     branches: list[tuple[int, str]] = []
@@ -187,7 +188,7 @@ def _problem(alternatives: Sequence[_Finding], chosen: _Finding) -> str:
     return f"is {_shown(value)}, but must be {' or '.join(expected)}{hint}"
 
 
-def _expected(error: dict[str, Any]) -> str:
+def _expected(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     match error["type"]:
         case "literal_error":
@@ -217,12 +218,12 @@ def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _one_of(error: dict[str, Any]) -> str:
+def _one_of(error: ErrorDetails) -> str:
     options = error["ctx"]["expected"]
     return f"one of {options}" if _names(error)[1:] else options
 
 
-def _names(error: dict[str, Any]) -> list[str]:
+def _names(error: ErrorDetails) -> list[str]:
     """Return the quoted names in pydantic's `'a', 'b' or 'c'`."""
     text = error.get("ctx", {}).get("expected") or error.get("ctx", {}).get("expected_tags") or ""
     return text.split("'")[1::2]

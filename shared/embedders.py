@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -29,7 +29,9 @@ RESOURCE = "resource:"
 BUILT_IN = "builtin:"
 BUNDLED = f"{BUILT_IN}{bundled.NAME}"
 
-MODULES = {
+Kind = Literal["timm", "open_clip", "onnx", "descriptor"]
+
+MODULES: dict[Kind, str] = {
     "timm": "shared.timm_embedder",
     "open_clip": "shared.open_clip_embedder",
     "onnx": "shared.onnx_embedder",
@@ -37,6 +39,12 @@ MODULES = {
 }
 """The module of each kind, with `load_preparation(settings)`, `load_forward(settings, threads)` and
 `LIBRARIES`, the packages that decide its vectors."""
+
+FOLDER_FILES: dict[Kind, tuple[str, str]] = {
+    "timm": ("config.json", "model.safetensors"),
+    "open_clip": ("open_clip_config.json", "open_clip_model.safetensors"),
+}
+"""Config and weights in a model folder of each kind that has folders."""
 
 REDUCED_DECODING_FACTOR = 2.0
 """Reduced decoding keeps the shorter side at this many times what the model's transform resizes to.
@@ -94,8 +102,8 @@ class EmbedderSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["timm", "open_clip", "onnx", "descriptor"]
-    model: str | None = None
+    kind: Kind
+    model: str = ""
     """A name of the library, `hf-hub:OWNER/NAME`, `local-dir:FOLDER` of safetensors weights, or
     `builtin:bundled`; for onnx a .onnx file, or `resource:PACKAGE/PATH` of one in a package."""
     pretrained: bool | str = True
@@ -118,11 +126,11 @@ class EmbedderSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> EmbedderSettings:
-        lacks = {
+        kinds: dict[Kind, set[str]] = {
             "descriptor": {"model", "pretrained", "seed", "image_size", "revision", "graph"},
             "onnx": {"pretrained", "seed", "revision", "precision"},
-        }.get(self.kind, {"graph"})
-        if given := sorted(self.model_fields_set & lacks):
+        }
+        if given := sorted(self.model_fields_set & kinds.get(self.kind, {"graph"})):
             raise ValueError(f"embedders of kind {self.kind} have no {given[0]!r}: remove it")
         if self.kind == "descriptor":
             return self
@@ -225,10 +233,7 @@ def settings_for_folder(path: Path) -> EmbedderSettings:
     Raises LvdError unless the folder holds a config and safetensors weights.
     """
     folder = Path(path)
-    for kind, config, weights in (
-        ("timm", "config.json", "model.safetensors"),
-        ("open_clip", "open_clip_config.json", "open_clip_model.safetensors"),
-    ):
+    for kind, (config, weights) in FOLDER_FILES.items():
         if (folder / config).is_file() and (folder / weights).is_file():
             return resolve(EmbedderSettings(kind=kind, model=f"{LOCAL}{folder}"))
     if not folder.is_dir():
@@ -296,7 +301,7 @@ def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
     return settings.model_copy(update={"device": device, "precision": precision})
 
 
-def identity(settings: EmbedderSettings) -> dict:
+def identity(settings: EmbedderSettings) -> dict[str, Any]:
     """Return what decides the vectors, JSON-able and without paths: local files by their sha256.
 
     Hub models by their commit (`resolve_identity`), precision as asked for. What the vectors were
@@ -416,10 +421,7 @@ def local_folder(settings: EmbedderSettings) -> Path:
 
 def local_files(settings: EmbedderSettings) -> tuple[Path, Path]:
     """Return config and weights of a model `in_folder`; LvdError when one is missing."""
-    names = {
-        "timm": ("config.json", "model.safetensors"),
-        "open_clip": ("open_clip_config.json", "open_clip_model.safetensors"),
-    }[settings.kind]
+    names = FOLDER_FILES[settings.kind]
     config, weights = (local_folder(settings) / name for name in names)
     for file in (config, weights):
         if not file.is_file():
@@ -470,7 +472,7 @@ def given_weights(settings: EmbedderSettings) -> Path | None:
     return file
 
 
-def is_weights_file(pretrained: bool | str) -> bool:
+def is_weights_file(pretrained: bool | str) -> TypeGuard[str]:
     """Tell a path of weights from a tag and from a switch."""
     return isinstance(pretrained, str) and pretrained.endswith(".safetensors")
 

@@ -288,8 +288,8 @@ def _by_code(error: BaseException) -> Cause | None:
 
 def _by_class(error: BaseException) -> Cause | None:
     names = (f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(error).__mro__)
-    causes = (_first(lambda cause, name=name: name in cause.classes.split()) for name in names)
-    return next(filter(None, causes), None)
+    causes = (cause for name in names for cause in CAUSES if name in cause.classes.split())
+    return next(causes, None)
 
 
 def _by_number(error: BaseException) -> Cause | None:

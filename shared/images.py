@@ -130,7 +130,8 @@ def read_header(data: bytes) -> Header:
         image = _open(data, name)
         size = image.size
         if name == "tiff":  # Pillow gives the size after rotation
-            size = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+            tags = image.tag_v2  # type: ignore[attr-defined]  # of its subclass for TIFF
+            size = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
     return Header(size[0], size[1], name)
 
 

@@ -118,8 +118,8 @@ def _expand(system: _LocalFiles | _RemoteFiles, path: str, markers: Sequence[str
         root, names = system.parent(literal + "x"), []
         for name in (literal + rest for rest in _braces(path[len(literal) :])):
             if glob.has_magic(name[len(literal) :]):
-                folders = _literal_folders(system, name)
-                names += system.glob(folders, name[len(folders) :])
+                fixed = _literal_folders(system, name)
+                names += system.glob(fixed, name[len(fixed) :])
             else:
                 names.append(name)
     names = list(dict.fromkeys(map(system.full, names)))
@@ -173,7 +173,7 @@ def _braces(path: str) -> Iterator[str]:
         names = list(
             itertools.islice(braceexpand.braceexpand(path, escape=False), _MOST_PATTERNS + 1)
         )
-    except (braceexpand.UnbalancedBracesError, ValueError) as error:
+    except ValueError as error:  # braceexpand.UnbalancedBracesError is one
         raise ListingError(f"its brace list is not well formed: {error}") from error
     if len(names) > _MOST_PATTERNS:
         raise ListingError(f"its brace list has over {_MOST_PATTERNS} names")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from shared.batches import BatchedForward, DeviceMemoryError
 from shared.embedders import (
@@ -37,6 +37,7 @@ def load_preparation(settings: EmbedderSettings) -> EvaluationTransform:
     """Return the resizing and cropping that the settings declare."""
     graph = settings.graph or GraphSettings()
     mode = "squash" if graph.resize == "squash" else "center"
+    assert settings.image_size is not None  # see `EmbedderSettings`
     return square(settings.image_size, mode, graph.mean, graph.std, settings.decode)
 
 
@@ -96,7 +97,7 @@ class OnnxForward(BatchedForward):
         vectors = vectors.astype(np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
-    def _input_of(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> np.ndarray:
+    def _input_of(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Shaped[np.ndarray, "n _ _ _"]:
         """Return what the graph takes: [n, h, w, 3] or [n, 3, h, w], of its dtype."""
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if self._graph.dtype == "float32":

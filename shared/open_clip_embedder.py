@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import open_clip
 import torch
@@ -31,6 +32,9 @@ LIBRARIES = ("numpy", "PIL", "torch", "torchvision", "timm", "open_clip")
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 
+Model: TypeAlias = Any
+"""What open_clip builds: its classes share `visual` and `encode_image`, but no base with these."""
+
 
 def load_preparation(settings: EmbedderSettings) -> EvaluationTransform:
     """Return the transform of an open_clip model, which is built without memory for its weights."""
@@ -47,7 +51,7 @@ def load_forward(settings: EmbedderSettings, threads: int) -> TorchForward:
     return TorchForward(model.encode_image, transform, settings)
 
 
-def build_open_clip(settings: EmbedderSettings) -> tuple[torch.nn.Module, EvaluationTransform]:
+def build_open_clip(settings: EmbedderSettings) -> tuple[Model, EvaluationTransform]:
     """Return an open_clip model of nothing but its `visual` tower, in eval mode, and its transform.
 
     It is on the device of `resolve_device`. Raises LvdError where the model or its weights cannot
@@ -95,7 +99,7 @@ def _located(settings: EmbedderSettings) -> EmbedderSettings:
     return settings
 
 
-def _build(settings: EmbedderSettings, device: str) -> tuple[torch.nn.Module, EvaluationTransform]:
+def _build(settings: EmbedderSettings, device: str) -> tuple[Model, EvaluationTransform]:
     """Return a model with random weights, and the transform that it has at `image_size`."""
     model, size = _create(settings, None, device), settings.image_size
     resized = size is not None and isinstance(model.visual, TimmModel)
@@ -109,7 +113,7 @@ def _build(settings: EmbedderSettings, device: str) -> tuple[torch.nn.Module, Ev
     return model, EvaluationTransform(transform, settings.model, settings.decode)
 
 
-def _create(settings: EmbedderSettings, size: int | None, device: str) -> torch.nn.Module:
+def _create(settings: EmbedderSettings, size: int | None, device: str) -> Model:
     tag = _tag(settings)
     with (
         _no_warning_of_random_weights(),

@@ -36,7 +36,7 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
     """
     able = [column.name for column in schema if _holds_bytes(column.type)]
     lists = [column.name for column in schema if _holds_lists_of_bytes(column.type)]
-    if wanted in able:
+    if wanted is not None and wanted in able:
         return wanted
     if wanted in lists or (wanted is None and lists and not able):
         name = wanted or lists[0]

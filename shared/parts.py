@@ -104,6 +104,7 @@ class PartReader:
         if self.part.format == "folder":
             return read_range(locate(self.part.root, self._path[member.key]), 0, member.size)
         location = locate(self.part.root, self.part.paths[0])
+        assert self._file is not None  # opened by `members`
         return _pread(self._file.fileno(), self._place[member.key], member.size, location)
 
     def _tar(self) -> Iterator[Member]:
@@ -111,12 +112,12 @@ class PartReader:
         source = open_binary(location)
         zipped = _is_gzip(source)
         if zipped or is_remote(location):
+            self._file = file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
             with source:
-                self._file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
-                self._spool(source, zipped)
+                self._spool(source, zipped, file)
         else:
-            self._file = source
-        descriptor = self._file.fileno()
+            self._file = file = source
+        descriptor = file.fileno()
         images: list[TarEntry] = []
         notes: dict[str, list[TarEntry]] = defaultdict(list)
         for entry in list_tar(descriptor, self.problems):
@@ -151,21 +152,21 @@ class PartReader:
                 problem=entry.problem or member.problem,
             )
 
-    def _spool(self, source: IO[bytes], zipped: bool) -> None:
-        """Copy a remote or compressed tar to the scratch file, as far as it can be read."""
-        stream = gzip.GzipFile(fileobj=source) if zipped else source
+    def _spool(self, source: IO[bytes], zipped: bool, file: IO[bytes]) -> None:
+        """Copy a remote or compressed tar to the scratch `file`, as far as it can be read."""
+        read = gzip.GzipFile(fileobj=source).read1 if zipped else source.read
         limit = self.part.nbytes * _MOST_GROWTH + _FREE_GROWTH
         try:
-            while chunk := stream.read1(_CHUNK) if zipped else stream.read(_CHUNK):
-                if zipped and self._file.tell() > limit:
+            while chunk := read(_CHUNK):
+                if zipped and file.tell() > limit:
                     self.problems.append(
                         f"grows over {_MOST_GROWTH} times its size: cut at {limit}"
                     )
                     break
-                self._file.write(chunk)
+                file.write(chunk)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            self.problems.append(f"gzip data ends early at byte {self._file.tell()}: {error}")
-        self._file.flush()
+            self.problems.append(f"gzip data ends early at byte {file.tell()}: {error}")
+        file.flush()
 
     def _folder(self) -> Iterator[Member]:
         sizes = dict(zip(self.part.paths, self.part.sizes, strict=True))

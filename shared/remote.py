@@ -13,7 +13,7 @@ from shared.failures import retry
 from shared.keys import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 _BUFFER = 1 << 17
 
@@ -103,9 +103,10 @@ class _RemoteStream(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}
-        if starts[whence] is None:
+        start = starts[whence]
+        if start is None:
             raise io.UnsupportedOperation(f"{self._location} does not say how long it is")
-        self._offset = max(0, starts[whence] + offset)
+        self._offset = max(0, start + offset)
         return self._offset
 
     def readinto(self, buffer: Buffer) -> int:

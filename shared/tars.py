@@ -86,7 +86,7 @@ def _walk(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             size = info.size if info.size >= 0 else None
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             ended, position = True, headers.next(position + BLOCK)
             continue
         except tarfile.HeaderError:

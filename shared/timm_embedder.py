@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -75,7 +76,7 @@ class TorchForward(BatchedForward):
 def fit_for_inference(model: torch.nn.Module, device: str) -> torch.nn.Module:
     """Return the model in eval mode on `device`, in channels-last memory."""
     try:
-        return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        return model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:150]
         raise LvdError(
@@ -183,7 +184,7 @@ def _weights(settings: EmbedderSettings) -> Path | None:
 def _create(
     settings: EmbedderSettings, weights: Path | None, options: Mapping[str, object]
 ) -> torch.nn.Module:
-    def build(**given: object) -> torch.nn.Module:
+    def build(**given: Any) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
             # What stays as it was made is found by `_check_all_loaded`: so no seed that others use.
             torch.manual_seed(settings.seed if settings.pretrained is False else UNLIKELY_SEED)

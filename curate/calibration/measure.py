@@ -5,23 +5,26 @@ The dedup threshold depends on the crawl alone, so that runs with other seeds sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.propose import (
     FEWEST,
     Calibration,
     Distribution,
+    Thumbnail,
+    Thumbnails,
     calibrate_dedup,
     calibrate_retrieve,
     edits,
     render,
     thumbnail,
 )
-from curate.catalogue.collection import Collection
+from curate.catalogue.collection import Collection, Numbers
 from curate.catalogue.originals import Originals, load_parts
 from curate.embedding.embed import Forwards, preparation
 from curate.neighbours.search import unit
@@ -86,7 +89,9 @@ def measure(
     return measured
 
 
-def sample(collection: Collection, settings: CalibrateSettings) -> tuple[np.ndarray, np.ndarray]:
+def sample(
+    collection: Collection, settings: CalibrateSettings
+) -> tuple[Numbers, Int64[np.ndarray, " originals"]]:
     """Return numbers of a sample of the crawl, and the rows in it of the originals to edit."""
     rng = np.random.default_rng(settings.seed)
     numbers = _sample(collection, settings.crawl_sample, settings.parts, rng)
@@ -102,14 +107,15 @@ def edit(
     parts: Path,
     max_pixels: int,
     seed: int,
-    numbers: np.ndarray,
+    numbers: Numbers,
     *,
     out: Path,
 ) -> dict:
     """Embed edited copies of images: `numbers.npy` [n] and float32 `edited.npy` [n, e, d]."""
     prepare = preparation(embedder).prepare
-    prepared: list[np.ndarray] = []
-    read, names = [], ()
+    prepared: list[UInt8[np.ndarray, "h w 3"]] = []
+    read: list[int] = []
+    names: tuple[str, ...] = ()
     with Originals(collection, load_parts(parts), out.parent) as originals:
         for number in numbers.tolist():
             picture = _decoded(originals, number, max_pixels)
@@ -211,7 +217,7 @@ def _restored(calibration: dict) -> Calibration:
 
 def _sample(
     collection: Collection, size: int, most_parts: int, rng: np.random.Generator
-) -> np.ndarray:
+) -> Numbers:
     """Return numbers of distinct usable images of a few parts, in order."""
     usable = collection.usable
     homes = collection.part_of(usable)
@@ -229,7 +235,7 @@ def _refuse_few(count: int, what: str, stage: str) -> None:
         )
 
 
-def _decoded(originals: Originals, number: int, max_pixels: int):
+def _decoded(originals: Originals, number: int, max_pixels: int) -> Image.Image | None:
     data = originals.read(number)
     try:
         return decode(data, max_pixels=max_pixels)
@@ -237,10 +243,8 @@ def _decoded(originals: Originals, number: int, max_pixels: int):
         return None
 
 
-def _thumbnails(
-    originals: Originals, numbers: np.ndarray, max_pixels: int
-) -> Callable[[int], np.ndarray | None]:
-    def of(row: int) -> np.ndarray | None:
+def _thumbnails(originals: Originals, numbers: Numbers, max_pixels: int) -> Thumbnails:
+    def of(row: int) -> Thumbnail | None:
         picture = _decoded(originals, int(numbers[row]), max_pixels)
         return None if picture is None else thumbnail(picture)
 

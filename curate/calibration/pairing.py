@@ -7,6 +7,7 @@ with another.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -133,7 +134,7 @@ def _in_file(request: Request, name: str) -> EmbedderSettings | None:
     try:
         if name in written:
             return EmbedderSettings.model_validate(written[name])
-        return settings_for_folder(name)
+        return settings_for_folder(Path(name))
     except (ValidationError, LvdError):
         return None
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from shared.errors import LvdError
@@ -38,7 +39,8 @@ _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _BINS = 20
 _BLOCK = 1024
 
-Thumbnails = Callable[[int], np.ndarray | None]
+Thumbnail = UInt8[np.ndarray, "64 64"]
+Thumbnails = Callable[[int], Thumbnail | None]
 """Gives `thumbnail` of the image in a row of the vectors; None when unreadable."""
 
 
@@ -105,13 +107,13 @@ def edits(image: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image
     }
 
 
-def thumbnail(image: Image.Image) -> np.ndarray:
-    """Return what `same_picture` compares: grey, squeezed to a square, uint8 [64, 64]."""
+def thumbnail(image: Image.Image) -> Thumbnail:
+    """Return what `same_picture` compares: grey, squeezed to a square."""
     grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(grey, dtype=np.uint8)
 
 
-def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
+def same_picture(one: Thumbnail, other: Thumbnail) -> bool:
     """Tell whether two thumbnails are of one picture, either of them cropped to 84% or more.
 
     The test is the highest correlation, over sizes and shifts, of one inside the other. Flat
@@ -126,10 +128,10 @@ def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def calibrate_dedup(
-    originals: np.ndarray,
-    edited: np.ndarray,
-    crawl: np.ndarray,
-    rows: np.ndarray,
+    originals: Float[np.ndarray, "n d"],
+    edited: Float[np.ndarray, "n e d"],
+    crawl: Float[np.ndarray, "m d"],
+    rows: Int64[np.ndarray, " n"],
     thumbnail_of: Thumbnails,
     edit_names: tuple[str, ...] = (),
 ) -> Calibration:
@@ -176,9 +178,9 @@ def calibrate_dedup(
 
 
 def calibrate_retrieve(
-    seeds: np.ndarray,
-    crawl: np.ndarray,
-    rows: np.ndarray,
+    seeds: Float[np.ndarray, "s d"],
+    crawl: Float[np.ndarray, "m d"],
+    rows: Int64[np.ndarray, " n"],
     thumbnail_of: Thumbnails,
     quantile: float = RETRIEVE_QUANTILE,
 ) -> Calibration:
@@ -220,19 +222,19 @@ def calibrate_retrieve(
 
 
 def nearest_other(
-    queries: np.ndarray,
-    vectors: np.ndarray,
-    rows: np.ndarray,
+    queries: Float32[np.ndarray, "n d"],
+    vectors: Float32[np.ndarray, "m d"],
+    rows: Int64[np.ndarray, " n"],
     thumbnail_of: Thumbnails,
-) -> np.ndarray:
+) -> Float64[np.ndarray, " n"]:
     """Return each unit query's cosine to its nearest neighbour that shows another picture.
 
     `rows` is where the queries themselves stand in `vectors`. NaN where the `_MOST_COPIES` nearest
     are all copies, or there is no other. Thumbnails are asked for only as far as they are needed.
     """
-    known: dict[int, np.ndarray | None] = {}
+    known: dict[int, Thumbnail | None] = {}
 
-    def look_up(row: int) -> np.ndarray | None:
+    def look_up(row: int) -> Thumbnail | None:
         if row not in known:
             known[row] = thumbnail_of(row)
         return known[row]
@@ -283,7 +285,7 @@ def render(calibration: Calibration) -> str:
     return "\n".join(lines)
 
 
-def _found_inside(whole: np.ndarray, part: np.ndarray) -> bool:
+def _found_inside(whole: Thumbnail, part: Thumbnail) -> bool:
     from skimage.feature import match_template
 
     for side in _SCALES:
@@ -316,11 +318,13 @@ def _captioned(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _are_copies(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+def _are_copies(one: Thumbnail | None, other: Thumbnail | None) -> bool:
     return one is not None and other is not None and same_picture(one, other)
 
 
-def _best_threshold(positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:
+def _best_threshold(
+    positives: Float[np.ndarray, " p"], negatives: Float[np.ndarray, " n"]
+) -> tuple[float, float]:
     """Return the threshold by the criterion of `calibrate_dedup`, and the best F1."""
     values = np.unique(np.concatenate([positives, negatives]).astype(np.float64))
     candidates = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2])
@@ -338,7 +342,11 @@ def _best_threshold(positives: np.ndarray, negatives: np.ndarray) -> tuple[float
     return _rounded((candidates[first] + candidates[last]) / 2, np.round), float(scores.max())
 
 
-def _f1(positives: np.ndarray, negatives: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def _f1(
+    positives: Float[np.ndarray, " p"],
+    negatives: Float[np.ndarray, " n"],
+    thresholds: Float64[np.ndarray, " t"],
+) -> Float64[np.ndarray, " t"]:
     recall, false = (
         1 - np.searchsorted(np.sort(values), thresholds, side="left") / len(values)
         for values in (positives.astype(np.float64), negatives.astype(np.float64))
@@ -352,18 +360,20 @@ def _rounded(threshold: float, towards: Callable[[float], float]) -> float:
     return min(1.0, float(towards(threshold * scale) / scale))
 
 
-def _nearest(block: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _nearest(
+    block: Float32[np.ndarray, "n d"], others: Float32[np.ndarray, "m d"]
+) -> Float32[np.ndarray, " n"]:
     return (block @ others.T).max(1).clip(-1, 1)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Return float32 rows of length 1; zero rows stay zero."""
+def _unit(vectors: Float[np.ndarray, "*n d"]) -> Float32[np.ndarray, "*n d"]:
+    """Return rows of length 1; zero rows stay zero."""
     vectors = np.asarray(vectors, np.float32)
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def _bins(threshold: float, *cosines: np.ndarray) -> np.ndarray:
+def _bins(threshold: float, *cosines: Float[np.ndarray, ...]) -> Float64[np.ndarray, " edges"]:
     """Return shared bin edges around the threshold; the lowest twentieth is in the first bin."""
     both = np.concatenate([values.ravel() for values in cosines])
     low, high = float(np.quantile(both, 0.05)), float(both.max())
@@ -371,7 +381,9 @@ def _bins(threshold: float, *cosines: np.ndarray) -> np.ndarray:
     return np.linspace(low if high - low > 1e-6 else high - 1e-6, high, _BINS + 1)
 
 
-def _distribution(name: str, cosines: np.ndarray, bins: np.ndarray) -> Distribution:
+def _distribution(
+    name: str, cosines: Float[np.ndarray, ...], bins: Float64[np.ndarray, " edges"]
+) -> Distribution:
     values = np.asarray(cosines, np.float64).ravel()
     counts, _ = np.histogram(values.clip(bins[0], bins[-1]), bins)
     quantiles = np.quantile(values, _QUANTILES) if len(values) else np.zeros(len(_QUANTILES))

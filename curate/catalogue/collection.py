@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float16, Int64
+from jaxtyping import Bool, Float16, Int64, Integer, Shaped
 
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
@@ -31,6 +31,7 @@ from shared.storage import read_json, write_json
 VERSION = 3
 PARTS = "parts.json"
 KEYS = "keys.arrow"
+ARRAYS = ("starts", "decision", "canonical", "rank", "order", "place")
 KEY = pa.large_string()
 BLOCK = 262_144
 """Images of one unit of the map stages behind embed, and of one file of the reports."""
@@ -69,8 +70,8 @@ class Collection:
         """The parts, in the order of their numbers."""
         return [PartOutputs(**entry) for entry in read_json(self.folder / PARTS)]
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        if name not in ("starts", "decision", "canonical", "rank", "order", "place"):
+    def __getattr__(self, name: str) -> Integer[np.ndarray, " n"]:
+        if name not in ARRAYS:
             raise AttributeError(name)
         array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         object.__setattr__(self, name, array)
@@ -79,7 +80,7 @@ class Collection:
     def __len__(self) -> int:
         return len(self.decision)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Path]:
         return {"folder": self.folder}
 
     @cached_property
@@ -171,10 +172,10 @@ class Collection:
     def _keys(self) -> pa.RecordBatchFileReader:
         return pa.ipc.open_file(pa.memory_map(str(self.folder / KEYS)))
 
-    def _vectors_of(self, part: int) -> np.ndarray:
+    def _vectors_of(self, part: int) -> Float16[np.ndarray, "rows d"]:
         return np.load(self._work / self.parts[part].vectors / VECTORS, mmap_mode="r")
 
-    def _rows(self, numbers: Numbers) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _rows(self, numbers: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
         """Yield each part with the places in `numbers` that name it, and its rows there."""
         numbers = np.asarray(numbers, np.int64)
         for part, where in _groups(self.part_of(numbers)):
@@ -192,7 +193,7 @@ class Catalogued:
     address: str
 
 
-def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _groups(values: Numbers) -> Iterator[tuple[int, Int64[np.ndarray, " _"]]]:
     """Yield each value with the places where it stands."""
     order = np.argsort(values, kind="stable")
     edges = np.flatnonzero(np.diff(values[order])) + 1
@@ -208,7 +209,7 @@ def catalogue(
     filters: Sequence[FilterSettings],
     *,
     out: Path,
-) -> dict:
+) -> dict[str, int]:
     """Write what a `Collection` maps: parts are numbered in the order of `name + "/"`.
 
     With `quality` None nothing but `corrupt` is decided: seeds and holdouts are taken as they are.
@@ -218,7 +219,7 @@ def catalogue(
     counts = [pq.read_metadata(work / part.facts / FACTS).num_rows for part in parts]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     total = int(starts[-1])
-    arrays = {"starts": starts, "decision": np.empty(total, np.int8)}
+    decision = np.empty(total, np.int8)
     write_json(out / PARTS, [vars(part) for part in parts])
     collection = Collection(out)
     object.__setattr__(collection, "_work", work)
@@ -232,7 +233,7 @@ def catalogue(
             keys.write(facts["key"].cast(KEY))
             valid = facts["valid"].to_numpy()
             unscored -= {c for c in unscored if facts[score_column(c)].null_count < len(facts)}
-            arrays["decision"][own] = judge(facts, facts, valid, quality, filters)[0]
+            decision[own] = judge(facts, facts, valid, quality, filters)[0]
             sha256 = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
             digest[own] = np.frombuffer(bytes.fromhex(sha256), "V32")
             width, height = (
@@ -244,19 +245,21 @@ def catalogue(
             f"filters: no image of the crawl has a number in the column {min(unscored)!r}: "
             "name a column of its Parquet tables or JSON members, or drop the filter"
         )
-    arrays["order"] = order = _key_order(parts, starts, collection)
-    arrays["place"] = place = np.empty(total, np.int64)
+    order = _key_order(parts, starts, collection)
+    place, rank = np.empty(total, np.int64), np.empty(total, np.int64)
     place[order] = np.arange(total)
-    arrays["canonical"] = _first_copies(digest, arrays["decision"] == OPEN, place)
-    arrays["rank"] = np.empty(total, np.int64)
-    arrays["rank"][np.lexsort((place, -size, -pixels))] = np.arange(total)
+    rank[np.lexsort((place, -size, -pixels))] = np.arange(total)
+    canonical = _first_copies(digest, decision == OPEN, place)
+    arrays = dict(zip(ARRAYS, (starts, decision, canonical, rank, order, place), strict=True))
     for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
-    usable = int((arrays["canonical"] == np.arange(total)).sum())
-    return {"images": total, "open": int((arrays["decision"] == OPEN).sum()), "usable": usable}
+    usable = int((canonical == np.arange(total)).sum())
+    return {"images": total, "open": int((decision == OPEN).sum()), "usable": usable}
 
 
-def _key_order(parts: Sequence[PartOutputs], starts: np.ndarray, collection: Collection) -> Numbers:
+def _key_order(
+    parts: Sequence[PartOutputs], starts: Int64[np.ndarray, " edges"], collection: Collection
+) -> Numbers:
     """Return all numbers in the order of their keys.
 
     Parts that follow one another in key order are only counted. A folder's files are dealt to parts
@@ -328,7 +331,9 @@ def _interleaving(parts: Sequence[PartOutputs]) -> Iterator[tuple[int, int]]:
             first = at
 
 
-def _first_copies(digest: np.ndarray, taking_part: np.ndarray, place: np.ndarray) -> Numbers:
+def _first_copies(
+    digest: Shaped[np.ndarray, " n"], taking_part: Bool[np.ndarray, " n"], place: Numbers
+) -> Numbers:
     """Return for each image the first, by `place`, of the same content; -1 where it takes no part."""
     canonical = np.full(len(digest), -1, np.int64)
     numbers = np.flatnonzero(taking_part)

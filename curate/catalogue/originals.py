@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,10 +29,8 @@ def save_parts(parts: list[Part], path: Path) -> Path:
 @lru_cache(maxsize=2)
 def load_parts(path: Path) -> list[Part]:
     """Return what `save_parts` wrote."""
-    return [
-        Part(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
-        for entry in read_json(path)
-    ]  # fmt: skip
+    parts = [Part(**entry) for entry in read_json(path)]
+    return [replace(part, paths=tuple(part.paths), sizes=tuple(part.sizes)) for part in parts]
 
 
 class Originals:

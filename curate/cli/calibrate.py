@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from curate.cli.options import executor_option, make_plan, request_options
+
+if TYPE_CHECKING:
+    from curate.execution.session import ExecutorName
 
 
 @click.command()
@@ -17,7 +20,7 @@ from curate.cli.options import executor_option, make_plan, request_options
     is_flag=True,
     help="Keep them in the embedder's model folder (thresholds.json): runs with it then use them.",
 )
-def calibrate(save: bool, executor: str, **asked: Any) -> None:
+def calibrate(save: bool, executor: ExecutorName, **asked: Any) -> None:
     """Measure what the thresholds should be.
 
     For one crawl and seed, by edited copies of crawled images and by the seed images' similarities

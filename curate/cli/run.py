@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from curate.cli.options import executor_option, folder, make_plan, request_options
+
+if TYPE_CHECKING:
+    from curate.execution.session import ExecutorName
 
 SET_ASIDE = 3
 """The exit status of a run that is done but for parts that were set aside."""
@@ -32,7 +35,7 @@ SET_ASIDE = 3
 )
 def run(
     out: Path | None,
-    executor: str,
+    executor: ExecutorName,
     dry_run: bool,
     replace: bool,
     retry: str | None,

@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int8, Int64
 
 from curate.catalogue.collection import Collection
 
 VERSION = 1
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
 COMPACT_AT = 4_000_000
+
+Ranks = Int64[np.ndarray, " n"]
+Edges = Int64[np.ndarray, "e 2"]
+"""Worse and better rank of each edge."""
 
 
 class EdgeBuffer:
@@ -31,21 +36,21 @@ class EdgeBuffer:
     def __init__(self, mode: Literal["greedy", "components"], per_image: int) -> None:
         self._mode = mode
         self._per_image = per_image
-        self._pending: list[np.ndarray] = []
+        self._pending: list[Edges] = []
         self._held = np.empty((0, 2), np.int64)
         self._count = 0
         self._truncated = np.empty(0, np.int64)
 
-    def add(self, worse: np.ndarray, better: np.ndarray) -> None:
-        """Take edges: two int64 arrays of ranks, `worse > better`."""
+    def add(self, worse: Int64[np.ndarray, " e"], better: Int64[np.ndarray, " e"]) -> None:
+        """Take edges between ranks, `worse > better`."""
         if len(worse):
             self._pending.append(np.stack([worse, better], 1))
             self._count += len(worse)
         if self._count > COMPACT_AT:
             self._compact()
 
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the edges held, int64 [e, 2], sorted, and the ranks that have more of them."""
+    def result(self) -> tuple[Edges, Ranks]:
+        """Return the edges held, sorted, and the ranks that have more of them."""
         self._compact()
         return self._held, self._truncated
 
@@ -59,7 +64,7 @@ class EdgeBuffer:
         self._truncated = np.union1d(self._truncated, more)
 
 
-def sorted_edges(parts: list[np.ndarray]) -> np.ndarray:
+def sorted_edges(parts: list[Int64[np.ndarray, "_ 2"]]) -> Edges:
     """Return the distinct edges of several arrays, by worse and then better rank."""
     edges = np.concatenate(parts)
     order = np.lexsort((edges[:, 1], edges[:, 0]))
@@ -69,7 +74,7 @@ def sorted_edges(parts: list[np.ndarray]) -> np.ndarray:
     return edges[new]
 
 
-def best_edges(edges: np.ndarray, per_image: int) -> tuple[np.ndarray, np.ndarray]:
+def best_edges(edges: Edges, per_image: int) -> tuple[Int64[np.ndarray, "_ 2"], Ranks]:
     """Return of sorted edges the `per_image` best of each worse rank, and the ranks with more."""
     if not len(edges):
         return edges, np.empty(0, np.int64)
@@ -79,7 +84,7 @@ def best_edges(edges: np.ndarray, per_image: int) -> tuple[np.ndarray, np.ndarra
     return edges[keep], np.unique(edges[~keep, 0])
 
 
-def spanning_forest(edges: np.ndarray) -> np.ndarray:
+def spanning_forest(edges: Edges) -> Int64[np.ndarray, "_ 2"]:
     """Return edges that connect what `edges` connect: every rank to the best of its component."""
     if not len(edges):
         return edges
@@ -99,17 +104,22 @@ def spanning_forest(edges: np.ndarray) -> np.ndarray:
 
 
 def greedy(
-    edges: np.ndarray, truncated: np.ndarray, status: np.ndarray, representative: np.ndarray
+    edges: Edges,
+    truncated: Int64[np.ndarray, " t"],
+    status: Int8[np.ndarray, " n"],
+    representative: Int64[np.ndarray, " n"],
 ) -> int:
     """Decide undecided ranks in place, best first; return how many remain undecided.
 
-    `edges` are sorted and distinct, `truncated` sorted. `status` int8 [n] and `representative`
-    int64 [n] are indexed by rank. An image whose held edges are fewer than it has, and which none
+    `edges` are sorted and distinct, `truncated` sorted. `status` and `representative`
+    are indexed by rank. An image whose held edges are fewer than it has, and which none
     of them decides, stays undecided, and so does one that depends on it.
     """
-    starts = np.flatnonzero(np.r_[True, edges[1:, 0] != edges[:-1, 0]]) if len(edges) else []
-    stops = np.r_[starts[1:], len(edges)].tolist() if len(edges) else []
-    connected = edges[starts, 0] if len(edges) else np.empty(0, np.int64)
+    new = np.ones(len(edges), bool)
+    new[1:] = edges[1:, 0] != edges[:-1, 0]
+    starts = np.flatnonzero(new)
+    stops = np.append(starts, len(edges))[1:]
+    connected = edges[starts, 0]
     alone = status == UNDECIDED
     alone[connected] = False
     status[alone] = REPRESENTATIVE
@@ -117,9 +127,7 @@ def greedy(
     more = set(truncated.tolist())
     better = edges[:, 1].tolist()
     state: dict[int, int] = {}
-    for worse, start, stop in zip(
-        connected.tolist(), np.asarray(starts).tolist(), stops, strict=True
-    ):
+    for worse, start, stop in zip(connected.tolist(), starts.tolist(), stops.tolist(), strict=True):
         chosen = -1
         decided = True
         for other in better[start:stop]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from jaxtyping import Int8, Int64, Integer
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Collection
@@ -95,15 +96,15 @@ def search(
 
 
 def _probes(loaded: LoadedClusters, threshold: float, settings: DedupSettings) -> Probes:
-    cap = settings.probes
-    if cap == "auto":
-        cap = max(10, -(-ALWAYS_COMPARED * len(loaded) // max(1, loaded.images)))
+    cap = max(10, -(-ALWAYS_COMPARED * len(loaded) // max(1, loaded.images)))
+    if isinstance(settings.probes, int):
+        cap = settings.probes
     return Probes(loaded.centroids, threshold, cap)
 
 
 def _visits(
-    queries: Searchable, own: np.ndarray, probes: Probes
-) -> Iterator[tuple[int, np.ndarray]]:
+    queries: Searchable, own: Int64[np.ndarray, " n"], probes: Probes
+) -> Iterator[tuple[int, Integer[np.ndarray, " _"]]]:
     """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
     clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     for cluster in np.unique(own):
@@ -120,7 +121,7 @@ def _visits(
             yield int(visited[where[0]]), row[where]
 
 
-def _alive(members: Searchable, state: np.ndarray | None) -> Searchable:
+def _alive(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
     if state is None:
         return members
     return members[np.flatnonzero(state[members.numbers] != COVERED)]
@@ -196,8 +197,8 @@ def recall(
 
 def _found_back(
     members: Searchable,
-    rows: np.ndarray,
-    homes: np.ndarray,
+    rows: Integer[np.ndarray, " n"],
+    homes: Integer[np.ndarray, " n"],
     own: int,
     probes: Probes,
 ) -> int:

@@ -16,6 +16,7 @@ many, and a cap that stopped among them would leave one representative in each.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int64
 
 from curate.neighbours.search import Searchable, neighbours
 
@@ -23,9 +24,9 @@ ROUNDING = np.float32(1e-5)
 
 
 class Probes:
-    """The rule for given centroids [k, d] (float32 unit vectors), threshold and cap."""
+    """The rule for given centroids (unit vectors), threshold and cap."""
 
-    def __init__(self, centroids: np.ndarray, threshold: float, cap: int) -> None:
+    def __init__(self, centroids: Float32[np.ndarray, "k d"], threshold: float, cap: int) -> None:
         self._centroids = centroids
         self._delta = np.float32(np.sqrt(max(0.0, 2 - 2 * threshold)))
         self._cap = cap
@@ -33,8 +34,8 @@ class Probes:
         self._order = np.argsort(self._heap, kind="stable")
         self._starts = np.searchsorted(self._heap[self._order], np.arange(self._heap.max() + 1))
 
-    def of(self, vectors: np.ndarray, own: int) -> np.ndarray:
-        """Return in which clusters unit vectors [n, d] of the cluster `own` are searched: [n, k]."""
+    def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
+        """Return in which clusters unit vectors of the cluster `own` are searched."""
         apart = np.sqrt(np.maximum(0, 2 - 2 * (self._centroids @ self._centroids[own])))
         nearness = vectors @ self._centroids.T
         least = nearness[:, own] - ROUNDING
@@ -50,12 +51,14 @@ class Probes:
             chosen &= near if one_each else near[:, self._heap]
         return chosen
 
-    def _best_of_heaps(self, nearness: np.ndarray) -> np.ndarray:
+    def _best_of_heaps(
+        self, nearness: Float32[np.ndarray, "n k"]
+    ) -> Float32[np.ndarray, "n heaps"]:
         return np.maximum.reduceat(nearness[:, self._order], self._starts, axis=1)
 
 
-def heaps(centroids: np.ndarray, cosine: float) -> np.ndarray:
-    """Return for each centroid the number [k] of its heap: the first within `cosine` leads it."""
+def heaps(centroids: Float32[np.ndarray, "k d"], cosine: float) -> Int64[np.ndarray, " k"]:
+    """Return for each centroid the number of its heap: the first within `cosine` leads it."""
     searchable = Searchable(centroids, np.arange(len(centroids)))
     near: dict[int, list[int]] = {}
     for rows, others in neighbours(searchable, searchable.numbers, searchable, cosine):

@@ -62,7 +62,7 @@ def draw_picture(curation: Path, sample: Path, below: Path, picture: Path) -> No
         beside.write_bytes(stream.getvalue())
 
 
-def _dropped(curation: Path, sample: Path, funnel: Mapping[str, Any]) -> list[Tile]:
+def _dropped(curation: Path, sample: Path, funnel: dict[str, Any]) -> list[Tile]:
     """Return some pictures of each reason, those that show it best first."""
     tables = open_tables(curation)
     asked = threshold(funnel, "retrieve")
@@ -124,7 +124,10 @@ def _members(sample: Path, wanted: Sequence[Mapping[str, Any]]) -> list[bytes]:
         path = sample / "crawl" / f"{row['part']}.tar"
         try:
             with tarfile.open(path, "r:") as archive:
-                found.append(archive.extractfile(row["member"]).read())
+                stream = archive.extractfile(row["member"])
+                if stream is None:
+                    raise KeyError(f"{row['member']} is no file")
+                found.append(stream.read())
         except (OSError, KeyError, tarfile.TarError) as error:
             raise LvdError(
                 f"the sample at {sample} is not the one that was curated ({error}): remove it, and "

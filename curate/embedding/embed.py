@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float, Float16, Float32, UInt8
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
@@ -68,6 +69,10 @@ class EmbedSettings(BaseModel):
     def limits(self) -> list[float]:
         """What decides which images are `corrupt`."""
         return [self.max_pixels, self.decode_seconds]
+
+
+Prepared = UInt8[np.ndarray, "h w 3"]
+"""The input of an embedder."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,8 @@ class Forwards:
         """Return what an embedder is computed with here."""
         return runtime(self._settings[place], self._threads)
 
-    def embed(self, place: int, batch: list[np.ndarray]) -> np.ndarray:
-        """Return the vectors of prepared images, float32 [n, d]."""
+    def embed(self, place: int, batch: list[Prepared]) -> Float32[np.ndarray, "n d"]:
+        """Return the vectors of prepared images."""
         return self._loaded[place].embed(batch)
 
 
@@ -137,8 +142,9 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         if missing:
             _make(state, copy, request, missing, scratch)
         remember(request.work, part, copy.content)
-        images = committed(request.facts / copy.content)["images"]
-        return {"images": images, "content": copy.content}
+        facts = committed(request.facts / copy.content)
+        assert facts is not None  # committed by now
+        return {"images": facts["images"], "content": copy.content}
 
 
 def preparation(embedder: EmbedderSettings) -> Preparation:
@@ -161,7 +167,7 @@ class _Row:
     contrast: float = 0.0
     earlier: int = -1
     """The row of the same bytes in an earlier state of the part, whose results stand."""
-    prepared: dict[int, np.ndarray] = field(default_factory=dict)
+    prepared: dict[int, Prepared] = field(default_factory=dict)
     """What each embedder is to see, by its place in the request."""
 
 
@@ -211,7 +217,7 @@ def _make(
             rows.append(row)
             for place, image in row.prepared.items():
                 forward.add(place, number, image)
-            if row.earlier >= 0:
+            if previous is not None and row.earlier >= 0:
                 for at, place in enumerate(wanted):
                     outputs[place].put([number], previous.vectors(at, row.earlier)[None])
             row.prepared = {}
@@ -242,14 +248,15 @@ class _Vectors:
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
         self.folder = folder
         self._valid = np.zeros(shape[0], bool)
-        self._file = None
+        self._file: Float16[np.ndarray, "n d"]
         if all(shape):
             self._file = np.lib.format.open_memmap(folder / VECTORS, "w+", np.float16, shape)
         else:  # an empty file cannot be mapped
-            np.save(folder / VECTORS, np.empty(shape, np.float16))
+            self._file = np.empty(shape, np.float16)
+            np.save(folder / VECTORS, self._file)
 
-    def put(self, rows: list[int], vectors: np.ndarray) -> None:
-        """Store vectors [n, d] in these rows; what is not finite stays zero."""
+    def put(self, rows: list[int], vectors: Float[np.ndarray, "n d"]) -> None:
+        """Store vectors in these rows; what is not finite stays zero."""
         stored = np.asarray(vectors, np.float32).astype(np.float16)
         usable = np.isfinite(stored).all(1) & (stored != 0).any(1)
         places = np.asarray(rows)[usable]
@@ -258,9 +265,9 @@ class _Vectors:
 
     def close(self) -> int:
         """Flush both files, and return how many vectors there are."""
-        if self._file is not None:
+        if isinstance(self._file, np.memmap):
             self._file.flush()
-            self._file = None
+        del self._file
         np.save(self.folder / VALID, self._valid)
         return int(self._valid.sum())
 
@@ -270,10 +277,10 @@ class _Forward:
 
     def __init__(self, state: State, request: EmbedRequest, outputs: dict[int, _Vectors]) -> None:
         self._state, self._request, self._outputs = state, request, outputs
-        self._batches: dict[int, tuple[list[int], list[np.ndarray]]] = defaultdict(lambda: ([], []))
+        self._batches: dict[int, tuple[list[int], list[Prepared]]] = defaultdict(lambda: ([], []))
         self._under_way: deque[tuple[int, list[int], Pending]] = deque()
 
-    def add(self, place: int, row: int, image: np.ndarray) -> None:
+    def add(self, place: int, row: int, image: Prepared) -> None:
         """Take an image; a full batch is started."""
         rows, images = self._batches[place]
         rows.append(row)
@@ -326,20 +333,20 @@ class _Reading:
             if max(header.width, header.height) > LONGEST_SIDE:
                 raise ImageError(f"its header says {header.width} x {header.height} pixels")
             row.header = header
-            self._decode(row, data)
+            self._decode(row, header, data)
         except ImageError as error:
             row.problem = str(error) or "unreadable"
         return row
 
-    def _decode(self, row: _Row, data: bytes) -> None:
+    def _decode(self, row: _Row, header: Header, data: bytes) -> None:
         """Prepare the image for each embedder, from one decode for each scale they look at."""
         first = preparation(self.request.embedders[0])
         by_scale: dict[int | None, list[int]] = {first.reduce_to: []} if self.measured else {}
         for place in self.wanted:
             scale = preparation(self.request.embedders[place]).reduce_to
             by_scale.setdefault(scale, []).append(place)
-        for same in _same_scale(row.header, by_scale):
-            image = self.decoder.decode(row.member.key, data, row.header, same[0])
+        for same in _same_scale(header, by_scale):
+            image = self.decoder.decode(row.member.key, data, header, same[0])
             for scale in same:
                 if scale == first.reduce_to:
                     row.contrast = _contrast(image)

@@ -14,7 +14,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.suspects = _unfinished(path)
-        self._stream: IO[str] | None = None
+        self._stream: IO[str]
 
     def __enter__(self) -> Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)

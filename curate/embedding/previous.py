@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Float16
 
 from curate.catalogue.content import Copy, earlier_content
 from curate.catalogue.part_files import FACTS, VECTORS
@@ -25,14 +26,14 @@ class Previous:
     """The facts of an earlier state by sha256, and its vectors for each embedder that is wanted."""
 
     rows: dict[str, tuple[int, Header | None, str, float]]
-    arrays: tuple[np.ndarray, ...]
+    arrays: tuple[Float16[np.ndarray, "_ _"], ...]
 
     def find(self, sha256: str) -> tuple[int, Header | None, str, float] | None:
         """Return row, header, problem and contrast of an image of the same bytes, or None."""
         return self.rows.get(sha256)
 
-    def vectors(self, at: int, row: int) -> np.ndarray:
-        """Return the stored float16 vector [d] by the embedder `at` of those wanted."""
+    def vectors(self, at: int, row: int) -> Float16[np.ndarray, " d"]:
+        """Return the stored vector by the embedder `at` of those wanted."""
         return self.arrays[at][row]
 
 
@@ -62,5 +63,5 @@ def _header(fact: dict) -> Header | None:
     return Header(fact["width"], fact["height"], fact["format"])
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path) -> Float16[np.ndarray, "n d"]:
     return np.load(path, mmap_mode="r")

@@ -106,7 +106,7 @@ def embed(
         role,
         name,
         there,
-        [contents[part.name] for part in there],
+        [content for part in parts if (content := contents[part.name]) is not None],
         sorted(aside, key=lambda each: each.part),
         request,
     )

@@ -27,7 +27,8 @@ class Monitor:
     def __init__(self, paths: Sequence[Path], out: Path | None) -> None:
         self._paths = paths
         self._about = {"out": out and str(out), "pid": os.getpid(), "host": socket.gethostname()}
-        self._stage, self._bar, self._failures = "", None, 0
+        self._stage, self._failures = "", 0
+        self._bar: StageBar | None = None
         self._began = self._stage_began = time.time()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -57,7 +58,6 @@ class Monitor:
     def report(self) -> dict[str, Any]:
         """Return what is written: JSON-able, times in seconds since the epoch."""
         bar = self._bar
-        counts = bar.counts() if bar is not None else {}
         return {
             **self._about,
             "stage": self._stage,
@@ -65,7 +65,7 @@ class Monitor:
             "stage_began": self._stage_began,
             "updated": time.time(),
             "failures": self._failures,
-            **counts,
+            **(bar.counts() if bar is not None else {}),
         }
 
     def _follow(self) -> None:

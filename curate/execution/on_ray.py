@@ -15,14 +15,14 @@ import socket
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from curate.execution.executor import DEATHS, TRIES, Call, Outcome
 from curate.stage import EngineSettings, Workers
-from curate.state import LocalState
+from curate.state import LocalState, State
 from shared.errors import LvdError
 from shared.failures import kind_of
 from shared.progress import stage_bar
@@ -146,7 +146,11 @@ class RayExecutor:
             "OMP_NUM_THREADS": str(self.settings.threads),
         }
         began = time.monotonic()
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        quiet: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "configure_logging": True,
+        }
         if address:
             _require_answer(address)
         else:
@@ -184,7 +188,7 @@ class _Tasks:
     """Calls as Ray tasks, at most `most` at a time; with `holders`, they call setups over there."""
 
     def __init__(
-        self, ray: Any, most: int, resources: dict[str, float], holders: _Actors | None = None
+        self, ray: Any, most: int, resources: Mapping[str, float], holders: _Actors | None = None
     ) -> None:
         self._ray, self._most, self._holders = ray, most, holders
         self._task = ray.remote(max_retries=0, **resources)(_run)
@@ -194,7 +198,7 @@ class _Tasks:
     def hand_out(self, call: Call) -> Any:
         if len(self._under_way) >= self._most:
             return None
-        state = ()
+        state: tuple[State, ...] = ()
         if self._holders is not None:
             actors = self._holders.ready
             if not actors:
@@ -213,6 +217,7 @@ class _Tasks:
         return [] if self._holders is None else self._holders.awaited()
 
     def joined(self, reference: Any) -> None:
+        assert self._holders is not None  # it gave out the reference
         self._holders.joined(reference)
 
     def missing(self) -> str:

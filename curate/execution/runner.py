@@ -95,8 +95,9 @@ class StageRunner:
         folder = self.folder(place) if isinstance(place, Stage) else place
         if isinstance(place, Stage):
             self.use(folder)
-        results = {unit.name: committed(folder / unit.name, flat) for unit in units}
-        missing = [unit for unit in units if results[unit.name] is None]
+        known = {unit.name: committed(folder / unit.name, flat) for unit in units}
+        results = {name: result for name, result in known.items() if result is not None}
+        missing = [unit for unit in units if unit.name not in results]
         calls = [Call(unit, function, scratch or self.scratch, folder, flat) for unit in missing]
         total = sum(unit.images for unit in units)
         done = total - sum(unit.images for unit in missing)
@@ -127,8 +128,9 @@ class StageRunner:
                 line = self._as_line(outcome, unit.name)
                 if kind_of(outcome) != "unit":
                     raise line from outcome
-                outcome = Failure(str(line))
-            results[unit.name] = outcome
+                results[unit.name] = Failure(str(line))
+            else:
+                results[unit.name] = outcome
         return [results[unit.name] for unit in units]
 
     def _run(

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import Catalogued, Collection
+from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.originals import Originals, changed, load_parts, save_parts
 from curate.filters.decisions import CODE
 from curate.retrieval.threshold import Retrieved, found
@@ -135,7 +135,7 @@ def export_shard(source: Source, shard: int, settings: ExportSettings, *, out: P
     return write_shard(out, shard_name(shard), _samples(source, numbers, settings))
 
 
-def _samples(source: Source, numbers: np.ndarray, settings: ExportSettings) -> Iterator[Sample]:
+def _samples(source: Source, numbers: Numbers, settings: ExportSettings) -> Iterator[Sample]:
     facts = source.crawl.facts(numbers).to_pylist()
     _, similarity, seeds = found(list(source.retrieved), numbers)
     nearest = source.seed.keys(seeds[:, 0])

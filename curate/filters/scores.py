@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from curate.filters.decisions import Check
@@ -45,7 +46,11 @@ def unsafe(scores: pa.Table, filters: Sequence[FilterSettings]) -> Iterator[Chec
         if entry.max is not None:
             failing |= values > entry.max
 
-        def reason(row: int, entry: FilterSettings = entry, values: np.ndarray = values) -> str:
+        def reason(
+            row: int,
+            entry: FilterSettings = entry,
+            values: Float64[np.ndarray, " n"] = values,
+        ) -> str:
             score = values[row]
             if np.isnan(score):
                 return f"{entry.column} has no value"

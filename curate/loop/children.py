@@ -83,6 +83,7 @@ def run_child(
         copying = Thread(target=_copy_lines, args=(process.stderr, log), daemon=True)
         if not terminal:
             copying.start()
+        assert process.stdin is not None  # a pipe
         with process.stdin:
             status = _wait(process, received, FIRST_SIGNAL.get(command[0], signal.SIGTERM))
         if not terminal:

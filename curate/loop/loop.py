@@ -42,7 +42,8 @@ def loop(request: LoopRequest) -> str:
         if not request.is_begun():
             _check(request, hold)
         request.record()
-        rounds, inputs = [], _inputs(request)
+        rounds: list[Round] = []
+        inputs = _inputs(request)
         worked = False
         for number in range(1, request.rounds + 1):
             rounds.append(Round(request, number, rounds[-1] if rounds else None, hold, inputs))
@@ -86,7 +87,7 @@ def _check_labels(request: LoopRequest) -> None:
             list_parts(option, DatasetSettings(path=path))
 
 
-def _check(request: LoopRequest, hold: int) -> None:
+def _check(request: LoopRequest, hold: int | None) -> None:
     """Raise now the errors that would otherwise come when the first training starts."""
     make_plan(request.curation, request.work.absolute())
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +101,7 @@ def _check(request: LoopRequest, hold: int) -> None:
     _score(request, [], hold)  # raises errors in the labelled images, if it can score a model
 
 
-def _score(request: LoopRequest, rounds: Sequence[Round], hold: int) -> bool:
+def _score(request: LoopRequest, rounds: Sequence[Round], hold: int | None) -> bool:
     """Score every round's model, and a first embedder that is a folder, by k-NN on labelled images.
 
     Returns whether there was anything to do.

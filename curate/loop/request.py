@@ -53,7 +53,7 @@ class LoopRequest:
         return [
             *("lvd-curate", command, "--config", str(self.config), "--work", str(self.work)),
             *("--pipeline", self.curation.pipeline),
-            *(word for pair in named.items() if pair[1] for word in pair),
+            *(word for name, value in named.items() if value for word in (name, value)),
             *(word for name in self.holdouts for word in ("--holdout", name)),
             *(word for text in self.curate_set for word in ("--set", text)),
             *more,

@@ -21,8 +21,9 @@ K = "k=20"
 
 def as_text(table: LoopTable) -> str:
     """Return the table as it stands in table.txt and on the terminal, a newline last."""
+    text = io.StringIO()
     console = Console(
-        file=io.StringIO(),
+        file=text,
         width=WIDTH,
         color_system=None,
         highlight=False,
@@ -31,7 +32,7 @@ def as_text(table: LoopTable) -> str:
     )
     for block in _blocks(table):
         console.print(block)
-    lines = console.file.getvalue().splitlines()
+    lines = text.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Float16, Float32, Int32, Int64, Integer
 
 from shared.errors import LvdError
 
@@ -31,8 +34,10 @@ BASE_ROWS = 262_144
 QUERY_ROWS = 4_096
 PAIRS_AT_ONCE = 4_000_000
 
+Rows = Integer[np.ndarray, " n"]
 
-def _faiss():
+
+def _faiss() -> ModuleType:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import faiss
 
@@ -53,7 +58,9 @@ def installed_faiss() -> str:
     raise LvdError("faiss is not installed: run `make setup`")
 
 
-def _knn(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _knn(
+    queries: Float32[np.ndarray, "n d"], base: Float32[np.ndarray, "m d"], k: int
+) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
     """Return the approximate inner products and rows of the nearest base rows, on a GPU if seen."""
     faiss = _faiss()
     if faiss.get_num_gpus():
@@ -67,28 +74,32 @@ def use_threads(threads: int) -> None:
     _faiss().omp_set_num_threads(threads)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return float16 or float32 vectors [n, d] renormalised in float32; zero vectors stay zero."""
+def unit(vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Return float16 or float32 vectors renormalised in float32; zero vectors stay zero."""
     vectors = np.array(vectors, dtype=np.float32, order="C")
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)).astype(np.float32)
     vectors /= np.where(norms > 0, norms, np.float32(1))[:, None]
     return vectors
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the float32 cosines [n] of the rows of two arrays of unit vectors [n, d]."""
+def cosine(
+    a: Float32[np.ndarray, "n d"], b: Float32[np.ndarray, "n d"]
+) -> Float32[np.ndarray, " n"]:
+    """Return the cosines of the rows of two arrays of unit vectors."""
     products = np.einsum("nd,nd->n", a, b, dtype=np.float64)
     return np.clip(products.astype(np.float32), np.float32(-1), np.float32(1))
 
 
-def principal_axes(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` orthonormal directions [d, count] that hold most of unit vectors [n, d]."""
+def principal_axes(vectors: Float32[np.ndarray, "n d"], count: int) -> Float32[np.ndarray, "d h"]:
+    """Return the `count` orthonormal directions that hold most of unit vectors."""
     moment = (vectors.T @ vectors).astype(np.float64)
     return np.linalg.eigh(moment)[1][:, ::-1][:, :count].astype(np.float32)
 
 
-def heads(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Return float16 heads [n, h + 1] of unit vectors [n, d]: coordinates, and the rest's norm.
+def heads(
+    vectors: Float32[np.ndarray, "n d"], axes: Float32[np.ndarray, "d h"]
+) -> Float16[np.ndarray, "n h+1"]:
+    """Return the heads of unit vectors: coordinates along axes, and the rest's norm.
 
     By Cauchy and Schwarz the inner product of two heads is at least that of their vectors, so a
     search among heads misses no pair (up to `HEAD_SLACK`, their rounding).
@@ -100,24 +111,24 @@ def heads(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Searchable:
-    """Stored vectors [n, d], with their heads [n, h + 1] where these speed the search up.
+    """Stored vectors, with their heads where these speed the search up.
 
     Unit vectors are made of the stored ones only where they are looked at.
     """
 
-    stored: np.ndarray
-    numbers: np.ndarray
-    """int64 [n]: who they are. A vector is no neighbour of itself."""
-    heads: np.ndarray | None = None
+    stored: Float[np.ndarray, "n d"]
+    numbers: Int64[np.ndarray, " n"]
+    """Who they are. A vector is no neighbour of itself."""
+    heads: Float[np.ndarray, "n head"] | None = None
 
     def __len__(self) -> int:
         return len(self.stored)
 
-    def __getitem__(self, rows: np.ndarray | slice) -> Searchable:
+    def __getitem__(self, rows: Rows | slice) -> Searchable:
         heads = None if self.heads is None else self.heads[rows]
         return Searchable(self.stored[rows], self.numbers[rows], heads)
 
-    def unit(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    def unit(self, rows: Rows | slice = slice(None)) -> Float32[np.ndarray, "m d"]:
         """Return the unit vectors of some rows."""
         return unit(self.stored[rows])
 
@@ -132,49 +143,51 @@ def joined(parts: list[Searchable]) -> Searchable:
 
 
 def neighbours(
-    queries: Searchable, rows: np.ndarray, base: Searchable, threshold: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    queries: Searchable, rows: Rows, base: Searchable, threshold: float
+) -> Iterator[tuple[Rows, Rows]]:
     """Yield every (query row, base row), of the `rows` of the queries, that reaches `threshold`.
 
-    Yields pairs of int64 arrays, in bounded memory: a block's products never number more than
+    Yields arrays of one length, in bounded memory: a block's products never number more than
     about `PAIRS_AT_ONCE`. Where both sides have heads, these are searched first, until they let
     through more than `HEADS_PAY` of all pairs.
     """
-    threshold = np.float32(threshold)
-    by_heads = queries.heads is not None and base.heads is not None
+    least = np.float32(threshold)
+    asked_heads = queries.heads
     for start in range(0, len(base), BASE_ROWS):
         block = base[start : start + BASE_ROWS]
         step = max(16, min(QUERY_ROWS, PAIRS_AT_ONCE // len(block)))
         whole = head = None
         for first in range(0, len(rows), step):
             asking = rows[first : first + step]
-            if by_heads:
+            if asked_heads is not None and block.heads is not None:
                 head = head or _flat_index(block.heads)
-                at, found, _ = _range(head, queries.heads[asking], threshold - HEAD_SLACK)
+                at, found, _ = _range(head, asked_heads[asking], least - HEAD_SLACK)
                 if len(at) <= HEADS_PAY * len(asking) * len(block):
                     other = queries.numbers[asking[at]] != block.numbers[found]
                     row, found = asking[at[other]], found[other]
-                    keep = _reach(queries, row, block, found, threshold)
+                    keep = _reach(queries, row, block, found, least)
                     yield row[keep], found[keep] + start
                     continue
-                by_heads = False
+                asked_heads = None
             whole = whole or _flat_index(block.unit())
-            at, found, similarity = _range(whole, queries.unit(asking), threshold - SLACK)
+            at, found, similarity = _range(whole, queries.unit(asking), least - SLACK)
             row = asking[at]
-            keep = similarity >= threshold + SLACK
+            keep = similarity >= least + SLACK
             doubtful = np.flatnonzero(~keep)
-            keep[doubtful] = _reach(queries, row[doubtful], block, found[doubtful], threshold)
+            keep[doubtful] = _reach(queries, row[doubtful], block, found[doubtful], least)
             keep &= queries.numbers[row] != block.numbers[found]
             yield row[keep], found[keep] + start
 
 
-def _flat_index(vectors: np.ndarray):
+def _flat_index(vectors: Float[np.ndarray, "n d"]) -> Any:
     index = _faiss().IndexFlatIP(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors, np.float32))
     return index
 
 
-def _range(index, asked: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _range(
+    index: Any, asked: Float[np.ndarray, "n d"], radius: float | np.float32
+) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Float32[np.ndarray, " p"]]:
     limits, similarity, found = index.range_search(
         np.ascontiguousarray(asked, np.float32), float(radius)
     )
@@ -182,9 +195,9 @@ def _range(index, asked: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndar
 
 
 def _reach(
-    a: Searchable, row: np.ndarray, b: Searchable, found: np.ndarray, threshold: np.float32
-) -> np.ndarray:
-    """Return of pairs of rows whether their exact cosine reaches the threshold: bool [n]."""
+    a: Searchable, row: Rows, b: Searchable, found: Rows, threshold: np.float32
+) -> Bool[np.ndarray, " n"]:
+    """Return of pairs of rows whether their exact cosine reaches the threshold."""
     reach = np.empty(len(row), bool)
     for at in range(0, len(row), QUERY_ROWS):
         some = slice(at, at + QUERY_ROWS)
@@ -192,10 +205,12 @@ def _reach(
     return reach
 
 
-def top_k(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `k` most similar base rows of every query: float32 [n, k] and int64 [n, k].
+def top_k(
+    queries: Float[np.ndarray, "n d"], base: Float[np.ndarray, "m d"], k: int
+) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
+    """Return the cosines and rows of the `k` most similar base vectors of every query.
 
-    Takes stored vectors, float16 or float32, [n, d] and [m, d]. Sorted by falling similarity,
+    Takes stored vectors, float16 or float32. Sorted by falling similarity,
     ties by base row; a base of fewer than `k` rows gives as many columns as it has rows.
     """
     k = min(k, len(base))
@@ -216,7 +231,9 @@ def top_k(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np
     return similarity, rows
 
 
-def _top_k_of_block(asked: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _top_k_of_block(
+    asked: Float32[np.ndarray, "n d"], block: Float32[np.ndarray, "m d"], k: int
+) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
     k = min(k, len(block))
     wide = min(len(block), k + 8)
     proposed, found = _knn(asked, block, wide)
@@ -235,18 +252,24 @@ def _top_k_of_block(asked: np.ndarray, block: np.ndarray, k: int) -> tuple[np.nd
     return similarity, rows
 
 
-def _cosines(asked: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def _cosines(
+    asked: Float32[np.ndarray, "n d"], candidates: Float32[np.ndarray, "n k d"]
+) -> Float32[np.ndarray, "n k"]:
     products = np.einsum("nd,nkd->nk", asked, candidates, dtype=np.float64)
     return np.clip(products.astype(np.float32), np.float32(-1), np.float32(1))
 
 
-def _first_k(similarity: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _first_k(
+    similarity: Float32[np.ndarray, "n m"], rows: Int64[np.ndarray, "n m"], k: int
+) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
     order = np.lexsort((rows, -similarity), axis=1)[:, :k]
     return np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def spherical_kmeans(vectors: np.ndarray, clusters: int, iterations: int, seed: int) -> np.ndarray:
-    """Return float32 unit centroids [clusters, d] of unit vectors [n, d]."""
+def spherical_kmeans(
+    vectors: Float32[np.ndarray, "n d"], clusters: int, iterations: int, seed: int
+) -> Float32[np.ndarray, "k d"]:
+    """Return the unit centroids of unit vectors: `clusters`, or the vectors if these are fewer."""
     faiss = _faiss()
     if clusters == 1 or len(vectors) <= clusters:
         return unit(vectors.mean(axis=0, keepdims=True)) if clusters == 1 else vectors.copy()
@@ -263,8 +286,10 @@ def spherical_kmeans(vectors: np.ndarray, clusters: int, iterations: int, seed: 
     return unit(kmeans.centroids)
 
 
-def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Return the int32 row of the nearest centroid of each unit vector [n, d]."""
+def nearest(
+    vectors: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"]
+) -> Int32[np.ndarray, " n"]:
+    """Return the row of the nearest centroid of each unit vector."""
     if not len(vectors):
         return np.empty(0, np.int32)
     return _knn(vectors, centroids, 1)[1][:, 0].astype(np.int32)

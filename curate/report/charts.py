@@ -119,8 +119,8 @@ def histogram_chart(
             continue
         heights = np.array([counts.get(left, 0) for left in lefts])
         label_of = f"{name} ({heights.sum():,})"
-        style = {"align": "edge", "color": COLOURS[name], "label": label_of}
-        axes.bar(lefts, heights, 0.92 * width, totals, **style)
+        colour = COLOURS[name]
+        axes.bar(lefts, heights, 0.92 * width, totals, align="edge", color=colour, label=label_of)
         totals += heights
     most = totals.max()
     if log:
@@ -128,7 +128,7 @@ def histogram_chart(
         axes.set_ylim(0.6, 2 * most)
     else:
         axes.set_ylim(0, 1.12 * most)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="y", integer=True)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     if threshold is not None:
         _mark_threshold(axes, threshold)

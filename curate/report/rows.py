@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Bool, Float32, Int32, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import BLOCK, Collection
@@ -122,7 +124,7 @@ class _Block:
         self.facts = crawl.facts(self.numbers)
         self.keys = self.facts["key"].to_pylist()
 
-        def of(path: Path) -> np.ndarray:
+        def of(path: Path) -> Shaped[np.ndarray, " n"]:
             return np.load(path, mmap_mode="r")[self.numbers]
 
         self.decision = of(decided.selected / "decision.npy")
@@ -141,7 +143,7 @@ class _Block:
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
         self.held = self._held()
 
-    def _of_blocks(self, folders: tuple[Path, ...], name: str) -> np.ndarray:
+    def _of_blocks(self, folders: tuple[Path, ...], name: str) -> Int32[np.ndarray, " n"]:
         """Return by image what the units of blocks of numbers hold in their files `name`."""
         blocks = self.numbers // BLOCK
         result = np.empty(len(self.numbers), np.int32)
@@ -150,7 +152,7 @@ class _Block:
             result[here] = np.load(folders[block] / name)[self.numbers[here] - block * BLOCK]
         return result
 
-    def _similarity_in_group(self) -> np.ndarray:
+    def _similarity_in_group(self) -> Float32[np.ndarray, " n"]:
         crawl = self.decided.crawl
         result = np.full(len(self.numbers), np.nan, np.float32)
         members = np.flatnonzero(self.grouped)
@@ -207,7 +209,7 @@ class _Block:
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
 
-    def _first_similarity(self) -> np.ndarray:
+    def _first_similarity(self) -> Float32[np.ndarray, " n"]:
         none = np.full(len(self.numbers), np.nan, np.float32)
         return self.seed_similarity[:, 0] if self.seeds.shape[1] else none
 
@@ -295,5 +297,5 @@ _FROM_FACTS = (
 )
 
 
-def _masked(values: list, keep: np.ndarray, kind: pa.DataType) -> pa.Array:
+def _masked(values: list[Any], keep: Bool[np.ndarray, " n"], kind: pa.DataType) -> pa.Array:
     return pa.array([value if yes else None for value, yes in zip(values, keep, strict=True)], kind)

@@ -32,8 +32,9 @@ def summary(out: Path, *, colour: bool = False) -> str:
     """
     funnel = read_funnel(out)
     run, timings = read_optional(out / "run.json"), read_optional(out / "timings.json")
+    text = io.StringIO()
     console = Console(
-        file=io.StringIO(),
+        file=text,
         width=WIDTH,
         force_terminal=colour,
         color_system="standard" if colour else None,
@@ -43,7 +44,7 @@ def summary(out: Path, *, colour: bool = False) -> str:
     )
     for block in _blocks(out, funnel, run, timings):
         console.print(block)
-    lines = console.file.getvalue().splitlines()
+    lines = text.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

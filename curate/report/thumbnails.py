@@ -57,8 +57,9 @@ def _members(shard: Path, keys: set[str]) -> dict[str, bytes]:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 key, _, extension = member.name.partition(".")
-                if key in keys and extension not in ("json", "txt") and member.isreg():
-                    found[key] = archive.extractfile(member).read()
+                picture = key in keys and extension not in ("json", "txt") and member.isreg()
+                if picture and (stream := archive.extractfile(member)):
+                    found[key] = stream.read()
                     if len(found) == len(keys):
                         break
     except (OSError, tarfile.TarError):

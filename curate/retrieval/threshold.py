@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import BLOCK, Catalogued, Collection
+from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
 from curate.neighbours.search import gpus_wanted, top_k, use_threads
 from curate.stage import Runner, Stage, Unit
 from shared.embedders import Threshold
@@ -96,10 +97,12 @@ def search(
     return {"images": len(numbers)}
 
 
-def found(folders: list[Path], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what the searches of all blocks say of images: seen bool [n], and their rows.
+def found(
+    folders: list[Path], numbers: Numbers
+) -> tuple[Bool[np.ndarray, " n"], Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
+    """Return what the searches of all blocks say of images: whether they were seen, and their rows.
 
-    The rows are similarity float32 [n, k] and seed numbers int64 [n, k], nan and -1 where unseen.
+    The rows are similarities and seed numbers, nan and -1 where unseen.
     """
     widths = {np.load(folder / "seeds.npy", mmap_mode="r").shape[1] for folder in folders}
     k = max(widths, default=0)

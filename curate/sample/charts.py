@@ -50,7 +50,7 @@ def chart(chosen: random.Random) -> Image.Image:
 
 
 def _draw(axes: Axes, marks: str, rng: np.random.Generator) -> None:
-    series, steps = rng.integers(1, 5), rng.integers(4, 40)
+    series, steps = int(rng.integers(1, 5)), int(rng.integers(4, 40))
     walks = 50 + rng.normal(size=(series, steps)).cumsum(axis=1) * rng.uniform(1, 9)
     match marks:
         case "bars":

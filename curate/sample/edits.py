@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, PngImagePlugin
@@ -56,7 +57,8 @@ def odd(data: bytes, encoding: str) -> tuple[bytes, str]:
     `bit16`).
     """
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    extension, options = "jpg", {"quality": 90}
+    extension = "jpg"
+    options: dict[str, Any] = {"quality": 90}
     match encoding:
         case "exif6" | "exif8":
             options["exif"] = exif = Image.Exif()

@@ -67,7 +67,11 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    font = ImageFont.load_default(size)
+    assert isinstance(
+        font, ImageFont.FreeTypeFont
+    )  # what Pillow gives where it is asked for a size
+    return font
 
 
 def _paragraph(draw: ImageDraw.ImageDraw, box: Box, size: int, chosen: random.Random) -> float:

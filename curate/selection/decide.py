@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, Int8, Int64, Shaped
 
-from curate.catalogue.collection import BLOCK, Catalogued, Collection
+from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
 from curate.dedup.holdout import Held
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.threshold import Retrieved, RetrieveSettings
@@ -96,18 +97,20 @@ def select(
     return {"decisions": dict(zip(DECISIONS, counts.tolist(), strict=True))}
 
 
-def _best(similarity: np.ndarray) -> np.ndarray:
+def _best(similarity: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, " n"]:
     return similarity[:, 0] if similarity.shape[1] else np.full(len(similarity), -1, np.float32)
 
 
-def _concatenate(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
+def _concatenate(
+    arrays: list[Shaped[np.ndarray, " _"]], dtype: type[np.generic]
+) -> Shaped[np.ndarray, " n"]:
     return np.concatenate([np.empty(0, dtype), *arrays])
 
 
 def _apply_budget(
-    decision: np.ndarray,
-    candidates: np.ndarray,
-    similarity: np.ndarray,
+    decision: Int8[np.ndarray, " n"],
+    candidates: Int64[np.ndarray, " c"],
+    similarity: Float32[np.ndarray, " c"],
     crawl: Collection,
     most: int,
 ) -> None:
@@ -118,7 +121,7 @@ def _apply_budget(
     decision[numbers[np.lexsort((crawl.place[numbers], -similarity))[most:]]] = CODE["over_budget"]
 
 
-def _order(crawl: Collection, numbers: np.ndarray, seed: int) -> np.ndarray:
+def _order(crawl: Collection, numbers: Numbers, seed: int) -> Numbers:
     """Return `numbers` in the order of the blake2 hash of seed and key, ties by number."""
     hashes = np.empty(len(numbers), np.uint64)
     for at in range(0, len(numbers), BLOCK):
