@@ -136,7 +136,7 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
         if missing:
             _make(state, copy, request, missing, scratch)
-        remember(request.work, part, copy.content)
+        remember(request.work, part, copy.content, scratch)
         images = committed(request.facts / copy.content)["images"]
         return {"images": images, "content": copy.content}
 

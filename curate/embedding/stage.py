@@ -99,7 +99,7 @@ def embed(
         if role != "crawl":
             raise LvdError(f"{role} {name}: {result.line}: mend or leave out that part")
         notes[part.name].parent.mkdir(parents=True, exist_ok=True)
-        write_json(notes[part.name], {"part": part.name, "line": result.line})
+        write_json(notes[part.name], {"part": part.name, "line": result.line}, runner.scratch)
         aside.append(SetAside(part.name, result.line))
     there = [part for part in parts if contents[part.name] is not None]
     embedded = EmbeddedParts(
