@@ -23,7 +23,9 @@ def run_killed(
 
     Returns the exit status: -9, or that of a run which ended before. `log` gets what it says.
     """
-    SERVER.set_forkserver_preload(["curate.pipeline", "curate.cli.run", "curate.report.summary"])
+    SERVER.set_forkserver_preload(
+        ["curate.pipeline", "curate.cli.run", "curate.report.summary", "faiss", "skimage.feature"]
+    )
     process = SERVER.Process(target=_run, args=(list(arguments), str(root), at, count, log))
     process.start()
     process.join(300)
