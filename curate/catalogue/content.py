@@ -68,12 +68,12 @@ def recall(work: Path, part: Part) -> str | None:
         return None
 
 
-def remember(work: Path, part: Part, content: str) -> None:
+def remember(work: Path, part: Part, content: str, scratch: Path) -> None:
     """Keep the content of a part under its stamp, and as the newest of its place."""
     stamps = [_stamp_file(work, part)] if part.stamp else []
     for path in [work / PLACES / place_of(part), *stamps]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"content": content})
+        write_json(path, {"content": content}, scratch)
 
 
 def forget(work: Path, part: Part) -> None:

@@ -141,7 +141,7 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
         if missing:
             _make(state, copy, request, missing, scratch)
-        remember(request.work, part, copy.content)
+        remember(request.work, part, copy.content, scratch)
         facts = committed(request.facts / copy.content)
         assert facts is not None  # committed by now
         return {"images": facts["images"], "content": copy.content}

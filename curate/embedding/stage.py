@@ -18,6 +18,7 @@ from shared.commits import committed, digest_of
 from shared.datasets import Part
 from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
+from shared.failures import reword
 from shared.parts import PartReader
 from shared.storage import fingerprint, read_json, write_json
 
@@ -99,7 +100,7 @@ def embed(
         if role != "crawl":
             raise LvdError(f"{role} {name}: {result.line}: mend or leave out that part")
         notes[part.name].parent.mkdir(parents=True, exist_ok=True)
-        write_json(notes[part.name], {"part": part.name, "line": result.line})
+        write_json(notes[part.name], {"part": part.name, "line": result.line}, runner.scratch)
         aside.append(SetAside(part.name, result.line))
     there = [part for part in parts if contents[part.name] is not None]
     embedded = EmbeddedParts(
@@ -169,15 +170,24 @@ def check_columns(name: str, parts: Sequence[Part], columns: Sequence[str], scra
         return
     missing = set(columns)
     step = max(1, len(parts) // PARTS_LOOKED_AT)
-    looked_at = parts[::step][:PARTS_LOOKED_AT]
-    for part in looked_at:
-        with PartReader(part, scratch, columns) as reader:
-            for member in reader.members:
-                missing -= {column for column in missing if member.columns.get(column) is not None}
-                if not missing:
-                    return
+    readable = 0
+    for part in parts[::step][:PARTS_LOOKED_AT]:
+        try:
+            with reword(f"crawl {name}, {part.name}"), PartReader(part, scratch, columns) as reader:
+                members = reader.members
+        except LvdError:
+            raise
+        except Exception:  # it is set aside when it is embedded
+            continue
+        readable += 1
+        for member in members:
+            missing -= {column for column in missing if member.columns.get(column) is not None}
+            if not missing:
+                return
+    if not readable:
+        return
     raise LvdError(
-        f"filters: no image of {len(looked_at)} of the {len(parts)} parts of {name} has a value in "
+        f"filters: no image of {readable} of the {len(parts)} parts of {name} has a value in "
         f"the column {min(missing)!r}: name a column of its Parquet tables or JSON members, or "
         "drop the filter"
     )

@@ -126,10 +126,10 @@ class Output:
         """Write `timings.json`, drop what was only for building, and move the folder to its place."""
         timings = {"stages": [asdict(stage) for stage in stages], "seconds": seconds}
         write_json(self.partial / TIMINGS, timings, self.scratch)
+        write_json(self.partial / FILES, file_hashes(self.partial), self.scratch)
         for folder in (self.scratch, self.spill, self.tables):
             shutil.rmtree(folder, ignore_errors=True)
         (self.partial / ADDRESS).unlink()
-        write_json(self.partial / FILES, file_hashes(self.partial))
         sync_tree(self.partial)
         if self.out.exists():
             self.out.rename(self._old)
@@ -143,7 +143,7 @@ def file_hashes(out: Path) -> dict[str, dict[str, Any]]:
     return {
         name: {"bytes": path.stat().st_size, "sha256": digest_file(path)}
         for name, path in sorted(files.items())
-        if name not in (FILES, TIMINGS)
+        if name not in (FILES, TIMINGS) and not name.startswith(".")
     }
 
 

@@ -56,7 +56,10 @@ class StageRunner:
             self._open.callback(self.executor.dismiss)
             self._bar = None
             self.monitor.begin(name)
-            yield
+            try:
+                yield
+            except Exception as error:  # of what is done between units
+                raise self._as_line(error) from error
             if self._bar is not None:
                 self._bar.note("")  # what was being done is no news on the final line
         self._bar = None
@@ -196,18 +199,19 @@ class StageRunner:
             self._bar.note(note)
         return self._bar
 
-    def _as_line(self, error: Exception, unit: str) -> LvdError:
+    def _as_line(self, error: Exception, unit: str = "") -> LvdError:
         """Return the one line that a user needs of a failed unit; the trace goes to a file."""
         if isinstance(error, LvdError):
             return error
         stage = self.times[-1].name
-        log = self.work / "failures" / f"{stage}-{unit}.txt"
+        log = self.work / "failures" / f"{'-'.join(filter(None, (stage, unit)))}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)))
         if kind_of(error) != "unit":
-            return as_line(error, f"{stage}, {unit}")
+            return as_line(error, ", ".join(filter(None, (stage, unit))))
         said = (str(error).strip().splitlines() or [""])[0]
-        return LvdError(f"{stage} failed on {unit}: {type(error).__name__}: {said} (trace: {log})")
+        on = f" on {unit}" if unit else ""
+        return LvdError(f"{stage} failed{on}: {type(error).__name__}: {said} (trace: {log})")
 
 
 def read_used(path: Path) -> list[str]:

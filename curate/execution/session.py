@@ -29,9 +29,9 @@ def open_runner(
     with ExitStack() as stack:
         with reraise_disk_full(work):
             work.mkdir(parents=True, exist_ok=True)
-            if not (work / WORK_MARKER).exists():
-                write_json(work / WORK_MARKER, {"format": 2})
             scratch = stack.enter_context(scratch_folder(work / "scratch"))
+            if not (work / WORK_MARKER).exists():
+                write_json(work / WORK_MARKER, {"format": 2}, scratch)
         for path in (work / STATUS).glob("*.json"):
             if (report := read_report(path)) is not None and not lives(report):
                 path.unlink(missing_ok=True)  # of a run that was killed

@@ -46,6 +46,21 @@ def content(out: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files.items() if name != TIMINGS}
 
 
+def result(out: Path, *places: str | Path) -> dict[str, bytes]:
+    """Return `content` but for where the datasets lay, at `places`: run.json says so."""
+    files = content(out)
+    del files["files.json"]
+    for place in places:
+        files["run.json"] = files["run.json"].replace(str(place).encode(), b"")
+    return files
+
+
+def units(site: Site, stage: str) -> dict[str, int]:
+    """Return the committed units of a stage with their inodes, which a recomputation changes."""
+    found = (site.work / stage).glob("*/*/unit.json")
+    return {str(path.parent.relative_to(site.work)): path.stat().st_ino for path in found}
+
+
 def leftovers(site: Site) -> list[str]:
     """Return what no finished run may leave behind: temporary, partial and replaced files."""
     hidden = [
