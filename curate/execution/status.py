@@ -90,7 +90,8 @@ def _at_work(report: dict[str, Any]) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return read_json(path)
+        state: dict[str, Any] = read_json(path)
+        return state
     except (OSError, ValueError):
         return None
 
