@@ -1,7 +1,8 @@
-# Every target makes .venv first; nothing is launched from anywhere else.
+# Every target makes .venv (or VENV) first; nothing is launched from anywhere else.
 SHELL := /bin/bash
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 CONFIG ?= pipelines.yaml
 
 SEED ?=
@@ -15,12 +16,13 @@ ROUNDS ?= 2
 TESTERS ?= 2
 ARGS ?=
 
-.PHONY: setup demo curate train loop test lint gpu-check clean
+.PHONY: setup demo curate train loop test test-fast lint gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     the first minute: curate a made-up crawl, train on it, see what came of it"
 	@echo "make test     run the tests [TESTERS=2 processes]"
+	@echo "make test-fast [PYTHON=python3.13 VENV=.venv-3.13]  those that tell one Python from another"
 	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
 	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
 	@echo "make train [RECIPE=tiny SHARDS=... OUT=... NPROC=1 ARGS='--set key=value']"
@@ -29,21 +31,21 @@ help:
 	@echo "make loop [ROUNDS=2 CRAWL=... SEED=... RECIPE=tiny NPROC=1 OUT=... ARGS='--curate-set key=value']"
 	@echo "              curate, train, and curate with that model; on the built-in sample unless you name data"
 	@echo "make gpu-check [OUT=... ARGS='--minutes 6']  measure both stages on this machine's card"
-	@echo "make lint     ruff and the import contracts"
+	@echo "make lint     ruff, the import contracts, and mypy"
 	@echo "make setup    only make .venv;  make clean  remove it, and runs/"
 
-# uv comes from PATH, or is installed into .venv by the Python that made it.
-.venv/installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) on PATH: install Python 3.11 or 3.12, or name one: make PYTHON=python3.12"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { echo "make: $(PYTHON) is not Python 3.11 or 3.12: name one: make PYTHON=python3.12"; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+# uv comes from PATH, or is installed there by the Python that made it.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) on PATH: install Python 3.11, 3.12, 3.13 or 3.14, or name one: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || { echo "make: $(PYTHON) is not Python 3.11 to 3.14: name one: make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@uv=$$(command -v uv || true); \
 	if [ -z "$$uv" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check uv && uv=$(BIN)/uv; fi; \
-	echo "installing into .venv (seconds from uv's cache, else gigabytes to fetch)"; \
+	echo "installing into $(VENV) (seconds from uv's cache, else gigabytes to fetch)"; \
 	$$uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-setup: .venv/installed
+setup: $(VENV)/installed
 
 demo: setup
 	@$(BIN)/lvd-curate demo --config '$(CONFIG)' $(ARGS)
@@ -69,7 +71,7 @@ loop: setup
 	@$(BIN)/lvd-curate loop --rounds '$(ROUNDS)' --config '$(CONFIG)' --pipeline '$(LOOPED)' $(if $(SEED),--seed '$(SEED)') $(if $(CRAWL),--crawl '$(CRAWL)') --recipe '$(RECIPE)' --nproc '$(NPROC)' $(if $(OUT),--out '$(OUT)') $(ARGS)
 
 lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy --no-incremental
 
 # benchmarks/gpu.sh by itself takes any Python with torch, torchvision and timm.
 gpu-check: $(if $(wildcard $(BIN)/python),,setup)
@@ -78,5 +80,16 @@ gpu-check: $(if $(wildcard $(BIN)/python),,setup)
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses '$(TESTERS)' --dist loadfile
 
+# What reads files, images and settings, the searches, one whole run, and steps of training.
+FAST = tests/shared tests/curate/test_collection.py tests/curate/test_content.py \
+	tests/curate/test_groups.py tests/curate/test_quality.py tests/curate/test_retrieve.py \
+	tests/curate/test_search.py tests/curate/test_select.py tests/train/test_step.py
+SLOW = tests/shared/test_bundled.py tests/shared/test_embedders.py tests/shared/test_shards.py
+
+test-fast: setup
+	@OMP_NUM_THREADS=1 $(BIN)/pytest $(FAST) $(SLOW:%=--ignore %)
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	$(BIN)/lvd-curate run --config '$(CONFIG)' --pipeline sample --executor inline --work "$$out/work" --out "$$out/out" >/dev/null
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-* runs build *.egg-info

@@ -45,7 +45,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     Raises LvdError where it is damaged.
     """
     try:
-        manifest = read_json(out / MANIFEST)
+        manifest: dict[str, Any] = read_json(out / MANIFEST)
         if "seal" not in manifest:  # of an older version
             return None
         if manifest.pop("seal") == fingerprint(manifest):

@@ -112,7 +112,8 @@ class PartReader:
         source = open_binary(location)
         zipped = _is_gzip(source)
         if zipped or is_remote(location):
-            self._file = file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
+            file: IO[bytes] = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
+            self._file = file
             with source:
                 self._spool(source, zipped, file)
         else:

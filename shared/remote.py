@@ -77,7 +77,7 @@ def _read_remote(location: str, start: int, size: int) -> bytes:
     import fsspec
 
     system, path = fsspec.core.url_to_fs(location)
-    data = system.cat_file(path, start=start, end=start + size)
+    data: bytes = system.cat_file(path, start=start, end=start + size)
     # some web servers know no ranges and send the whole file
     return data if len(data) <= size else data[start : start + size]
 
@@ -126,7 +126,7 @@ class _RemoteStream(io.RawIOBase):
     def _read_some(self, size: int) -> bytes:
         try:
             self._connect()
-            data = self._source.read(size)
+            data: bytes = self._source.read(size)
             if not data and size and self._offset < (self._size or 0):
                 raise ConnectionResetError(
                     f"{self._location} ended at byte {self._offset} of {self._size}"

@@ -73,7 +73,7 @@ class Collection:
     def __getattr__(self, name: str) -> Integer[np.ndarray, " n"]:
         if name not in ARRAYS:
             raise AttributeError(name)
-        array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        array: np.ndarray = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         object.__setattr__(self, name, array)
         return array
 
@@ -86,7 +86,7 @@ class Collection:
     @cached_property
     def dim(self) -> int:
         """Dimensions of a vector."""
-        return self._vectors_of(0).shape[1]
+        return int(self._vectors_of(0).shape[1])
 
     @cached_property
     def usable(self) -> Numbers:
@@ -96,8 +96,9 @@ class Collection:
     @cached_property
     def open_by_key(self) -> Numbers:
         """Numbers of the images that nothing is decided about, in the order of their keys."""
-        order = self.order[:]
-        return order[self.canonical[order] >= 0]
+        order: Numbers = self.order[:]
+        taken: Numbers = order[self.canonical[order] >= 0]
+        return taken
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the ranges of numbers, or of places in `order`, that the map stages work on."""
@@ -173,7 +174,9 @@ class Collection:
         return pa.ipc.open_file(pa.memory_map(str(self.folder / KEYS)))
 
     def _vectors_of(self, part: int) -> Float16[np.ndarray, "rows d"]:
-        return np.load(self._work / self.parts[part].vectors / VECTORS, mmap_mode="r")
+        file = self._work / self.parts[part].vectors / VECTORS
+        vectors: np.ndarray = np.load(file, mmap_mode="r")
+        return vectors
 
     def _rows(self, numbers: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
         """Yield each part with the places in `numbers` that name it, and its rows there."""
@@ -250,8 +253,8 @@ def catalogue(
     place[order] = np.arange(total)
     rank[np.lexsort((place, -size, -pixels))] = np.arange(total)
     canonical = _first_copies(digest, decision == OPEN, place)
-    arrays = dict(zip(ARRAYS, (starts, decision, canonical, rank, order, place), strict=True))
-    for name, array in arrays.items():
+    arrays: tuple[np.ndarray, ...] = (starts, decision, canonical, rank, order, place)
+    for name, array in zip(ARRAYS, arrays, strict=True):
         np.save(out / f"{name}.npy", array)
     usable = int((canonical == np.arange(total)).sum())
     return {"images": total, "open": int((decision == OPEN).sum()), "usable": usable}

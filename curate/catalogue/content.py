@@ -63,7 +63,8 @@ def recall(work: Path, part: Part) -> str | None:
     if not part.stamp:
         return None
     try:
-        return read_json(_stamp_file(work, part))["content"]
+        content: str = read_json(_stamp_file(work, part))["content"]
+        return content
     except (FileNotFoundError, ValueError):
         return None
 
@@ -85,7 +86,8 @@ def forget(work: Path, part: Part) -> None:
 def earlier_content(work: Path, place: str) -> str | None:
     """Return the newest content that was kept of a place."""
     try:
-        return read_json(work / PLACES / place)["content"]
+        content: str = read_json(work / PLACES / place)["content"]
+        return content
     except (FileNotFoundError, ValueError):
         return None
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from curate.catalogue.collection import Collection
 from shared.errors import LvdError
-from shared.parts import Part, PartReader, direct, fetch
+from shared.parts import Member, Part, PartReader, direct, fetch
 from shared.storage import read_json, write_json
 
 FACTS = ("member", "offset", "bytes", "sha256")
@@ -41,7 +41,7 @@ class Originals:
         self._parts = parts
         self._scratch = scratch
         self._facts: dict[int, pa.Table] = {}
-        self._readers: dict[int, tuple[PartReader, dict]] = {}
+        self._readers: dict[int, tuple[PartReader, dict[str, Member]]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Originals:
@@ -73,7 +73,7 @@ class Originals:
             raise changed(part.name)
         return data
 
-    def _reader(self, index: int) -> tuple[PartReader, dict]:
+    def _reader(self, index: int) -> tuple[PartReader, dict[str, Member]]:
         if index not in self._readers:
             spool = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch))
             reader = self._stack.enter_context(PartReader(self._parts[index], Path(spool), ()))

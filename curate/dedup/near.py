@@ -107,7 +107,7 @@ def _visits(
 ) -> Iterator[tuple[int, Integer[np.ndarray, " _"]]]:
     """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
     clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
-    for cluster in np.unique(own):
+    for cluster in np.unique(own).tolist():
         home = np.flatnonzero(own == cluster)
         for at in range(0, len(home), 4_096):
             some = home[at : at + 4_096]
@@ -176,7 +176,7 @@ def recall(
     home = nearest(vectors, loaded.centroids)
     asks = np.empty((size, len(loaded)), bool)
     probes = _probes(loaded, threshold, settings)
-    for own in np.unique(home):
+    for own in np.unique(home).tolist():
         asks[home == own] = probes.of(vectors[home == own], own)
     pairs = found = 0
     for cluster in range(len(loaded)):

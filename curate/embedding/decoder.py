@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -114,7 +114,7 @@ class _Thread:
     """Runs one call after the other, each for a limited time, in a thread that stops no exit."""
 
     def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Future, Callable] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True, name="decoder")
         self._thread.start()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,7 +34,8 @@ class Previous:
 
     def vectors(self, at: int, row: int) -> Float16[np.ndarray, " d"]:
         """Return the stored vector by the embedder `at` of those wanted."""
-        return self.arrays[at][row]
+        vector: np.ndarray = self.arrays[at][row]
+        return vector
 
 
 def find_previous(
@@ -57,11 +58,12 @@ def find_previous(
     return Previous(rows, tuple(_load(folder / VECTORS) for folder in folders))
 
 
-def _header(fact: dict) -> Header | None:
+def _header(fact: dict[str, Any]) -> Header | None:
     if fact["width"] is None:
         return None
     return Header(fact["width"], fact["height"], fact["format"])
 
 
 def _load(path: Path) -> Float16[np.ndarray, "n d"]:
-    return np.load(path, mmap_mode="r")
+    vectors: np.ndarray = np.load(path, mmap_mode="r")
+    return vectors

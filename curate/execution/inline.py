@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from curate.execution.executor import TRIES, Call, Outcome
 from curate.stage import Workers
@@ -47,7 +48,7 @@ class InlineExecutor:
         return self._setups[name]
 
 
-def _tried(call: Call, state: tuple[LocalState, ...]) -> dict | Exception:
+def _tried(call: Call, state: tuple[LocalState, ...]) -> dict[str, Any] | Exception:
     error: Exception | None = None
     for _ in range(TRIES):
         try:

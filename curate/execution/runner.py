@@ -216,7 +216,8 @@ class StageRunner:
 
 def read_used(path: Path) -> list[str]:
     """Return the folders below WORK that a finished run says its result is made of."""
-    return read_json(path)["used"]
+    used: list[str] = read_json(path)["used"]
+    return used
 
 
 def write_used(path: Path, used: Sequence[str], scratch: Path) -> None:
