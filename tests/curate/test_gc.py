@@ -3,9 +3,9 @@
 import pytest
 from made_collection import files_of
 
-from curate.execution.executor import EngineSettings
 from curate.execution.session import open_runner
 from curate.execution.verify import STAGES
+from curate.stage import EngineSettings
 
 
 def stages(work):

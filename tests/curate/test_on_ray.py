@@ -22,9 +22,9 @@ from engine_units import (
 )
 
 from curate.execution import on_ray
-from curate.execution.executor import TRIES, EngineSettings
+from curate.execution.executor import TRIES
 from curate.execution.session import open_runner
-from curate.stage import Stage, Unit, Workers
+from curate.stage import EngineSettings, Stage, Unit, Workers
 from shared.errors import LvdError
 
 STAGE = Stage("testing", 1)
