@@ -132,10 +132,12 @@ def catalogued(
         units += [request.scores / content] if request.columns else []
         facts, vectors, *scores = (str(unit.relative_to(work)) for unit in units)
         prefix, interleaves = key_prefix(part), part.format == "folder"
-        outputs.append(
-            PartOutputs(part.name, prefix, facts, next(iter(scores), None), vectors, interleaves)
+        output = PartOutputs(
+            part.name, prefix, facts, next(iter(scores), None), vectors, interleaves
         )
-        digests.append([part.name, prefix, interleaves, *map(digest_of, units)])
+        outputs.append(output)
+        # The places too: a catalogue must not lean on units of other settings, which gc may remove.
+        digests.append([vars(output), *map(digest_of, units)])
     stage = Stage(
         "catalogue",
         CATALOGUE_VERSION,

@@ -1,0 +1,61 @@
+"""Filters and engine settings that change: what is judged again, and what is not embedded again."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from curated_site import content, units
+
+from curate.cli import main
+
+EMBEDDED = ("facts", "vectors")
+
+
+def decisions(path):
+    return json.loads((path / "reports/funnel.json").read_text())["decisions"]
+
+
+def test_a_new_filter_column_and_other_threads_do_not_embed_again(site, undisturbed):
+    site.run("--set=filters=[]", out="unfiltered")
+    assert units(site, "scores") == {}
+    before = {stage: units(site, stage) for stage in EMBEDDED}
+    site.run("--set=embed.decode_threads=3")
+    assert content(site.root / "out") == content(undisturbed.root / "out")
+    site.run("--set=engine.threads=2", "--set=embedders.descriptor.batch_size=7", out="threads")
+    assert {stage: units(site, stage) for stage in EMBEDDED} == before
+    assert len(units(site, "scores")) == 4
+
+
+def test_another_limit_of_the_same_column_changes_no_unit_of_a_part(undisturbed):
+    before = {stage: units(undisturbed, stage) for stage in (*EMBEDDED, "scores")}
+    undisturbed.run("--set=filters=[{column: nsfw, max: 0.95}]", out="lenient")
+    assert {stage: units(undisturbed, stage) for stage in before} == before
+    strict, lenient = decisions(undisturbed.root / "out"), decisions(undisturbed.root / "lenient")
+    assert lenient["unsafe"] < strict["unsafe"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--set=filters=[]"]])
+def test_a_column_that_no_image_has_fails_before_anything_is_embedded(site, extra):
+    if extra:  # all is embedded already, without scores
+        site.run(*extra, out="unfiltered")
+    before = {stage: units(site, stage) for stage in EMBEDDED}
+    words = "--set=filters=[{column: nsfw, max: 0.5}, {column: beauty, min: 3}]"
+    line = site.run(words, status=2).strip().splitlines()[-1]
+    assert "'beauty'" in line
+    assert "drop the filter" in line
+    assert {stage: units(site, stage) for stage in EMBEDDED} == before
+    assert (site.work / "vectors").exists() == bool(extra)
+    assert not (site.work / "scores").exists()
+
+
+def test_a_result_does_not_lean_on_units_of_other_settings_which_gc_removes(site):
+    site.run(out="first")
+    second = "--set=embed.max_pixels=1000000"
+    site.run(second, out="second")
+    first = json.loads((site.root / "first/used.json").read_text())["used"]
+    kept = set(json.loads((site.root / "second/used.json").read_text())["used"])
+    said = CliRunner().invoke(main, ["gc", str(site.root / "second"), "--work", str(site.work)])
+    assert "were removed" in said.output
+    assert not any((site.work / place).exists() for place in first if place not in kept)
+    site.run(second, "--set=retrieve.threshold=0.3", out="third")
+    assert site.recomputed("third") == {"select", "export", "report"}
