@@ -84,7 +84,8 @@ class Monitor:
 def read_report(path: Path) -> dict[str, Any] | None:
     """Return what a run wrote of itself, or None."""
     try:
-        return read_json(path)
+        report: dict[str, Any] = read_json(path)
+        return report
     except (OSError, ValueError):
         return None
 
