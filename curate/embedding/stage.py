@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow.parquet import read_table
+
 from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix, place_of, recall
+from curate.catalogue.part_files import SCORES
 from curate.embedding.embed import EmbedRequest, Forwards, embed_part
 from curate.filters.quality import QualitySettings
-from curate.filters.scores import FilterSettings
+from curate.filters.scores import FilterSettings, score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers
 from shared.commits import committed, digest_of
 from shared.datasets import Part
@@ -80,8 +83,9 @@ def embed(
     ]
     left_out = {each.part for each in aside}
     todo = [part for part in parts if contents[part.name] is None and part.name not in left_out]
-    if todo:
-        check_columns(name, todo, request.columns, runner.scratch)
+    known = (request.scores / content for content in contents.values() if content)
+    wanted = _columns_without_values(request.columns, known)
+    check_columns(name, todo or parts, wanted, runner.scratch)
     done = sum((committed(request.facts / c) or {})["images"] for c in contents.values() if c)
     results = runner.map(
         embed_part,
@@ -193,6 +197,18 @@ def check_columns(name: str, parts: Sequence[Part], columns: Sequence[str], scra
         f"the column {min(missing)!r}: name a column of its Parquet tables or JSON members, or "
         "drop the filter"
     )
+
+
+def _columns_without_values(columns: Sequence[str], scores: Iterable[Path]) -> list[str]:
+    """Return those of the columns in which no committed unit of scores has a value."""
+    missing = list(columns)
+    for unit in scores if columns else ():
+        table = read_table(unit / SCORES, columns=[score_column(column) for column in missing])
+        nulls = (table[score_column(column)].null_count for column in missing)
+        missing = [c for c, null in zip(missing, nulls, strict=True) if null == len(table)]
+        if not missing:
+            break
+    return missing
 
 
 def _known(request: EmbedRequest, part: Part) -> str | None:

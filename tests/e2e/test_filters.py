@@ -1,10 +1,13 @@
 """Filters and engine settings that change: what is judged again, and what is not embedded again."""
 
 import json
+import os
+import shutil
 
 import pytest
 from click.testing import CliRunner
 from curated_site import content, units
+from drawn_crawl import encoded, wave, write_tar
 
 from curate.cli import main
 
@@ -46,6 +49,13 @@ def test_a_column_that_no_image_has_fails_before_anything_is_embedded(site, extr
     assert {stage: units(site, stage) for stage in EMBEDDED} == before
     assert (site.work / "vectors").exists() == bool(extra)
     assert not (site.work / "scores").exists()
+
+
+def test_a_new_part_without_the_column_does_not_stop_a_crawl_that_has_it(undisturbed, tmp_path):
+    shutil.copytree(undisturbed.data / "crawl", tmp_path / "crawl", copy_function=os.link)
+    write_tar(tmp_path / "crawl" / "00004.tar", {"new.jpg": encoded(wave(60))})
+    undisturbed.run(f"--set=datasets.crawl.path={tmp_path / 'crawl'}", out="grown")
+    assert sum(decisions(undisturbed.root / "grown").values()) == 55
 
 
 def test_a_result_does_not_lean_on_units_of_other_settings_which_gc_removes(site):
