@@ -13,6 +13,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -103,15 +104,17 @@ class PartReader:
             raise ImageError(member.problem)
         if self.part.format == "folder":
             return read_range(locate(self.part.root, self._path[member.key]), 0, member.size)
-        location = locate(self.part.root, self.part.paths[0])
         assert self._file is not None  # opened by `members`
-        return _pread(self._file.fileno(), self._place[member.key], member.size, location)
+        return _pread(self._file.fileno(), self._place[member.key], member.size, self._location)
+
+    @cached_property
+    def _location(self) -> str:
+        return locate(self.part.root, self.part.paths[0])
 
     def _tar(self) -> Iterator[Member]:
-        location = locate(self.part.root, self.part.paths[0])
-        source = open_binary(location)
+        source = open_binary(self._location)
         zipped = _is_gzip(source)
-        if zipped or is_remote(location):
+        if zipped or is_remote(self._location):
             file: IO[bytes] = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
             self._file = file
             with source:

@@ -30,6 +30,7 @@ NEEDED = {
     "markdown-it-py": "markdown_it",
     "mdurl": "mdurl",
     "pygments": "pygments",
+    "tenacity": "tenacity",
 }
 """Distributions and their modules, those that they need in turn included."""
 

@@ -208,7 +208,14 @@ def _make(
                 seconds=request.settings.decode_seconds,
             )
         )
-        read = _Reading(reader, decoder, request, tuple(wanted), previous, facts in missing)
+        read = _Reading(
+            reader,
+            decoder,
+            tuple(map(preparation, request.embedders)),
+            tuple(wanted),
+            previous,
+            facts in missing,
+        )
         forward = _Forward(state, request, outputs)
         rows: list[_Row] = []
         threads = request.settings.decode_threads or request.threads
@@ -312,7 +319,7 @@ class _Reading:
 
     reader: PartReader
     decoder: Decoder
-    request: EmbedRequest
+    preparations: tuple[Preparation, ...]
     wanted: tuple[int, ...]
     previous: Previous | None
     measured: bool
@@ -340,10 +347,10 @@ class _Reading:
 
     def _decode(self, row: _Row, header: Header, data: bytes) -> None:
         """Prepare the image for each embedder, from one decode for each scale they look at."""
-        first = preparation(self.request.embedders[0])
+        first = self.preparations[0]
         by_scale: dict[int | None, list[int]] = {first.reduce_to: []} if self.measured else {}
         for place in self.wanted:
-            scale = preparation(self.request.embedders[place]).reduce_to
+            scale = self.preparations[place].reduce_to
             by_scale.setdefault(scale, []).append(place)
         for same in _same_scale(header, by_scale):
             image = self.decoder.decode(row.member.key, data, header, same[0])
@@ -351,8 +358,7 @@ class _Reading:
                 if scale == first.reduce_to:
                     row.contrast = _contrast(image)
                 for place in by_scale[scale]:
-                    prepare = preparation(self.request.embedders[place]).prepare
-                    row.prepared[place] = prepare(image)
+                    row.prepared[place] = self.preparations[place].prepare(image)
 
 
 def _same_scale(header: Header, scales: dict[int | None, list[int]]) -> list[list[int | None]]:
