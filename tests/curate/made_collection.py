@@ -98,13 +98,16 @@ def made_collection(
     name: str = "crawl",
     quality: QualitySettings | None = None,
     filters: Sequence[FilterSettings] = (),
+    dim: int = 4,
 ) -> Collection:
     """Return the catalogue of images, each in the part that its key names up to the last slash.
+
+    Where none of them has a vector, `dim` says how long one would be.
 
     With `parts` given, an image is in the part of the longest name that its key starts with; what
     fits none is dealt to the folder parts.
     """
-    dim = next((len(image.vector) for image in images if image.vector is not None), 4)
+    dim = next((len(image.vector) for image in images if image.vector is not None), dim)
     if parts is None:
         names = dict.fromkeys(image.key.rpartition("/")[0] for image in images)
         parts = [made_part(part) for part in names]

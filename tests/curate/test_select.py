@@ -47,9 +47,9 @@ def selected(
     """Return the decision of every key, the kept keys in order, and the folder."""
     images = [Made(**{**vars(image), "scores": {"nsfw": 0.1, **image.scores}}) for image in images]
     with blocks_of(block):
-        crawl = made_collection(work, images, quality=QualitySettings(), filters=filters)
-        known = made_collection(work, seeds, name="seed")
-        holdouts = [made_collection(work, held, name="held")] if held else []
+        crawl = made_collection(work, images, quality=QualitySettings(), filters=filters, dim=8)
+        known = made_collection(work, seeds, name="seed", dim=8)
+        holdouts = [made_collection(work, held, name="held", dim=8)] if held else []
         clusters, _ = clustered(crawl, work)
         groups, _ = grouped(crawl, clusters, work, DEDUP)
         folders = searched(crawl, groups, known, holdouts, work, threshold=DEDUP)
