@@ -14,8 +14,7 @@ from fake_card import FakeCard, fake_card, on_card
 from PIL import Image
 from safetensors.torch import save_file
 
-from shared import embedders
-from shared.embedders import EmbedderSettings, bundled_settings, load, resolve
+from shared.embedders import EmbedderSettings, bundled_settings, load, resolve_device
 from shared.open_clip_embedder import build_open_clip
 from shared.timm_embedder import build_timm
 
@@ -29,7 +28,7 @@ TOWERS = {
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
-    monkeypatch.setattr(embedders, "_has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with fake_card() as card:
         yield card
 
@@ -67,7 +66,7 @@ def embed(settings: EmbedderSettings, card: FakeCard) -> np.ndarray:
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_a_model_of_timm_embeds_on_the_card(card: FakeCard, name: str, precision: str) -> None:
     settings = of_timm(name, precision=precision)
-    found = resolve(settings)
+    found = resolve_device(settings)
     assert found.device == "cuda"
     assert found.precision == ("float16" if precision == "auto" else precision)
     embed(settings, card)
@@ -79,13 +78,13 @@ def test_a_model_of_open_clip_embeds_on_the_card(
 ) -> None:
     settings = clip_folder(tmp_path, TOWERS[tower])
     embed(settings, card)
-    model, _ = build_open_clip(resolve(settings))
+    model, _ = build_open_clip(resolve_device(settings))
     assert on_card(model)
 
 
 def test_the_bundled_model_embeds_on_the_card(card: FakeCard) -> None:
     embed(bundled_settings(), card)
-    model, transform = build_timm(resolve(bundled_settings()))
+    model, transform = build_timm(resolve_device(bundled_settings()))
     assert on_card(model)
     pixels = torch.zeros(2, 3, *transform.size, dtype=torch.uint8, device="cuda")
     assert model(transform.normalised(pixels)).dtype == torch.float32

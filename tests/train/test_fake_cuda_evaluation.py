@@ -13,7 +13,6 @@ from PIL import Image
 from small_models import WITH_TOKENS, write_models
 from small_run import RECIPE, write_shards
 
-from shared import embedders
 from train.data.index import read_index
 from train.distributed.parallelise import autocast
 from train.distributed.ranks import Ranks
@@ -215,7 +214,7 @@ def test_figures_are_drawn_from_the_card(card: FakeCard, models: dict[str, str],
 def test_an_export_looks_at_images_on_the_card(
     card: FakeCard, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedders, "_has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(2):
