@@ -293,12 +293,18 @@ def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
         import torch
 
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if _torch_sees_gpu() else "cpu"
         if precision == "auto":
             known = torch.cpu.get_capabilities()
             gains = known.get("avx512_bf16") or known.get("amx_bf16")
             precision = "float16" if device == "cuda" else "bfloat16" if gains else "float32"
     return settings.model_copy(update={"device": device, "precision": precision})
+
+
+def _torch_sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def identity(settings: EmbedderSettings) -> dict[str, Any]:

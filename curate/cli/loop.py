@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from curate.cli.options import folder, request_options
+from curate.cli.options import executor_option, folder, request_options
 
 
 @click.command()
@@ -22,6 +22,7 @@ from curate.cli.options import folder, request_options
     help="Where the rounds go; by default runs/loop/<pipeline>, or <crawl>-<seed> of those given.",
 )
 @request_options("sample", "--curate-set")
+@executor_option()
 @click.option(
     "--recipe", default="tiny", show_default=True, help="A training recipe of the configuration."
 )

@@ -33,6 +33,8 @@ class LoopRequest:
     holdouts: Sequence[str]
     config: Path
     work: Path
+    executor: str
+    """For curation and calibration."""
     recipe: str
     processes: int
     """For training: one, or as many as torchrun starts."""
@@ -52,7 +54,7 @@ class LoopRequest:
         }
         return [
             *("lvd-curate", command, "--config", str(self.config), "--work", str(self.work)),
-            *("--pipeline", self.curation.pipeline),
+            *("--pipeline", self.curation.pipeline, "--executor", self.executor),
             *(word for name, value in named.items() if value for word in (name, value)),
             *(word for name in self.holdouts for word in ("--holdout", name)),
             *(word for text in self.curate_set for word in ("--set", text)),

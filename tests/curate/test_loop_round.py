@@ -71,6 +71,7 @@ def loop(tmp_path, commands):
         out=tmp_path / "out",
         config=tmp_path / "pipelines.yaml",
         work=tmp_path / "work",
+        executor="inline",
         recipe="small",
         rounds=2,
         processes=1,

@@ -29,8 +29,10 @@ def run_killed(
     process = SERVER.Process(target=_run, args=(list(arguments), str(root), at, count, log))
     process.start()
     process.join(300)
-    assert process.exitcode is not None, "the run hangs"
-    return process.exitcode
+    status = process.exitcode
+    process.kill()
+    assert status is not None, "the run hangs"
+    return status
 
 
 def _run(arguments: list[str], root: str, at: str, count: int, log: Path | None) -> None:

@@ -31,7 +31,7 @@ pipelines:
     report: {pictures: false}
 """
 STEPS = 5
-SEEDS = range(4)
+SEEDS = (0, 1, 3)
 
 
 class Fuzzed:

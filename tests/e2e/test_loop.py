@@ -59,6 +59,7 @@ class LoopSite:
             "--config": self.config,
             "--work": self.root / "work",
             "--pipeline": "default",
+            "--executor": "inline",
             "--recipe": "smallest",
             "--curate-set": "calibrate.originals=8",
             "--truth": self.root / "truth.csv",
@@ -117,7 +118,7 @@ def made(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def site(ray_session, drawn, tmp_path_factory) -> LoopSite:
+def site(drawn, tmp_path_factory) -> LoopSite:
     root = tmp_path_factory.mktemp("loop")
     config = yaml.safe_load((drawn / "pipelines.yaml").read_text())
     config["recipes"] = {"smallest": RECIPE}
@@ -126,9 +127,7 @@ def site(ray_session, drawn, tmp_path_factory) -> LoopSite:
     kinds = {"wave": "wave", "chart": "drawing"}
     truth = [f"00000,{kind}{n:02d},{kinds[kind]}" for kind in kinds for n in range(10)]
     (root / "truth.csv").write_text("\n".join(["part,member,kind", *truth, ""]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", ray_session.get_runtime_context().gcs_address)
-        yield LoopSite(root, root / "pipelines.yaml", drawn)
+    return LoopSite(root, root / "pipelines.yaml", drawn)
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +143,9 @@ def whole(site) -> Path:
 def test_each_round_is_curated_by_the_model_of_the_one_before(whole):
     runs = [json.loads((whole / f"round-{n}/curate/run.json").read_text()) for n in (1, 2)]
     model = whole / "round-1" / "train" / "model"
-    assert runs[0]["settings"]["embedder"]["kind"] == "descriptor"
-    assert runs[1]["settings"]["embedder"]["model"] == f"local-dir:{model}"
+    assert runs[0]["settings"]["embedders"]["dedup"]["kind"] == "descriptor"
+    for stage in ("dedup", "retrieve"):
+        assert runs[1]["settings"]["embedders"][stage]["model"] == f"local-dir:{model}"
     stored = json.loads((model / "thresholds.json").read_text())
     for name in ("dedup", "retrieve"):
         assert runs[1]["thresholds"][name] == {"value": stored[name], "source": "embedder"}

@@ -28,7 +28,7 @@ TOWERS = {
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("shared.embedders._torch_sees_gpu", lambda: True)
     with fake_card() as card:
         yield card
 

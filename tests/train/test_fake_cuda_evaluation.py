@@ -214,7 +214,7 @@ def test_figures_are_drawn_from_the_card(card: FakeCard, models: dict[str, str],
 def test_an_export_looks_at_images_on_the_card(
     card: FakeCard, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("shared.embedders._torch_sees_gpu", lambda: True)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(2):
