@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,6 +79,7 @@ class EngineSettings(BaseModel):
     """Seconds that a run waits for a processor or GPU of a busy or shrunken cluster."""
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Runs the units of stages somewhere, and commits what they make."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Pending(Protocol):
     """A value that is being computed."""
 
@@ -14,6 +15,7 @@ class Pending(Protocol):
         ...
 
 
+@runtime_checkable
 class State(Protocol):
     """The value of a `Workers.setup`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from curate.stage import Unit, Workers
 from shared.commits import run_unit
@@ -38,6 +38,7 @@ class Call:
 Outcome = tuple[Call, dict[str, Any] | Exception]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Runs calls with back-pressure and retries; a context manager."""
 

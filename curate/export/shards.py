@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -101,6 +101,7 @@ def export(
         runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
 
 
+@runtime_checkable
 class ExportFolders(Protocol):
     """Where a result is built; all on one file system."""
 

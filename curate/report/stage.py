@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.originals import Originals
@@ -16,6 +16,7 @@ from curate.stage import Runner, Unit
 from shared.datasets import Part
 
 
+@runtime_checkable
 class ReportFolders(Protocol):
     """Where the tables' units are built."""
 
