@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from failing_storage import FATAL, TRANSIENT, Rule, calls, failing, script
-from pictures import ColourEmbedder, encoded, picture, write_tar
+from pictures import ColourEmbedder, ColourForwards, colour_request, encoded, picture, write_tar
 
 from curate.calibration.measure import edit
-from curate.catalogue.collection import Collection, catalogue
 from curate.catalogue.originals import Originals, load_parts, save_parts
-from curate.embedding.embed import EmbedSettings, embed_part
+from curate.embedding.stage import catalogued, embed
+from curate.execution.session import open_runner
+from curate.stage import EngineSettings
+from curate.state import LocalState
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
@@ -31,21 +33,28 @@ def crawl(request, tmp_path, monkeypatch):
         mode = "w" if request.param == "tar" else "w:gz"
         path = write_tar(tmp_path / "in" / f"p.{request.param}", MEMBERS, mode)
     parts = list_parts("crawl", DatasetSettings(path=failing(path), folder_parts=1))
-    unit = tmp_path / "embed" / "x" / "unit"
-    unit.mkdir(parents=True)
-    settings = EmbedderSettings(kind="descriptor")
-    embed_part(ColourEmbedder(), parts[0], EmbedSettings(), settings, [], 2, out=unit)
-    home = tmp_path / "catalogue" / "x" / "all"
-    home.mkdir(parents=True)
-    catalogue([(parts[0], unit)], tmp_path, None, [], out=home)
-    return Collection(home), save_parts(parts, tmp_path / "parts.json"), path
+    work = tmp_path / "work"
+    request = colour_request(work)
+    with (
+        open_runner(work, EngineSettings(), "inline") as runner,
+        runner.at_work("embed"),
+    ):
+        monkeypatch.setattr("curate.embedding.embed.preparation", lambda settings: ColourEmbedder())
+        monkeypatch.setattr("curate.embedding.stage.Forwards", lambda *args: ColourForwards())
+        monkeypatch.setattr(
+            "curate.calibration.measure.preparation", lambda settings: ColourEmbedder()
+        )
+        embedded = embed(runner, "crawl", "crawl", parts, request)
+        collection = catalogued(runner, embedded, request.embedders[0]).collection
+    return collection, save_parts(parts, tmp_path / "parts.json"), path
 
 
 def edited(crawl, tmp_path):
     collection, parts, _ = crawl
     out = tmp_path / "edited"
     out.mkdir(exist_ok=True)
-    said = edit(ColourEmbedder(), collection, parts, 10**8, 0, np.arange(4), out=out)
+    state, embedder = LocalState(ColourForwards()), EmbedderSettings(kind="descriptor")
+    said = edit(state, embedder, collection, parts, 10**8, 0, np.arange(4), out=out)
     return said["images"], (out / "edited.npy").read_bytes()
 
 
