@@ -58,7 +58,7 @@ def embed(settings: EmbedderSettings, card: FakeCard) -> np.ndarray:
     vectors = embedder.embed([embedder.prepare(picture) for picture in pictures])
     assert vectors.shape == (3, embedder.dim)
     assert vectors.dtype == np.float32
-    assert card.reads == {"encode": 1}, "the vectors of a batch come back in one copy"
+    assert sum(card.reads.values()) == 1, "the vectors of a batch come back in one copy"
     return vectors
 
 
