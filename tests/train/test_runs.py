@@ -260,7 +260,7 @@ def test_a_dry_run_tells_and_touches_nothing(place: Path, tmp_path: Path) -> Non
         (["--recipe", "smal"], "small"),
         (["--set", "batchsize=8"], "batch_size"),
         (["--set", f"batch_size={4 * IMAGES}"], f"{IMAGES} images"),
-        (["--set", "crops.global_size=30"], "divisible"),
+        (["--set", "crops.global_size=30"], "multiple of"),
         (["--shards", "nowhere"], "nowhere"),
         (["--init", "nowhere"], "nowhere"),
         (["--set", "model.name=resnet50"], "resnet50"),
