@@ -45,7 +45,9 @@ def measure(context: Context, emit: Callable[[Row], None]) -> None:
 
     os.chdir(ROOT)
     counter = _Counter(emit)
-    arguments = ["-m", "gpu", "-p", "no:cacheprovider", FOLDER]
+    # Without the project's own options: array shapes are checked where beartype is, and elsewhere.
+    plain = ["-o", "addopts=-q --strict-markers"]
+    arguments = [*plain, "-m", "gpu", "-p", "no:cacheprovider", FOLDER]
     status = pytest.main(arguments, plugins=[counter])
     emit({"test": "all", "outcome": ", ".join(f"{n} {o}" for o, n in counter.outcomes.items())})
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
