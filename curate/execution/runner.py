@@ -17,7 +17,6 @@ from shared.commits import committed, count_under_way
 from shared.errors import LvdError
 from shared.failures import as_line, kind_of
 from shared.progress import StageBar, stage_bar
-from shared.storage import read_json, write_json
 
 
 @dataclass
@@ -212,14 +211,3 @@ class StageRunner:
         said = (str(error).strip().splitlines() or [""])[0]
         on = f" on {unit}" if unit else ""
         return LvdError(f"{stage} failed{on}: {type(error).__name__}: {said} (trace: {log})")
-
-
-def read_used(path: Path) -> list[str]:
-    """Return the folders below WORK that a finished run says its result is made of."""
-    used: list[str] = read_json(path)["used"]
-    return used
-
-
-def write_used(path: Path, used: Sequence[str], scratch: Path) -> None:
-    """Write what `read_used` returns."""
-    write_json(path, {"used": sorted(used)}, scratch)
