@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +87,29 @@ class EmbedRequest:
     """Columns of the crawl's own tables that are kept as scores."""
     threads: int
 
-    @property
+    @cached_property
     def facts(self) -> Path:
         """The folder of the facts' units: contrast is measured at the first embedder's scale."""
         return self._folder("facts", self.settings.limits, identity(self.embedders[0]))
 
-    @property
+    @cached_property
     def scores(self) -> Path:
         """The folder of the scores' units."""
         return self._folder("scores", self.columns)
 
     def vectors(self, embedder: EmbedderSettings) -> Path:
         """Return the folder of an embedder's units."""
+        for known, folder in self._vectors:
+            if known == embedder:
+                return folder
+        return self._vectors_of(embedder)
+
+    @cached_property
+    def _vectors(self) -> list[tuple[EmbedderSettings, Path]]:
+        # An identity asks for files and hub revisions: once for a request, not for each part.
+        return [(each, self._vectors_of(each)) for each in self.embedders]
+
+    def _vectors_of(self, embedder: EmbedderSettings) -> Path:
         return self._folder("vectors", self.settings.limits, identity(embedder))
 
     def units(self, content: str) -> list[Path]:

@@ -155,7 +155,7 @@ class StageRunner:
 
         def waiting(missing: str) -> None:
             bar.count_under_way(count_under_way(scratch))
-            bar.note(missing and f"waiting: {missing}")
+            bar.note(f"waiting: {missing}" if missing else note)
 
         for call, outcome in self._outcomes(calls, workers, gpus, waiting):
             unit = call.unit

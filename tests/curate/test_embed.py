@@ -247,3 +247,14 @@ def test_each_embedder_s_vectors_are_made_once_whatever_the_others(tmp_path):
     assert committed(both.vectors(other) / content) == {"images": 18, "vectors": 10}
     manifest = read_manifest(both.vectors(other) / content)
     assert manifest["runtime"] == {"device": "imagined"}  # of where the forward pass is
+
+
+def test_who_an_embedder_is_is_asked_once_for_a_request_and_not_for_each_part(
+    tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr("curate.embedding.embed.identity", lambda each: asked.append(each) or {})
+    request = colour_request(tmp_path)
+    folders = {unit.parent for content in "abcdef" for unit in request.units(content)}
+    assert len(folders) == 2
+    assert len(asked) == 2
