@@ -16,15 +16,13 @@ from pathlib import Path
 from shared.datasets import Part
 from shared.errors import LvdError
 from shared.filetypes import kind_of
-from shared.images import sniff
+from shared.images import SIGNATURE, is_image
 from shared.keys import shown
 from shared.parts import Member
 from shared.remote import is_remote, locate, open_binary
 from shared.storage import fingerprint, read_json, write_json
 
 STAMPS, PLACES = "stamps", "places"
-HEAD = 64
-"""First bytes by which an image is told."""
 _CHUNK = 1 << 20
 
 
@@ -164,8 +162,8 @@ def _read(location: str, copy: Path | None, maybe_junk: bool) -> str:
     with ExitStack() as stack:
         source = stack.enter_context(open_binary(location))
         target = stack.enter_context(copy.open("wb")) if copy else None
-        chunk = source.read(HEAD if maybe_junk else _CHUNK)
-        junk = maybe_junk and sniff(chunk) is None
+        chunk = source.read(SIGNATURE if maybe_junk else _CHUNK)
+        junk = maybe_junk and not is_image(chunk)
         while chunk:
             digest.update(chunk)
             if target is not None:

@@ -1,6 +1,6 @@
 """Stage holdout: which crawled images are near-copies of an evaluation set's.
 
-A map over blocks of numbers. Whatever is found takes its whole group with it (`select.py`).
+A map over blocks of numbers. Whatever is found takes its whole group with it (`selection/decide.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage export: the kept images as WebDataset shards, in the order that `select.py` dealt them.
+"""Stage export: the kept images as WebDataset shards, in the order that `selection/decide.py` dealt them.
 
 Units: `spill` (map over the parts whose bytes cannot be fetched by offset: compressed tars and
 Parquet; their kept members are laid down once) and one unit a shard, which fetches its images from

@@ -1,6 +1,6 @@
 """Stage retrieve: the nearest seed images of every image that stands for itself.
 
-A map over blocks of numbers. The strategy `threshold` (`select.py`) then keeps an image whose
+A map over blocks of numbers. The strategy `threshold` (`selection/decide.py`) then keeps an image whose
 cosine with at least one seed image reaches the threshold; it needs no new search.
 """
 

@@ -1,5 +1,6 @@
 """What is computed is found by the bytes of a part, whatever it is called and wherever it lies."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from failing_storage import failing, script
 from made_collection import files_of
 from pictures import ColourEmbedder, ColourForwards, colour_request, encoded, picture, write_tar
 
@@ -247,3 +249,24 @@ def test_a_part_that_changes_while_it_is_read_leaves_nothing(site, crawl, monkey
             site.embed(crawl)
     assert not site.units
     assert len(site.embed(crawl).collection) == len(MEMBERS)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_pictures_that_are_not_read_are_whole_content_too(site, tmp_path, monkeypatch, remote):
+    """An AVIF under a name that says nothing is a row, and other bytes of it are other content."""
+    monkeypatch.setenv("FAILING_STORAGE", script(tmp_path / "script")["FAILING_STORAGE"])
+    folder = tmp_path / "in"
+    folder.mkdir()
+    place = failing(folder) if remote else folder
+    (folder / "0.png").write_bytes(MEMBERS["00.png"])
+    seen = []
+    for tail in (b"one", b"two"):
+        data = b"\0\0\0\x1cftypavif" + bytes(500) + tail
+        (folder / "x.avif?w=1").write_bytes(data)
+        crawl = site.embed(place, folder_parts=1).collection
+        facts = crawl.facts(np.arange(2), ["key", "sha256", "problem"]).to_pylist()
+        [row] = [fact for fact in facts if fact["key"] == "x.avif?w=1"]
+        assert "AVIF" in row["problem"]
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        seen.append(row["sha256"])
+    assert len(set(seen)) == 2
