@@ -20,7 +20,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from curate.embedding.embed import EmbedRequest, EmbedSettings, Forwards, embed_part
+from curate.embedding.embed import Forwards, embed_part
+from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.sample.make import make_sample
 from curate.state import LocalState
 from shared.datasets import DatasetSettings, Part, list_parts

@@ -12,7 +12,7 @@ from typing import Any
 
 from curate.calibration.thresholds import known_thresholds
 from curate.catalogue.content import forget, recall
-from curate.embedding.embed import EmbedRequest
+from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
 from curate.sample.make import make_sample
 from curate.settings import Named, Request

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.calibration.measure import CalibrateSettings
 from curate.dedup.holdout import HoldoutSettings
 from curate.dedup.near import DedupSettings
-from curate.embedding.embed import EmbedSettings
+from curate.embedding.request import EmbedSettings
 from curate.export.shards import ExportSettings
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings

@@ -11,7 +11,8 @@ import torch
 from benchmarks.gpu.pictures import write_shards
 from benchmarks.gpu.section import Context, Row
 from benchmarks.gpu.timing import median_lap, peak_gib
-from curate.embedding.embed import EmbedRequest, EmbedSettings, Forwards, embed_part
+from curate.embedding.embed import Forwards, embed_part
+from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
 from shared.commits import committed
 from shared.datasets import DatasetSettings, list_parts

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float16, Float32, UInt8
-from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.embedding.decoder import Decoder
 from curate.embedding.journal import Journal
 from curate.embedding.previous import Previous, find_previous
+from curate.embedding.request import EmbedRequest
 from curate.filters.scores import score_column
 from curate.state import Pending, State
 from shared.commits import PROGRESS, building, commit, committed
@@ -37,89 +37,19 @@ from shared.datasets import Part
 from shared.embedders import (
     EmbedderSettings,
     Preparation,
-    identity,
     load_forward,
     load_preparation,
     runtime,
 )
 from shared.images import Header, ImageError, read_header
 from shared.parts import Member, PartReader
-from shared.storage import fingerprint
 
-VERSION = 2
 LONGEST_SIDE = 2**31 - 1
 """The longest side that the facts can hold; hostile headers say more."""
 UNDER_WAY = 2
 """Batches of an embedder that are computed while the next is decoded."""
-
-
-class EmbedSettings(BaseModel):
-    """How images are read."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_pixels: int = Field(178_956_970, ge=1)
-    """Images of more pixels by their header are `corrupt`, undecoded."""
-    decode_seconds: float = Field(60, gt=0)
-    """Images that take longer to decode are `corrupt`."""
-    decode_threads: int | None = Field(None, ge=1)
-    """Threads that decode ahead of the forward pass; by default the task's threads."""
-
-    @property
-    def limits(self) -> list[float]:
-        """What decides which images are `corrupt`."""
-        return [self.max_pixels, self.decode_seconds]
-
-
 Prepared = UInt8[np.ndarray, "h w 3"]
 """The input of an embedder."""
-
-
-@dataclass(frozen=True)
-class EmbedRequest:
-    """What is asked of each part of a dataset. Travels to the workers."""
-
-    work: Path
-    settings: EmbedSettings
-    embedders: tuple[EmbedderSettings, ...]
-    """Distinct ones."""
-    columns: tuple[str, ...]
-    """Columns of the crawl's own tables that are kept as scores."""
-    threads: int
-
-    @cached_property
-    def facts(self) -> Path:
-        """The folder of the facts' units: contrast is measured at the first embedder's scale."""
-        return self._folder("facts", self.settings.limits, identity(self.embedders[0]))
-
-    @cached_property
-    def scores(self) -> Path:
-        """The folder of the scores' units."""
-        return self._folder("scores", self.columns)
-
-    def vectors(self, embedder: EmbedderSettings) -> Path:
-        """Return the folder of an embedder's units."""
-        for known, folder in self._vectors:
-            if known == embedder:
-                return folder
-        return self._vectors_of(embedder)
-
-    @cached_property
-    def _vectors(self) -> list[tuple[EmbedderSettings, Path]]:
-        # An identity asks for files and hub revisions: once for a request, not for each part.
-        return [(each, self._vectors_of(each)) for each in self.embedders]
-
-    def _vectors_of(self, embedder: EmbedderSettings) -> Path:
-        return self._folder("vectors", self.settings.limits, identity(embedder))
-
-    def units(self, content: str) -> list[Path]:
-        """Return the units of a content: facts, scores if there are any, and vectors."""
-        folders = [self.facts, *([self.scores] if self.columns else [])]
-        folders += [self.vectors(embedder) for embedder in self.embedders]
-        return [folder / content for folder in folders]
-
-    def _folder(self, kind: str, *about: Any) -> Path:
-        return self.work / kind / fingerprint([kind, VERSION, *about])
 
 
 class Forwards:

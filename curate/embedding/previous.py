@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,12 +13,10 @@ from jaxtyping import Float16
 
 from curate.catalogue.content import Copy, earlier_content
 from curate.catalogue.part_files import FACTS, VECTORS
+from curate.embedding.request import EmbedRequest
 from shared.commits import committed
 from shared.embedders import EmbedderSettings
 from shared.images import Header
-
-if TYPE_CHECKING:
-    from curate.embedding.embed import EmbedRequest
 
 
 @dataclass(frozen=True)

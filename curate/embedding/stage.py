@@ -13,7 +13,8 @@ from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.part_files import SCORES
-from curate.embedding.embed import EmbedRequest, Forwards, embed_part
+from curate.embedding.embed import Forwards, embed_part
+from curate.embedding.request import EmbedRequest
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers

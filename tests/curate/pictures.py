@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from curate.embedding import embed
-from curate.embedding.embed import EmbedRequest, EmbedSettings, embed_part
+from curate.embedding.embed import embed_part
+from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
 from shared.datasets import Part
 from shared.embedders import EmbedderSettings

@@ -20,7 +20,7 @@ from pictures import (
 from PIL import Image
 
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
-from curate.embedding.embed import EmbedRequest, EmbedSettings
+from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.embedding.stage import unit_name
 from curate.filters.decisions import CODE
 from curate.filters.judge import judge
@@ -253,7 +253,7 @@ def test_who_an_embedder_is_is_asked_once_for_a_request_and_not_for_each_part(
     tmp_path, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr("curate.embedding.embed.identity", lambda each: asked.append(each) or {})
+    monkeypatch.setattr("curate.embedding.request.identity", lambda each: asked.append(each) or {})
     request = colour_request(tmp_path)
     folders = {unit.parent for content in "abcdef" for unit in request.units(content)}
     assert len(folders) == 2

@@ -24,7 +24,7 @@ from PIL import Image
 from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
-from curate.embedding.embed import EmbedSettings
+from curate.embedding.request import EmbedSettings
 from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
 from curate.retrieval.threshold import RetrieveSettings
 from curate.selection.decide import select

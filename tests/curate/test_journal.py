@@ -19,8 +19,8 @@ from PIL import Image
 from curate.catalogue.part_files import FACTS, VALID
 from curate.embedding import decoder as module
 from curate.embedding.decoder import MOST_LEFT_BEHIND, PIXEL_BYTES, Decoder, decode_apart
-from curate.embedding.embed import EmbedSettings
 from curate.embedding.journal import Journal
+from curate.embedding.request import EmbedSettings
 from shared.datasets import DatasetSettings, list_parts
 from shared.images import Header, ImageError, decode, read_header
 

@@ -8,7 +8,8 @@ from pictures import encoded, picture, write_tar
 from PIL import Image
 
 from curate.embedding.decoder import Decoder
-from curate.embedding.embed import EmbedRequest, EmbedSettings, Forwards, embed_part
+from curate.embedding.embed import Forwards, embed_part
+from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings, bundled_settings

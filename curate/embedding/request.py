@@ -1,0 +1,80 @@
+"""What is asked of each part of a dataset, and where what is made of it lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.embedders import EmbedderSettings, identity
+from shared.storage import fingerprint
+
+VERSION = 2
+
+
+class EmbedSettings(BaseModel):
+    """How images are read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_pixels: int = Field(178_956_970, ge=1)
+    """Images of more pixels by their header are `corrupt`, undecoded."""
+    decode_seconds: float = Field(60, gt=0)
+    """Images that take longer to decode are `corrupt`."""
+    decode_threads: int | None = Field(None, ge=1)
+    """Threads that decode ahead of the forward pass; by default the task's threads."""
+
+    @property
+    def limits(self) -> list[float]:
+        """What decides which images are `corrupt`."""
+        return [self.max_pixels, self.decode_seconds]
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """What is asked of each part of a dataset. Travels to the workers."""
+
+    work: Path
+    settings: EmbedSettings
+    embedders: tuple[EmbedderSettings, ...]
+    """Distinct ones."""
+    columns: tuple[str, ...]
+    """Columns of the crawl's own tables that are kept as scores."""
+    threads: int
+
+    @cached_property
+    def facts(self) -> Path:
+        """The folder of the facts' units: contrast is measured at the first embedder's scale."""
+        return self._folder("facts", self.settings.limits, identity(self.embedders[0]))
+
+    @cached_property
+    def scores(self) -> Path:
+        """The folder of the scores' units."""
+        return self._folder("scores", self.columns)
+
+    def vectors(self, embedder: EmbedderSettings) -> Path:
+        """Return the folder of an embedder's units."""
+        for known, folder in self._vectors:
+            if known == embedder:
+                return folder
+        return self._vectors_of(embedder)
+
+    @cached_property
+    def _vectors(self) -> list[tuple[EmbedderSettings, Path]]:
+        # An identity asks for files and hub revisions: once for a request, not for each part.
+        return [(each, self._vectors_of(each)) for each in self.embedders]
+
+    def _vectors_of(self, embedder: EmbedderSettings) -> Path:
+        return self._folder("vectors", self.settings.limits, identity(embedder))
+
+    def units(self, content: str) -> list[Path]:
+        """Return the units of a content: facts, scores if there are any, and vectors."""
+        folders = [self.facts, *([self.scores] if self.columns else [])]
+        folders += [self.vectors(embedder) for embedder in self.embedders]
+        return [folder / content for folder in folders]
+
+    def _folder(self, kind: str, *about: Any) -> Path:
+        return self.work / kind / fingerprint([kind, VERSION, *about])
