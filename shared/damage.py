@@ -11,11 +11,13 @@ import numpy as np
 
 # Where a JPEG's pixels differ with what is put behind it, it lacks some. libjpeg resumes at one of
 # these restart markers, whichever it waits for: a tail that begins with one of the next two is lost.
-_NOISE = np.random.default_rng(0).integers(1, 255, 64, np.uint8)
+# Of a last block only one pixel may show, and noise can give it its colour: hence several noises.
+_NOISES = np.random.default_rng(0).integers(1, 255, (2, 64), np.uint8)
 _END = b"\xff\xd9"
 _TAILS = tuple(
     b"".join(noise.tobytes() + bytes((0xFF, 0xD0 + (first + n) % 8)) for n in range(9)) + _END
-    for noise, first in ((_NOISE, 0), (~_NOISE, 4))
+    for noise in (*_NOISES, *~_NOISES)
+    for first in (0, 4)
 )
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _SAMSUNG_TRAILER = re.compile(rb"\0\0.\x0a(?:.\0\0\0)?[A-Z][A-Za-z]+_\w+", re.DOTALL)
@@ -98,8 +100,8 @@ def with_end_marker(data: bytes, pixels: Callable[[bytes], bytes]) -> bytes | No
     elif body.endswith(b"\xff"):
         body = body[:-1]
     if _scans_are_complete(body):
-        first, *others = (pixels(body + tail) for tail in (_END, *_TAILS))
-        if all(first == other for other in others):
+        ended = pixels(body + _END)
+        if all(pixels(body + tail) == ended for tail in _TAILS):
             return body + _END
     return None
 

@@ -251,6 +251,15 @@ def test_a_jpeg_cut_anywhere_is_whole_or_a_reason(image, flat, options, lost, tr
         assert difference(image, decode(data)) == 0
 
 
+@pytest.mark.parametrize("size", [(9, 9), (9, 8), (17, 9), (8, 8)])
+@pytest.mark.parametrize("grey", [0, 100, 128, 255])
+def test_a_jpeg_whose_last_block_shows_one_pixel_is_whole_or_a_reason(size, grey):
+    data = encoded(Image.new("L", size, grey), "JPEG", restart_marker_blocks=1)
+    for lost in range(3, 20):
+        with contextlib.suppress(ImageError):
+            assert difference(decode(data[:-lost]), decode(data)) == 0
+
+
 def test_a_jpeg_that_lacks_scans_is_a_reason():
     data = encoded(photograph(), "JPEG", progressive=True)
     scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
