@@ -1,11 +1,13 @@
-"""How well embedders tell copies from other pictures, among many photographs.
+"""The model for copies: the folder that it is trained on, and how well it tells copies apart.
 
-Pictures of the tars are the pool. To some of them an edited copy is made, one edit each, and one
-edited as heavily as the recipe `copies` edits its first view. Printed is, for thresholds that so
-many of the pool's pictures reach with another picture, the share of copies that reach them too.
-Other pictures that look like one and the same by their pixels are left out of the former.
+`links` makes a folder of links to the shards for `lvd-train run --recipe copies`. `table` takes the
+pictures of some tars as a pool. To some of them an edited copy is made, one edit each, and one
+edited as heavily as the recipe edits its first view. Printed is, for thresholds that so many of the
+pool's pictures reach with another picture, the share of copies that reach them too. Other pictures
+that look like one and the same by their pixels are left out of the former.
 
-    .venv/bin/python benchmarks/copies.py 'DATA/tiny-imagenet/train-0002*.tar' --embedder bundled
+    .venv/bin/python benchmarks/copies.py links DATA OUT CURATED ...
+    .venv/bin/python benchmarks/copies.py table 'DATA/tiny-imagenet/train-0002*.tar'
 """
 
 from __future__ import annotations
@@ -34,12 +36,40 @@ ROOT = Path(__file__).parents[1]
 _BLOCK = 512
 
 
+TRAINED_ON = 20
+"""Of Tiny-ImageNet's training shards; the pools are made of the others."""
+
+
+@click.group()
 def main() -> None:
-    """Run the command."""
-    _main()
+    """Prepare the training data of the model for copies, or score embedders."""
 
 
-@click.command()
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("curated", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.option("--repeats", default=6, show_default=True, help="How often CURATED stands there.")
+@click.option("--photographs", default=TRAINED_ON, show_default=True, help="Shards of them.")
+def links(
+    data: Path, out: Path, curated: tuple[Path, ...], repeats: int, photographs: int
+) -> None:
+    """Fill OUT with links to DATA's Tiny-ImageNet and, REPEATS times, to the shards of CURATED.
+
+    CURATED are OUT folders of `lvd-curate run` without copies, which InfoNCE would drive apart.
+    """
+    out.mkdir(parents=True)
+    shards = sorted((data / "tiny-imagenet").glob("train-*.tar"))[:photographs]
+    times = [(f"tiny-{tar.stem}", tar) for tar in shards]
+    for number, folder in enumerate(curated):
+        for tar in sorted((folder / "shards").glob("*.tar")):
+            times += [(f"curated-{number}-{tar.stem}-{n}", tar) for n in range(repeats)]
+    for name, tar in times:
+        (out / f"{name}.tar").symlink_to(tar.absolute())
+    click.echo(f"{len(times)} shards in {out}")
+
+
+@main.command()
 @click.argument("pool")
 @click.option("--embedder", "embedders", multiple=True, default=("bundled",), show_default=True,
               help="`bundled`, `descriptor`, an ONNX file or resource, or a model folder.")  # fmt: skip
@@ -47,7 +77,7 @@ def main() -> None:
 @click.option("--limit", type=int, help="Take only so many pictures.")
 @click.option("--config", type=click.Path(path_type=Path), default=ROOT / "pipelines.yaml")
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Write the figures here.")
-def _main(
+def table(
     pool: str,
     embedders: tuple[str, ...],
     copies: int,
