@@ -51,9 +51,7 @@ def main() -> None:
 @click.argument("curated", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--repeats", default=6, show_default=True, help="How often CURATED stands there.")
 @click.option("--photographs", default=TRAINED_ON, show_default=True, help="Shards of them.")
-def links(
-    data: Path, out: Path, curated: tuple[Path, ...], repeats: int, photographs: int
-) -> None:
+def links(data: Path, out: Path, curated: tuple[Path, ...], repeats: int, photographs: int) -> None:
     """Fill OUT with links to DATA's Tiny-ImageNet and, REPEATS times, to the shards of CURATED.
 
     CURATED are OUT folders of `lvd-curate run` without copies, which InfoNCE would drive apart.
