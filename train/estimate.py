@@ -103,7 +103,7 @@ def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) 
     }
     seen = {"student": GLOBAL_VIEWS * tokens["global"]}
     seen["student"] += load.local_views * tokens.get("local", 0)
-    if frozen is None:
+    if frozen is None and network.dino_head is not None:
         seen["teacher"] = GLOBAL_VIEWS * tokens["global"]
     flops = _flops(student, teacher, load)
     memory = _memory(student, load, sum(parameters.values()))
@@ -137,7 +137,8 @@ def _with_frozen(
 def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:
     """Return the FLOPs of an image: the backbone's by pass, and those of the heads together."""
     with FlopCounterMode(display=False) as counter:
-        _call(teacher, _empty(teacher, "meta"), load, student=False)
+        if student.dino_head is not None:  # without heads nothing asks the teacher
+            _call(teacher, _empty(teacher, "meta"), load, student=False)
         taught = counter.get_total_flops()
         outputs = _call(student, _empty(student, "meta"), load, student=True)
         forward = counter.get_total_flops() - taught
@@ -165,8 +166,10 @@ def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
                 torch.zeros(rows, network.backbone.dim, device="meta", requires_grad=True),
             )
             for head, rows in ((network.dino_head, views), (_patch_head(network), masked))
-            if rows
+            if rows and head is not None
         ]
+        if not logits:
+            return 0, 0
         forward = counter.get_total_flops()
         sum(some.sum() for some in logits).backward()
         return forward, counter.get_total_flops() - forward
@@ -174,8 +177,10 @@ def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
 
 def _memory(student: Network, load: Load, parameters: int) -> dict[str, int]:
     weights = 4 * parameters // load.shards
-    views = len(student.dino_head.prototypes) * load.images
-    patches = len(_patch_head(student).prototypes) * load.masked
+    views, patches = (
+        0 if head is None else len(head.prototypes) * rows
+        for head, rows in ((student.dino_head, load.images), (_patch_head(student), load.masked))
+    )
     taught, learned = GLOBAL_VIEWS * views + patches, load.views * views + patches
     memory = {
         "weights": weights,
@@ -266,7 +271,7 @@ def _empty(module: nn.Module, device: str) -> dict[str, Tensor]:
     }
 
 
-def _patch_head(network: Network) -> nn.Module:
+def _patch_head(network: Network) -> nn.Module | None:
     return network.ibot_head if network.ibot_head is not None else network.dino_head
 
 

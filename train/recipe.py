@@ -40,7 +40,7 @@ class Recipe(BaseModel):
     batch_size: int = Field(ge=2)
     """Images of one optimiser step, over all processes and micro-batches."""
     group_size: int = Field(ge=2)
-    """Images among which KoLeo seeks neighbours and mask ratios are stratified. Consecutive images
+    """Images among which KoLeo seeks neighbours and InfoNCE negatives, and mask ratios are stratified. Consecutive images
     of the global batch form a group, so that neither depends on the number of processes."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches of a process in one step. The teacher's outputs of all of them are centred
@@ -60,7 +60,8 @@ class Recipe(BaseModel):
     crops: CropSettings = Field(default_factory=CropSettings)
     masks: MaskSettings | None = None
     model: ModelSettings
-    heads: HeadsSettings
+    heads: HeadsSettings | None = None
+    """What DINO and iBOT are taken through; InfoNCE alone has none."""
     objectives: ObjectivesSettings = Field(default_factory=ObjectivesSettings)
     optimiser: OptimiserSettings
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
@@ -79,6 +80,7 @@ class Recipe(BaseModel):
                 "choose a divisor of it"
             )
         self._patches_fit()
+        self._heads_fit()
         wants_patches = self.objectives.ibot > 0
         if self.distillation is not None:
             if self.masks is not None or self.model.drop_path:
@@ -88,11 +90,25 @@ class Recipe(BaseModel):
                 )
         elif wants_patches and self.masks is None:
             raise ValueError("the iBOT objective needs masks: add 'masks: {}', or set ibot to 0")
-        if wants_patches and self.heads.ibot is None and not self.heads.shared:
-            raise ValueError("the iBOT objective needs a head: add heads.ibot, or heads.shared")
-        if not wants_patches and (self.masks is not None or self.heads.ibot is not None):
-            raise ValueError("masks and heads.ibot belong to the iBOT objective, whose weight is 0")
+        if self.data.resident and self.crops.edits is not None:
+            raise ValueError("crops.edits are made by workers: set data.resident=false")
         return self
+
+    def _heads_fit(self) -> None:
+        """Raise ValueError where heads, masks or local views belong to no objective, or lack."""
+        heads, wants_patches = self.heads, self.objectives.ibot > 0
+        if heads is None and self.objectives.taught:
+            raise ValueError("the DINO and iBOT objectives need heads: add heads")
+        if heads is not None and not self.objectives.taught:
+            raise ValueError("heads belong to the DINO and iBOT objectives, whose weights are 0")
+        if heads is None and self.crops.local_views:
+            raise ValueError("InfoNCE takes the two global views only: set crops.local_views=0")
+        if heads is None and self.distillation is not None:
+            raise ValueError("a distillation teaches through heads: raise objectives.dino or ibot")
+        if wants_patches and heads.ibot is None and not heads.shared:
+            raise ValueError("the iBOT objective needs a head: add heads.ibot, or heads.shared")
+        if not wants_patches and (self.masks is not None or (heads and heads.ibot is not None)):
+            raise ValueError("masks and heads.ibot belong to the iBOT objective, whose weight is 0")
 
     def _patches_fit(self) -> None:
         """Raise ValueError for a size that `model.patch_size` does not divide, where it is set."""

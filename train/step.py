@@ -16,6 +16,7 @@ from train.model.network import Outputs
 from train.objectives.cross_entropy import Targets
 from train.objectives.dino_loss import dino_loss
 from train.objectives.ibot_loss import ibot_loss, mask_weights
+from train.objectives.infonce import infonce_loss
 from train.objectives.koleo import koleo_loss
 from train.optimisation.ema import update_teacher
 from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
@@ -55,7 +56,7 @@ class Report:
     """The student's CLS tokens of the global views of the last micro-batch, [2n, d]."""
     targets: list[Targets]
     """What the teacher asked of each micro-batch's views, or of its masked patches where DINO's loss
-    is off."""
+    is off; empty where neither is on."""
 
 
 def optimiser_step(
@@ -99,7 +100,7 @@ def optimiser_step(
         norms,
         skipped,
         outputs.cls.detach(),
-        cls_targets if system.dino_centering else patch_targets,
+        [t for t in (cls_targets if system.dino_centering else patch_targets) if t is not None],
     )
 
 
@@ -138,6 +139,9 @@ def _targets(
 
     All micro-batches of all processes are centred together. None where there is no such objective.
     """
+    none = [None] * len(micro_batches)
+    if not system.centerings:
+        return none, none
     teacher = system.frozen_teacher or system.teacher_called
     cls_logits, patch_logits = [], []
     for views in micro_batches:
@@ -145,7 +149,6 @@ def _targets(
             outputs = teacher(views.global_views, masked_index=views.index)
         cls_logits.append(outputs.cls_logits)
         patch_logits.append(outputs.patch_logits)
-    none = [None] * len(micro_batches)
     centering, of_patches = system.dino_centering, system.ibot_centering
     return (
         centering.targets(cls_logits, temperature) if centering else none,
@@ -183,10 +186,15 @@ def _losses(
             crops=len(views.global_views),
             temperature=temperature,
         )
+    features = outputs.cls.chunk(GLOBAL_VIEWS)
+    if objectives.infonce > 0:
+        losses["infonce"] = infonce_loss(
+            *features, group_size=recipe.group_size, temperature=objectives.infonce_temperature
+        )
     if objectives.koleo > 0:
         losses["koleo"] = sum(
             koleo_loss(view, group_size=recipe.group_size, estimator=objectives.koleo_estimator)
-            for view in outputs.cls.chunk(GLOBAL_VIEWS)
+            for view in features
         )
     losses["loss"] = sum(getattr(objectives, name) * loss for name, loss in losses.items())
     return losses

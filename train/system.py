@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,7 +15,6 @@ from train.distributed.parallelise import parallelise, resolve_precision
 from train.distributed.ranks import Ranks
 from train.model.init import load_backbone
 from train.model.network import Network, build_network, make_teacher
-from train.model.settings import HeadSettings
 from train.objectives.centering import Centering, build_centering
 from train.optimisation.groups import make_optimiser, parameter_groups
 from train.persistence.continuation import load_networks
@@ -68,7 +68,7 @@ def new_network(recipe: Recipe, device: str = "cpu") -> Network:
         seed=recipe.seed,
         device=device,
     )
-    if recipe.objectives.dino == 0 and not recipe.heads.shared:
+    if recipe.heads and recipe.objectives.dino == 0 and not recipe.heads.shared:
         network.dino_head.requires_grad_(False)  # DDP wants a gradient of all that asks for one
     return network
 
@@ -107,10 +107,10 @@ def build_system(
     frozen = frozen_teacher(recipe, student.backbone.grid(size, size), ranks.device)
     student_called, teacher_called = parallelise(student, teacher, recipe.parallel, ranks)
 
-    def centering(head: HeadSettings | None, weight: float) -> Centering | None:
-        if weight == 0:
+    def centering(head: Literal["dino", "ibot"]) -> Centering | None:
+        if getattr(recipe.objectives, head) == 0:
             return None
-        prototypes = (head or recipe.heads.dino).prototypes
+        prototypes = (getattr(recipe.heads, head) or recipe.heads.dino).prototypes
         return build_centering(recipe.objectives.centering, prototypes).to(ranks.device)
 
     return System(
@@ -122,7 +122,7 @@ def build_system(
         student_called=student_called,
         teacher_called=teacher_called,
         frozen_teacher=frozen,
-        dino_centering=centering(recipe.heads.dino, recipe.objectives.dino),
-        ibot_centering=centering(recipe.heads.ibot, recipe.objectives.ibot),
+        dino_centering=centering("dino"),
+        ibot_centering=centering("ibot"),
         optimiser=make_optimiser(parameter_groups(student, recipe.optimiser), recipe.optimiser),
     )

@@ -18,14 +18,14 @@ GLOBAL, LOCAL, LOCALS, IMAGES = 32, 16, 3, 4
 LOAD = Load(images=IMAGES, global_size=GLOBAL, local_size=LOCAL, local_views=LOCALS)
 
 
-def network(device="meta", *, masked=False, registers=0, shared=False, **settings):
+def network(device="meta", *, masked=False, registers=0, shared=False, headless=False, **settings):
     options = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "reg_tokens": registers}
     model = ModelSettings(
         name="vit_tiny_patch16_224", patch_size=PATCH, options=options, **settings
     )
     head = HeadSettings(prototypes=PROTOTYPES, hidden=HIDDEN, bottleneck=BOTTLENECK)
     ibot = head.model_copy(update={"prototypes": 256}) if masked and not shared else None
-    heads = HeadsSettings(dino=head, ibot=ibot, shared=shared)
+    heads = None if headless else HeadsSettings(dino=head, ibot=ibot, shared=shared)
     return build_network(model, heads, masked=masked, sizes=[GLOBAL, LOCAL], seed=0, device=device)
 
 
@@ -62,6 +62,13 @@ def test_flops_are_those_of_the_formulas():
     assert flops["student backward"] == all_patches + 2 * all_blocks  # images need no gradient
     assert flops["heads"] == (2 + 3 * (2 + LOCALS)) * head
     assert flops["in all"] == sum(flops.values()) - flops["in all"]
+
+
+def test_without_heads_no_teacher_is_asked():
+    found = estimate(network(headless=True), replace(LOAD, local_views=0))
+    assert found.flops["teacher"] == found.flops["heads"] == found.memory["logits"] == 0
+    assert found.flops["student forward"] > 0
+    assert "teacher" not in found.image_tokens
 
 
 def test_stochastic_depth_and_masked_patches_change_the_flops():

@@ -23,6 +23,7 @@ def test_every_shipped_recipe_builds(name: str, monkeypatch: pytest.MonkeyPatch)
     recipe = read_recipe(SHIPPED, name)
     assert recipe.note
     network = new_network(recipe, device="meta")
+    assert (network.dino_head is not None) == recipe.objectives.taught
     assert (network.ibot_head is not None) == (
         recipe.objectives.ibot > 0 and not recipe.heads.shared
     )
@@ -127,6 +128,9 @@ BASE = {
 }
 
 
+UNTAUGHT = {"dino": 0, "ibot": 0, "infonce": 1}
+
+
 def test_a_recipe_that_is_like_another_changes_only_what_it_holds(tmp_path: Path) -> None:
     path = written(tmp_path, {"a": BASE, "b": {"like": "a", "heads": {"ibot": {"prototypes": 4}}}})
     a, b = read_recipe(path, "a"), read_recipe(path, "b")
@@ -153,6 +157,12 @@ def test_steps_compress_what_is_given_in_epochs(tmp_path: Path) -> None:
         ({"group_size": 3}, [], "group_size 3 does not divide batch_size 8"),
         ({"masks": None}, [], "masks"),
         ({"objectives": {"ibot": 0}}, [], "iBOT"),
+        ({"heads": None}, [], "need heads"),
+        ({"objectives": UNTAUGHT}, [], "heads belong to"),
+        ({"objectives": UNTAUGHT, "heads": None}, [], "crops.local_views=0"),
+        ({"objectives": {"dino": 0, "ibot": 0}, "heads": None}, [], "learns nothing"),
+        ({"crops": {"edits": {}}, "data": {"resident": True}}, [], "data.resident=false"),
+        ({"crops": {"edits": {"flip": 1}}}, [], "crops.edits.flip"),
         ({"like": "nobody"}, [], "nobody"),
         ({"like": "a"}, [], "leads back"),
     ],

@@ -298,8 +298,11 @@ def test_an_out_with_other_settings_is_refused(place: Path, undisturbed: Path) -
          "objectives.centering.kind=ema"],
         ["objectives.dino=0", "objectives.koleo_estimator=squared_cosine", "accumulate=2"],
         ["crops.local_views=0", "crops.device=gpu", "data.workers=0"],
+        ["objectives.dino=0", "objectives.ibot=0", "objectives.infonce=1", "masks=null",
+         "heads=null", "crops.local_views=0", "crops.edits={}"],
+        ["objectives.infonce=0.5"],
     ],
-    ids=["dino", "ibot", "patches-only", "no-locals"],
+    ids=["dino", "ibot", "patches-only", "no-locals", "infonce-alone", "infonce-beside"],
 )  # fmt: skip
 def test_every_objective_can_be_switched(place: Path, tmp_path: Path, changes: list[str]) -> None:
     more = [text for value in ("steps=3", *changes) for text in ("--set", value)]

@@ -180,6 +180,44 @@ def test_a_step_that_one_process_must_skip_is_skipped_by_all(two_processes: dict
     assert two_processes["ddp-accumulated"]["skipped"]
 
 
+UNTAUGHT = {
+    "objectives": {"dino": 0, "ibot": 0, "infonce": 1, "koleo": 2},
+    "crops": {"global_size": SIDE, "local_views": 0},
+    "masks": None,
+    "heads": None,
+}
+
+
+def untaught_batch(images: slice) -> MicroBatch:
+    batch = micro_batch(images)
+    return MicroBatch(batch.global_views, None, None, None, None)
+
+
+def test_a_step_without_heads_asks_no_teacher_and_averages_one() -> None:
+    system = build_system(recipe(**UNTAUGHT), ALONE)
+    before = moving_parts(system)
+    system.teacher_called = None  # a call of it would fail
+    report = optimiser_step(system, [untaught_batch(slice(0, IMAGES))], VALUES, 0)
+    assert set(report.losses) == {"infonce", "koleo", "loss"}
+    assert report.losses["loss"] == pytest.approx(
+        report.losses["infonce"] + 2 * report.losses["koleo"], rel=1e-5
+    )
+    assert report.targets == []
+    moved = moving_parts(system)
+    name = "teacher/backbone.vit.blocks.0.mlp.fc1.weight"
+    assert not torch.equal(moved[name], before[name])
+
+
+def test_infonce_is_the_same_however_the_batch_is_cut() -> None:
+    found = []
+    for cuts in ([slice(0, 8)], [slice(0, 4), slice(4, 8)]):
+        system = build_system(recipe(**UNTAUGHT, accumulate=len(cuts)), ALONE)
+        for step in range(STEPS):
+            report = optimiser_step(system, [untaught_batch(cut) for cut in cuts], VALUES, step)
+        found.append(report.losses)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 # pitfalls 10 and 16
 def test_a_step_that_is_not_finite_moves_nothing() -> None:
     system = build_system(recipe(objectives={"centering": {"kind": "ema"}}), ALONE)
@@ -204,6 +242,7 @@ def moving_parts(system: System) -> dict[str, torch.Tensor]:
     states = {
         f"{owner}/{name}": tensor
         for owner in ("student", "teacher", "dino_centering", "ibot_centering")
+        if getattr(system, owner) is not None
         for name, tensor in getattr(system, owner).state_dict().items()
     }
     return {name: tensor.detach().clone() for name, tensor in (moments | states).items()}

@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import (
     resized_crop_image,
 )
 
+from train.data.edits import edited
 from train.data.photometric import HUE, photometric
 from train.data.settings import CropSettings
 from train.seeds import derive
@@ -90,15 +91,18 @@ class Views:
         pixels = pil_to_tensor(image) if isinstance(image, Image.Image) else image
         settings = self.settings
         draws = self.draw([sample], epoch, np.array([pixels.shape[1:]]))
-        crops = (
+        global_views, local_views = (
             _cut(pixels, draws.boxes[0, rows], draws.flips[0, rows], size, settings.interpolation)
             for rows, size in (
                 (slice(0, GLOBAL_VIEWS), settings.global_size),
                 (slice(GLOBAL_VIEWS, None), settings.local_size),
             )
         )
+        if settings.edits is not None:
+            seed = derive(self.seed, "edits", epoch, sample)
+            global_views = edited(global_views, settings.edits, seed)
         parameters = {name: torch.from_numpy(of[0]) for name, of in draws.parameters.items()}
-        return SampleViews(*crops, parameters, deferred=settings.device == "gpu")
+        return SampleViews(global_views, local_views, parameters, deferred=settings.device == "gpu")
 
     def draw(self, samples: Sequence[int], epoch: int, shapes: np.ndarray) -> Draws:
         """Return the draws of n samples in this epoch for images of `shapes` [n, 2], high by wide."""

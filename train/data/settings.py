@@ -33,6 +33,27 @@ class DataSettings(BaseModel):
     only draw them."""
 
 
+class EditSettings(BaseModel):
+    """How likely each edit of a global view is, whose first one is edited strongly; for copies."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    turn: Share = 0.3
+    """By up to 25 degrees, the corners filled or cut off."""
+    frame: Share = 0.3
+    """A border or bars of one colour."""
+    caption: Share = 0.3
+    """Text above or below, on a strip or on the picture."""
+    cover: Share = 0.3
+    """A shape, text or noise over up to 30 % of the picture."""
+    shrink: Share = 0.3
+    """Down to a fifth of the sides, and up again."""
+    compress: Share = 0.5
+    """JPEG of quality 5 to 60."""
+    mild: Share = 0.3
+    """Multiplies all of these for the second view, which is to be nearly the picture itself."""
+
+
 class CropSettings(BaseModel):
     """Multi-crop: sizes, areas and the strength of the augmentations; by default DINOv2's."""
 
@@ -65,6 +86,8 @@ class CropSettings(BaseModel):
     """Least and largest standard deviation of the blur, in pixels of the view."""
     solarise: Share = 0.2
     """Of the second global view only."""
+    edits: EditSettings | None = None
+    """What else is done to the global views, before colours and sharpness, by the workers."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where colours and sharpness are changed: by the loader's workers, or by the training process
     on its device, a batch at a time. With `data.resident` it is always the latter; without it,

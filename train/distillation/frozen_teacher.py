@@ -183,6 +183,11 @@ def _resampled(maps: Float[Tensor, "n c h w"], size: list[int] | tuple[int, int]
 
 def _check_prototypes(network: Network, heads: HeadsSettings, teacher: str, patches: bool) -> None:
     """Raise LvdError unless student and teacher have as many prototypes in each head they use."""
+    if network.dino_head is None:
+        raise LvdError(
+            f"distillation.teacher {teacher} was trained without heads: name its model folder, "
+            f"{teacher}/model, whose tokens are compared with anchors"
+        )
     pairs = {"dino": (network.dino_head, heads.dino)}
     if patches:
         theirs = network.dino_head if network.ibot_head is None else network.ibot_head

@@ -21,8 +21,8 @@ class Outputs(NamedTuple):
 
     cls: Float[Tensor, "globals d"]
     """CLS tokens of the global views, after the final norm and before the head."""
-    cls_logits: Float[Tensor, "views k"]
-    """Of the global views, then of the local ones."""
+    cls_logits: Float[Tensor, "views k"] | None
+    """Of the global views, then of the local ones; None without heads."""
     patch_logits: Float[Tensor, "m k2"] | None
     """Of the patch tokens at `masked_index`, where that is given."""
 
@@ -30,11 +30,15 @@ class Outputs(NamedTuple):
 class Network(nn.Module):
     """A backbone, a DINO head and an iBOT head; the same class for both roles.
 
-    `ibot_head` is None where one head serves both kinds of tokens, and without the iBOT objective.
+    `ibot_head` is None where one head serves both kinds of tokens, and without the iBOT objective;
+    both are None where no objective goes through heads.
     """
 
     def __init__(
-        self, backbone: Backbone, dino_head: ProjectionHead, ibot_head: ProjectionHead | None
+        self,
+        backbone: Backbone,
+        dino_head: ProjectionHead | None,
+        ibot_head: ProjectionHead | None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -57,6 +61,8 @@ class Network(nn.Module):
         nothing = torch.empty(0, dtype=torch.int64, device=global_views.device)
         index = nothing if masked_index is None else masked_index
         cls, patches = self.backbone(global_views, masks, index)
+        if self.dino_head is None:
+            return Outputs(cls, None, None)
         views = cls
         if local_views is not None and len(local_views):
             views = torch.cat([cls, self.backbone(local_views, None, nothing)[0]])
@@ -70,7 +76,7 @@ class Network(nn.Module):
 
 def build_network(
     model: ModelSettings,
-    heads: HeadsSettings,
+    heads: HeadsSettings | None,
     *,
     masked: bool,
     ibot: bool | None = None,
@@ -91,9 +97,9 @@ def build_network(
         backbone = build_backbone(model, image_size=sizes[0], masked=masked)
         for size in sizes:
             backbone.grid(size, size)
-        dino_head = ProjectionHead(backbone.dim, heads.dino)
+        dino_head = heads and ProjectionHead(backbone.dim, heads.dino)
         ibot_head = None
-        if (masked if ibot is None else ibot) and not heads.shared:
+        if heads and not heads.shared and (masked if ibot is None else ibot):
             ibot_head = ProjectionHead(backbone.dim, heads.ibot or heads.dino)
     return Network(backbone, dino_head, ibot_head).to(device)
 

@@ -33,17 +33,34 @@ def signs(
     metrics: Mapping[str, float],
     settings: CollapseSettings,
     *,
-    prototypes: int,
+    prototypes: int | None,
     images: int,
     dim: int,
     features: int,
 ) -> list[Sign]:
     """Return what the indicators of one step are held against, collapsed or not.
 
-    The targets are those of `images` images over `prototypes` prototypes, and the rank is that of
-    `features` vectors of width `dim`. The two ways of the teacher's output, uniform or one
+    The targets are those of `images` images over `prototypes` prototypes, None where there are no
+    targets, and the rank is that of `features` vectors of width `dim`. The two ways of the teacher's output, uniform or one
     prototype, are those of DINO (arXiv 2104.14294, section 5.3).
     """
+    of_targets = [] if prototypes is None else _of_targets(metrics, settings, prototypes, images)
+    return [
+        *of_targets,
+        Sign(
+            "low_rank",
+            metrics["feature_rank"],
+            max(1.5, settings.rank * min(dim, features)),
+            "the features of all images lie in a few directions",
+            f"an effective rank of {{value:.1f}} in {dim:,} dimensions, under {{threshold:.1f}}",
+            "raise objectives.koleo or batch_size, or lower optimiser.base_lr",
+        ),
+    ]
+
+
+def _of_targets(
+    metrics: Mapping[str, float], settings: CollapseSettings, prototypes: int, images: int
+) -> list[Sign]:
     return [
         Sign(
             "peaked",
@@ -71,14 +88,6 @@ def signs(
             "set objectives.centering.kind=sinkhorn, raise objectives.koleo or lower "
             "optimiser.base_lr",
         ),
-        Sign(
-            "low_rank",
-            metrics["feature_rank"],
-            max(1.5, settings.rank * min(dim, features)),
-            "the features of all images lie in a few directions",
-            f"an effective rank of {{value:.1f}} in {dim:,} dimensions, under {{threshold:.1f}}",
-            "raise objectives.koleo or batch_size, or lower optimiser.base_lr",
-        ),
     ]
 
 
@@ -86,7 +95,13 @@ class CollapseWatch:
     """Speaks once when a sign appears, once when it has gone, and again when it comes back."""
 
     def __init__(
-        self, settings: CollapseSettings, *, prototypes: int, images: int, dim: int, features: int
+        self,
+        settings: CollapseSettings,
+        *,
+        prototypes: int | None,
+        images: int,
+        dim: int,
+        features: int,
     ) -> None:
         self._settings = settings
         self._sizes = {

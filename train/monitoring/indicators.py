@@ -29,9 +29,12 @@ class PrototypeUse:
 def indicators(targets: Sequence[Targets], features: Float[Tensor, "n d"]) -> dict[str, float]:
     """Return all indicators of one step, over all processes: every process must call it.
 
-    `targets` are this process's, of one kind; `features` any of its, whose effective ranks are
-    averaged over processes.
+    `targets` are this process's, of one kind, or none at all; `features` any of its, whose effective
+    ranks are averaged over processes.
     """
+    if not targets:
+        rank, processes = sum_over_ranks(torch.stack([feature_rank(features), torch.ones(())]))
+        return {"feature_rank": float(rank / processes)}
     use = prototype_use(targets)
     scalars = torch.stack([use.rows, use.entropy, feature_rank(features), use.rows.new_ones(())])
     sums = sum_over_ranks(torch.cat([scalars, use.mass, use.wins]))

@@ -46,7 +46,7 @@ class Watch:
         self._folder, self._index, self._steps = folder, index, steps
         self._collapse = CollapseWatch(
             self._recipe.collapse,
-            prototypes=self._recipe.heads.dino.prototypes,
+            prototypes=self._recipe.heads.dino.prototypes if self._recipe.heads else None,
             images=self._recipe.batch_size,
             dim=system.student.backbone.dim,
             features=GLOBAL_VIEWS * self._recipe.micro_batch(system.ranks.world),
@@ -193,7 +193,7 @@ class Watch:
         return timings
 
     def _short(self, metrics: dict[str, float]) -> str:
-        names = ("loss", "dino", "ibot", "koleo")
+        names = ("loss", "dino", "ibot", "infonce", "koleo")
         return "  ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
 
 

@@ -31,17 +31,29 @@ class ObjectivesSettings(BaseModel):
     """Of the DINO loss between CLS tokens of different views."""
     ibot: float = Field(1.0, ge=0)
     """Of the iBOT loss at masked patches."""
+    infonce: float = Field(0.0, ge=0)
+    """Of InfoNCE between the CLS tokens of the two global views, with the images of a group as
+    negatives: tells copies, where the crops are edits of one picture."""
     koleo: float = Field(0.1, ge=0)
     """Of the KoLeo regulariser, summed over the two global views."""
     koleo_estimator: Estimator = "nearest"
     """By the distance to the nearest neighbour, or by the squared cosines of all pairs."""
     student_temperature: float = Field(0.1, gt=0)
-    """Of the student's softmax, in both losses."""
+    """Of the student's softmax, in the losses of DINO and iBOT."""
+    infonce_temperature: float = Field(0.05, gt=0)
+    """Of the cosines in InfoNCE; SSCD's."""
     centering: CenteringSettings = Field(default_factory=CenteringSettings)
     """Of both heads' teacher outputs, each on its own."""
 
+    @property
+    def taught(self) -> bool:
+        """Return whether any objective has targets of a teacher, through heads."""
+        return self.dino + self.ibot > 0
+
     @model_validator(mode="after")
     def _something_to_learn(self) -> ObjectivesSettings:
-        if not self.dino + self.ibot:
-            raise ValueError("dino and ibot are both 0, and KoLeo alone learns nothing: raise one")
+        if not self.dino + self.ibot + self.infonce:
+            raise ValueError(
+                "dino, ibot and infonce are all 0, and KoLeo alone learns nothing: raise one"
+            )
         return self

@@ -1,0 +1,177 @@
+"""Does curation help? `make proof` composes a pool, curates it, and trains on what each arm keeps.
+
+The pool is made of pictures that no bundled model was trained on. Arms are trained for equal steps
+and for equal epochs, with several seeds; each finished training stands in `proof.md` at once, and
+the same command goes on where it was cut off. `--quick` shows in two minutes that everything runs,
+on drawn pictures; it measures nothing.
+
+    make proof DATA=.../tiny-imagenet OUT=runs/proof
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.proof import table
+from benchmarks.proof.arms import ARMS, choose, precision
+from benchmarks.proof.drawn import drawn_classes
+from benchmarks.proof.pool import (
+    LABELLED,
+    POOL,
+    SEED,
+    TAIL,
+    TEST,
+    TRUTH,
+    Composition,
+    compose,
+    key_of,
+    read_labelled,
+    write,
+    write_labelled,
+    write_tar,
+)
+from benchmarks.proof.trainings import IN_PROCESS, FailedError, Length, command, scores, train
+from shared.storage import read_json, write_json
+
+HELD_OUT = range(20, 30)
+"""Training shards of Tiny-ImageNet that no bundled model has seen."""
+ARM_SIZES = "arms.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done."""
+
+    composition: Composition
+    batch: int
+    steps: int
+    epochs: int
+    seeds: int
+    settings: tuple[str, ...] = ()
+    """Of the trainings."""
+    curation: tuple[str, ...] = ()
+    """Of `lvd-curate run`."""
+
+
+FULL = Plan(Composition(), batch=64, steps=1200, epochs=40, seeds=3)
+QUICK = Plan(
+    Composition(wanted=4, seeds=6, head=12, tail=4, most_copies=8),
+    batch=8,
+    steps=2,
+    epochs=1,
+    seeds=1,
+    settings=("crops.global_size=16", "crops.local_size=8", "model.options.depth=1",
+              "crops.local_views=1", "optimiser.warmup_epochs=0",
+              "group_size=8", "optimiser.freeze_last_layer_epochs=0", "log.tensorboard=false"),
+    curation=("calibrate.originals=20", "retrieve.threshold=0.3", "dedup.threshold=0.95"),
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="The folder of Tiny-ImageNet's tars.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/proof"), show_default=True
+)
+@click.option("--quick", is_flag=True, help="Tiny, on drawn pictures: to see that everything runs.")
+@click.option("--most", type=int, help="End behind so many trainings; the next call goes on.")
+def main(data: Path | None, out: Path, quick: bool, most: int | None) -> None:
+    """Print what arms of curation are worth."""
+    plan = QUICK if quick else FULL
+    if quick:
+        os.environ[IN_PROCESS] = "1"
+    try:
+        _prepare(data, out, plan, quick)
+        for number, (arm, length, seed) in enumerate(_trainings(out, plan)):
+            if most is not None and number == most:
+                break
+            _train(out, plan, arm, length, seed)
+    except FailedError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo((out / table.TEXT).read_text() if (out / table.TEXT).exists() else "")
+    click.echo(f"{out / table.TEXT}, {out / table.FILE}; the arms: {out / ARM_SIZES}")
+
+
+def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
+    """Compose and curate the pool, and write the shards of all arms, unless that is done."""
+    asked = {"composition": asdict(plan.composition), "curation": list(plan.curation)}
+    if (out / ARM_SIZES).exists():
+        if read_json(out / ARM_SIZES)["asked"] != asked:
+            raise FailedError(f"{out} holds another proof: name another OUT, or remove it")
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    places = out / "data"
+    if quick:
+        pictures = drawn_classes(9, 60, seed=0)
+        labelled, test = drawn_classes(9, 70, seed=0), drawn_classes(9, 70, seed=0)
+        labelled = {label: of[60:65] for label, of in labelled.items()}
+        test = {label: of[65:] for label, of in test.items()}
+    else:
+        if data is None or not (data / "val-00000.tar").is_file():
+            raise FailedError(
+                f"no val-00000.tar in {data}: name Tiny-ImageNet's folder, --data DIR"
+            )
+        tars = sorted(data.glob("train-*.tar"))
+        pictures = read_labelled([tars[number] for number in HELD_OUT])
+        labelled = read_labelled(tars[: HELD_OUT.start])
+        test = read_labelled(sorted(data.glob("val-*.tar")))
+    pool = compose(pictures, plan.composition)
+    write(pool, places)
+    write_labelled(labelled, pool.wanted, places / LABELLED)
+    write_labelled(test, pool.wanted, places / TEST)
+    write_labelled(test, pool.wanted[len(pool.wanted) // 2 :], places / TAIL)
+    for name, extra in (("near", ("retrieve.threshold=-1",)), ("retrieved", ())):
+        sets = [word for text in (*plan.curation, *extra) for word in ("--set", text)]
+        command(
+            *("lvd-curate", "run", "--pipeline", "sample", "--crawl", places / POOL),
+            *("--seed", places / SEED, "--out", out / name, "--work", out / "work"),
+            *("--executor", "inline", *sets),
+        )
+    known = {key_of(n): item.data for n, item in enumerate(pool.items)}
+    chosen = choose(known, places / TRUTH, out / "near", out / "retrieved", plan.composition.seed)
+    for arm, keys in chosen.items():
+        folder = _shards(out, arm)
+        folder.mkdir(parents=True)
+        members = ((f"{n:06d}.jpg", known[key]) for n, key in enumerate(keys))
+        write_tar(folder / "00000.tar", members)
+    sizes = {
+        arm: {"images": len(keys), "precision": precision(keys, places / TRUTH)}
+        for arm, keys in chosen.items()
+    }
+    write_json(out / ARM_SIZES, {"asked": asked, "pool": len(pool.items), "arms": sizes})
+    for arm, size in sizes.items():
+        click.echo(f"{arm:<32} {size['images']:>7,} images, {size['precision']:.1%} wanted and new")
+
+
+def _trainings(out: Path, plan: Plan) -> Iterator[tuple[str, Length, int]]:
+    """Yield what is yet to be trained: all arms once, before any of them again."""
+    lengths = (Length("equal steps", plan.steps), Length("equal epochs", plan.epochs))
+    for seed in range(plan.seeds):
+        for length in lengths:
+            for arm in ARMS:
+                if not table.has(out, {"arm": arm, "length": length.name, "seed": seed}):
+                    yield arm, length, seed
+
+
+def _train(out: Path, plan: Plan, arm: str, length: Length, seed: int) -> None:
+    images = read_json(out / ARM_SIZES)["arms"][arm]["images"]
+    steps = length.steps(images, plan.batch)
+    place = out / "trainings" / f"{arm} {length.name} {seed}".replace(" ", "-")
+    train(_shards(out, arm), place, steps, seed, (f"batch_size={plan.batch}", *plan.settings))
+    row = {"arm": arm, "length": length.name, "seed": seed, "images": images, "steps": steps}
+    found = scores(place / "model", out / "data", place / "eval")
+    table.add(out, {**row, "seen": steps * plan.batch, **found})
+    shutil.rmtree(place / "checkpoints")
+
+
+def _shards(out: Path, arm: str) -> Path:
+    return out / "arms" / arm.replace(" ", "-")
+
+
+if __name__ == "__main__":
+    main()

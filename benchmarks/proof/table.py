@@ -1,0 +1,66 @@
+"""The table of the proof: what each arm's trainings reach, with intervals over their seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from shared.storage import write_json
+
+FILE, TEXT = "proof.json", "proof.md"
+FIGURES = ("knn", "knn_tail", "linear", "linear_tail")
+HEADS = ("k-NN", "k-NN, tail", "linear", "linear, tail")
+
+
+def add(out: Path, row: Mapping[str, Any]) -> None:
+    """Take a finished training into the table, and write it anew."""
+    rows = [each for each in read(out) if _name(each) != _name(row)]
+    rows.append(dict(row))
+    write_json(out / FILE, rows)
+    (out / TEXT).write_text(as_text(rows))
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """Return the finished trainings, in the order in which they ended."""
+    file = out / FILE
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def has(out: Path, row: Mapping[str, Any]) -> bool:
+    """Tell whether the training of this arm, length and seed is in the table."""
+    return any(_name(each) == _name(row) for each in read(out))
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table: a line for each arm and length, means with 95 % intervals."""
+    lines = [
+        "| arm | images | length | images seen | seeds | " + " | ".join(HEADS) + " |",
+        "|---" * (5 + len(HEADS)) + "|",
+    ]
+    for length, arm in dict.fromkeys((row["length"], row["arm"]) for row in rows):
+        same = [row for row in rows if (row["length"], row["arm"]) == (length, arm)]
+        figures = [interval([row[name] for row in same]) for name in FIGURES]
+        lines.append(
+            f"| {arm} | {same[0]['images']:,} | {length} | {same[0]['seen']:,} | {len(same)} | "
+            + " | ".join(figures)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return the mean of shares in per cent, with half of its 95 % interval by Student's t."""
+    mean = 100 * float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.1f}"
+    half = t.ppf(0.975, len(values) - 1) * 100 * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{mean:.1f} ± {half:.1f}"
+
+
+def _name(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["arm"], row["length"], row["seed"]

@@ -1,0 +1,87 @@
+"""Edits belong to their sample, change the picture, and leave it what a copy of it still is."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from shared.embedders import bundled_settings, load
+from train.data.crops import Views
+from train.data.edits import edited
+from train.data.settings import CropSettings, EditSettings
+
+NAMES = [name for name in EditSettings.model_fields if name != "mild"]
+NOTHING = dict.fromkeys(NAMES, 0.0)
+SIDE = 64
+
+
+def pictures():
+    """Squares of 64 px of the photographs that ship with scikit-image."""
+    squares = []
+    for name in ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry"):
+        image = getattr(data, name)()
+        half = min(image.shape[:2]) // 2
+        for top, left in ((0, 0), (0, half), (half // 2, half // 2)):
+            crop = Image.fromarray(image[top : top + half, left : left + half])
+            squares.append(np.array(crop.resize((SIDE, SIDE), Image.Resampling.BOX)))
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_edit_is_seeded_and_changes_its_view_alone(name):
+    always = EditSettings(**NOTHING | {name: 1.0}, mild=0.0)
+    views = pictures()[:2]
+    made = edited(views, always, seed=7)
+    assert made.dtype == torch.uint8
+    assert made.shape == views.shape
+    assert not torch.equal(made[0], views[0])
+    assert torch.equal(made[1], views[1])
+    assert torch.equal(edited(views, always, seed=7), made)
+    assert not torch.equal(edited(views, always, seed=8), made)
+
+
+def test_an_edit_comes_out_the_same_whether_others_happen_or_not():
+    views = pictures()[:1]
+    seeds = range(40)
+    last = EditSettings(**NOTHING | {"compress": 1.0})
+    both = EditSettings(**NOTHING | {"compress": 1.0, "turn": 0.5})
+    pairs = [(edited(views, last, seed), edited(views, both, seed)) for seed in seeds]
+    equal = sum(torch.equal(one, other) for one, other in pairs)
+    assert 8 <= equal <= 32
+
+
+def test_nothing_is_done_where_nothing_is_asked():
+    views = pictures()[:2]
+    assert torch.equal(edited(views, EditSettings(**NOTHING), seed=0), views)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bundled_model_finds_a_picture_behind_each_edit(name):
+    views = pictures()
+    always = EditSettings(**NOTHING | {name: 1.0})
+    copies = torch.cat([edited(view[None], always, seed) for seed, view in enumerate(views)])
+    embedder = load(bundled_settings(), threads=1)
+    originals, found = (
+        embedder.embed(
+            [embedder.prepare(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]
+        )
+        for images in (views, copies)
+    )
+    nearest = (found @ originals.T).argmax(1)
+    assert (nearest == np.arange(len(views))).mean() >= 0.6  # by chance 1/15
+
+
+def test_samples_have_edits_of_their_own_and_keep_their_crops():
+    plain = CropSettings(global_size=32, local_views=0, local_size=16)
+    with_edits = plain.model_copy(update={"edits": EditSettings()})
+    image = pictures()[0]
+    before, after = (Views(settings, seed=3) for settings in (plain, with_edits))
+    assert torch.equal(after(image, 5, 1).global_views, after(image, 5, 1).global_views)
+    boxes = [views.draw([5], 1, np.array([[SIDE, SIDE]])).boxes for views in (before, after)]
+    assert np.array_equal(*boxes)
+    changed = [
+        not torch.equal(before(image, n, 0).global_views, after(image, n, 0).global_views)
+        for n in range(20)
+    ]
+    assert sum(changed) > 15
