@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -22,6 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from shared import bundled, bundled_copies
 from shared.errors import LvdError, nearest
 from shared.storage import digest_file
+
+if TYPE_CHECKING:
+    from shared.hub import HubFile
 
 LOCAL = "local-dir:"
 HUB = "hf-hub:"
@@ -273,10 +276,23 @@ def resolve_identity(settings: EmbedderSettings) -> EmbedderSettings:
         return settings
     from shared.hub import commit
 
-    repository, name = import_module(MODULES[settings.kind]).hub_file(settings)
-    revision = commit(repository, name, model=settings.model)
+    return at_commit(settings, commit(*_hub_file(settings), model=settings.model))
+
+
+def at_commit(settings: EmbedderSettings, commit: str) -> EmbedderSettings:
+    """Return the settings of a model of the hub, pinned to a commit."""
     model = settings.model.partition("@")[0]
-    return settings.model_copy(update={"model": model, "revision": revision})
+    return settings.model_copy(update={"model": model, "revision": commit})
+
+
+def find_on_hub(settings: EmbedderSettings) -> HubFile:
+    """Return what the cache, else the hub, says of the weights of a model `from_hub`.
+
+    Nothing is downloaded or written. Raises what `resolve_identity` raises.
+    """
+    from shared.hub import find
+
+    return find(*_hub_file(settings), model=settings.model)
 
 
 def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
@@ -304,6 +320,12 @@ def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
             gains = known.get("avx512_bf16") or known.get("amx_bf16")
             precision = "float16" if device == "cuda" else "bfloat16" if gains else "float32"
     return settings.model_copy(update={"device": device, "precision": precision})
+
+
+def _hub_file(settings: EmbedderSettings) -> tuple[str, str]:
+    """Return the repository, with its revision, and the file that stand for a model `from_hub`."""
+    repository, name = import_module(MODULES[settings.kind]).hub_file(settings)
+    return repository, name
 
 
 def _torch_sees_gpu() -> bool:
