@@ -92,6 +92,7 @@ def fetch(repository: str, name: str, *, model: str) -> Path:
             )
         )
         if _is_intact(path):
+            _note_revision(found, repository)
             return path
         _remove(path)
         why = f"what the hub sent as {name} of {found.repository} has not the checksum it states"
@@ -108,8 +109,7 @@ def commit(repository: str, name: str, *, model: str) -> str:
     if revision and COMMIT.fullmatch(revision):
         return revision
     found = find(repository, name, model=model)
-    if found.path is None:
-        _note_revision(found, revision or "main")
+    _note_revision(found, repository)
     return found.commit
 
 
@@ -139,13 +139,16 @@ def _cached(repository: str, name: str, model: str) -> Path | None:
     return Path(found)
 
 
-def _note_revision(found: HubFile, revision: str) -> None:
+def _note_revision(found: HubFile, repository: str) -> None:
     """Write down in the cache which commit a branch or tag is, as a download by its name would."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
+    _, revision = _split(repository)
+    if found.path or (revision and COMMIT.fullmatch(revision)):
+        return
     folder = repo_folder_name(repo_id=found.repository, repo_type="model")
-    note = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
+    note = Path(constants.HF_HUB_CACHE) / folder / "refs" / (revision or "main")
     with suppress(OSError):  # a cache that cannot be written to costs a question to the hub
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(found.commit)
