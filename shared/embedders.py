@@ -324,6 +324,9 @@ def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
 
 def _hub_file(settings: EmbedderSettings) -> tuple[str, str]:
     """Return the repository, with its revision, and the file that stand for a model `from_hub`."""
+    from shared.hub import check_cache_or_network
+
+    check_cache_or_network(settings.model)  # before timm is imported, which takes seconds
     repository, name = import_module(MODULES[settings.kind]).hub_file(settings)
     return repository, name
 

@@ -19,7 +19,7 @@ from shared.storage import digest_file
 PROBE_SECONDS = 5.0
 TRIES = RetryPolicy(attempts=4, first=0.5, most=4.0)
 """The hub is the user's wait at the terminal: of 4 tries the waits are at most 3.5 s together."""
-COMMIT = re.compile("[0-9a-f]{40}")
+GIT_HASH = re.compile("[0-9a-f]{40}")
 
 
 class HubUnreachableError(LvdError):
@@ -106,11 +106,19 @@ def commit(repository: str, name: str, *, model: str) -> str:
     fetched of that commit is found without a hub. Raises what `find` raises.
     """
     _, revision = _split(repository)
-    if revision and COMMIT.fullmatch(revision):
+    if revision and GIT_HASH.fullmatch(revision):
         return revision
     found = find(repository, name, model=model)
     _note_revision(found, repository)
     return found.commit
+
+
+def check_cache_or_network(model: str) -> None:
+    """Raise HubUnreachableError where the cache holds no model at all and the hub is out of reach."""
+    from huggingface_hub import constants
+
+    if not any(Path(constants.HF_HUB_CACHE).glob("models--*")):
+        _check_reachable(model)
 
 
 def at_revision(repository: str, revision: str | None) -> str:
@@ -145,7 +153,7 @@ def _note_revision(found: HubFile, repository: str) -> None:
     from huggingface_hub.file_download import repo_folder_name
 
     _, revision = _split(repository)
-    if found.path or (revision and COMMIT.fullmatch(revision)):
+    if found.path or (revision and GIT_HASH.fullmatch(revision)):
         return
     folder = repo_folder_name(repo_id=found.repository, repo_type="model")
     note = Path(constants.HF_HUB_CACHE) / folder / "refs" / (revision or "main")
@@ -162,7 +170,7 @@ def _is_intact(file: Path) -> bool:
     known = file.readlink().name if file.is_symlink() else ""
     if re.fullmatch("[0-9a-f]{64}", known):
         return digest_file(file) == known
-    if COMMIT.fullmatch(known):
+    if GIT_HASH.fullmatch(known):
         content = file.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == known
     return True

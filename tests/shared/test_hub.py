@@ -123,7 +123,7 @@ def test_looking_a_model_up_downloads_and_writes_nothing(server, cache, files):
     assert (found.repository, found.name, found.commit) == (REPOSITORY, WEIGHTS, published)
     assert (found.nbytes, found.path) == (len(files[WEIGHTS]), None)
     assert not cache.exists()
-    assert server.asked("GET", "/") == []
+    assert server.sent("/") == 0
     load(THING, 1)
     there = find_on_hub(THING)
     assert (there.commit, there.nbytes) == (published, len(files[WEIGHTS]))
@@ -295,6 +295,32 @@ def test_a_dead_hub_and_a_server_that_is_none_are_one_line(server, cache, files)
     error = refusal(lambda: resolve_identity(THING))
     assert isinstance(error, HubUnreachableError)
     assert f"{server.endpoint} was not reachable" in str(error)
+
+
+REFUSED_EARLY = """
+import sys
+from shared.embedders import EmbedderSettings, resolve_identity
+from shared.hub import HubUnreachableError
+
+try:
+    resolve_identity(EmbedderSettings(kind="timm", model="vit_small_patch14_dinov2.lvd142m"))
+except HubUnreachableError as error:
+    print(error)
+    assert not {"torch", "timm"} & set(sys.modules)
+"""
+
+
+def test_without_network_and_cache_nothing_slow_is_imported_before_the_line(tmp_path):
+    where = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED_EARLY],
+        env=os.environ | where,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "http://127.0.0.1:9 was not reachable" in done.stdout
 
 
 def test_a_hub_that_says_nothing_is_given_up(server, cache, monkeypatch):
