@@ -169,6 +169,11 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
         "seed": datasets.seed.name,
         "holdouts": [held.name for held in datasets.holdouts],
         "embedder": request.embedder_name,
+        "revisions": {
+            request.embedders[stage].name: each.revision
+            for stage, each in plan.embedders.items()
+            if each.revision
+        },
         "settings": comparable(plan.request),
         "thresholds": results.thresholds.known(),
         "calibration": results.thresholds.calibrations,

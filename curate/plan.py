@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,17 @@ from curate.sample.make import make_sample
 from curate.settings import Named, Request
 from shared.commits import committed, discard
 from shared.datasets import DatasetSettings, Part, list_parts
-from shared.embedders import EmbedderSettings, identity, resolve, resolve_identity
+from shared.embedders import (
+    EmbedderSettings,
+    at_commit,
+    find_on_hub,
+    from_hub,
+    identity,
+    resolve,
+    resolve_identity,
+)
 from shared.errors import LvdError
-from shared.hub import HubUnreachableError
+from shared.hub import HubFile, HubUnreachableError
 from shared.locks import scratch_folder
 from shared.progress import size
 from shared.storage import fingerprint
@@ -169,18 +177,23 @@ def _label(name: str) -> str:
 
 
 def describe(plan: Plan, out: Path) -> str:
-    """Return what a run would do: the plan, its parts, what is cached, the space needed."""
+    """Return what a run would do: the plan, its parts, what is cached or to be fetched, the space.
+
+    Nothing is fetched. Raises LvdError where a hub says that it does not have a model.
+    """
     request, settings = plan.request, plan.request.settings
     lines = [f"pipeline   {request.pipeline}"]
     lines += [
         f"embedder   {each.name} ({each.settings.device}, {each.settings.precision})"
         for each in {each.name: each for each in request.embedders.values()}.values()
     ]
-    try:
-        plan = pinned(plan)
-        is_pinned = True
-    except HubUnreachableError:  # so it was never downloaded, and nothing is embedded with it
-        is_pinned = False
+    models = {request.embedders[role].name: each for role, each in plan.embedders.items()}
+    found = {name: _look_up(each) for name, each in models.items() if from_hub(each)}
+    lines += [f"hub        {name}: {_whence(each)}" for name, each in found.items()]
+    commits = {name: each.commit for name, each in found.items() if isinstance(each, HubFile)}
+    plan = _at_commits(plan, commits)
+    # of what the hub cannot tell now nothing was ever downloaded, so nothing is embedded with it
+    is_pinned = commits.keys() == found.keys()
     missing = 0
     for dataset in plan.datasets:
         asked = plan.embed_request(dataset) if is_pinned else None
@@ -204,6 +217,33 @@ def describe(plan: Plan, out: Path) -> str:
         lines.append(f"space      {folder}: {what} {size(need)}; {size(_free(folder))} free")
     lines.append(f"output     {out}" + (" (exists)" if out.exists() else ""))
     return "\n".join(lines)
+
+
+def _look_up(embedder: EmbedderSettings) -> HubFile | HubUnreachableError:
+    try:
+        return find_on_hub(embedder)
+    except HubUnreachableError as error:
+        return error
+
+
+def _at_commits(plan: Plan, commits: Mapping[str, str]) -> Plan:
+    """Return the plan with the embedders of these names pinned to their commits."""
+    embedders = dict(plan.embedders)
+    for role, named in plan.request.embedders.items():
+        if named.name in commits:
+            embedders[role] = at_commit(embedders[role], commits[named.name])
+    return replace(plan, embedders=embedders)
+
+
+def _whence(file: HubFile | HubUnreachableError) -> str:
+    """Return where a hub's file is: in the cache, or how much there is to fetch."""
+    if isinstance(file, HubUnreachableError):
+        return str(file)
+    if file.path:
+        how = "in the cache already"
+    else:
+        how = f"{size(file.nbytes)} to fetch" if file.nbytes is not None else "to fetch"
+    return f"{file.name} of {file.repository} at {file.commit[:12]}, {how}"
 
 
 def _free(folder: Path) -> int:

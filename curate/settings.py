@@ -22,7 +22,6 @@ from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
 from curate.retrieval.threshold import RetrieveSettings
 from curate.stage import EngineSettings
-from shared import bundled
 from shared.config import (
     apply_overrides,
     expand,
@@ -32,7 +31,13 @@ from shared.config import (
     validate,
 )
 from shared.datasets import DatasetSettings
-from shared.embedders import EmbedderSettings, bundled_settings, settings_for_folder
+from shared.embedders import (
+    BUNDLED,
+    DEFAULTS,
+    EmbedderSettings,
+    bundled_settings,
+    settings_for_folder,
+)
 from shared.errors import LvdError, nearest
 
 
@@ -44,8 +49,9 @@ class PipelineSettings(BaseModel):
     crawl: str | None = None
     seed: str | None = None
     holdouts: list[str] = Field(default_factory=list)
-    embedder: str = bundled.NAME
-    """Finds copies and judges meaning, unless `dedup.embedder` or `retrieve.embedder` does."""
+    embedder: str | None = None
+    """Finds copies and judges meaning, unless `dedup.embedder` or `retrieve.embedder` does. Where
+    nobody names one, `bundled-copies` finds copies and `bundled` judges meaning."""
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
     quality: QualitySettings = Field(default_factory=QualitySettings)
     filters: list[FilterSettings] = Field(default_factory=list)
@@ -177,12 +183,12 @@ def _as_typed(pipeline: str, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration's tree with the bundled embedder, unless it has one of that name."""
+    """Return a configuration's tree with the bundled embedders that it has none of that name of."""
     declared = tree.get("embedders") or {}
     if not isinstance(declared, dict):
         return tree
-    built_in = bundled_settings().model_dump(exclude_defaults=True)
-    return {**tree, "embedders": {bundled.NAME: built_in, **declared}}
+    built_in = {name: bundled_settings(name).model_dump(exclude_defaults=True) for name in BUNDLED}
+    return {**tree, "embedders": {**built_in, **declared}}
 
 
 @dataclass(frozen=True)
@@ -196,15 +202,12 @@ class _Names:
     overrides: Sequence[str]
 
     def embedder(self, stage: str, asked: str | None) -> Named[EmbedderSettings]:
-        """Return the embedder of `dedup` or `retrieve`: by --set, by --embedder, by the file."""
-        settings = self.whole.pipelines[self.pipeline]
-        own = getattr(settings, stage).embedder
-        source = self._source(f"{stage}.embedder")
-        if asked is not None and not source:
-            name = asked
-        else:
-            name = own or asked or settings.embedder
-            source = source or ("" if own or asked else self._source("embedder"))
+        """Return the embedder of `dedup` or `retrieve`.
+
+        What this call says counts more than the file, and what either says of the stage more than
+        what it says of both.
+        """
+        name, source = self._named_for(stage, asked)
         known = self.whole.embedders
         if name in known:
             return Named(name, known[name])
@@ -214,6 +217,20 @@ class _Names:
             f"{source and source + ': '}no embedder {name!r} in {self.config}{nearest(name, known)}: "
             f"it has {', '.join(sorted(known)) or 'none'}; or name a model folder"
         )
+
+    def _named_for(self, stage: str, asked: str | None) -> tuple[str, str]:
+        """Return the name of a stage's embedder, and the --set that says it."""
+        settings = self.whole.pipelines[self.pipeline]
+        own, both = getattr(settings, stage).embedder, settings.embedder
+        set_own, set_both = self._source(f"{stage}.embedder"), self._source("embedder")
+        said = (
+            (set_own and own, set_own),
+            (asked, ""),
+            (set_both and both, set_both),
+            (own, ""),
+            (both, ""),
+        )
+        return next(((name, by) for name, by in said if name), (DEFAULTS[stage], ""))
 
     def dataset(self, role: str, name: str | None) -> Named[DatasetSettings]:
         """Return the dataset of that name, or the path that it is."""

@@ -12,22 +12,29 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shared import bundled
-from shared.errors import LvdError
+from shared import bundled, bundled_copies
+from shared.errors import LvdError, nearest
 from shared.storage import digest_file
+
+if TYPE_CHECKING:
+    from shared.hub import HubFile
 
 LOCAL = "local-dir:"
 HUB = "hf-hub:"
 RESOURCE = "resource:"
 BUILT_IN = "builtin:"
-BUNDLED = f"{BUILT_IN}{bundled.NAME}"
+
+BUNDLED = {package.NAME: package.FOLDER for package in (bundled, bundled_copies)}
+"""The folders of the models that come with the project; `builtin:NAME` is what settings call them."""
+DEFAULTS = {"dedup": bundled_copies.NAME, "retrieve": bundled.NAME}
+"""What finds copies, and what judges meaning, where nobody names an embedder."""
 
 Kind = Literal["timm", "open_clip", "onnx", "descriptor"]
 
@@ -105,7 +112,8 @@ class EmbedderSettings(BaseModel):
     kind: Kind
     model: str = ""
     """A name of the library, `hf-hub:OWNER/NAME`, `local-dir:FOLDER` of safetensors weights, or
-    `builtin:bundled`; for onnx a .onnx file, or `resource:PACKAGE/PATH` of one in a package."""
+    `builtin:NAME` of a bundled model; for onnx a .onnx file, or `resource:PACKAGE/PATH` of one in a
+    package."""
     pretrained: bool | str = True
     """true: the hub's weights; false: random ones by `seed`; else a .safetensors file, or for
     open_clip a tag."""
@@ -142,8 +150,8 @@ class EmbedderSettings(BaseModel):
             if self.image_size is None:
                 raise ValueError("embedders of kind onnx need 'image_size', in pixels")
             return self
-        if self.model.startswith(BUILT_IN) and (self.kind, self.model) != ("timm", BUNDLED):
-            raise ValueError(f"the only built-in model is {BUNDLED}, of kind timm")
+        if self.model.startswith(BUILT_IN):
+            _check_is_bundled(self.model.removeprefix(BUILT_IN), self.kind)
         if isinstance(self.pretrained, str) and self.model.startswith((LOCAL, HUB, BUILT_IN)):
             raise ValueError(f"{self.model} brings its own weights: remove 'pretrained'")
         if self.kind == "open_clip" and self.pretrained is True:
@@ -222,9 +230,9 @@ class Embedder:
         return self.forward.embed(batch)
 
 
-def bundled_settings() -> EmbedderSettings:
-    """Return the settings of the bundled embedder, as good as an entry in `pipelines.yaml`."""
-    return EmbedderSettings(kind="timm", model=BUNDLED)
+def bundled_settings(name: str = bundled.NAME) -> EmbedderSettings:
+    """Return the settings of a bundled model, as good as an entry in `pipelines.yaml`."""
+    return EmbedderSettings(kind="timm", model=f"{BUILT_IN}{name}")
 
 
 def settings_for_folder(path: Path) -> EmbedderSettings:
@@ -268,10 +276,23 @@ def resolve_identity(settings: EmbedderSettings) -> EmbedderSettings:
         return settings
     from shared.hub import commit
 
-    repository, name = import_module(MODULES[settings.kind]).hub_file(settings)
-    revision = commit(repository, name, model=settings.model)
+    return at_commit(settings, commit(*_hub_file(settings), model=settings.model))
+
+
+def at_commit(settings: EmbedderSettings, commit: str) -> EmbedderSettings:
+    """Return the settings of a model of the hub, pinned to a commit."""
     model = settings.model.partition("@")[0]
-    return settings.model_copy(update={"model": model, "revision": revision})
+    return settings.model_copy(update={"model": model, "revision": commit})
+
+
+def find_on_hub(settings: EmbedderSettings) -> HubFile:
+    """Return what the cache, else the hub, says of the weights of a model `from_hub`.
+
+    Nothing is downloaded or written. Raises what `resolve_identity` raises.
+    """
+    from shared.hub import find
+
+    return find(*_hub_file(settings), model=settings.model)
 
 
 def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
@@ -299,6 +320,15 @@ def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
             gains = known.get("avx512_bf16") or known.get("amx_bf16")
             precision = "float16" if device == "cuda" else "bfloat16" if gains else "float32"
     return settings.model_copy(update={"device": device, "precision": precision})
+
+
+def _hub_file(settings: EmbedderSettings) -> tuple[str, str]:
+    """Return the repository, with its revision, and the file that stand for a model `from_hub`."""
+    from shared.hub import check_cache_or_network
+
+    check_cache_or_network(settings.model)  # before timm is imported, which takes seconds
+    repository, name = import_module(MODULES[settings.kind]).hub_file(settings)
+    return repository, name
 
 
 def _torch_sees_gpu() -> bool:
@@ -414,14 +444,14 @@ def from_hub(settings: EmbedderSettings) -> bool:
 
 
 def in_folder(settings: EmbedderSettings) -> bool:
-    """Tell models of a folder, the bundled one among them, from those that libraries know."""
+    """Tell models of a folder, bundled ones among them, from those that libraries know."""
     return settings.kind != "descriptor" and settings.model.startswith((LOCAL, BUILT_IN))
 
 
 def local_folder(settings: EmbedderSettings) -> Path:
-    """Return the folder of a `local-dir:` model, or of the bundled one."""
-    if settings.model == BUNDLED:
-        return bundled.FOLDER
+    """Return the folder of a `local-dir:` model, or of a bundled one."""
+    if settings.model.startswith(BUILT_IN):
+        return BUNDLED[settings.model.removeprefix(BUILT_IN)]
     return Path(settings.model.removeprefix(LOCAL)).expanduser()
 
 
@@ -481,6 +511,12 @@ def given_weights(settings: EmbedderSettings) -> Path | None:
 def is_weights_file(pretrained: bool | str) -> TypeGuard[str]:
     """Tell a path of weights from a tag and from a switch."""
     return isinstance(pretrained, str) and pretrained.endswith(".safetensors")
+
+
+def _check_is_bundled(name: str, kind: Kind) -> None:
+    if name not in BUNDLED or kind != "timm":
+        known = " and ".join(f"{BUILT_IN}{each}" for each in BUNDLED)
+        raise ValueError(f"the built-in models are {known}, of kind timm{nearest(name, BUNDLED)}")
 
 
 def _check_is_safetensors(path: str) -> None:

@@ -72,8 +72,8 @@ def main() -> None:
     "--init",
     "start_from",
     metavar="MODEL",
-    help="Start the backbone from a model folder (config.json + model.safetensors), bundled, or "
-    "timm:NAME.",
+    help="Start the backbone from a model folder (config.json + model.safetensors), bundled, "
+    "bundled-copies, or timm:NAME.",
 )
 @click.option(
     "--dry-run",

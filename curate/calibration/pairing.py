@@ -14,8 +14,13 @@ from pydantic import ValidationError
 
 from curate.calibration.stored import declared_in_folder, input_size, read_stored
 from curate.calibration.thresholds import CALIBRATED, is_number, is_wanted_of_folder
-from shared import bundled
-from shared.embedders import EmbedderSettings, in_folder, local_folder, settings_for_folder
+from shared.embedders import (
+    DEFAULTS,
+    EmbedderSettings,
+    in_folder,
+    local_folder,
+    settings_for_folder,
+)
 from shared.errors import LvdError
 
 if TYPE_CHECKING:
@@ -50,7 +55,7 @@ def _of_the_pipeline(request: Request) -> Iterator[str]:
             continue
         kind = "dedup" if name == "holdout" else name
         used = request.embedders[kind]
-        own = (written.get(kind) or {}).get("embedder") or written.get("embedder", bundled.NAME)
+        own = (written.get(kind) or {}).get("embedder") or written.get("embedder") or DEFAULTS[kind]
         foreign = not _same_network(_in_file(request, own), used.settings)
         if foreign and not _overridden(request, f"pipelines.{request.pipeline}.{name}.threshold"):
             yield (

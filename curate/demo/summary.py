@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.report.tables import open_tables, read_funnel, read_optional
-from shared import bundled
+from shared.embedders import BUNDLED
 from shared.progress import WIDTH, duration, printable
 
 REASONS = {
@@ -88,8 +88,8 @@ def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     counts = funnel["decisions"]
     names = [*FIRST, *(name for name in REASONS if name not in FIRST)]
     dropped = [f"{counts[name]:,} were {REASONS[name]}" for name in names if counts.get(name)]
-    judge = "by the bundled model, which this project trained itself, without labels"
-    if run.get("embedder") not in (None, bundled.NAME):
+    judge = "by the bundled models, which this project trained itself, without labels"
+    if not set(run["embedder"].split(" and ")) <= BUNDLED.keys():
         judge = f"by {run['embedder']}"
     return (
         f"From {funnel['images']:,} pictures, made up here to look like a crawl, "

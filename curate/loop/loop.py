@@ -20,9 +20,8 @@ from curate.loop.table import Finished, check_truth, read_table, write_table
 from curate.loop.text import as_text
 from curate.plan import make_plan, writable
 from curate.report.tables import read_optional
-from shared import bundled
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import BUNDLED, identity, in_folder, local_folder, weights_digest
+from shared.embedders import BUILT_IN, identity, in_folder, local_folder, weights_digest
 from shared.locks import busy, locked
 from shared.progress import say
 from shared.storage import fingerprint, reraise_disk_full, write_json
@@ -140,7 +139,9 @@ def _score(request: LoopRequest, rounds: Sequence[Round], hold: int | None) -> b
 
 def _first_model(request: LoopRequest) -> str:
     settings = request.curation.embedders["retrieve"].settings
-    return bundled.NAME if settings.model == BUNDLED else str(local_folder(settings))
+    if settings.model.startswith(BUILT_IN):
+        return settings.model.removeprefix(BUILT_IN)
+    return str(local_folder(settings))
 
 
 def _table(request: LoopRequest, rounds: Sequence[Round]) -> str:

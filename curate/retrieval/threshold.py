@@ -29,7 +29,7 @@ class RetrieveSettings(BaseModel):
 
     strategy: Literal["threshold"] = "threshold"
     embedder: str | None = None
-    """What similarity to the seed is judged by; by default the pipeline's `embedder`."""
+    """What similarity to the seed is judged by; by default the pipeline's `embedder`, else `bundled`."""
     threshold: Threshold | None = None
     """Cosine with the nearest seed image from which an image is kept, inclusive. Default: the
     embedder's own."""

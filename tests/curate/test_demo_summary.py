@@ -21,7 +21,9 @@ def places(tmp_path):
         tmp_path / "work" / "sample",
     )
     run = made.curation / "run.json"
-    run.write_text(json.dumps(json.loads(run.read_text()) | {"embedder": "bundled"}))
+    run.write_text(
+        json.dumps(json.loads(run.read_text()) | {"embedder": "bundled-copies and bundled"})
+    )
     made.sample.mkdir(parents=True)
     found = open_tables(made.curation).execute("SELECT key, decision FROM images").fetchall()
     with (made.sample / "truth.csv").open("w", newline="") as file:
@@ -53,7 +55,7 @@ def test_every_picture_is_accounted_for_in_plain_words(places):
     assert set(REASONS) == set(DECISIONS) - {"kept"}
     for name, meaning in REASONS.items():
         assert f"{counts[name]} were {meaning}" in said
-    assert "by the bundled model" in said
+    assert "by the bundled models, which" in said
 
 
 def test_what_none_was_dropped_for_is_not_said(places):

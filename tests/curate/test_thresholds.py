@@ -13,7 +13,7 @@ from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.cli import main
 from curate.settings import read_request
 from shared import bundled
-from shared.embedders import EmbedderSettings
+from shared.embedders import DEFAULTS, EmbedderSettings, bundled_settings
 from shared.errors import LvdError
 
 CONFIG = """
@@ -128,13 +128,15 @@ def test_a_number_of_the_pipeline_then_of_the_entry_then_of_the_folder_is_taken(
     assert {name: (each.value, each.source) for name, each in found.items()} == expected
 
 
-def test_a_pipeline_that_names_no_embedder_uses_the_bundled_one_and_its_thresholds(root):
-    found = known(root, "default", None)
-    kept = json.loads((bundled.FOLDER / "thresholds.json").read_text())
-    assert found == {name: Threshold(kept[name], "embedder") for name in ("dedup", "retrieve")}
+def test_a_pipeline_that_names_no_embedder_uses_the_bundled_ones_and_their_thresholds(root):
+    stored = {name: read_stored(bundled_settings(model)) for name, model in DEFAULTS.items()}
+    kept = {name: each and getattr(each.values, name) for name, each in stored.items()}
+    assert kept["retrieve"] is not None
+    expected = {name: Threshold(kept[name], "embedder") for name in kept if kept[name] is not None}
+    assert known(root, "default", None) == expected
     config = root / "pipelines.yaml"
     config.write_text(config.read_text().replace("  nameless:", "  bundled:"))
-    assert known(root, "default", None) == {}
+    assert known(root, "default", None) == {k: v for k, v in expected.items() if k != "retrieve"}
 
 
 RIGHT = {

@@ -15,11 +15,18 @@ from pydantic import ValidationError
 from curate.calibration.propose import edits
 from curate.calibration.stored import read_stored
 from curate.sample.photographs import SEED_SUBJECTS, crops
-from shared import bundled
-from shared.embedders import EmbedderSettings, bundled_settings, identity, load, resolve
+from shared.embedders import (
+    BUNDLED,
+    EmbedderSettings,
+    bundled_settings,
+    identity,
+    load,
+    resolve,
+)
 
 REPOSITORY = Path(__file__).parents[2]
-LARGEST = 12_000_000
+LARGEST = {"bundled": 12_000_000, "bundled-copies": 12_000_000}
+"""Bytes of their weights, at most."""
 ORIGINALS = 30
 
 BY_PLAIN_TIMM_AND_BY_THE_EMBEDDER = """
@@ -32,7 +39,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-folder, pictures, out = map(Path, sys.argv[1:])
+name, *places = sys.argv[1:]
+folder, pictures, out = map(Path, places)
 images = [Image.open(path).convert("RGB") for path in sorted(pictures.iterdir())]
 model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
 transform = create_transform(**resolve_model_data_config(model), is_training=False)
@@ -43,7 +51,8 @@ assert not {"shared", "train", "curate"} & set(sys.modules)
 
 from shared.embedders import bundled_settings, load
 
-embedder = load(bundled_settings().model_copy(update={"precision": "float32", "device": "cpu"}), 1)
+asked = {"precision": "float32", "device": "cpu"}
+embedder = load(bundled_settings(name).model_copy(update=asked), 1)
 np.save(out / "embedder.npy", embedder.embed([embedder.prepare(image) for image in images]))
 """
 
@@ -62,33 +71,35 @@ def edited(photographs) -> list[list[Image.Image]]:
     ]
 
 
+@pytest.mark.parametrize("name", BUNDLED)
 def test_a_fresh_process_offline_gets_the_same_vectors_from_plain_timm_and_the_embedder(
-    photographs, tmp_path
+    photographs, tmp_path, name
 ):
-    for name in ("pictures", "out", "hub"):
-        (tmp_path / name).mkdir()
+    for place in ("pictures", "out", "hub"):
+        (tmp_path / place).mkdir()
     for number, image in enumerate(photographs[:6]):
         image.save(tmp_path / "pictures" / f"{number}.png")
-    places = (bundled.FOLDER, tmp_path / "pictures", tmp_path / "out")
+    places = (BUNDLED[name], tmp_path / "pictures", tmp_path / "out")
     subprocess.run(
-        [sys.executable, "-c", BY_PLAIN_TIMM_AND_BY_THE_EMBEDDER, *map(str, places)],
+        [sys.executable, "-c", BY_PLAIN_TIMM_AND_BY_THE_EMBEDDER, name, *map(str, places)],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
         cwd=tmp_path,
         check=True,
     )
-    plain, ours = (np.load(tmp_path / "out" / f"{name}.npy") for name in ("timm", "embedder"))
+    plain, ours = (np.load(tmp_path / "out" / f"{by}.npy") for by in ("timm", "embedder"))
     np.testing.assert_allclose(ours, plain, atol=1e-5)
     cosines = plain @ plain.T
     assert cosines[~np.eye(len(plain), dtype=bool)].max() < 0.999
 
 
+@pytest.mark.parametrize("name", BUNDLED)
 def test_it_finds_the_originals_of_edited_photographs_better_than_the_untrained_network(
-    photographs, edited
+    photographs, edited, name
 ):
     def share_found(**changes) -> float:
         """Return the share of edited copies whose nearest photograph is their original."""
         asked = {"precision": "float32", "device": "cpu", **changes}
-        embedder = load(bundled_settings().model_copy(update=asked), 1)
+        embedder = load(bundled_settings(name).model_copy(update=asked), 1)
 
         def embed(images: list[Image.Image]) -> np.ndarray:
             return embedder.embed([embedder.prepare(image) for image in images])
@@ -109,19 +120,23 @@ def test_its_thresholds_were_measured_with_its_weights():
     assert None not in (stored.values.dedup, stored.values.retrieve)
 
 
-def test_its_settings_and_its_identity_hold_no_path(tmp_path):
-    resolved = resolve(bundled_settings())
-    assert resolved.model == "builtin:bundled"
-    shutil.copytree(bundled.FOLDER, tmp_path / "copy")
+@pytest.mark.parametrize("name", BUNDLED)
+def test_its_settings_and_its_identity_hold_no_path(tmp_path, name):
+    resolved = resolve(bundled_settings(name))
+    assert resolved.model == f"builtin:{name}"
+    shutil.copytree(BUNDLED[name], tmp_path / "copy")
     copied = EmbedderSettings(kind="timm", model=f"local-dir:{tmp_path / 'copy'}")
     assert identity(resolved) == identity(copied)
-    assert str(bundled.FOLDER) not in json.dumps(identity(resolved))
+    assert str(BUNDLED[name]) not in json.dumps(identity(resolved))
 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"kind": "timm", "model": "builtin:bundle"}, "the only built-in model"),
+        (
+            {"kind": "timm", "model": "builtin:bundled_copies"},
+            r"builtin:bundled and builtin:bundled-copies, .*did you mean 'bundled-copies'",
+        ),
         ({"kind": "open_clip", "model": "builtin:bundled"}, "of kind timm"),
         (
             {"kind": "timm", "model": "builtin:bundled", "pretrained": "a.safetensors"},
@@ -134,21 +149,24 @@ def test_no_other_model_is_built_in(settings, problem):
         EmbedderSettings(**settings)
 
 
-def test_all_its_files_reach_a_wheel_and_the_weights_are_small():
+@pytest.mark.parametrize("name", BUNDLED)
+def test_all_its_files_reach_a_wheel_and_the_weights_are_small(name):
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["shared.bundled"]
-    files = {path.name for path in bundled.FOLDER.iterdir() if path.is_file()}
-    assert {"config.json", "model.safetensors", "thresholds.json"} <= files
+    package = f"shared.{BUNDLED[name].name}"
+    patterns = project["tool"]["setuptools"]["package-data"][package]
+    files = {path.name for path in BUNDLED[name].iterdir() if path.is_file()}
+    assert {"__init__.py", "config.json", "model.safetensors", "README.md"} <= files
     left_out = {
         name
         for name in files
         if not name.endswith(".py") and not any(fnmatch(name, pattern) for pattern in patterns)
     }
     assert left_out == set()
-    assert (bundled.FOLDER / "model.safetensors").stat().st_size <= LARGEST
+    assert (BUNDLED[name] / "model.safetensors").stat().st_size <= LARGEST[name]
 
 
-def test_stage_two_knows_it_by_its_name_and_can_start_from_it():
+@pytest.mark.parametrize("name", BUNDLED)
+def test_stage_two_knows_it_by_its_name_and_can_start_from_it(name):
     import torch
     from safetensors.torch import load_file
 
@@ -158,18 +176,18 @@ def test_stage_two_knows_it_by_its_name_and_can_start_from_it():
     from train.model.network import build_network
     from train.model.settings import HeadSettings, HeadsSettings
 
-    weights = load_file(bundled.FOLDER / "model.safetensors")
-    for name, kept in (("bundled", True), ("untrained:bundled", False)):
-        (model,) = load_models([name], precision="float32", device="cpu")
+    weights = load_file(BUNDLED[name] / "model.safetensors")
+    for given, kept in ((name, True), (f"untrained:{name}", False)):
+        (model,) = load_models([given], precision="float32", device="cpu")
         found = model.parts[0].module.state_dict()
         assert (
             torch.equal(found["blocks.0.attn.qkv.weight"], weights["blocks.0.attn.qkv.weight"])
             == kept
         )
 
-    _, settings, _ = read_backbone(bundled.FOLDER, None, None)
+    _, settings, _ = read_backbone(BUNDLED[name], None, None)
     heads = HeadsSettings(dino=HeadSettings(prototypes=8, hidden=8, bottleneck=4))
     network = build_network(settings, heads, masked=False, sizes=[settings.image_size], seed=1)
-    load_backbone(network, "bundled")
-    for name, value in network.backbone.vit.state_dict().items():
-        assert torch.equal(value, weights[name]), name
+    load_backbone(network, name)
+    for key, value in network.backbone.vit.state_dict().items():
+        assert torch.equal(value, weights[key]), key

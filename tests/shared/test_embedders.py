@@ -3,11 +3,10 @@ import shutil
 import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import numpy as np
 import pytest
+from model_folders import make_open_clip_folder, make_timm_folder
 from PIL import Image
 from pydantic import ValidationError
 
@@ -25,8 +24,6 @@ from shared.embedders import (
 )
 from shared.errors import LvdError
 
-TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
-
 
 def picture(seed: int, width: int = 200, height: int = 150) -> Image.Image:
     """A smooth random picture: blobs of colour, unlike any other seed's."""
@@ -42,52 +39,12 @@ def random_timm(**settings) -> EmbedderSettings:
 
 @pytest.fixture(scope="module")
 def timm_folder(tmp_path_factory):
-    import timm
-    import torch
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, **TINY)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    config = {
-        "architecture": "vit_tiny_patch16_224",
-        "num_classes": 0,
-        "model_args": {"img_size": 64, **TINY},
-        "pretrained_cfg": {"num_classes": 0, "input_size": [3, 64, 64], "crop_pct": 0.9},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return make_timm_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def open_clip_folder(tmp_path_factory):
-    import open_clip
-    import torch
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("clip")
-    config = {
-        "model_cfg": {
-            "embed_dim": 24,
-            "vision_cfg": {"image_size": 64, "layers": 1, "width": 64, "patch_size": 16},
-            "text_cfg": {
-                "context_length": 8,
-                "vocab_size": 99,
-                "width": 64,
-                "heads": 1,
-                "layers": 1,
-            },
-        },
-        "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return folder
+    return make_open_clip_folder(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.mark.parametrize(
@@ -432,7 +389,8 @@ def test_a_hub_out_of_reach_is_one_line_within_seconds(monkeypatch, tmp_path, se
     assert time.perf_counter() - started < 5
     message = str(raised.value)
     assert "\n" not in message
-    for part in (settings["model"], "HF_HOME", "--embedder FOLDER", "--embedder bundled"):
+    ways_out = ("HF_HOME", "--embedder FOLDER", "--set retrieve.embedder=bundled`")
+    for part in (settings["model"], *ways_out):
         assert part in message
 
 
@@ -497,37 +455,6 @@ def test_a_model_that_a_library_knows_is_the_commit_of_its_repository(
     (tmp_path / name).write_bytes(b"")
     cached(empty_cache, repository, OLD, [tmp_path / name])
     assert identity(EmbedderSettings(**settings))["revision"] == OLD
-
-
-def test_the_hub_is_asked_for_a_commit_that_is_not_cached(monkeypatch, empty_cache):
-    from huggingface_hub import constants
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(200)
-            self.end_headers()
-
-        def do_GET(self):
-            known = self.path.startswith("/api/models/some/thing")
-            answer = json.dumps({"id": "some/thing", "sha": NEW} if known else {"error": "none"})
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        thing = EmbedderSettings(kind="timm", model="hf-hub:some/thing")
-        assert resolve_identity(thing).revision == NEW
-        other = EmbedderSettings(kind="timm", model="hf-hub:no/thing")
-        with pytest.raises(LvdError, match="hf-hub:no/thing cannot be found") as raised:
-            resolve_identity(other)
-        assert "\n" not in str(raised.value)
-        server.shutdown()
 
 
 def test_a_commit_that_nobody_can_tell_is_one_line(empty_cache):

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared import bundled
-from shared.embedders import BUNDLED, HUB, LOCAL, settings_for_folder
+from shared.embedders import BUILT_IN, BUNDLED, HUB, LOCAL, settings_for_folder
 from shared.errors import LvdError
 
 TIMM, OPEN_CLIP, UNTRAINED, PIXELS = "timm:", "open_clip:", "untrained:", "pixels"
 
 REMEDY = (
-    "give a model folder, the OUT or a step folder of a run, bundled, a timm name, ARCH:TAG of "
-    "open_clip, pixels, or untrained:NAME"
+    "give a model folder, the OUT or a step folder of a run, bundled or bundled-copies, a timm name, "
+    "ARCH:TAG of open_clip, pixels, or untrained:NAME"
 )
 
 
@@ -49,8 +48,8 @@ def _parse(given: str) -> ModelName:
         raise LvdError(f"--model {given!r} names no model: {REMEDY}")
     if name == PIXELS:
         return ModelName(given, "pixels", PIXELS)
-    if name in (bundled.NAME, BUNDLED):
-        return ModelName(given, "timm", BUNDLED, trained=trained)
+    if (built_in := name.removeprefix(BUILT_IN)) in BUNDLED:
+        return ModelName(given, "timm", f"{BUILT_IN}{built_in}", trained=trained)
     if name.startswith((TIMM, HUB)):
         return ModelName(given, "timm", name.removeprefix(TIMM), trained=trained)
     folder = Path(name).expanduser()

@@ -12,8 +12,7 @@ from timm.layers import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from shared import bundled
-from shared.embedders import LOCAL, settings_for_folder
+from shared.embedders import BUNDLED, LOCAL, settings_for_folder
 from shared.errors import LvdError, nearest
 from shared.hub import fetch
 from train.model.backbone import Backbone
@@ -26,16 +25,15 @@ HUB = "timm:"
 def load_backbone(network: Network, source: str) -> None:
     """Load weights into the backbone of `network`; heads and mask token stay as they are.
 
-    `source` is a model folder (config.json and model.safetensors), `bundled`, or `timm:NAME` for
-    the weights that timm has on the hub. Position embeddings and patch embedding are resampled to
+    `source` is a model folder (config.json and model.safetensors), a bundled model's name, or
+    `timm:NAME` for the weights that timm has on the hub. Position embeddings and patch embedding are resampled to
     the sizes of the network. Raises LvdError where weights are missing or of another architecture.
     """
     if source.startswith(HUB):
         name = source.removeprefix(HUB)
         file = _downloaded(name, source)
     else:
-        built_in = source == bundled.NAME
-        name, file = _in_folder(bundled.FOLDER if built_in else Path(source).expanduser())
+        name, file = _in_folder(BUNDLED.get(source) or Path(source).expanduser())
     try:
         with torch.device("meta"):
             donor = timm.create_model(name, num_classes=0)
