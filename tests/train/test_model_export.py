@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from safetensors import SafetensorError
@@ -161,6 +162,7 @@ def test_without_the_extra_onnx_says_what_to_install(
         ("", "timm", {"size": 30}, "--size 30.*multiple"),
         ("", "heads", {"size": 48}, "--size"),
         ("", "single", {"role": "student"}, "--network"),
+        ("", "onnx", {"half": True}, "--half"),
         ("model", "timm", {"role": "student"}, "--network student"),
         ("model", "heads", {}, "needs a checkpoint"),
         ("model", "single", {}, "needs a checkpoint"),
@@ -176,6 +178,22 @@ def test_what_cannot_be_exported_is_said_in_one_line_and_leaves_nothing(
         write_export(sharded_run / source, tmp_path / "new", form, **more)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_of_the_bytes_give_the_features_to_half_precision(
+    sharded_run: Path, tmp_path: Path
+) -> None:
+    for name, half in (("whole", False), ("half", True)):
+        write_export(sharded_run, tmp_path / name, "timm", half=half)
+    whole, half = (tmp_path / name / "model.safetensors" for name in ("whole", "half"))
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    images = torch.randn(4, 3, 32, 32)
+    features = [
+        timm.create_model(f"local-dir:{file.parent}", pretrained=True).eval()(images)
+        for file in (whole, half)
+    ]
+    torch.testing.assert_close(features[1], features[0], atol=5e-3, rtol=5e-3)
+    assert not torch.equal(*features)
 
 
 def test_a_model_folder_that_is_torn_or_anothers_is_refused(

@@ -54,6 +54,7 @@ import click
     "each head longer, in which directions that edits change count less; centred too. For timm and "
     "onnx.",
 )
+@click.option("--half", is_flag=True, help="Keep the weights in float16: half the size. For timm.")
 def export(
     source: Path,
     out: Path,
@@ -62,6 +63,7 @@ def export(
     size: int | None,
     centre: str | None,
     images: str | None,
+    half: bool,
 ) -> None:
     """Write what a run has trained in a form that others load.
 
@@ -73,10 +75,9 @@ def export(
     from train.export.new_folder import check_free
     from train.export.options import check_options
 
-    check_options(form, role=role, size=size, centre=centre, embedder=images)
+    options = {"role": role, "size": size, "centre": centre, "embedder": images, "half": half}
+    check_options(form, **options)
     check_free(out)
     from train.export.formats import write_export  # torch, which takes seconds, comes with it
 
-    click.echo(
-        write_export(source, out, form, role=role, size=size, centre=centre, embedder=images)
-    )
+    click.echo(write_export(source, out, form, **options))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from shared.errors import LvdError
 from train.export.centring import mean_token
 from train.export.embedder_block import as_embedder
@@ -28,17 +30,18 @@ def write_export(
     size: int | None = None,
     centre: str | None = None,
     embedder: str | None = None,
+    half: bool = False,
 ) -> str:
     """Write the folder `out`, whole or not at all; return what is in it, in a line.
 
     `timm` and `onnx` hold one backbone, of the teacher unless `role` says otherwise, for images of
     `size` pixels, centred on the images that `centre` names, or made an embedder by those that
-    `embedder` names; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
+    `embedder` names, its weights in float16 with `half`; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
     line, for a source that is torn or foreign and for an `out` that holds anything.
     """
-    check_options(form, role=role, size=size, centre=centre, embedder=embedder)
+    check_options(form, role=role, size=size, centre=centre, embedder=embedder, half=half)
     if form in ("timm", "onnx"):
-        return _write_backbone(source, out, form, role, size, centre, embedder)
+        return _write_backbone(source, out, form, role, size, centre, embedder, half)
     if is_model_folder(source) or (source / ONE_FILE).exists():
         raise LvdError(
             f"{source} is an export: --format {form} needs a checkpoint, so give the OUT of the "
@@ -58,6 +61,7 @@ def _write_backbone(
     size: int | None,
     centre: str | None,
     embedder: str | None,
+    half: bool,
 ) -> str:
     if form == "onnx":
         require_onnx()
@@ -75,6 +79,9 @@ def _write_backbone(
             state["vit.norm.bias"] = state["vit.norm.bias"] - mean_token(folder, centre)
             write_model_folder(state, settings, settings.image_size, folder)
             what += ", centred"
+        if half:
+            write_model_folder(state, settings, settings.image_size, folder, torch.float16)
+            what += ", in float16"
         if form == "timm":
             return f"{what}; timm.create_model('local-dir:{out}', pretrained=True) loads it"
         difference = write_onnx(folder)

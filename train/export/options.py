@@ -10,9 +10,17 @@ Format = Literal["timm", "heads", "onnx", "single"]
 
 
 def check_options(
-    form: Format, *, role: str | None, size: int | None, centre: str | None, embedder: str | None
+    form: Format,
+    *,
+    role: str | None,
+    size: int | None,
+    centre: str | None,
+    embedder: str | None,
+    half: bool,
 ) -> None:
     """Raise LvdError, in one line, for options that do not go together."""
+    if half and form != "timm":
+        raise LvdError(f"--half is for --format timm: leave it away with {form}")
     if form in ("timm", "onnx"):
         if centre is not None and embedder is not None:
             raise LvdError("--embedder centres too: leave --centre away")

@@ -20,9 +20,13 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def write_model_folder(
-    state: Mapping[str, Tensor], settings: ModelSettings, image_size: int, folder: Path
+    state: Mapping[str, Tensor],
+    settings: ModelSettings,
+    image_size: int,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the `state_dict` of a `Backbone`, built for `image_size`, as `folder`.
+    """Write the `state_dict` of a `Backbone`, built for `image_size`, as `folder`, in `dtype`.
 
     It holds config.json and model.safetensors: `timm.create_model("local-dir:FOLDER",
     pretrained=True)` gives the model, without any code of this project. It is written beside and
@@ -30,7 +34,7 @@ def write_model_folder(
     it is replaced, in two. So a reader never sees half of one.
     """
     weights = {
-        name.removeprefix("vit."): value.detach().to("cpu", torch.float32).contiguous()
+        name.removeprefix("vit."): value.detach().to("cpu", dtype).contiguous()
         for name, value in state.items()
         if name.startswith("vit.")
     }
