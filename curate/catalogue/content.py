@@ -111,23 +111,29 @@ def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         root = folder if is_remote(part.root) else part.root
         digests, versions = [], {}
+        sizes: list[int | None] = []
         files = [
             *zip(part.paths, part.sizes, strict=True),
             *([(part.table, 0)] if part.table else []),
         ]
         for number, (path, size) in enumerate(files):
             digest = "broken"
-            if size >= 0:  # else a link that led nowhere when it was listed
+            if size != -1:  # else a link that led nowhere when it was listed
                 copy = _inside(Path(folder), path) if is_remote(part.root) else None
                 if copy is None:
                     local = Path(locate(part.root, path))
                     versions[local] = _version(local)
                 maybe_junk = part.format == "folder" and kind_of(path) == "unknown"
                 digest = _read(locate(part.root, path), copy, maybe_junk)
+                if size is None and copy is not None:
+                    size = copy.stat().st_size
+            sizes.append(size)
             name = path if part.format == "folder" else str(number)
             digests.append([name.encode("utf-8", "surrogateescape").hex(), digest])
         about = [part.format, part.image_column, part.key_column, digests]
-        nameless = replace(part, root=root, name="", key_prefix="")
+        learned = tuple(sizes[: len(part.paths)])
+        nbytes = part.nbytes or sum(size or 0 for size in learned)
+        nameless = replace(part, root=root, name="", key_prefix="", sizes=learned, nbytes=nbytes)
         yield Copy(nameless, fingerprint(about, 16), place_of(part), versions)
 
 
