@@ -8,7 +8,9 @@ import pytest
 from curated_site import Site, content, leftovers
 from saboteurs import NodeKilled, sabotage
 
-PATIENCE = 180.0
+from curate.execution.on_ray import RayExecutor
+
+PATIENCE = 300.0
 NETWORK = "--set=retrieve.embedder=bundled"
 """Makes embed ask for GPUs, which the nodes pretend to have."""
 
@@ -24,13 +26,24 @@ def cluster(ray_environment):
     cluster.shutdown()
 
 
-def run_losing_a_node(address: str, site: Site, *words: str, status: int = 0) -> str:
-    """Curate on a cluster that loses the node of the first part to be embedded."""
+def run_losing_a_node(address: str, site: Site, patience: float = 600, status: int = 0) -> str:
+    """Curate on a cluster that loses the node of the first part; from then on, with `patience`."""
     os.environ["RAY_ADDRESS"] = address
+    fuse = site.root / "fuse"
+    run = RayExecutor.run
+
+    def run_impatiently(self, *calls, waiting, **where):
+        def note(missing):
+            if not fuse.exists():
+                self.settings.patience = patience
+            waiting(missing)
+
+        return run(self, *calls, waiting=note, **where)
+
     with pytest.MonkeyPatch.context() as patch:
-        fuse = site.root / "fuse"
+        patch.setattr(RayExecutor, "run", run_impatiently)
         sabotage(patch, NodeKilled, "curate.embedding.stage", "embed_part", fuse)
-        said = site.run(NETWORK, *words, status=status)
+        said = site.run(NETWORK, status=status)
     assert not fuse.exists()
     return said
 
@@ -54,6 +67,5 @@ def test_a_node_that_is_lost_while_it_embeds_changes_nothing(cluster, site):
 def test_the_only_gpu_that_is_lost_for_good_ends_in_a_line(cluster, site):
     cluster.add_node(num_cpus=1, num_gpus=1)
     on_ray = replace(site, executor="ray")
-    patience = "--set=engine.patience=10"
-    said = run_elsewhere(run_losing_a_node, cluster.address, on_ray, patience, status=2)
-    assert "lvd-curate: the Ray cluster has had no GPU free for this run for 10 s: " in said
+    said = run_elsewhere(run_losing_a_node, cluster.address, on_ray, patience=2, status=2)
+    assert "lvd-curate: the Ray cluster has had no GPU free for this run for 2 s: " in said
