@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from shared.locks import start_of
 from shared.progress import StageBar
 from shared.storage import dumps, read_json
 
@@ -94,12 +95,4 @@ def lives(report: dict[str, Any]) -> bool:
     """Tell whether the run that wrote a report is at work still."""
     if time.time() - report["updated"] > SILENT:
         return False
-    if report["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(report["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return report["host"] != socket.gethostname() or start_of(report["pid"]) != ""
