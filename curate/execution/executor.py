@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -39,16 +40,8 @@ Outcome = tuple[Call, dict[str, Any] | Exception]
 
 
 @runtime_checkable
-class Executor(Protocol):
-    """Runs calls with back-pressure and retries; a context manager."""
-
-    def __enter__(self) -> Executor:
-        """Return itself; nothing is started before there is something to run."""
-        ...
-
-    def __exit__(self, *_: object) -> None:
-        """Stop whatever was started."""
-        ...
+class Executor(AbstractContextManager["Executor", None], Protocol):
+    """Runs calls with back-pressure and retries; what it started for them is stopped at its exit."""
 
     def run(
         self,
