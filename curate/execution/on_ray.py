@@ -230,7 +230,7 @@ class _Tasks:
         for name, count in self._resources.items():
             kind = {"num_cpus": "CPU", "num_gpus": "GPU"}[name]
             if not any(node.get(kind, 0) >= count for node in nodes):
-                return f"no node of the Ray cluster has had {count} {kind}s"
+                return f"no node of the Ray cluster has had the {kind}s of a unit ({count})"
         return ""
 
     def cancel(self, references: list[Any]) -> None:

@@ -192,7 +192,9 @@ def test_a_setup_that_always_kills_its_process_is_one_line(runner):
 
 @pytest.mark.parametrize("settings", [EngineSettings(patience=0.1, threads=3)])
 def test_a_unit_of_more_processors_than_any_node_has_is_refused(runner):
-    with pytest.raises(LvdError, match=r"no node of the Ray cluster has had 3 CPUs .*patience"):
+    with pytest.raises(
+        LvdError, match=r"no node of the Ray cluster has had the CPUs of a unit .3. for .*patience"
+    ):
         runner.run(STAGE, write, [Unit("a", ("t",))])
 
 
