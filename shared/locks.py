@@ -96,11 +96,6 @@ def holder(path: Path) -> Holder | None:
     return None if dead else found
 
 
-def is_held(path: Path) -> bool:
-    """Tell whether a process says in a lock file that it holds it; see `holder`."""
-    return holder(path) is not None
-
-
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Give a new folder below `parent`, of this process alone; it is gone at the end.

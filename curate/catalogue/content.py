@@ -58,13 +58,7 @@ def name_of(member: Member, part: Part) -> str:
 
 def recall(work: Path, part: Part) -> str | None:
     """Return the content of a part as its stamp tells it; None where it has to be read."""
-    if not part.stamp:
-        return None
-    try:
-        content: str = read_json(_stamp_file(work, part))["content"]
-        return content
-    except (FileNotFoundError, ValueError):
-        return None
+    return _kept_content(_stamp_file(work, part)) if part.stamp else None
 
 
 def remember(work: Path, part: Part, content: str, scratch: Path) -> None:
@@ -83,21 +77,13 @@ def forget(work: Path, part: Part) -> None:
 
 def earlier_content(work: Path, place: str) -> str | None:
     """Return the newest content that was kept of a place."""
-    try:
-        content: str = read_json(work / PLACES / place)["content"]
-        return content
-    except (FileNotFoundError, ValueError):
-        return None
+    return _kept_content(work / PLACES / place)
 
 
 def stale_notes(work: Path, contents: Container[str]) -> Iterator[Path]:
     """Yield what is remembered of parts whose content is none of `contents`."""
     for path in [*(work / STAMPS).glob("*/*"), *(work / PLACES).glob("*")]:
-        try:
-            known = read_json(path)["content"]
-        except ValueError:
-            known = None
-        if known not in contents:
+        if _kept_content(path) not in contents:
             yield path
 
 
@@ -146,6 +132,14 @@ def place_of(part: Part) -> str:
 def _stamp_file(work: Path, part: Part) -> Path:
     name = fingerprint([part.stamp, part.format, part.image_column, part.key_column])
     return work / STAMPS / name[:2] / name
+
+
+def _kept_content(note: Path) -> str | None:
+    try:
+        content: str = read_json(note)["content"]
+        return content
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _version(path: Path) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.locks import start_of
 from shared.progress import StageBar
-from shared.storage import dumps, read_json
+from shared.storage import dumps
 
 INTERVAL = 1.0
 """Seconds between two writes."""
@@ -80,15 +80,6 @@ class Monitor:
                     beside.rename(path)
             if self._end.wait(INTERVAL):
                 return
-
-
-def read_report(path: Path) -> dict[str, Any] | None:
-    """Return what a run wrote of itself, or None."""
-    try:
-        report: dict[str, Any] = read_json(path)
-        return report
-    except (OSError, ValueError):
-        return None
 
 
 def lives(report: dict[str, Any]) -> bool:
