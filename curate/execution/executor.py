@@ -53,8 +53,8 @@ class Executor(AbstractContextManager["Executor", None], Protocol):
     ) -> Iterator[Outcome]:
         """Yield each call with its result, or with the exception that its last try raised.
 
-        `gpus` is what a call without workers asks for, where there are as many. `waiting` is called about once a second
-        while nothing ends, with what is being waited for, or "".
+        `gpus` is what a call without workers asks for, where there are as many. `waiting` is called
+        about once a second while nothing ends, with what is being waited for, or "".
         """
         ...
 
