@@ -214,7 +214,8 @@ def describe(plan: Plan, out: Path) -> str:
         (plan.work, work, "needed for facts and vectors, about"),
         (out, shards, "needed for shards, at most about"),
     ):
-        lines.append(f"space      {folder}: {what} {size(need)}; {size(_free(folder))} free")
+        free = shutil.disk_usage(_there(folder)).free
+        lines.append(f"space      {folder}: {what} {size(need)}; {size(free)} free")
     lines.append(f"output     {out}" + (" (exists)" if out.exists() else ""))
     return "\n".join(lines)
 
@@ -244,10 +245,6 @@ def _whence(file: HubFile | HubUnreachableError) -> str:
     else:
         how = f"{size(file.nbytes)} to fetch" if file.nbytes is not None else "to fetch"
     return f"{file.name} of {file.repository} at {file.commit[:12]}, {how}"
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(_there(folder)).free
 
 
 def _there(folder: Path) -> Path:

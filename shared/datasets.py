@@ -20,7 +20,7 @@ from shared.filetypes import kind_of, without_extension
 from shared.keys import bucket, shown, stem
 from shared.listing import BROKEN, File, ListingError, Place, absolute, expand
 from shared.progress import warn
-from shared.remote import is_remote, locate, open_binary, read_range
+from shared.remote import is_remote, locate, open_binary, read_head
 from shared.storage import fingerprint
 
 Format = Literal["folder", "tar", "parquet"]
@@ -54,8 +54,9 @@ class Part:
     """One unit of input: a tar, a Parquet file, or a share of a folder's images.
 
     `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
-    or a URL; `sizes` are the bytes of `paths`, -1 of a link that leads nowhere. A folder's `paths`
-    hold its images, their sidecars, and what only its content can tell from an image.
+    or a URL; `sizes` are the bytes of `paths`, -1 of a link that leads nowhere, None where the
+    storage does not tell; `nbytes` is the sum of those that are known. A folder's `paths` hold its
+    images, their sidecars, and what only its content can tell from an image.
     `fingerprint` changes when the content does, as far as names, sizes and modification times (or
     ETags) tell. `stamp` changes with the place and with every change of a file there; it is "" where
     the storage does not tell. `key_prefix` stands before a folder image's key; it is empty but for a
@@ -66,7 +67,7 @@ class Part:
     format: Format
     root: str
     paths: tuple[str, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[int | None, ...]
     table: str | None
     fingerprint: str
     nbytes: int
@@ -224,7 +225,7 @@ def _some_are_images(place: Place) -> bool:
 
     unknown = (f for f in place.files if kind_of(f.path) == "unknown" and f.stamp != BROKEN)
     return any(
-        is_image(read_range(locate(place.root, file.path), 0, min(file.size, SIGNATURE)))
+        is_image(read_head(locate(place.root, file.path), file.size, SIGNATURE))
         for file in itertools.islice(unknown, 100)
     )
 
@@ -268,7 +269,7 @@ def _shards(
             table=table.path if table else None,
             fingerprint=_digest([file, table] if table else [file]),
             stamp=_stamp(place.root, [file, table] if table else [file]),
-            nbytes=file.size,
+            nbytes=file.size or 0,
             image_column=settings.image_column if kind == "parquet" else None,
             key_column=settings.key_column if kind == "parquet" else None,
         )
@@ -296,7 +297,7 @@ def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) ->
             table=None,
             fingerprint=_digest(every),
             stamp=_stamp(place.root, every),
-            nbytes=sum(image.size for image in images),
+            nbytes=sum(image.size or 0 for image in images),
         )
 
 

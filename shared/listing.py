@@ -38,14 +38,20 @@ BROKEN = "broken"
 class File:
     """One file: its path below the root, its size in bytes and what changes when it does.
 
-    `stamp` is its time or ETag. `version` tells it from any other file that was ever there; "" where
-    the storage has nothing that does.
+    `size` is None where the storage does not tell, as web servers need not. `stamp` is its time or
+    ETag. `version` tells it from any other file that was ever there; "" where the storage has
+    nothing that does.
     """
 
     path: str
-    size: int
+    size: int | None
     stamp: str
     version: str = ""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder, which has the size -1."""
+        return self.size == -1
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def _expand_remote(url: str, markers: Sequence[str]) -> Place:
 def _expand(system: _LocalFiles | _RemoteFiles, path: str, markers: Sequence[str]) -> Place:
     """Expand a path on one file system: a name that exists as it stands is never a pattern."""
     entry = system.find(path)
-    if entry is not None and entry.size < 0:
+    if entry is not None and entry.is_folder:
         root = system.full(path)
         inside = dict(system.walk(root))
         return _place(root, inside, inside)
@@ -135,7 +141,7 @@ def _expand(system: _LocalFiles | _RemoteFiles, path: str, markers: Sequence[str
         entry = around.get(name) or system.find(name)
         if entry is None:
             raise ListingError(f"{name} does not exist")
-        found.update([(name, entry)] if entry.size >= 0 else system.walk(name))
+        found.update(system.walk(name) if entry.is_folder else [(name, entry)])
     return _place(root, found, around | found)
 
 
@@ -155,7 +161,7 @@ def _literal_folders(system: _LocalFiles | _RemoteFiles, pattern: str) -> str:
     for step in re.finditer("[^/]*/", pattern):
         if _WILDCARD.search(step[0]):
             entry = system.find(pattern[: step.end() - 1])
-            if entry is None or entry.size >= 0:
+            if entry is None or not entry.is_folder:
                 break
         end = step.end()
     return pattern[:end]
@@ -322,7 +328,7 @@ class _RemoteFiles:
         if info["type"] == "directory":
             return File(path, -1, "")
         known = stamp(info)
-        return File(path, int(info.get("size") or 0), known, version=known)
+        return File(path, info.get("size"), known, version=known)
 
 
 def _hidden(path: str) -> bool:

@@ -69,7 +69,8 @@ def locked(path: Path | str, busy: str | None, waiting: str = "") -> Iterator[in
         return
     [descriptor] = descriptors
     try:
-        _write(descriptor, json.dumps(asdict(_myself())).encode())
+        me = Holder(socket.gethostname(), os.getpid(), start_of(os.getpid()))
+        _write(descriptor, json.dumps(asdict(me)).encode())
         yield descriptor
     finally:
         _write(descriptor, b"")
@@ -91,13 +92,8 @@ def holder(path: Path) -> Holder | None:
         found = Holder(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    dead = found.host == socket.gethostname() and _began(found.pid) != found.began
+    dead = found.host == socket.gethostname() and start_of(found.pid) != found.began
     return None if dead else found
-
-
-def is_held(path: Path) -> bool:
-    """Tell whether a process says in a lock file that it holds it; see `holder`."""
-    return holder(path) is not None
 
 
 @contextlib.contextmanager
@@ -127,12 +123,8 @@ def _sweep(parent: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _myself() -> Holder:
-    return Holder(socket.gethostname(), os.getpid(), _began(os.getpid()))
-
-
-def _began(pid: int) -> str:
-    """Return when a process of this host started, "" where there is none."""
+def start_of(pid: int) -> str:
+    """Return when a process of this host started, in the words of its system; "" if it is gone."""
     with contextlib.suppress(PermissionError):
         try:
             os.kill(pid, 0)

@@ -22,7 +22,7 @@ from shared.failures import raise_if_storage
 from shared.filetypes import extension, kind_of
 from shared.images import SIGNATURE, ImageError, is_image
 from shared.keys import numbered, shown, stem, within_part
-from shared.remote import ends_early, is_remote, locate, open_binary, read_range
+from shared.remote import ends_early, is_remote, locate, open_binary, read_head, read_range
 from shared.sidecars import LARGEST_NOTE, Note, note_from_json, note_from_text, read_table
 from shared.tars import TarEntry, list_tar
 
@@ -174,7 +174,7 @@ class PartReader:
 
     def _folder(self) -> Iterator[Member]:
         sizes = dict(zip(self.part.paths, self.part.sizes, strict=True))
-        notes = {shown(p): p for p, size in sizes.items() if size >= 0 and kind_of(p) == "note"}
+        notes = {shown(p): p for p, size in sizes.items() if size != -1 and kind_of(p) == "note"}
         images = []
         for path, size in sizes.items():
             kind = kind_of(path)
@@ -192,7 +192,10 @@ class PartReader:
                 if sidecar is not None:
                     head = self._head(sidecar, sizes[sidecar], LARGEST_NOTE)
                     note = note.over(self._note(end, head))
-            member = self._member(self.part.key_prefix + key, name, sizes[path], note)
+            size = sizes[path]
+            if size is None:
+                size = self._count_bytes(path)
+            member = self._member(self.part.key_prefix + key, name, size, note)
             self._path[member.key] = path
             yield member
 
@@ -253,8 +256,12 @@ class PartReader:
         if len(self.ignored_examples) < _MOST_EXAMPLES:
             self.ignored_examples.append(name)
 
-    def _head(self, path: str, size: int, most: int) -> bytes:
-        return read_range(locate(self.part.root, path), 0, min(size, most))
+    def _head(self, path: str, size: int | None, most: int) -> bytes:
+        return read_head(locate(self.part.root, path), size, most)
+
+    def _count_bytes(self, path: str) -> int:
+        with open_binary(locate(self.part.root, path)) as source:
+            return source.seek(0, os.SEEK_END)
 
 
 def direct(part: Part) -> bool:

@@ -54,6 +54,17 @@ def read_range(location: str, start: int, size: int) -> bytes:
     return data
 
 
+def read_head(location: str, size: int | None, most: int) -> bytes:
+    """Return the first bytes, `most` at the most, of a file of `size` bytes, None where unknown.
+
+    Raises LvdError where the file ends before.
+    """
+    if size is not None:
+        return read_range(location, 0, min(size, most))
+    with open_binary(location) as source:
+        return source.read(most)
+
+
 def ends_early(location: str, end: int, expected: int) -> LvdError:
     """Return the error of a file that has fewer bytes than when it was listed."""
     return LvdError(
@@ -102,11 +113,9 @@ class _RemoteStream(io.RawIOBase):
         return self._offset
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}
-        start = starts[whence]
-        if start is None:
-            raise io.UnsupportedOperation(f"{self._location} does not say how long it is")
-        self._offset = max(0, start + offset)
+        if whence == os.SEEK_END:
+            self._offset = self._find_end()
+        self._offset = max(0, offset + (0 if whence == os.SEEK_SET else self._offset))
         return self._offset
 
     def readinto(self, buffer: Buffer) -> int:
@@ -122,6 +131,14 @@ class _RemoteStream(io.RawIOBase):
     @property
     def _size(self) -> int | None:
         return self._identity[0] if self._identity else None
+
+    def _find_end(self) -> int:
+        """Return the size: where the storage does not tell, the file is read to its end."""
+        if self._size is not None:
+            return self._size
+        while self.readinto(bytearray(_BUFFER)):
+            pass
+        return self._offset
 
     def _read_some(self, size: int) -> bytes:
         try:

@@ -38,6 +38,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def read_optional(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that may not be there, or not whole: {} in its place."""
+    try:
+        content: dict[str, Any] = read_json(path)
+        return content
+    except (OSError, ValueError):
+        return {}
+
+
 def write_json(path: Path, value: Any, scratch: Path | None = None) -> None:
     """Write `value` to `path` whole or not at all; `scratch` is that of `written_whole`."""
     with written_whole(path, scratch) as beside:

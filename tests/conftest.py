@@ -26,13 +26,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_session():
-    """A local Ray session of two processors, which engines in this process join.
-
-    It pretends to have a GPU, so that setups which want one get their own process.
-    """
+def ray_environment():
+    """Quiet Ray nodes whose workers find the units that tests define."""
     os.environ |= {
-        # Where workers find the units that tests define.
         "PYTHONPATH": os.pathsep.join(
             str(Path(__file__).parent / name) for name in ("curate", "e2e")
         ),
@@ -42,6 +38,14 @@ def ray_session():
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": "1",
     }
+
+
+@pytest.fixture(scope="session")
+def ray_session(ray_environment):
+    """A local Ray session of two processors, which engines in this process join.
+
+    It pretends to have a GPU, so that setups which want one get their own process.
+    """
     import ray
 
     ray.init(

@@ -58,13 +58,7 @@ def name_of(member: Member, part: Part) -> str:
 
 def recall(work: Path, part: Part) -> str | None:
     """Return the content of a part as its stamp tells it; None where it has to be read."""
-    if not part.stamp:
-        return None
-    try:
-        content: str = read_json(_stamp_file(work, part))["content"]
-        return content
-    except (FileNotFoundError, ValueError):
-        return None
+    return _kept_content(_stamp_file(work, part)) if part.stamp else None
 
 
 def remember(work: Path, part: Part, content: str, scratch: Path) -> None:
@@ -83,21 +77,13 @@ def forget(work: Path, part: Part) -> None:
 
 def earlier_content(work: Path, place: str) -> str | None:
     """Return the newest content that was kept of a place."""
-    try:
-        content: str = read_json(work / PLACES / place)["content"]
-        return content
-    except (FileNotFoundError, ValueError):
-        return None
+    return _kept_content(work / PLACES / place)
 
 
 def stale_notes(work: Path, contents: Container[str]) -> Iterator[Path]:
     """Yield what is remembered of parts whose content is none of `contents`."""
     for path in [*(work / STAMPS).glob("*/*"), *(work / PLACES).glob("*")]:
-        try:
-            known = read_json(path)["content"]
-        except ValueError:
-            known = None
-        if known not in contents:
+        if _kept_content(path) not in contents:
             yield path
 
 
@@ -111,23 +97,29 @@ def local_copy(part: Part, scratch: Path) -> Iterator[Copy]:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         root = folder if is_remote(part.root) else part.root
         digests, versions = [], {}
+        sizes: list[int | None] = []
         files = [
             *zip(part.paths, part.sizes, strict=True),
             *([(part.table, 0)] if part.table else []),
         ]
         for number, (path, size) in enumerate(files):
             digest = "broken"
-            if size >= 0:  # else a link that led nowhere when it was listed
+            if size != -1:  # else a link that led nowhere when it was listed
                 copy = _inside(Path(folder), path) if is_remote(part.root) else None
                 if copy is None:
                     local = Path(locate(part.root, path))
                     versions[local] = _version(local)
                 maybe_junk = part.format == "folder" and kind_of(path) == "unknown"
                 digest = _read(locate(part.root, path), copy, maybe_junk)
+                if size is None and copy is not None:
+                    size = copy.stat().st_size
+            sizes.append(size)
             name = path if part.format == "folder" else str(number)
             digests.append([name.encode("utf-8", "surrogateescape").hex(), digest])
         about = [part.format, part.image_column, part.key_column, digests]
-        nameless = replace(part, root=root, name="", key_prefix="")
+        learned = tuple(sizes[: len(part.paths)])
+        nbytes = part.nbytes or sum(size or 0 for size in learned)
+        nameless = replace(part, root=root, name="", key_prefix="", sizes=learned, nbytes=nbytes)
         yield Copy(nameless, fingerprint(about, 16), place_of(part), versions)
 
 
@@ -140,6 +132,14 @@ def place_of(part: Part) -> str:
 def _stamp_file(work: Path, part: Part) -> Path:
     name = fingerprint([part.stamp, part.format, part.image_column, part.key_column])
     return work / STAMPS / name[:2] / name
+
+
+def _kept_content(note: Path) -> str | None:
+    try:
+        content: str = read_json(note)["content"]
+        return content
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _version(path: Path) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from curate.execution.output import RUN
 from curate.loop.children import RESUMES, run_child
 from curate.loop.request import recipe_as_written
 from curate.plan import writable
-from curate.report.tables import read_funnel, read_optional
+from curate.report.tables import read_funnel
 from shared import bundled
 from shared.errors import LvdError
 from shared.locks import busy, locked
@@ -27,6 +27,7 @@ from shared.storage import (
     digest_file,
     fingerprint,
     read_json,
+    read_optional,
     reraise_disk_full,
     set_aside,
     write_json,

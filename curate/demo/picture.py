@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from curate.report.tables import open_tables, read_funnel, rows, threshold
 from curate.sample.photographs import SEED_SUBJECTS
@@ -108,13 +108,9 @@ def _dropped(curation: Path, sample: Path, funnel: dict[str, Any]) -> list[Tile]
 def _square(data: bytes) -> Image.Image | None:
     """Return the picture's central square, `SIDE` pixels wide; None where it cannot be read."""
     try:
-        image = decode(data)
+        return ImageOps.fit(decode(data), (SIDE, SIDE))
     except ImageError:
         return None
-    short = min(image.size)
-    left, top = ((length - short) // 2 for length in image.size)
-    square = image.crop((left, top, left + short, top + short))
-    return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def _members(sample: Path, wanted: Sequence[Mapping[str, Any]]) -> list[bytes]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curate.report.tables import open_tables, read_funnel, read_optional
+from curate.report.tables import open_tables, read_funnel
 from shared.embedders import BUNDLED
 from shared.progress import WIDTH, duration, printable
+from shared.storage import read_optional
 
 REASONS = {
     "corrupt": "broken",

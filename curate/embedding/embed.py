@@ -167,7 +167,7 @@ def _make(
                 forward.add(place, number, image)
             if previous is not None and row.earlier >= 0:
                 for at, place in enumerate(wanted):
-                    outputs[place].put([number], previous.vectors(at, row.earlier)[None])
+                    outputs[place].put([number], previous.vectors[at][row.earlier][None])
             row.prepared = {}
             if number % 64 == 63:
                 (count / PROGRESS).write_text(str(number + 1))
@@ -274,7 +274,7 @@ class _Reading:
             data = self.reader.read(member)
             row.size = len(data)
             row.sha256 = hashlib.sha256(data).hexdigest()
-            if self.previous is not None and (earlier := self.previous.find(row.sha256)):
+            if self.previous is not None and (earlier := self.previous.rows.get(row.sha256)):
                 row.earlier, row.header, row.problem, row.contrast = earlier
                 return row
             header = read_header(data)

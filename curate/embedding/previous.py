@@ -24,16 +24,8 @@ class Previous:
     """The facts of an earlier state by sha256, and its vectors for each embedder that is wanted."""
 
     rows: dict[str, tuple[int, Header | None, str, float]]
-    arrays: tuple[Float16[np.ndarray, "_ _"], ...]
-
-    def find(self, sha256: str) -> tuple[int, Header | None, str, float] | None:
-        """Return row, header, problem and contrast of an image of the same bytes, or None."""
-        return self.rows.get(sha256)
-
-    def vectors(self, at: int, row: int) -> Float16[np.ndarray, " d"]:
-        """Return the stored vector by the embedder `at` of those wanted."""
-        vector: np.ndarray = self.arrays[at][row]
-        return vector
+    """Row, header, problem and contrast of an image."""
+    vectors: tuple[Float16[np.ndarray, "_ _"], ...]
 
 
 def find_previous(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -39,16 +40,8 @@ Outcome = tuple[Call, dict[str, Any] | Exception]
 
 
 @runtime_checkable
-class Executor(Protocol):
-    """Runs calls with back-pressure and retries; a context manager."""
-
-    def __enter__(self) -> Executor:
-        """Return itself; nothing is started before there is something to run."""
-        ...
-
-    def __exit__(self, *_: object) -> None:
-        """Stop whatever was started."""
-        ...
+class Executor(AbstractContextManager["Executor", None], Protocol):
+    """Runs calls with back-pressure and retries; what it started for them is stopped at its exit."""
 
     def run(
         self,
@@ -60,8 +53,8 @@ class Executor(Protocol):
     ) -> Iterator[Outcome]:
         """Yield each call with its result, or with the exception that its last try raised.
 
-        `gpus` is what a call without workers asks for, where there are as many. `waiting` is called about once a second
-        while nothing ends, with what is being waited for, or "".
+        `gpus` is what a call without workers asks for, where there are as many. `waiting` is called
+        about once a second while nothing ends, with what is being waited for, or "".
         """
         ...
 

@@ -12,7 +12,7 @@ from curate.execution.verify import STAGES
 from shared.commits import discard
 from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
-from shared.locks import is_held, scratch_folder
+from shared.locks import holder, scratch_folder
 from shared.progress import size
 from shared.storage import read_json
 
@@ -36,7 +36,7 @@ def collect(work: Path, keep: Iterable[Path], *, dry_run: bool) -> Iterator[str]
 
 def _refuse_while_at_work(work: Path, scratch: Path) -> None:
     locks = [path for path in scratch.parent.glob("*.lock") if path.stem != scratch.name]
-    if any(map(is_held, locks)) or runs_at_work(work):
+    if any(map(holder, locks)) or runs_at_work(work):
         raise LvdError(f"a run is at work on {work}: wait for it, and run the same command again")
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from shared.locks import start_of
 from shared.progress import StageBar
-from shared.storage import dumps, read_json
+from shared.storage import dumps
 
 INTERVAL = 1.0
 """Seconds between two writes."""
@@ -81,25 +82,8 @@ class Monitor:
                 return
 
 
-def read_report(path: Path) -> dict[str, Any] | None:
-    """Return what a run wrote of itself, or None."""
-    try:
-        report: dict[str, Any] = read_json(path)
-        return report
-    except (OSError, ValueError):
-        return None
-
-
 def lives(report: dict[str, Any]) -> bool:
     """Tell whether the run that wrote a report is at work still."""
     if time.time() - report["updated"] > SILENT:
         return False
-    if report["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(report["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return report["host"] != socket.gethostname() or start_of(report["pid"]) != ""

@@ -124,7 +124,9 @@ class RayExecutor:
         for other in [known for known in self._pools if known != name]:
             self._pools.pop(other).stop()  # they hold the processors that these need
         if apart:
-            holders = self._pools.setdefault(name, _Actors(ray, workers, {"num_gpus": 1}))
+            holders = self._pools.setdefault(
+                name, _Actors(ray, workers, {"num_gpus": 1, "num_cpus": 0})
+            )
             holders.grow(min(int(resources["GPU"]), self.settings.workers or 2**31))
             return _Tasks(ray, slots, {"num_cpus": threads}, holders)
         actors = self._pools.setdefault(name, _Actors(ray, workers, {"num_cpus": threads}))
@@ -224,14 +226,12 @@ class _Tasks:
         """Return what is waited for that the cluster may never give, or ""."""
         if self._holders is not None and not self._holders.ready:
             return self._holders.missing()
-        total = self._ray.cluster_resources()
-        names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-        lacks = [
-            names[name]
-            for name, count in self._resources.items()
-            if total.get(names[name], 0) < count
-        ]
-        return f"Ray has had too few {lacks[0]}s" if lacks else ""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        for name, count in self._resources.items():
+            kind = {"num_cpus": "CPU", "num_gpus": "GPU"}[name]
+            if not any(node.get(kind, 0) >= count for node in nodes):
+                return f"no node of the Ray cluster has had the {kind}s of a unit ({count})"
+        return ""
 
     def cancel(self, references: list[Any]) -> None:
         for reference in references:
@@ -248,7 +248,10 @@ class _Actors:
         self._actor = ray.remote(max_restarts=0, **resources)(_Worker)
         self._kind = "GPU" if "num_gpus" in resources else "CPU"
         self._wanted = 0
-        self._starting: dict[Any, Any] = {}
+        self._lost = 0
+        """Actors that died before they were set up, since the last one that was."""
+        self._unplaced: dict[Any, Any] = {}
+        self._setting_up: dict[Any, Any] = {}
         self._load: dict[Any, int] = {}
         self._under_way: dict[Any, Any] = {}
 
@@ -258,9 +261,10 @@ class _Actors:
 
     def grow(self, count: int) -> None:
         self._wanted = max(self._wanted, count)
-        for _ in range(self._wanted - len(self._load) - len(self._starting)):
+        there = len(self._load) + len(self._setting_up) + len(self._unplaced)
+        for _ in range(self._wanted - there):
             actor = self._actor.remote(self._workers.setup, self._workers.args)
-            self._starting[actor.ready.remote()] = actor
+            self._unplaced[actor.is_there.remote()] = actor
 
     def hand_out(self, call: Call) -> Any:
         free = [actor for actor, load in self._load.items() if load < self.EACH]
@@ -280,43 +284,43 @@ class _Actors:
             self._load[actor] -= 1
 
     def awaited(self) -> list[Any]:
-        return list(self._starting)
+        return [*self._unplaced, *self._setting_up]
 
     def joined(self, reference: Any) -> None:
-        """Take in an actor that has answered; raise what its setup raised."""
-        actor = self._starting.pop(reference)
+        """Have an actor set up that has its place, take one in that is; raise what setups raise."""
+        placed = self._unplaced.pop(reference, None)
+        actor = placed or self._setting_up.pop(reference)
         outcome, died = _outcome(self._ray, reference)
         if isinstance(outcome, Exception):
-            if not died:
+            self._lost += 1
+            if not died or self._lost > TRIES * self._wanted:
                 raise outcome
             self.grow(self._wanted)
+        elif placed:
+            self._setting_up[actor.set_up.remote()] = actor
         else:
-            self._load[actor] = 0
+            self._load[actor], self._lost = 0, 0
 
     def replace_dead(self) -> None:
         """Let go of actors that no longer answer, and start others."""
-        for actor in self.ready:
-            reference = actor.ready.remote()
-            ready, _ = self._ray.wait([reference], timeout=SECONDS_TO_ANSWER)
-            if ready and isinstance(_outcome(self._ray, reference)[0], Exception):
-                del self._load[actor]
+        asked = {actor.is_there.remote(): actor for actor in self._load}
+        answers, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
+        for answer in answers:
+            if isinstance(_outcome(self._ray, answer)[0], Exception):
+                del self._load[asked[answer]]
         self.grow(self._wanted)
 
     def missing(self) -> str:
-        """Return what is waited for while no actor is there, or ""."""
-        if self._load:
+        """Return what is waited for while no actor has its place, or ""."""
+        if self._load or self._setting_up:
             return ""
-        free = self._ray.available_resources().get(self._kind, 0)
-        total = self._ray.cluster_resources().get(self._kind, 0)
-        if free:
-            return ""
-        return f"all {int(total)} {self._kind}s of the Ray cluster have been in use or lost"
+        return f"the Ray cluster has had no {self._kind} free for this run"
 
     def cancel(self, references: list[Any]) -> None:
         pass  # they end with their actors
 
     def stop(self) -> None:
-        for actor in [*self._load, *self._starting.values()]:
+        for actor in [*self._load, *self._setting_up.values(), *self._unplaced.values()]:
             self._ray.kill(actor)
 
 
@@ -331,8 +335,11 @@ class _Worker:
         # Not in __init__: Ray tries a constructor that raises again and again, and hides the error.
         return LocalState(self._setup(*self._args))
 
-    def ready(self) -> bool:
-        return self.state is not None
+    def is_there(self) -> None:
+        """Answer."""
+
+    def set_up(self) -> None:
+        assert self.state is not None
 
     def run(self, call: Call) -> dict[str, Any]:
         return call(self.state)

@@ -9,13 +9,13 @@ from typing import Literal
 
 from curate.execution.executor import Executor
 from curate.execution.inline import InlineExecutor
-from curate.execution.monitor import Monitor, lives, read_report
+from curate.execution.monitor import Monitor, lives
 from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
 from curate.stage import EngineSettings
 from shared.datasets import WORK_MARKER
 from shared.locks import scratch_folder
-from shared.storage import reraise_disk_full, write_json
+from shared.storage import read_optional, reraise_disk_full, write_json
 
 ExecutorName = Literal["ray", "inline"]
 STATUS = "status"
@@ -33,7 +33,7 @@ def open_runner(
             if not (work / WORK_MARKER).exists():
                 write_json(work / WORK_MARKER, {"format": 2}, scratch)
         for path in (work / STATUS).glob("*.json"):
-            if (report := read_report(path)) is not None and not lives(report):
+            if (report := read_optional(path)) and not lives(report):
                 path.unlink(missing_ok=True)  # of a run that was killed
         paths = [work / STATUS / f"{scratch.name}.json"]
         if out is not None:

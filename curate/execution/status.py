@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curate.execution.monitor import lives, read_report
+from curate.execution.monitor import lives
 from curate.execution.output import RUN
 from curate.execution.session import STATUS, status_file
 from curate.plan import PARTIAL
 from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
 from shared.progress import duration, rate
-from shared.storage import read_json
+from shared.storage import read_json, read_optional
 
 
 def status(folder: Path) -> str:
@@ -26,14 +26,14 @@ def status(folder: Path) -> str:
     lines = []
     if (folder / RUN).exists():
         lines.append(_finished(folder))
-    if (report := read_report(status_file(folder))) is not None and lives(report):
+    if (report := read_optional(status_file(folder))) and lives(report):
         lines += _at_work(report)
     elif (partial := folder.with_name(folder.name + PARTIAL)).exists():
         shards = sum(1 for _ in (partial / "shards").glob("*_stats.json"))
         lines.append(
             f"{partial}: cut off: run the same command to go on; {shards:,} shards are whole"
         )
-    elif report is not None:
+    elif report:
         lines.append(f"{folder}: cut off: run the same command to go on")
     if not lines:
         raise LvdError(
@@ -45,7 +45,7 @@ def status(folder: Path) -> str:
 
 def runs_at_work(work: Path) -> list[dict[str, Any]]:
     """Return what the runs that are at work on `work` say of themselves."""
-    reports = [read_report(path) for path in sorted((work / STATUS).glob("*.json"))]
+    reports = [read_optional(path) for path in sorted((work / STATUS).glob("*.json"))]
     return [report for report in reports if report and lives(report)]
 
 

@@ -19,11 +19,11 @@ from curate.calibration.stored import read_stored
 from curate.execution.output import RUN
 from curate.loop.children import RESUMES, run_child
 from curate.loop.request import LoopRequest
-from curate.report.tables import read_funnel, read_optional
+from curate.report.tables import read_funnel
 from shared.embedders import settings_for_folder
 from shared.errors import LvdError
 from shared.progress import say
-from shared.storage import digest_file, read_json, set_aside, write_json
+from shared.storage import digest_file, read_json, read_optional, set_aside, write_json
 
 RECORD = "round.json"
 

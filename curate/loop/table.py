@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from curate.execution.output import RUN
-from curate.report.tables import open_tables, read_funnel, read_optional, rows, table_files
+from curate.report.tables import open_tables, read_funnel, rows, table_files
 from shared.errors import LvdError
 from shared.progress import printable
-from shared.storage import write_json, written_whole
+from shared.storage import read_optional, write_json, written_whole
 
 TRUTH = ("part", "member", "kind")
 """Columns of a CSV with the kind of each crawled image: its member may be without the extension."""

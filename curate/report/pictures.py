@@ -8,8 +8,9 @@ from curate.report.charts import copy_bins, funnel_chart, histogram_chart, simil
 from curate.report.contact_sheets import contact_sheets
 from curate.report.page import report_page
 from curate.report.sheet_png import sheet_png
-from curate.report.tables import open_tables, read_funnel, read_optional, threshold
+from curate.report.tables import open_tables, read_funnel, threshold
 from curate.report.thumbnails import ReadImage, thumbnails
+from shared.storage import read_optional
 
 PICTURES = (
     "funnel",

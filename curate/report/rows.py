@@ -53,6 +53,7 @@ IMAGES = pa.schema(
         ("output_key", pa.string()),
     ]
 )
+FROM_FACTS = IMAGES.names[: IMAGES.names.index("decision")]
 RETRIEVAL = pa.schema(
     [
         ("key", pa.string()),
@@ -194,8 +195,8 @@ class _Block:
             for shard, p in zip(shards, self.position.tolist(), strict=True)
         ]
         assert np.array_equal(kept, self.position >= 0)
-        values = {name: self.facts[name] for name in _FROM_FACTS}
-        values |= {
+        values = {
+            **{name: self.facts[name] for name in FROM_FACTS},
             "decision": pa.array([DECISIONS[code] for code in self.decision], pa.string()),
             "reason": pa.array(self._reasons(), pa.string()),
             "cluster": pa.array(self.cluster, pa.int32(), mask=self.cluster < 0),
@@ -219,17 +220,16 @@ class _Block:
         return self.decided.seed.keys(np.where(self.listed, self.seeds[:, 0], 0))
 
     def _reasons(self) -> list[str]:
-        decided = self.decided
-        result = self._judged()
+        decided, valid = self.decided, self.facts["valid"].to_numpy()
+        _, result = judge(self.facts, self.facts, valid, decided.quality, decided.filters)
         nearest, similarity = self._nearest_seed(), self._first_similarity()
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]
             if name == "holdout":
-                number = int(self.numbers[row])
-                alone = (
-                    f"in the group of {self.representative_key[row]}, which a holdout image hits"
-                )
-                result[row] = self.held.get(number) or self._exact_hit(row) or alone
+                own, same = int(self.numbers[row]), int(self.canonical[row])
+                of = self.representative_key[row]
+                alone = f"in the group of {of}, which a holdout image hits"
+                result[row] = self.held.get(own) or self.held.get(same) or alone
             elif name == "duplicate" and self.exact[row]:
                 result[row] = f"the same bytes as {self.representative_key[row]}"
             elif name == "duplicate":
@@ -244,13 +244,6 @@ class _Block:
                 best = f"not among the {decided.max_images} most similar"
                 result[row] = f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
         return result
-
-    def _judged(self) -> list[str]:
-        decided, valid = self.decided, self.facts["valid"].to_numpy()
-        return judge(self.facts, self.facts, valid, decided.quality, decided.filters)[1]
-
-    def _exact_hit(self, row: int) -> str | None:
-        return self.held.get(int(self.canonical[row]))
 
     def _retrieval(self) -> pa.Table:
         rows, k = np.flatnonzero(self.listed), self.seeds.shape[1]
@@ -281,20 +274,6 @@ class _Block:
             ],
             schema=DUPLICATES,
         )
-
-
-_FROM_FACTS = (
-    "key",
-    "part",
-    "member",
-    "url",
-    "caption",
-    "sha256",
-    "width",
-    "height",
-    "format",
-    "bytes",
-)
 
 
 def _masked(values: list[Any], keep: Bool[np.ndarray, " n"], kind: pa.DataType) -> pa.Array:

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from curate.filters.decisions import DECISIONS
-from curate.report.tables import read_funnel, read_optional
+from curate.report.tables import read_funnel
 from shared.progress import WIDTH, duration, printable, rate
+from shared.storage import read_optional
 
 BAR = 40
 PROBLEMS = 10  # lines; the rest is in funnel.json

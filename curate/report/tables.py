@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import duckdb
 
 from shared.errors import LvdError
+from shared.storage import read_json
 
 
 def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
@@ -53,17 +53,10 @@ def read_funnel(out: Path) -> dict[str, Any]:
     """Return `reports/funnel.json`; a run has finished when it has one."""
     path = out / "reports" / "funnel.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        funnel: dict[str, Any] = read_json(path)
+        return funnel
     except (OSError, ValueError):
         raise _unfinished(out, path) from None
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    """Return a JSON file that a run may not have (yet): an empty dict in its place."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def threshold(funnel: dict[str, Any], stage: str) -> float | None:

@@ -125,3 +125,12 @@ def set_up_badly() -> str:
 
 def missing_state() -> str:
     raise ImportError("no module named weights")
+
+
+def set_up_slowly(seconds: float) -> Text:
+    time.sleep(seconds)
+    return Text("slow")
+
+
+def killed_in_setup() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

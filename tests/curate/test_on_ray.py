@@ -10,19 +10,21 @@ from engine_units import (
     disconnected_with,
     failing,
     killed_at_first,
+    killed_in_setup,
     killed_with,
     kills_its_holder,
     missing_state,
     set_up,
     set_up_badly,
+    set_up_slowly,
     slower_first,
     together,
     write,
     write_with,
 )
 
-from curate.execution import on_ray
-from curate.execution.executor import TRIES
+from curate.execution.executor import TRIES, Call
+from curate.execution.on_ray import RayExecutor
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings, Stage, Unit, Workers
 from shared.errors import LvdError
@@ -67,7 +69,7 @@ def test_results_stand_in_the_order_of_the_units(runner):
 def test_where_nothing_is_missing_ray_is_not_started(runner, monkeypatch):
     units = [Unit("a", ("a",))]
     first = runner.run(STAGE, write, units)
-    monkeypatch.setattr(on_ray.RayExecutor, "_start", lambda self: pytest.fail("Ray was started"))
+    monkeypatch.setattr(RayExecutor, "_start", lambda self: pytest.fail("Ray was started"))
     assert runner.run(STAGE, write, units) == first
 
 
@@ -166,10 +168,34 @@ def test_patience_with_a_cluster_that_has_no_room_ends(runner, ray_session, of):
     busy = Busy.remote()
     ray_session.get(busy.ready.remote())
     try:
-        with pytest.raises(LvdError, match=r"all 1 GPUs of the Ray cluster .* engine\.patience"):
+        with pytest.raises(
+            LvdError, match=r"the Ray cluster has had no GPU free .* engine\.patience"
+        ):
             runner.run(STAGE, write_with, [Unit("a", ("t",))], workers=of("s", gpus=True))
     finally:
         ray_session.kill(busy)
+
+
+def test_a_setup_at_work_is_not_a_wait_for_processors(ray_session, tmp_path):
+    notes = []
+    calls = [Call(Unit(str(n), (f"{n}",)), write_with, tmp_path, tmp_path) for n in range(2)]
+    with RayExecutor(EngineSettings()) as executor:  # its actors fill the session
+        list(executor.run(calls, Workers(set_up_slowly, (3,)), gpus=0, waiting=notes.append))
+    assert notes[-1] == ""
+
+
+def test_a_setup_that_always_kills_its_process_is_one_line(runner):
+    with pytest.raises(LvdError, match="testing failed on start: ") as caught:
+        runner.run(STAGE, write_with, [Unit("a", ("t",))], workers=Workers(killed_in_setup))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [EngineSettings(patience=0.1, threads=3)])
+def test_a_unit_of_more_processors_than_any_node_has_is_refused(runner):
+    with pytest.raises(
+        LvdError, match=r"no node of the Ray cluster has had the CPUs of a unit .3. for .*patience"
+    ):
+        runner.run(STAGE, write, [Unit("a", ("t",))])
 
 
 def test_a_cluster_that_does_not_answer_is_refused(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Stand-ins for the functions of units that die or fail in a Ray worker, for the tests."""
 
+import contextlib
 import errno
 import importlib
 import os
@@ -37,6 +38,16 @@ class Killed(Sabotaged):
     def harm(self, out: Path) -> None:
         self.fuse.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NodeKilled(Sabotaged):
+    """Kills, once, the Ray node that it runs on, and then goes on until its process is ended."""
+
+    def __call__(self, *args, **where):
+        with contextlib.suppress(FileNotFoundError):
+            self.fuse.unlink()
+            os.kill(os.getppid(), signal.SIGKILL)  # the raylet, which takes its workers along
+        return super().__call__(*args, **where)
 
 
 class Raising(Sabotaged):

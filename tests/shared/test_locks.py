@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from shared.errors import LvdError
-from shared.locks import Holder, holder, is_held, locked, scratch_folder
+from shared.locks import Holder, holder, locked, scratch_folder
 
 HOLD = """
 import sys
@@ -63,21 +63,21 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
     with Other(HOLD, path) as other:
         with pytest.raises(LvdError, match=r"^busy here$"), locked(path, "busy here"):
             pass
-        assert is_held(path)
+        assert holder(path)
         assert holder(path).pid == other.process.pid
-    assert not is_held(path)
+    assert not holder(path)
     with locked(path, "busy"):
         assert holder(path).pid == os.getpid()
-    assert not is_held(path)
+    assert not holder(path)
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
     path = tmp_path / "lock"
     with Other(HOLD, path) as other:
         other.kill()
-        assert not is_held(path)
+        assert not holder(path)
         with locked(path, "busy"):
-            assert is_held(path)
+            assert holder(path)
 
 
 def test_asking_takes_no_lock_and_changes_nothing(tmp_path, monkeypatch):
@@ -85,8 +85,8 @@ def test_asking_takes_no_lock_and_changes_nothing(tmp_path, monkeypatch):
     with locked(path, "busy"):
         before = path.read_bytes()
         monkeypatch.setattr(fcntl, "flock", lambda *_: pytest.fail("took a lock"))
-        assert is_held(path)
-        assert not is_held(tmp_path / "other")
+        assert holder(path)
+        assert not holder(tmp_path / "other")
         monkeypatch.undo()
         assert path.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [path]
@@ -99,9 +99,9 @@ def test_of_another_host_its_word_is_taken_and_of_a_later_process_not(tmp_path):
     path.write_text('{"host": "elsewhere", "pid": 1, "began": "5"}')
     assert holder(path) == Holder("elsewhere", 1, "5")
     path.write_text(f'{{"host": "{mine.host}", "pid": {mine.pid}, "began": "5"}}')
-    assert not is_held(path)
+    assert not holder(path)
     path.write_text("not json")
-    assert not is_held(path)
+    assert not holder(path)
 
 
 def test_who_waits_gets_the_lock_when_it_is_free(tmp_path):

@@ -4,6 +4,9 @@ import gzip
 import os
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +14,7 @@ import pytest
 from failing_storage import FATAL, TRANSIENT, Rule, calls, failing, script
 from part_reading import png, write_tar
 
+from curate.catalogue.content import local_copy
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 from shared.failures import kind_of
@@ -239,3 +243,40 @@ def test_a_local_file_that_may_not_be_read_is_no_property_of_its_image(
         assert caught.value is error
         with pytest.raises(ImageError, match="a link that leads to no file"):
             reader.read(link)
+
+
+class Untold(SimpleHTTPRequestHandler):
+    """Serves files and links to them, and says of none how long it is."""
+
+    def send_header(self, keyword, value):
+        if keyword not in ("Content-Length", "Last-Modified"):
+            super().send_header(keyword, value)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def untold(data):
+    """The URL of a web server of `data` that tells no sizes."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Untold, directory=data)) as server:
+        server.handle_error = lambda *_: None  # of readers that have enough
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "path", ["tar/0.tar", "tgz/*.tgz", "folder/inner/*", "parquet/{0,0}.parquet"]
+)
+def test_a_web_server_need_not_say_how_long_files_are(data, tmp_path, untold, path):
+    dataset = DatasetSettings(path=f"{untold}/{path}", folder_parts=2)
+    ours = list_parts("crawl", DatasetSettings(path=str(data / path), folder_parts=2))
+    for part, local in zip(list_parts("crawl", dataset), ours, strict=True):
+        assert set(part.sizes) == {None}
+        assert part.stamp == ""  # so that its bytes are read in every run
+        with local_copy(part, tmp_path) as copy, local_copy(local, tmp_path) as same:
+            assert copy.content == same.content
+            assert copy.part.sizes == local.sizes
+            assert copy.part.nbytes >= local.nbytes  # bounds what a compressed tar may grow to
+    assert contents(f"{untold}/{path}", tmp_path) == contents(data / path, tmp_path)

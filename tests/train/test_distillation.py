@@ -25,6 +25,7 @@ from train.data.crops import normalise
 from train.distillation.anchors import AnchorHead, sample_anchors
 from train.distillation.frozen_teacher import FrozenTeacher
 from train.distributed.ranks import Ranks
+from train.export.formats import write_export
 from train.objectives.cross_entropy import Targets
 from train.objectives.ibot_loss import ibot_loss
 from train.optimisation.schedules import Values
@@ -132,6 +133,25 @@ def test_the_targets_are_those_of_the_teachers_own_heads(place: Path) -> None:
     ours, theirs = frozen(batch, masked_index=index), network(batch, masked_index=index)
     torch.testing.assert_close(ours.cls_logits, theirs.cls_logits)
     torch.testing.assert_close(ours.patch_logits, theirs.patch_logits)
+
+
+def test_a_step_folder_teaches_by_its_own_heads(place: Path, tmp_path: Path) -> None:
+    steps = sorted((place / "teacher" / "checkpoints").glob("step-*"))
+    assert len(steps) > 1
+    export = tmp_path / "heads"
+    write_export(place / "teacher", export, "heads")
+    batch, index = views(images=2).global_views, torch.tensor([0, 3, 17, 40])
+    seen = []
+    for source in (*steps, export):
+        changes = {"model": network_settings(place), "distillation": {"teacher": str(source)}}
+        frozen = build_system(recipe(place, **changes), ALONE).frozen_teacher
+        network = find_trained(source).network("teacher")
+        ours, theirs = frozen(batch, masked_index=index), network(batch, masked_index=index)
+        torch.testing.assert_close(ours.cls_logits, theirs.cls_logits)
+        torch.testing.assert_close(ours.patch_logits, theirs.patch_logits)
+        seen.append(ours.cls_logits)
+    assert not torch.equal(seen[0], seen[1])
+    torch.testing.assert_close(seen[-1], seen[-2])
 
 
 def network_settings(place: Path) -> dict:

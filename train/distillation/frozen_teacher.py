@@ -19,7 +19,7 @@ from train.distillation.settings import DistillationSettings
 from train.distributed.ranks import Ranks
 from train.model.network import Network, Outputs
 from train.model.settings import HeadsSettings
-from train.persistence.trained import find_trained
+from train.persistence.trained import find_trained, is_of_a_run
 
 Tokens = tuple[Float[Tensor, "n d"], Float[Tensor, "n rows columns d"]]
 
@@ -108,8 +108,9 @@ def build_frozen_teacher(
     `patches` says whether there is an iBOT objective. Raises LvdError where it cannot be had, or
     its prototypes are not as many as the student's.
     """
-    if (Path(settings.teacher) / "model").is_dir():
-        network = find_trained(Path(settings.teacher)).network("teacher")
+    source = Path(settings.teacher)
+    if is_of_a_run(source):
+        network = find_trained(source).network("teacher")
         _check_prototypes(network, heads, settings.teacher, patches)
         teacher = _of_ours(network, grid)
     else:

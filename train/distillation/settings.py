@@ -16,6 +16,6 @@ class DistillationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     teacher: str = Field(min_length=1)
-    """The OUT of another run or one of its checkpoints, whose heads then set the targets, or any
-    model that `lvd-train eval` names: a model folder, a timm or an open_clip model. These have no
-    heads: the targets are its tokens' cosines with anchors, tokens of other images."""
+    """The OUT of another run, one of its step folders or an export with heads, which then set the
+    targets; or any model that `lvd-train eval` names: a model folder, a timm or an open_clip model.
+    These have no heads: the targets are its tokens' cosines with anchors, tokens of other images."""

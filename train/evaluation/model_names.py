@@ -8,6 +8,7 @@ from typing import Literal
 
 from shared.embedders import BUILT_IN, BUNDLED, HUB, LOCAL, settings_for_folder
 from shared.errors import LvdError
+from train.persistence.trained import is_of_a_run
 
 TIMM, OPEN_CLIP, UNTRAINED, PIXELS = "timm:", "open_clip:", "untrained:", "pixels"
 
@@ -67,8 +68,7 @@ def _parse(given: str) -> ModelName:
 
 def _in_folder(given: str, folder: Path, trained: bool) -> ModelName:
     """Tell a run and its checkpoints from a model folder."""
-    marks = (folder / "run.json", folder / "checkpoints", folder / "manifest.json")
-    if folder.name.startswith("step-") or any(mark.exists() for mark in marks):
+    if is_of_a_run(folder):
         return ModelName(given, "trained", str(folder), trained=trained)
     kind = settings_for_folder(folder).kind
     return ModelName(given, kind, f"{LOCAL}{folder}", trained=trained)

@@ -45,6 +45,13 @@ class Trained:
         return network.requires_grad_(False).eval()
 
 
+def is_of_a_run(source: Path) -> bool:
+    """Tell what `find_trained` is for, whole or torn, from a model folder and anything else."""
+    path = source.expanduser().resolve()
+    marks = ("run.json", "checkpoints", MANIFEST, ONE_FILE)
+    return path.name.startswith("step-") or any((path / mark).exists() for mark in marks)
+
+
 def find_trained(source: Path) -> Trained:
     """Return what is trained in `source`: the OUT of a run, complete or not, or a step folder.
 
