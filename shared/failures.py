@@ -24,10 +24,6 @@ Kind = Literal["transient", "fatal", "unit"]
 data. `unit`: anything else, which fails for reasons of its own. (An ImageError never gets here.)"""
 
 
-ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 6, 0.2, 20.0
-"""Of what may pass: tries, and seconds."""
-
-
 @dataclass(frozen=True)
 class Cause:
     """A row of the table: how a failure is recognised, and what the user can do about it.
@@ -226,22 +222,40 @@ def raise_if_storage(error: Exception) -> None:
         raise error
 
 
-def retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return `function(...)`, tried again while its failure is transient; the last is raised.
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often, and after how many seconds, what may pass is tried again.
 
-    The wait before try n + 1 is drawn evenly from 0 to `FIRST_WAIT` * 2 ** (n - 1) seconds, at most
-    `LONGEST_WAIT` (exponential back-off with full jitter). The second failure in a row is said on
-    stderr, in one line.
+    The wait before try n + 1 is drawn evenly from 0 to `first` * 2 ** (n - 1), at most `most`
+    (exponential back-off with full jitter).
     """
-    retrying = Retrying(
-        sleep=_pause,
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+
+    attempts: int = 6
+    first: float = 0.2
+    most: float = 20.0
+
+
+def retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return `function(...)`, tried again while its failure is transient; the last is raised."""
+    return retrying()(function, *args, **kwargs)
+
+
+def retrying(
+    policy: RetryPolicy = RetryPolicy(),
+    sleep: Callable[[float], None] | None = None,
+) -> Retrying:
+    """Return tenacity's caller of functions: `retrying()(function, *args)`, or `.wraps(function)`.
+
+    The second failure in a row is said on stderr, in one line.
+    """
+    return Retrying(
+        sleep=sleep or _pause,
+        stop=stop_after_attempt(policy.attempts),
+        wait=wait_random_exponential(multiplier=policy.first, max=policy.most),
         retry=retry_if_exception(lambda error: kind_of(error) == "transient"),
         before_sleep=_say_once,
         reraise=True,
     )
-    return retrying(function, *args, **kwargs)
 
 
 def _pause(seconds: float) -> None:

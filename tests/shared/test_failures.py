@@ -12,7 +12,7 @@ from PIL import Image
 
 from shared import failures
 from shared.errors import LvdError
-from shared.failures import as_line, cause_of, kind_of, retry
+from shared.failures import RetryPolicy, as_line, cause_of, kind_of, retry, retrying
 
 
 def of_library(name, base=Exception, **attributes):
@@ -132,38 +132,32 @@ class Flaky:
         return 7
 
 
-@pytest.fixture
-def waits(monkeypatch):
-    """The seconds that would have been waited."""
+def test_what_may_pass_is_tried_again_with_growing_waits_and_said_once(capsys):
     waits = []
-    monkeypatch.setattr(failures, "_pause", waits.append)
-    return waits
-
-
-def test_what_may_pass_is_tried_again_with_growing_waits_and_said_once(waits, capsys):
     flaky = Flaky(*[TimeoutError("no answer")] * 5)
-    assert retry(flaky) == 7
+    assert retrying(sleep=waits.append)(flaky) == 7
     assert flaky.calls == 6
     assert len(waits) == 5
     assert all(0 <= wait <= 0.2 * 2**n for n, wait in enumerate(waits))
     assert capsys.readouterr().err == "storage is slow to answer: no answer; trying again\n"
 
 
-def test_one_retry_is_not_worth_a_line(waits, capsys):
-    assert retry(Flaky(TimeoutError())) == 7
+def test_one_retry_is_not_worth_a_line(capsys):
+    assert retrying(sleep=lambda _: None)(Flaky(TimeoutError())) == 7
     assert capsys.readouterr().err == ""
 
 
-def test_waits_are_bounded_and_jittered(waits, monkeypatch):
-    for name, value in (("ATTEMPTS", 200), ("FIRST_WAIT", 1.0), ("LONGEST_WAIT", 3.0)):
-        monkeypatch.setattr(failures, name, value)
-    assert retry(Flaky(*[TimeoutError()] * 199)) == 7
+def test_waits_are_bounded_and_jittered():
+    waits = []
+    flaky = Flaky(*[TimeoutError()] * 199)
+    assert retrying(RetryPolicy(attempts=200, first=1.0, most=3.0), waits.append)(flaky) == 7
     assert max(waits) <= 3.0
     assert len(set(waits)) > 190
     assert 1.0 < sum(waits[5:]) / len(waits[5:]) < 2.0
 
 
-def test_the_last_failure_is_raised_as_it_is(waits):
+def test_the_last_failure_is_raised_as_it_is(monkeypatch):
+    monkeypatch.setattr(failures, "_pause", lambda _: None)
     errors = [TimeoutError(str(n)) for n in range(9)]
     with pytest.raises(TimeoutError, match=r"^5$"):
         retry(Flaky(*errors))
@@ -172,12 +166,11 @@ def test_the_last_failure_is_raised_as_it_is(waits):
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("x"), ValueError("x"), LvdError("x")], ids=repr
 )
-def test_other_failures_are_raised_at_once(error, waits):
+def test_other_failures_are_raised_at_once(error):
     flaky = Flaky(error)
     with pytest.raises(type(error)):
-        retry(flaky)
+        retrying(sleep=lambda _: pytest.fail("waited"))(flaky)
     assert flaky.calls == 1
-    assert waits == []
 
 
 @pytest.mark.parametrize("error", [*TRANSIENT, *FATAL[:-3], *UNIT], ids=lambda e: repr(e)[:60])
