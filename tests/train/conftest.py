@@ -22,6 +22,6 @@ def sharded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "objectives.centering.kind=ema",
     )
     more = [text for value in changes for text in ("--set", value)]
-    run_twofold(command(config, shards, folder / "out", *more))
+    run_twofold(command(config, shards, folder / "out", *more), folder)
     assert len(list((folder / "out" / "checkpoints" / "step-0000002").glob("*.safetensors"))) == 2
     return folder / "out"
