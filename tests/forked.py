@@ -53,11 +53,18 @@ class Forked:
         """Send a signal to this process alone."""
         os.kill(self.process.pid, number)
 
-    def said(self, code: int = 0, seconds: float = 240) -> str:
-        """Wait for its end, which must be with this status; return what it has said."""
+    def wait(self, seconds: float = 240) -> int:
+        """Wait for its end and return the exit status."""
         self.process.join(seconds)
-        assert self.process.exitcode == code, f"{self.process.exitcode}\n{self.log.read_text()}"
-        return self.log.read_text()
+        status = self.process.exitcode
+        assert status is not None, f"still at work after {seconds} s\n{self.log.read_text()}"
+        return status
+
+    def said(self, status: int = 0) -> str:
+        """Wait for its end, which must be with this status; return what it has said."""
+        found, said = self.wait(), self.log.read_text()
+        assert found == status, f"{found}\n{said}"
+        return said
 
 
 @contextmanager
