@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from forked import server
 from small_run import command, run_twofold, write_config, write_shards
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> None:
+    """Start the server before a loader does, which would have it import the loader alone."""
+    server()
 
 
 @pytest.fixture(scope="session")
