@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 def test_calibrate_keeps_what_it_measures_and_runs_with_that_embedder_use_it(site, folder):
     asked = ["--embedder", str(folder), "--config", str(site.data / "pipelines.yaml")]
-    asked += ["--work", str(site.work), "--set=calibrate.originals=8"]
+    asked += ["--work", str(site.work), "--set=calibrate.originals=20"]
     result = CliRunner().invoke(main, ["calibrate", *asked, "--save"])
     assert result.exit_code == 0, result.output
     kept = json.loads((folder / "thresholds.json").read_text())
