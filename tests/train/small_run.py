@@ -92,11 +92,12 @@ def started(arguments: list[str], log: Path) -> Iterator[Forked]:
         yield process
 
 
-def torchrun(arguments: list[str], processes: int) -> str:
-    """Run the real command as users do on several GPUs, and return what it said."""
-    many = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def run(arguments: list[str], processes: int = 1) -> str:
+    """Run the real command as users do, by torchrun in several processes; return what it said."""
+    many = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    launch = [*(many if processes > 1 else []), "train.launch"]
     done = subprocess.run(
-        [sys.executable, "-m", *many, "-m", "train.launch", *arguments],
+        [sys.executable, "-m", *launch, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

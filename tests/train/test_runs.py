@@ -18,9 +18,9 @@ from small_run import (
     IMAGES,
     command,
     lines,
+    run,
     run_here,
     started,
-    torchrun,
     write_config,
     write_shards,
 )
@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, undisturbed
         process.send_signal(signal.SIGTERM)
         process.said()
     before = lines(out)
-    torchrun([*asked, "--set", "parallel.strategy=fsdp"], processes=2)
+    run([*asked, "--set", "parallel.strategy=fsdp"], processes=2)
     alone = place / "alone"
     run_here(command(place / "pipelines.yaml", place / "shards", alone, *still))
     assert lines(out)[: len(before)] == before
