@@ -83,7 +83,7 @@ gpu-check: $(if $(wildcard $(BIN)/python),,setup)
 	@PYTHON='$(BIN)/python' benchmarks/gpu.sh --out '$(or $(OUT),runs/gpu)' $(ARGS)
 
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses '$(TESTERS)' --dist loadfile
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses '$(TESTERS)' --dist loadfile --no-loadscope-reorder
 
 # What reads files, images and settings, the searches, one whole run, and steps of training.
 FAST = tests/shared tests/curate/test_collection.py tests/curate/test_content.py \

@@ -2,6 +2,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -76,12 +77,11 @@ def test_the_same_arguments_give_the_same_bytes_in_another_process(made, tmp_pat
 
 
 def test_another_seed_gives_other_pictures_and_replaces_the_sample(made, tmp_path):
-    out = tmp_path / "a"
-    first = make_sample(out, images=120)
+    out = shutil.copytree(made[0], tmp_path / "a", copy_function=shutil.copy2)
     before = content(out)
-    second = make_sample(out, seed=1, images=120)
-    assert set(second["kinds"]) == set(first["kinds"])
-    assert second["images"] == 120
+    second = make_sample(out, seed=1, images=IMAGES)
+    assert set(second["kinds"]) == set(made[1]["kinds"])
+    assert second["images"] == IMAGES
     after = content(out)
     assert all(before[f"crawl/0000{i}.tar"] != after[f"crawl/0000{i}.tar"] for i in range(6))
     assert {path.name for path in tmp_path.iterdir()} == {"a", ".lock"}

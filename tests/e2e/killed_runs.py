@@ -1,6 +1,5 @@
 """Runs of `lvd-curate` in processes of their own that are killed, at a moment that a test names."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -8,10 +7,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from forked import forked
+
 from curate.cli import main
 
-SERVER = multiprocessing.get_context("forkserver")
-"""Its processes are forked from one that has imported the pipeline, and started nothing."""
 CHANGES = {"os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0}
 """What changes a folder, as Python's audit hooks name it, and which of its arguments says where."""
 
@@ -23,19 +22,12 @@ def run_killed(
 
     Returns the exit status: -9, or that of a run which ended before. `log` gets what it says.
     """
-    SERVER.set_forkserver_preload(
-        ["curate.pipeline", "curate.cli.run", "curate.report.summary", "faiss", "skimage.feature"]
-    )
-    process = SERVER.Process(target=_run, args=(list(arguments), str(root), at, count, log))
-    process.start()
-    process.join(300)
-    status = process.exitcode
-    process.kill()
-    assert status is not None, "the run hangs"
-    return status
+    call = (list(arguments), str(root), at, count)
+    with forked(_run, *call, log=log or Path(os.devnull)) as process:
+        return process.wait(300)
 
 
-def _run(arguments: list[str], root: str, at: str, count: int, log: Path | None) -> None:
+def _run(arguments: list[str], root: str, at: str, count: int) -> None:
     left = count
 
     def watch(event: str, args: tuple) -> None:
@@ -54,9 +46,5 @@ def _run(arguments: list[str], root: str, at: str, count: int, log: Path | None)
             if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    output = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.addaudithook(watch)
     main(arguments, prog_name="lvd-curate")

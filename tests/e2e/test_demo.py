@@ -23,7 +23,7 @@ TINY = {
     "group_size": 4,
     "steps": 8,
     "epochs": 4,
-    "data": {"workers": 1, "window": 2},
+    "data": {"workers": 0, "window": 2},
     "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
     "masks": {},
     "model": {

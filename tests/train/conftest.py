@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from forked import server
 from small_run import command, run_twofold, write_config, write_shards
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> None:
+    """Start the server before a loader does, which would have it import the loader alone."""
+    server()
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +29,6 @@ def sharded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "objectives.centering.kind=ema",
     )
     more = [text for value in changes for text in ("--set", value)]
-    run_twofold(command(config, shards, folder / "out", *more))
+    run_twofold(command(config, shards, folder / "out", *more), folder)
     assert len(list((folder / "out" / "checkpoints" / "step-0000002").glob("*.safetensors"))) == 2
     return folder / "out"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from click.testing import CliRunner
+from forked import Forked, forked_command, run_main, run_ranks
 from PIL import Image
 
 from train.cli import main
@@ -27,7 +28,7 @@ RECIPE = {
     "group_size": 4,
     "steps": 12,
     "epochs": 4,
-    "data": {"workers": 1, "window": 2},
+    "data": {"workers": 0, "window": 2},
     "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
     "masks": {},
     "model": {
@@ -84,54 +85,40 @@ def command(config: Path, shards: Path, out: Path, *more: str, recipe: str = "sm
     ]
 
 
-def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
-    """Start the real command as users do, with torchrun where there is more than one process."""
-    launch = [sys.executable, "-m"]
-    if processes > 1:
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        launch += [*torchrun, "-m"]
-    return subprocess.Popen(
-        [*launch, "train.launch", *arguments],
+@contextmanager
+def started(arguments: list[str], log: Path) -> Iterator[Forked]:
+    """Run the command in a process of its own, to be killed or told to stop; `log` gets its words."""
+    with forked_command("train.cli", arguments, log) as process:
+        yield process
+
+
+def run(arguments: list[str], processes: int = 1) -> str:
+    """Run the real command as users do, by torchrun in several processes; return what it said."""
+    many = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    launch = [*(many if processes > 1 else []), "train.launch"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+        check=False,
     )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
-def run(arguments: list[str], processes: int = 1, code: int = 0) -> str:
-    """Run the real command to its end and return what it said."""
-    process = start(arguments, processes)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == code, said
-    return said
-
-
-def run_here(arguments: list[str]) -> str:
-    """Run the command in this process, which is quicker, and return what it said."""
+def run_here(arguments: list[str], code: int = 0) -> str:
+    """Run the command in this process, and return what it said."""
     result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
     return result.output
 
 
-def run_twofold(arguments: list[str]) -> None:
-    """Run the command in this process and in one more, with the environment torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    both |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    second = {**os.environ, **both, "RANK": "1", "LOCAL_RANK": "1"}
-    with subprocess.Popen([sys.executable, "-m", "train.launch", *arguments], env=second) as other:
-        threads = torch.get_num_threads()
-        try:
-            first = {**both, "RANK": "0", "LOCAL_RANK": "0"}
-            result = CliRunner(env=first).invoke(main, arguments)
-            assert result.exit_code == 0, result.output
-            assert other.wait(60) == 0
-        finally:
-            other.kill()
-            torch.set_num_threads(threads)
+def run_twofold(arguments: list[str], logs: Path) -> None:
+    """Run the command in two processes, with the environment that torchrun gives them."""
+    run_ranks(run_main, "train.cli", arguments, folder=logs)
 
 
 def lines(out: Path) -> list[dict]:

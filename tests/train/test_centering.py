@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
+from forked import run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from train.distributed.ranks import process_group
 from train.objectives import cross_entropy
 from train.objectives.centering import EmaCentre, SinkhornKnopp, build_centering
 from train.objectives.cross_entropy import Targets
@@ -57,25 +58,24 @@ def sinkhorn(logits, iterations=3, temperature=TEMPERATURE):
     return joined(SinkhornKnopp(iterations).targets([logits], temperature))
 
 
-def of_two_processes(rank, folder):
+def in_each_process(folder):
     """What one of two processes makes of its rows, written to `folder`."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     found = {}
-    for name, first in SPLITS.items():
-        own = drawn(dtype=torch.float32).split([first, ROWS - first])[rank]
-        found[f"sinkhorn {name}"] = sinkhorn(own)
-        centering = EmaCentre(PROTOTYPES, 0.9)
-        centering.targets([own], TEMPERATURE)
-        centering.update()
-        found[f"centre {name}"] = centering.centre
-    save_file(found, folder / f"{rank}.safetensors")
-    dist.destroy_process_group()
+    with process_group("cpu") as ranks:
+        for name, first in SPLITS.items():
+            own = drawn(dtype=torch.float32).split([first, ROWS - first])[ranks.rank]
+            found[f"sinkhorn {name}"] = sinkhorn(own)
+            centering = EmaCentre(PROTOTYPES, 0.9)
+            centering.targets([own], TEMPERATURE)
+            centering.update()
+            found[f"centre {name}"] = centering.centre
+    save_file(found, folder / f"{ranks.rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(of_two_processes, (folder,), nprocs=2)
+    run_ranks(in_each_process, folder, folder=folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 

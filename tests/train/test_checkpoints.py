@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_ranks
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.tensor import DTensor
@@ -150,17 +149,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]
     """What two processes found in the checkpoint of one, and the folder with theirs."""
     folder = tmp_path_factory.mktemp("checkpoints")
     save(folder / "by one", 7, new_run("ddp", ALONE, seed=1), 3, ALONE)
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    subprocess.run(
-        [sys.executable, "-m", *torchrun, __file__, str(folder)],
-        check=True,
-        timeout=300,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-    )
+    run_ranks(in_each_process, folder, folder=folder)
     return json.loads((folder / "found.json").read_text()), folder
 
 
@@ -347,7 +336,3 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, other: dict)
     with pytest.raises(LvdError, match="other settings") as caught:
         load(path, other)
     assert "\n" not in str(caught.value)
-
-
-if __name__ == "__main__":
-    in_each_process(Path(sys.argv[1]))

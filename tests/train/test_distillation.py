@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from small_run import command, lines, run, run_here, run_twofold, start, write_config, write_shards
+from small_run import command, lines, run_here, run_twofold, started, write_config, write_shards
 
 from shared.storage import read_json
 from train.cli import main
@@ -70,7 +70,7 @@ def distil(place: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path) -> Path:
-    run(distil(place, place / "out"))
+    run_here(distil(place, place / "out"))
     return place / "out"
 
 
@@ -245,24 +245,24 @@ def test_a_killed_distillation_goes_on_as_if_nothing_had_been(
     place: Path, undisturbed: Path
 ) -> None:
     asked = distil(place, place / "killed")
-    process = start(asked)
     deadline = time.monotonic() + 120
-    while not (place / "killed" / "checkpoints" / "step-0000004").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    run(asked)
+    with started(asked, place / "killed.log") as process:
+        while not (place / "killed" / "checkpoints" / "step-0000004").exists():
+            assert process.poll() is None, process.log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.said(-signal.SIGKILL)
+    run_here(asked)
     assert lines(place / "killed") == lines(undisturbed)
 
 
 def test_two_processes_distil_as_one(place: Path, tmp_path: Path) -> None:
     told = []
-    for name, runs in (("one", run_here), ("two", run_twofold)):
-        out = tmp_path / name
-        runs(distil(place, out, "--set", "steps=3", "--set", "data.workers=0"))
-        told.append([line["loss"] for line in lines(out) if "loss" in line])
+    run_here(distil(place, tmp_path / "one", "--set", "steps=3"))
+    run_twofold(distil(place, tmp_path / "two", "--set", "steps=3"), tmp_path)
+    for name in ("one", "two"):
+        told.append([line["loss"] for line in lines(tmp_path / name) if "loss" in line])
     assert told[0] == pytest.approx(told[1], rel=1e-3)
 
 

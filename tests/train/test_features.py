@@ -2,8 +2,6 @@ import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -253,31 +252,26 @@ def test_a_model_that_fails_leaves_nothing_that_is_taken_for_whole(
     assert len(found.pooled.unique(dim=0)) == 7
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from train.evaluation.features import bank
-from train.evaluation.frozen import FrozenModel, load_models
-torch.set_num_threads(1)
-look, calls = FrozenModel.tokens, []
-def killed(self, pixels, blocks=1):
-    calls.append(len(pixels))
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return look(self, pixels, blocks)
-FrozenModel.tokens = killed
-name, data, cache = sys.argv[1:]
-from pathlib import Path
-(model,) = load_models([name], precision="float32", device="cpu")
-bank(model, data, role="--train", cache=Path(cache), batch_size=3, workers=1)
-"""
+def extract_killed(name, data, cache):
+    """Extract features in a process that is killed at the third batch."""
+    look, calls = FrozenModel.tokens, []
+
+    def killed(self, pixels, blocks=1):
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return look(self, pixels, blocks)
+
+    FrozenModel.tokens = killed
+    (model,) = load_models([name], precision="float32", device="cpu")
+    bank(model, data, role="--train", cache=cache, batch_size=3, workers=1)
 
 
 def test_a_killed_extraction_is_done_again_whole_and_leaves_no_rubbish(folder, data, tmp_path):
     cache = tmp_path / "cache"
-    command = [sys.executable, "-c", KILLED, str(folder), str(data), str(cache)]
-    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    log = tmp_path / "log"
+    with forked(extract_killed, str(folder), str(data), cache, log=log) as process:
+        process.said(-signal.SIGKILL)
     assert [path.name for path in cache.glob("unfinished/*/*/*.npy")]
     found = extract(load(folder)[0], data, cache)
     assert len(found) == len(found.pooled) == 7

@@ -1,16 +1,17 @@
 """Clipping and freezing, on plain tensors and on the DTensors of two processes."""
 
 import math
-import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import run_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from train.distributed.ranks import process_group
 from train.optimisation.ema import update_teacher
 from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
 
@@ -168,32 +169,21 @@ def trained(net, teacher):
     return found
 
 
-def sharded_rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    mesh = init_device_mesh("cpu", (2,))
-    net, teacher = network(), network(1)
-    for module in (net, teacher):
-        for child in module.children():
-            fully_shard(child, mesh=mesh)
-        fully_shard(module, mesh=mesh)
-    np.savez(folder / f"{rank}.npz", **trained(net, teacher))
-    dist.destroy_process_group()
+def in_each_process(folder):
+    with process_group("cpu") as ranks:
+        mesh = init_device_mesh("cpu", (2,))
+        net, teacher = network(), network(1)
+        for module in (net, teacher):
+            for child in module.children():
+                fully_shard(child, mesh=mesh)
+            fully_shard(module, mesh=mesh)
+        np.savez(folder / f"{ranks.rank}.npz", **trained(net, teacher))
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=sharded_rank, args=(rank, folder)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(300)
-        process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    run_ranks(in_each_process, folder, folder=folder)
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
 
 

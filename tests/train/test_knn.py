@@ -1,8 +1,6 @@
 import io
 import json
 import math
-import os
-import socket
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from forked import run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -133,10 +131,7 @@ ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 UNEVEN = ((31, 15, 5), (30, 16, 4), (3, 2, 20), (2, 1, 1))
 
 
-def one_of_two(rank, folder, port):
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(n) for name, n in numbers.items()}
-    torch.set_num_threads(1)
+def in_each_process(folder):
     with process_group("cpu") as ranks:
         scores = []
         for number, (_, _, k) in enumerate(UNEVEN):
@@ -148,7 +143,7 @@ def one_of_two(rank, folder, port):
 
             found = score(folder / str(number), ranks, counted, k=k)
             scores.append((found, len(calls)))
-        (folder / f"{rank}.json").write_text(json.dumps(scores))
+        (folder / f"{ranks.rank}.json").write_text(json.dumps(scores))
 
 
 # pitfall 17
@@ -157,9 +152,7 @@ def test_two_processes_find_the_score_of_one_whatever_the_number_of_images(tmp_p
         (tmp_path / str(number)).mkdir()
         write_set(tmp_path / str(number) / "train.tar", voters, number, broken={4, 7})
         write_set(tmp_path / str(number) / "test.tar", tested, 10 + number, broken={3, 8, 9})
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (tmp_path, port), nprocs=2)
+    run_ranks(in_each_process, tmp_path, folder=tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     alone = [score(tmp_path / str(n), ALONE, k=k) for n, (_, _, k) in enumerate(UNEVEN)]
     assert [found for found, _ in first] == alone

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from functools import partial
@@ -15,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from shared.errors import LvdError
 from train.data.crops import SampleViews, Views
-from train.data.index import read_index
+from train.data.index import ShardIndex, read_index
 from train.data.loader import make_loader
 from train.data.masks import batch_masks
 from train.data.order import Order
@@ -314,26 +315,34 @@ def test_a_worker_ends_when_the_training_process_tells_it_to(index):
     wait_until_dead([worker.pid])
 
 
-def test_a_worker_that_dies_stops_the_run_in_one_line(index):
+def test_a_worker_that_dies_stops_the_run_in_one_line(index, monkeypatch):
+    # torch looks for dead workers after so many seconds without a batch: 5, if it is not told.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     with pytest.raises(LvdError, match=r"^a process that loads images died, [^\n]* again [^\n]*$"):
         list(load(index, Deadly(), workers=2))
 
 
-def test_workers_leave_when_the_training_process_is_killed(index):
-    script = (
-        "import multiprocessing, sys, time; sys.path.insert(0, sys.argv[1]); import test_loader\n"
-        "from pathlib import Path; from train.data.index import ShardIndex\n"
-        "loader = test_loader.load(ShardIndex(Path(sys.argv[2])), workers=2, steps=(0, 10**6))\n"
-        "next(loader)\n"
-        "print(*[p.pid for p in multiprocessing.active_children()], flush=True); time.sleep(99)\n"
-    )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(index.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        workers = [int(pid) for pid in process.stdout.readline().split()]
+def test_workers_leave_when_the_training_process_is_killed(index, tmp_path):
+    log = tmp_path / "log"
+    with forked(load_and_wait, index.path, log=log) as process:
+        deadline = time.monotonic() + 120
+        while not (log.exists() and log.read_text().endswith("\n")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        workers = [int(pid) for pid in log.read_text().split()]
         assert len(workers) == 2
         assert all(map(alive, workers))
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         wait_until_dead(workers)
+
+
+def load_and_wait(path):
+    """Load a batch by two workers, print who they are, and stay."""
+    loader = load(ShardIndex(path), workers=2, steps=(0, 10**6))
+    next(loader)
+    print(*[child.pid for child in multiprocessing.active_children()])
+    time.sleep(99)
 
 
 def test_loading_draws_nothing_from_the_global_generator(index):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_ranks
 from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -21,7 +19,6 @@ from train.distributed.settings import ParallelSettings
 from train.model.network import Network, build_network, make_teacher
 from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 
-PROCESSES = 2
 IMAGES, SIDE, LOCAL_SIDE, PATCH = 8, 32, 16, 8
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, CPU)
@@ -146,17 +143,7 @@ def in_each_process(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("parallel")
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    subprocess.run(
-        [sys.executable, "-m", *torchrun, __file__, str(folder)],
-        check=True,
-        timeout=300,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-    )
+    run_ranks(in_each_process, folder, folder=folder)
     return json.loads((folder / "found.json").read_text())
 
 
@@ -257,7 +244,3 @@ def test_autocast_is_for_products_only() -> None:
 def test_an_unknown_strategy_is_refused() -> None:
     with pytest.raises(ValidationError, match="strategy"):
         ParallelSettings(strategy="zero")
-
-
-if __name__ == "__main__":
-    in_each_process(Path(sys.argv[1]))

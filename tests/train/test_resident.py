@@ -342,7 +342,7 @@ def test_two_processes_share_the_decoding_and_see_what_one_sees(tmp_path):
     )
     more = changed("steps=2", "data.workers=0", "data.resident=true", "model.drop_path=0")
     run_here(command(config, shards, tmp_path / "one", *more, *changed("accumulate=2")))
-    run_twofold(command(config, shards, tmp_path / "two", *more))
+    run_twofold(command(config, shards, tmp_path / "two", *more), tmp_path)
     for ours, theirs in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
         if "loss" in ours:
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)

@@ -12,8 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from forked import Forked
 from safetensors.torch import load_file
-from small_run import IMAGES, command, lines, run, start, write_config, write_shards
+from small_run import (
+    IMAGES,
+    command,
+    lines,
+    run,
+    run_here,
+    started,
+    write_config,
+    write_shards,
+)
 
 from shared.embedders import load, settings_for_folder
 from train.cli import main
@@ -32,15 +42,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path) -> Path:
-    said = run(command(place / "pipelines.yaml", place / "shards", place / "out"))
+    said = run_here(command(place / "pipelines.yaml", place / "shards", place / "out"))
     assert "What it learned" in said
     return place / "out"
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: Forked) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.log.read_text()
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.01)
 
@@ -86,39 +96,37 @@ def test_the_model_folder_is_timms_and_an_embedder(undisturbed: Path) -> None:
 
 def test_a_finished_run_is_left_alone(place: Path, undisturbed: Path) -> None:
     before = (undisturbed / "metrics.jsonl").read_bytes()
-    said = run(command(place / "pipelines.yaml", place / "shards", undisturbed))
+    said = run_here(command(place / "pipelines.yaml", place / "shards", undisturbed))
     assert "nothing to do" in said
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
 # pitfalls 15 and 21
 def test_a_killed_run_goes_on_as_if_nothing_had_been(place: Path, undisturbed: Path) -> None:
-    asked = command(place / "pipelines.yaml", place / "shards", place / "killed")
-    process = start(asked)
-    wait_for(place / "killed" / "checkpoints" / "step-0000004", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    more = ("--set", "data.workers=1")
+    asked = command(place / "pipelines.yaml", place / "shards", place / "killed", *more)
+    with started(asked, place / "killed.log") as process:
+        wait_for(place / "killed" / "checkpoints" / "step-0000004", process)
+        process.send_signal(signal.SIGKILL)
+        process.said(-signal.SIGKILL)
     assert not (place / "killed" / "done.json").exists()
-    run(asked)
+    run_here(asked)
     assert_same_run(place / "killed", undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
 def test_a_run_that_is_asked_to_stop_saves_and_exits_cleanly(
-    place: Path, undisturbed: Path, number: signal.Signals
+    place: Path, undisturbed: Path, number: signal.Signals, workers: int
 ) -> None:
     out = place / number.name
-    asked = command(place / "pipelines.yaml", place / "shards", out)
-    process = start(asked)
-    wait_for(out / "metrics.jsonl", process)
-    while not lines(out):
-        time.sleep(0.01)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert "goes on from there" in said
-    assert list((out / "checkpoints").glob("step-???????"))
-    run(asked)
+    more = ("--set", f"data.workers={workers}")
+    asked = command(place / "pipelines.yaml", place / "shards", out, *more)
+    with started(asked, place / f"{number.name}.log") as process:
+        wait_for(out / "checkpoints" / "step-0000004", process)
+        process.send_signal(number)
+        assert "goes on from there" in process.said()
+    assert not (out / "done.json").exists()
+    run_here(asked)
     assert_same_run(out, undisturbed)
 
 
@@ -127,14 +135,14 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, undisturbed
     out = place / "grown"
     still = ["--set", "model.drop_path=0", "--set", "checkpoints.every=6"]
     asked = command(place / "pipelines.yaml", place / "shards", out, *still)
-    process = start(asked)
-    wait_for(out / "checkpoints" / "step-0000006", process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    with started(asked, place / "grown.log") as process:
+        wait_for(out / "checkpoints" / "step-0000006", process)
+        process.send_signal(signal.SIGTERM)
+        process.said()
     before = lines(out)
     run([*asked, "--set", "parallel.strategy=fsdp"], processes=2)
     alone = place / "alone"
-    run(command(place / "pipelines.yaml", place / "shards", alone, *still))
+    run_here(command(place / "pipelines.yaml", place / "shards", alone, *still))
     assert lines(out)[: len(before)] == before
     for ours, theirs in zip(lines(out), lines(alone), strict=True):
         if "loss" in ours:
@@ -144,7 +152,7 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, undisturbed
 def test_broken_samples_are_counted_named_and_do_no_harm(place: Path, tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", {4: b"\xff\xd8\xffno picture", 9: b"", 10: b"text"})
     out = tmp_path / "out"
-    said = run(command(place / "pipelines.yaml", shards, out))
+    said = run_here(command(place / "pipelines.yaml", shards, out))
     assert "000000004" in said
     assert "broken images left out" in said
     last = lines(out)[-1] if "broken" in lines(out)[-1] else lines(out)[-2]
@@ -156,7 +164,7 @@ def test_broken_samples_are_counted_named_and_do_no_harm(place: Path, tmp_path: 
 def test_knn_is_scored_from_the_start_to_the_end(place: Path, tmp_path: Path) -> None:
     labelled = [f"knn.{name}={place / 'shards'}" for name in ("train", "test")]
     more = [text for value in ("knn.every=6", "knn.k=3", *labelled) for text in ("--set", value)]
-    said = run(command(place / "pipelines.yaml", place / "shards", tmp_path / "out", *more))
+    said = run_here(command(place / "pipelines.yaml", place / "shards", tmp_path / "out", *more))
     scores = {line["step"]: line["knn"] for line in lines(tmp_path / "out") if "knn" in line}
     assert sorted(scores) == [0, 6, 12]
     assert all(0 <= score <= 1 for score in scores.values())
@@ -176,7 +184,7 @@ def test_what_is_learned_can_start_another_run(
         "optimiser.clip=null",
     ]
     still = ["--set", "teacher.momentum=[1,1]"]
-    run(command(place / "pipelines.yaml", place / "shards", out, *more, *still))
+    run_here(command(place / "pipelines.yaml", place / "shards", out, *more, *still))
     ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (out, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -239,8 +247,8 @@ def test_beginning_anew_keeps_what_was_there(place: Path, tmp_path: Path) -> Non
     asked = command(
         place / "pipelines.yaml", place / "shards", tmp_path / "out", "--set", "steps=2"
     )
-    run(asked)
-    run([*asked, "--set", "seed=1", "--resume", "never"])
+    run_here(asked)
+    run_here([*asked, "--set", "seed=1", "--resume", "never"])
     assert (tmp_path / "out" / "earlier-1" / "model" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["seed"] == 1
 

@@ -23,7 +23,7 @@ SHORT = (
     "parallel.precision=float32",
     "data.workers=0",
 )
-STILL = ("optimiser.base_lr=1.0e-12", "optimiser.min_lr=0", "teacher.momentum=[1,1]")
+STILL = ("steps=1", "optimiser.base_lr=1.0e-12", "optimiser.min_lr=0", "teacher.momentum=[1,1]")
 
 
 def stage(recipe: str, shards: Path, out: Path, *changes: str) -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
+from forked import run_ranks
 from torch.distributed.tensor import DTensor
 
 from train.distributed.ranks import Ranks, process_group
@@ -80,14 +79,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
-def run_rank(rank: int, port: int, folder: Path) -> None:
-    import os
-
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    torch.set_num_threads(1)
+def in_each_process(folder: Path) -> None:
     with process_group("cpu") as ranks:
+        rank = ranks.rank
         half = IMAGES // 2
         mine = slice(rank * half, rank * half + half)
         for name, strategy, extra in (
@@ -122,10 +116,7 @@ def poisoned(cut: slice, poison: bool) -> MicroBatch:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, (port, folder), nprocs=2)
+    run_ranks(in_each_process, folder, folder=folder)
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
 

@@ -1,0 +1,122 @@
+"""Processes that are forked from one that has imported torch: real ones, without those seconds.
+
+Their server is the one of Python's `forkserver`, which the loader's workers come from too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from train.data.workers import worker_context
+
+IMPORTED = (
+    *("pytest", "hypothesis", "train.data.loader", "train.cli", "train.loop", "train.launch"),
+    *("curate.pipeline", "curate.cli.run", "curate.report.summary", "faiss", "skimage.feature"),
+)
+"""What the server imports: the commands of both stages, and what they import when they are run."""
+_started: list[int] = []
+
+
+def server() -> BaseContext:
+    """Return the context of processes that are forked from a server with everything imported."""
+    if forkserver._forkserver._forkserver_pid not in (None, *_started):
+        forkserver._forkserver._stop()  # a loader's, which knows the loader alone
+    context = worker_context(IMPORTED)
+    _started.append(forkserver._forkserver._forkserver_pid)
+    return context
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A process at work, and the file that gets what it says."""
+
+    process: BaseProcess
+    log: Path
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while it is at work."""
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to this process alone."""
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 240) -> int:
+        """Wait for its end and return the exit status."""
+        self.process.join(seconds)
+        status = self.process.exitcode
+        assert status is not None, f"still at work after {seconds} s\n{self.log.read_text()}"
+        return status
+
+    def said(self, status: int = 0) -> str:
+        """Wait for its end, which must be with this status; return what it has said."""
+        found, said = self.wait(), self.log.read_text()
+        assert found == status, f"{found}\n{said}"
+        return said
+
+
+@contextmanager
+def forked(
+    function: Callable[..., Any], *arguments: Any, log: Path, **environment: str
+) -> Iterator[Forked]:
+    """Run an importable function in a process of its own, which is killed when the context ends."""
+    process = server().Process(target=_call, args=(function, arguments, log, environment))
+    process.start()
+    try:
+        yield Forked(process, log)
+    finally:
+        process.kill()
+        process.join()
+
+
+def forked_command(module: str, arguments: Sequence[str], log: Path, **environment: str):
+    """Run the command `main` of a module in a process of its own: see `forked`."""
+    return forked(run_main, module, list(arguments), log=log, **environment)
+
+
+def run_ranks(
+    function: Callable[..., Any], *arguments: Any, folder: Path, ranks: int = 2
+) -> list[str]:
+    """Run a function in processes with the environment that torchrun gives; return what they say."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    all_ranks = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    all_ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    with ExitStack() as stack:
+        started = []
+        for rank in range(ranks):
+            own = {**all_ranks, "RANK": rank, "LOCAL_RANK": rank}
+            log = folder / f"rank-{rank}.log"
+            texts = {name: str(value) for name, value in own.items()}
+            started.append(stack.enter_context(forked(function, *arguments, log=log, **texts)))
+        return [process.said() for process in started]
+
+
+def _call(
+    function: Callable[..., Any], arguments: tuple, log: Path, environment: dict[str, str]
+) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())  # see worker_context
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    os.environ |= environment
+    function(*arguments)
+
+
+def run_main(module: str, arguments: list[str]) -> None:
+    """Run the command `main` of a module, and exit as it does."""
+    import_module(module).main(arguments)
