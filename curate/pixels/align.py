@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Complex64, Float32, Float64
 from PIL import Image
 from scipy import fft
 from scipy.ndimage import gaussian_filter
+
+VERSION = 1
 
 SIDE = 64
 """Longer side of what is compared: small enough for a third of a thumbnail to hold it all."""
@@ -57,16 +59,15 @@ def alignments(one: Image.Image, other: Image.Image) -> Iterator[tuple[Grey, Gre
     """
     one, other = without_border(one), without_border(other)
     side = max(_FEWEST_PIXELS, min(SIDE, max(one.size), max(other.size)))
-    fine, coarse = (
-        [_grey(one, length), _grey(other, length)] for length in (side, _COARSE)
-    )
-    levels = [[_features(picture) for picture in pair] for pair in (coarse, fine)]
-    for start in _starts(*coarse, *levels[0]):
-        found = _refined(*levels[0], start)
+    first, second = _grey(one, side), _grey(other, side)
+    edges, others = _features(first), _features(second)
+    coarse, coarse_others = (_features(_grey(picture, _COARSE)) for picture in (one, other))
+    for start in _starts(coarse, coarse_others):
+        found = _refined(coarse, coarse_others, start)
         found = Alignment(found.matrix, found.shift * np.float32(side / _COARSE))
-        found = _refined(*levels[1], found)
+        found = _refined(edges, others, found)
         if _is_edit(start.matrix, found.matrix):
-            yield fine[0], fine[1], found
+            yield first, second, found
 
 
 def laid_on(
@@ -77,9 +78,10 @@ def laid_on(
     return _sampled(picture, _mapped(points, alignment))
 
 
-def blurred(picture: Float32[np.ndarray, "*n h w"], sigma: float) -> Float32[np.ndarray, "*n h w"]:
-    """Return a Gaussian blur of the last two axes."""
-    return gaussian_filter(picture, sigma, mode="nearest", truncate=2.5, axes=(-2, -1))
+def blurred(picture: Grey, sigma: float) -> Grey:
+    """Return a Gaussian blur."""
+    smooth: np.ndarray = gaussian_filter(picture, sigma, mode="nearest", truncate=2.5)
+    return smooth
 
 
 def without_border(picture: Image.Image) -> Image.Image:
@@ -93,8 +95,9 @@ def without_border(picture: Image.Image) -> Image.Image:
     if box[2] - box[0] < _LEFT * width or box[3] - box[1] < _LEFT * height:
         return picture
     across, down = picture.width / width, picture.height / height
-    corners = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    return picture.crop(tuple(round(place) for place in corners))
+    left, right = round(box[0] * across), round(box[2] * across)
+    top, bottom = round(box[1] * down), round(box[3] * down)
+    return picture.crop((left, top, right, bottom))
 
 
 def _plain_rows(pixels: Float32[np.ndarray, "h w 3"]) -> int:
@@ -106,20 +109,21 @@ def _plain_rows(pixels: Float32[np.ndarray, "h w 3"]) -> int:
 def _grey(picture: Image.Image, side: int) -> Grey:
     """Return brightness with the longer side `side`."""
     scale = side / max(picture.size)
-    size = tuple(max(_FEWEST_PIXELS // 2, round(length * scale)) for length in picture.size)
-    small = picture.convert("L").resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+    width, height = (max(_FEWEST_PIXELS // 2, round(length * scale)) for length in picture.size)
+    small = picture.convert("L").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     return blurred(np.asarray(small, np.float32), 0.5)
 
 
 def _features(picture: Grey) -> Grey:
     """Return edges, as strong in dull places as in bright ones."""
     edges = blurred(picture, 0.7) - blurred(picture, 4)
-    return edges / np.sqrt(blurred(edges * edges, 4) + 4)
+    even: Grey = edges / np.sqrt(blurred(edges * edges, 4) + 4)
+    return even
 
 
-def _starts(one: Grey, other: Grey, edges: Grey, others: Grey) -> Iterator[Alignment]:
+def _starts(edges: Grey, others: Grey) -> Iterator[Alignment]:
     """Yield the two pictures frame on frame, then the best of all shifts of all sizes."""
-    frames = np.divide(other.shape, one.shape, dtype=np.float32)
+    frames = np.divide(others.shape, edges.shape, dtype=np.float32)
     for mirror in (1, -1):
         yield Alignment(_diagonal(frames[0], mirror * frames[1]), np.zeros(2, np.float32))
     shapes = [np.ones(2, np.float32)]
@@ -136,9 +140,7 @@ def _starts(one: Grey, other: Grey, edges: Grey, others: Grey) -> Iterator[Align
     yield from _shifted(edges, others, matrices)
 
 
-def _shifted(
-    edges: Grey, others: Grey, matrices: Float32[np.ndarray, "n 2 2"]
-) -> list[Alignment]:
+def _shifted(edges: Grey, others: Grey, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
     """Return the best shift of each of the best matrices."""
     points = _points((_CANVAS, _CANVAS))
     none = np.zeros(2, np.float32)
@@ -149,13 +151,21 @@ def _shifted(
     mask = np.stack(there).astype(np.float32)
     moved = np.stack(warped) * mask
 
-    def spectrum(values: Float32[np.ndarray, "*n h w"]) -> np.ndarray:
-        return fft.rfft2(values, (_PERIOD, _PERIOD))
+    def spectrum(values: Float32[np.ndarray, "*n h w"]) -> Complex64[np.ndarray, "*n k l"]:
+        result: np.ndarray = fft.rfft2(values, (_PERIOD, _PERIOD))
+        return result
 
-    def correlated(one: np.ndarray, other: np.ndarray) -> Float32[np.ndarray, "n h w"]:
-        return fft.irfft2(one * other.conj(), (_PERIOD, _PERIOD))
+    def correlated(
+        one: Complex64[np.ndarray, "k l"], moved: Complex64[np.ndarray, "n k l"]
+    ) -> Float32[np.ndarray, "n period period"]:
+        result: np.ndarray = fft.irfft2(one * moved.conj(), (_PERIOD, _PERIOD))
+        return result
 
-    whole, moved_spectrum, mask_spectrum = spectrum(np.ones_like(edges)), spectrum(moved), spectrum(mask)
+    whole, moved_spectrum, mask_spectrum = (
+        spectrum(np.ones_like(edges)),
+        spectrum(moved),
+        spectrum(mask),
+    )
     common = correlated(whole, mask_spectrum)
     energy = correlated(spectrum(edges * edges), mask_spectrum)
     energy = energy * correlated(whole, spectrum(moved * moved))
@@ -210,7 +220,7 @@ def _refined(edges: Grey, others: Grey, start: Alignment) -> Alignment:
     return found
 
 
-def _before(step: Float64[np.ndarray, "6"], radius: float, now: Alignment) -> Alignment:
+def _before(step: Float64[np.ndarray, 6], radius: float, now: Alignment) -> Alignment:
     """Return `now` behind the inverse of a small step."""
     matrix = now.matrix @ np.linalg.inv(np.eye(2) + step[:4].reshape(2, 2) / radius)
     shift = now.shift - matrix @ step[4:]
@@ -240,13 +250,16 @@ def _middle(shape: tuple[int, ...]) -> Vector:
 
 def _points(shape: tuple[int, ...]) -> Float32[np.ndarray, "h w 2"]:
     """Return (y, x) of every pixel from the middle."""
-    return np.stack(np.indices(shape, np.float32), -1) - _middle(shape)
+    rows, columns = np.indices(shape, np.float32)
+    points: np.ndarray = np.stack([rows, columns], -1) - _middle(shape)
+    return points
 
 
 def _mapped(points: Points, alignment: Alignment) -> Points:
     (a, b), (c, d) = alignment.matrix
     y, x = points[..., 0], points[..., 1]
-    return np.stack([a * y + b * x, c * y + d * x], -1) + alignment.shift
+    mapped: np.ndarray = np.stack([a * y + b * x, c * y + d * x], -1) + alignment.shift
+    return mapped
 
 
 def _sampled(picture: Grey, points: Points) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
@@ -254,7 +267,7 @@ def _sampled(picture: Grey, points: Points) -> tuple[Grey, Bool[np.ndarray, "h w
     height, width = picture.shape
     points = points + _middle(picture.shape)
     last = np.array([height - 1, width - 1], np.float32)
-    there = ((points >= 0) & (points <= last)).all(-1)
+    there = np.all((points >= 0) & (points <= last), axis=-1)
     points = points.clip(0, last - np.float32(1e-3))
     corner = points.astype(np.int32)
     down, right = np.moveaxis(points - corner, -1, 0)
@@ -262,4 +275,5 @@ def _sampled(picture: Grey, points: Points) -> tuple[Grey, Bool[np.ndarray, "h w
     flat = picture.ravel()
     above = flat[at] * (1 - right) + flat[at + 1] * right
     below = flat[at + width] * (1 - right) + flat[at + width + 1] * right
-    return above * (1 - down) + below * down, there
+    values: Grey = above * (1 - down) + below * down
+    return values, there

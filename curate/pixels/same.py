@@ -9,6 +9,8 @@ from PIL import Image
 
 from curate.pixels.align import LEAST, Alignment, Grey, alignments, blurred, laid_on
 
+VERSION = 1
+
 SAME, OTHER = 0.62, 0.52
 CLEAR = 0.75
 """Nothing better is looked for."""
@@ -56,7 +58,8 @@ def _alike(one: Grey, other: Grey, alignment: Alignment) -> float:
         return -1.0
 
     def mean(values: Grey, sigma: float) -> Grey:
-        return blurred(values * mask, sigma) / np.maximum(blurred(mask, sigma), 1e-3)
+        result: Grey = blurred(values * mask, sigma) / np.maximum(blurred(mask, sigma), 1e-3)
+        return result
 
     own, lain = (values - mean(values, _FINE) for values in (one, lain))
     own, lain = (values - mean(values, _WINDOW) for values in (own, lain))
@@ -72,7 +75,9 @@ def _alike(one: Grey, other: Grey, alignment: Alignment) -> float:
 
 
 def _is_flat(picture: Image.Image) -> bool:
-    return float(np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX)).std()) < _FLAT
+    return (
+        float(np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX)).std()) < _FLAT
+    )
 
 
 def _is_of_one_colour(one: Image.Image, other: Image.Image) -> bool:
