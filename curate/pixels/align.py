@@ -116,8 +116,8 @@ def _grey(picture: Image.Image, side: int) -> Grey:
 
 def _features(picture: Grey) -> Grey:
     """Return edges, as strong in dull places as in bright ones."""
-    edges = blurred(picture, 0.7) - blurred(picture, 4)
-    even: Grey = edges / np.sqrt(blurred(edges * edges, 4) + 4)
+    edges = blurred(picture, 0.7) - blurred(picture, 4.0)
+    even: Grey = edges / np.sqrt(blurred(edges * edges, 4.0) + 4)
     return even
 
 
@@ -269,9 +269,9 @@ def _sampled(picture: Grey, points: Points) -> tuple[Grey, Bool[np.ndarray, "h w
     last = np.array([height - 1, width - 1], np.float32)
     there = np.all((points >= 0) & (points <= last), axis=-1)
     points = points.clip(0, last - np.float32(1e-3))
-    corner = points.astype(np.int32)
+    corner = np.floor(points)
     down, right = np.moveaxis(points - corner, -1, 0)
-    at = corner[..., 0] * width + corner[..., 1]
+    at = (corner[..., 0] * width + corner[..., 1]).astype(np.int32)
     flat = picture.ravel()
     above = flat[at] * (1 - right) + flat[at + 1] * right
     below = flat[at + width] * (1 - right) + flat[at + width + 1] * right
