@@ -25,7 +25,7 @@ LEAST = 0.5
 
 _COARSE = 32
 _FEWEST_PIXELS = 24
-_SIZES = 1.13 ** np.arange(-4, 5)
+_SIZES = [1.13**power for power in range(-4, 5)]
 _CANDIDATES = 2
 _STEPS = 10
 _CANVAS = 48
@@ -39,9 +39,9 @@ _PLAIN = 8.0
 _LEFT = 0.25
 
 Grey = Float32[np.ndarray, "h w"]
+Other = Float32[np.ndarray, "i j"]
 Matrix = Float32[np.ndarray, "2 2"]
 Vector = Float32[np.ndarray, "2"]
-Points = Float32[np.ndarray, "*n 2"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Alignment:
     shift: Vector
 
 
-def alignments(one: Image.Image, other: Image.Image) -> Iterator[tuple[Grey, Grey, Alignment]]:
+def alignments(one: Image.Image, other: Image.Image) -> Iterator[tuple[Grey, Other, Alignment]]:
     """Yield both pictures as they are compared, and ways to lay one on the other, likely ones first.
 
     The finer half is computed as it is asked for.
@@ -71,7 +71,7 @@ def alignments(one: Image.Image, other: Image.Image) -> Iterator[tuple[Grey, Gre
 
 
 def laid_on(
-    picture: Grey, shape: tuple[int, int], alignment: Alignment
+    picture: Other, shape: tuple[int, int], alignment: Alignment
 ) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
     """Return what of `picture` lies on a picture of `shape`, and where that is."""
     points = _points(shape)
@@ -121,14 +121,14 @@ def _features(picture: Grey) -> Grey:
     return even
 
 
-def _starts(edges: Grey, others: Grey) -> Iterator[Alignment]:
+def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
     """Yield the two pictures frame on frame, then the best of all shifts of all sizes."""
-    frames = np.divide(others.shape, edges.shape, dtype=np.float32)
+    height, width = (there / here for there, here in zip(others.shape, edges.shape, strict=True))
     for mirror in (1, -1):
-        yield Alignment(_diagonal(frames[0], mirror * frames[1]), np.zeros(2, np.float32))
-    shapes = [np.ones(2, np.float32)]
-    if max(frames[0] / frames[1], frames[1] / frames[0]) > _SQUEEZED:
-        shapes.append(frames)  # one may be the other squeezed into another frame
+        yield Alignment(_diagonal(height, mirror * width), np.zeros(2, np.float32))
+    shapes = [(1.0, 1.0)]
+    if max(height / width, width / height) > _SQUEEZED:
+        shapes.append((height, width))  # one may be the other squeezed into another frame
     matrices = np.stack(
         [
             _diagonal(size * height, mirror * size * width)
@@ -140,7 +140,7 @@ def _starts(edges: Grey, others: Grey) -> Iterator[Alignment]:
     yield from _shifted(edges, others, matrices)
 
 
-def _shifted(edges: Grey, others: Grey, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
+def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
     """Return the best shift of each of the best matrices."""
     points = _points((_CANVAS, _CANVAS))
     none = np.zeros(2, np.float32)
@@ -183,7 +183,7 @@ def _shifted(edges: Grey, others: Grey, matrices: Float32[np.ndarray, "n 2 2"]) 
     return found
 
 
-def _refined(edges: Grey, others: Grey, start: Alignment) -> Alignment:
+def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:
     """Return the affine map near `start` under which the edges are most alike."""
     points = _points(edges.shape)
     radius = max(edges.shape) / 2
@@ -255,14 +255,18 @@ def _points(shape: tuple[int, ...]) -> Float32[np.ndarray, "h w 2"]:
     return points
 
 
-def _mapped(points: Points, alignment: Alignment) -> Points:
+def _mapped(
+    points: Float32[np.ndarray, "h w 2"], alignment: Alignment
+) -> Float32[np.ndarray, "h w 2"]:
     (a, b), (c, d) = alignment.matrix
     y, x = points[..., 0], points[..., 1]
     mapped: np.ndarray = np.stack([a * y + b * x, c * y + d * x], -1) + alignment.shift
     return mapped
 
 
-def _sampled(picture: Grey, points: Points) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
+def _sampled(
+    picture: Other, points: Float32[np.ndarray, "h w 2"]
+) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
     """Return values between pixels (bilinear), and which of the points lie on the picture."""
     height, width = picture.shape
     points = points + _middle(picture.shape)

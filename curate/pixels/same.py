@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from curate.pixels.align import LEAST, Alignment, Grey, alignments, blurred, laid_on
+from curate.pixels.align import LEAST, Alignment, Grey, Other, alignments, blurred, laid_on
 
 VERSION = 1
 
@@ -50,7 +50,7 @@ def similarity(one: Image.Image, other: Image.Image) -> float:
     return best
 
 
-def _alike(one: Grey, other: Grey, alignment: Alignment) -> float:
+def _alike(one: Grey, other: Other, alignment: Alignment) -> float:
     lain, there = laid_on(other, one.shape, alignment)
     mask = there.astype(np.float32)
     smaller = min(one.size, other.size / abs(float(np.linalg.det(alignment.matrix))))
