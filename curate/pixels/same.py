@@ -1,4 +1,11 @@
-"""Tells by their pixels whether two pictures are copies, whatever an embedder thinks of them."""
+"""Tells by their pixels whether two pictures are copies, whatever an embedder thinks of them.
+
+Of 850 edited copies of 64 px photographs 2 are called others and 2 unsure; of the 298 hardest of
+6,000 look-alikes, by two embedders, none is called a copy and 8 are unsure (Tiny-ImageNet, on which
+the thresholds were chosen; `benchmarks/second_look.py` measures it). Two pages of one template, and
+crops that overlap by half, can pass for copies; a broad band across a picture can hide one (3 of 50
+called others, 3 unsure).
+"""
 
 from __future__ import annotations
 
