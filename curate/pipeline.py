@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from curate.calibration.stage import Thresholds, find_thresholds
+from curate.calibration.thresholds import Threshold
 from curate.catalogue.collection import Catalogued
+from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import Held, find_held
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
@@ -21,6 +23,7 @@ from curate.report.rows import Decided
 from curate.report.stage import draw, write_tables
 from curate.retrieval.threshold import Retrieved, retrieve
 from curate.selection.decide import Selected, decide
+from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
 from shared.errors import LvdError
 
@@ -44,6 +47,7 @@ class Results:
     thresholds: Thresholds
     clustered: Clustered
     copies: Deduplicated
+    false_copies: FalseCopies
     held: Held
     retrieved: Retrieved
     selected: Selected
@@ -60,7 +64,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     address = Stage(
         "output",
         [shards.VERSION, rows.VERSION],
-        [results.selected.address, results.datasets.seed.address],
+        [results.selected.address, results.datasets.seed.address, results.false_copies.address],
         [output.settings, [each.problems for each in results.datasets.embedded]],
     ).address
     if output.stands(address):
@@ -96,6 +100,9 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
     thresholds = find_thresholds(runner, plan, crawl, crawl_by_meaning, seed)
     clustered = cluster(runner, crawl, settings.cluster, threads)
     copies = dedup(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, threads)
+    false_copies = estimate_false_copies(
+        runner, crawl, copies, settings.estimate, settings.embed.max_pixels
+    )
     held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
     retrieved = retrieve(
         *(runner, crawl_by_meaning, copies.groups, copies.address, seed),
@@ -105,7 +112,9 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
         *(runner, crawl, copies.groups, held, retrieved),
         *(thresholds.retrieve.value, settings.retrieve, settings.export.seed),
     )
-    return Results(datasets, thresholds, clustered, copies, held, retrieved, selected)
+    if selected.target is not None:
+        thresholds = replace(thresholds, retrieve=Threshold(selected.threshold, "target"))
+    return Results(datasets, thresholds, clustered, copies, false_copies, held, retrieved, selected)
 
 
 def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
@@ -154,6 +163,7 @@ def _decided(plan: Plan, results: Results) -> Decided:
         filters=tuple(settings.filters),
         dedup_threshold=results.thresholds.dedup.value,
         retrieve_threshold=results.thresholds.retrieve.value,
+        target=results.selected.target,
         max_images=settings.retrieve.max_images,
         strategy=settings.retrieve.strategy,
         shard_size=settings.export.shard_size,
@@ -196,8 +206,16 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "decisions": results.selected.decisions,
         "groups": {"count": counts["groups"], "members": counts["members"]},
         "dedup_recall": results.copies.completeness,
+        "dedup_precision": results.false_copies.found,
         "thresholds": results.thresholds.known(),
-        "problems": [text for each in embedded for text in each.problems],
+        "problems": [
+            *(text for each in embedded for text in each.problems),
+            *selection_problems(
+                results.selected.decisions,
+                results.thresholds.retrieve.value,
+                results.selected.target,
+            ),
+        ],
         "ignored": embedded[0].ignored,
         "set_aside": [each.part for data in embedded for each in data.aside],
         "settings": comparable(plan.request),

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.measure import CalibrateSettings
+from curate.dedup.false_copies import EstimateSettings
 from curate.dedup.holdout import HoldoutSettings
 from curate.dedup.near import DedupSettings
 from curate.embedding.request import EmbedSettings
@@ -58,6 +59,7 @@ class PipelineSettings(BaseModel):
     calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     dedup: DedupSettings = Field(default_factory=DedupSettings)
+    estimate: EstimateSettings = Field(default_factory=EstimateSettings)
     holdout: HoldoutSettings = Field(default_factory=HoldoutSettings)
     retrieve: RetrieveSettings = Field(default_factory=RetrieveSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)

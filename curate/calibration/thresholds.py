@@ -18,7 +18,7 @@ CALIBRATED = ("dedup", "retrieve")
 
 @dataclass(frozen=True)
 class Threshold:
-    """A cosine, and where it comes from: `pipeline`, `embedder` or `calibrated`."""
+    """A cosine, and where it comes from: `pipeline`, `embedder`, `calibrated` or `target`."""
 
     value: float
     source: str
@@ -46,6 +46,8 @@ def known_thresholds(
             value = getattr(stored.values, name) if stored and not stored.problem else None
             if value is not None:
                 known[name] = Threshold(value, "embedder")
+    if settings.retrieve.target is not None:
+        known["retrieve"] = Threshold(-1.0, "target")  # all are candidates: select solves for it
     if settings.holdout.threshold is not None:
         known["holdout"] = Threshold(settings.holdout.threshold, "pipeline")
     return known
@@ -53,6 +55,8 @@ def known_thresholds(
 
 def is_wanted_of_folder(settings: PipelineSettings, embedder: EmbedderSettings, name: str) -> bool:
     """Tell whether a model's folder is asked for a threshold: no other place has a say."""
+    if name == "retrieve" and settings.retrieve.target is not None:
+        return False
     undeclared = not is_number(getattr(embedder.thresholds, name))
     return getattr(settings, name).threshold is None and undeclared
 

@@ -119,6 +119,8 @@ def _why(
     if wanted is not None and decision == "kept":
         return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
     if wanted is not None and decision == "irrelevant":
+        if similarity >= wanted:  # a tie at the threshold of a target
+            return reason
         return f"{nearest} is under the threshold {wanted:.6g}"
     return f"{reason}; {nearest}" if reason else nearest
 

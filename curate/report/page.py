@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.report.contact_sheets import Sheet
+from curate.report.false_copies import advice, false_copies
 from curate.report.summary import SOURCES, headline, share
 from shared.page import render_page
 
@@ -31,6 +32,8 @@ def report_page(
         Path(__file__).with_name("report.html"),
         title=headline(funnel, run),
         figures=list(_figures(funnel)),
+        advice=advice(funnel),
+        false_copies=false_copies(funnel),
         charts=charts,
         chart_of=CHART_OF,
         sheets=sheets,

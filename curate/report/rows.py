@@ -27,7 +27,7 @@ from curate.neighbours.search import cosine, unit
 from curate.retrieval.threshold import found
 from shared.shards import output_key, shard_name
 
-VERSION = 2
+VERSION = 3
 
 IMAGES = pa.schema(
     [
@@ -102,6 +102,7 @@ class Decided:
     filters: tuple[FilterSettings, ...]
     dedup_threshold: float
     retrieve_threshold: float
+    target: int | None
     max_images: int | None
     strategy: str
     shard_size: int
@@ -237,13 +238,21 @@ class _Block:
                 short = self.similarity[row] < np.float32(decided.dedup_threshold)
                 result[row] = said + (", through others" if short else "")
             elif name == "irrelevant":
-                below = f"is below {decided.retrieve_threshold:.4f}"
                 said = f"cosine {similarity[row]:.4f} with its nearest seed {nearest[row]}"
-                result[row] = f"{said} {below}"
+                result[row] = f"{said} {self._missed(similarity[row])}"
             elif name == "over_budget":
                 best = f"not among the {decided.max_images} most similar"
                 result[row] = f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
         return result
+
+    def _missed(self, similarity: np.float32) -> str:
+        """Return what an irrelevant image missed."""
+        threshold, target = self.decided.retrieve_threshold, self.decided.target
+        if target is None:
+            return f"is below {threshold:.4f}"
+        if similarity < np.float32(threshold):
+            return f"is below {threshold:.4f}, to which the target of {target:,} images came"
+        return f"is that of the last of the target of {target:,} images, whose key comes first"
 
     def _retrieval(self) -> pa.Table:
         rows, k = np.flatnonzero(self.listed), self.seeds.shape[1]

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curate.filters.decisions import DECISIONS
+from curate.report.false_copies import advice, false_copies
 from curate.report.tables import read_funnel
 from shared.progress import WIDTH, duration, printable, rate
 from shared.storage import read_optional
@@ -23,6 +24,7 @@ SOURCES = {
     "calibrated": "calibrated by this run",
     "embedder": "declared with the embedder",
     "pipeline": "set in the pipeline",
+    "target": "solved for retrieve.target",
 }
 
 
@@ -52,6 +54,9 @@ def summary(out: Path, *, colour: bool = False) -> str:
 def _blocks(
     out: Path, funnel: dict[str, Any], run: dict[str, Any], timings: dict[str, Any]
 ) -> Iterable[RenderableType]:
+    if said := advice(funnel):
+        yield Text(f"{said}:", style="bold red")
+        yield Text(f"{false_copies(funnel)}\n", style="red")
     yield Text(headline(funnel, run), style="bold")
     yield ""
     yield _indented(_funnel_table(funnel))
@@ -60,8 +65,10 @@ def _blocks(
         yield _indented(_time_table(timings))
     yield Text("\nThresholds and groups", style="bold")
     yield _indented(_threshold_table(funnel))
+    if said := false_copies(funnel):
+        yield _indented(Text(said))
     if problems := funnel.get("problems", []):
-        yield Text(f"\nProblems in the input ({len(problems):,})", style="bold yellow")
+        yield Text(f"\nProblems ({len(problems):,})", style="bold yellow")
         for problem in problems[:PROBLEMS]:
             yield _indented(Text(printable(problem)))
         if len(problems) > PROBLEMS:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
 from curate.neighbours.search import gpus_wanted, top_k, use_threads
@@ -20,6 +20,10 @@ from curate.stage import Runner, Stage, Unit
 from shared.embedders import Threshold
 
 VERSION = 2
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class RetrieveSettings(BaseModel):
@@ -33,8 +37,20 @@ class RetrieveSettings(BaseModel):
     threshold: Threshold | None = None
     """Cosine with the nearest seed image from which an image is kept, inclusive. Default: the
     embedder's own."""
+    target: Count | Share | None = None
+    """In place of a threshold: so many images, or this share of those that could be relevant, are
+    relevant, the most similar ones, ties by key."""
     max_images: int | None = Field(None, ge=1)
-    """Budget: at most as many are kept, the most similar ones, ties by key."""
+    """Budget: of the relevant images at most as many are kept, the most similar ones, ties by key."""
+
+    @model_validator(mode="after")
+    def _has_one_limit(self) -> RetrieveSettings:
+        if self.target is not None and self.threshold is not None:
+            raise ValueError(
+                "target and threshold exclude each other: say --set retrieve.threshold=null, or "
+                "--set retrieve.target=null"
+            )
+        return self
 
 
 @dataclass(frozen=True)

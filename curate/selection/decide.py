@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int8, Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped
 
 from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
 from curate.dedup.holdout import Held
@@ -19,7 +19,7 @@ from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.threshold import Retrieved, RetrieveSettings
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Selected:
 
     folder: Path
     decisions: dict[str, int]
+    threshold: float
+    """From which images are relevant: the one that was given, or the one of the target."""
+    target: int | None
+    """How many were to be relevant; None without a target."""
     address: str
 
 
@@ -52,7 +56,7 @@ def decide(
     args = (crawl.collection, groups, *found, threshold, settings, seed)
     with runner.at_work("select"):
         [result] = runner.run(stage, select, [Unit("all", args)])
-    return Selected(runner.folder(stage) / "all", result["decisions"], stage.address)
+    return Selected(runner.folder(stage) / "all", **result, address=stage.address)
 
 
 def select(
@@ -69,7 +73,7 @@ def select(
     """Write `decision.npy` int8 by image number, and `order.npy`, the kept images' numbers.
 
     The order is that of a hash of key and `seed`, so it depends on no other image; `position.npy`
-    is an image's place in it, or -1.
+    is an image's place in it, or -1. A target looks at no image that a holdout drops.
     """
     stands_for = np.load(representative / "representative.npy", mmap_mode="r")[:]
     own = np.arange(len(crawl))
@@ -78,15 +82,26 @@ def select(
     similarity = _concatenate(
         [_best(np.load(folder / "similarity.npy")) for folder in retrieved], np.float32
     )
-    relevant = similarity >= np.float32(threshold)
-    decision[candidates] = np.where(relevant, CODE["kept"], CODE["irrelevant"])
+    decision[candidates] = CODE["kept"]
     decision[(decision == OPEN) & (stands_for >= 0) & (stands_for != own)] = CODE["duplicate"]
     hits = _concatenate([np.load(folder / "hits.npy")[:, 0] for folder in holdout], np.int64)
     touched = np.zeros(len(crawl), bool)
     touched[stands_for[hits]] = True
     decision[(stands_for >= 0) & touched[stands_for]] = CODE["holdout"]
-    if settings.max_images is not None:
-        _apply_budget(decision, candidates, similarity, crawl, settings.max_images)
+    free = decision[candidates] == CODE["kept"]
+    candidates, similarity = candidates[free], similarity[free]
+    target = _count(settings.target, len(candidates))
+    if target is None:
+        relevant = np.flatnonzero(similarity >= np.float32(threshold))
+    else:
+        relevant = _most_similar(crawl, candidates, similarity)[:target]
+        threshold = float(similarity[relevant[-1]]) if len(relevant) else -1.0
+    decision[candidates] = CODE["irrelevant"]
+    decision[candidates[relevant]] = CODE["kept"]
+    if settings.max_images is not None and len(relevant) > settings.max_images:
+        candidates, similarity = candidates[relevant], similarity[relevant]
+        over = _most_similar(crawl, candidates, similarity)[settings.max_images :]
+        decision[candidates[over]] = CODE["over_budget"]
     np.save(out / "decision.npy", decision)
     order = _order(crawl, np.flatnonzero(decision == CODE["kept"]), seed)
     position = np.full(len(crawl), -1, np.int64)
@@ -94,7 +109,20 @@ def select(
     np.save(out / "order.npy", order)
     np.save(out / "position.npy", position)
     counts = np.bincount(decision, minlength=len(DECISIONS))
-    return {"decisions": dict(zip(DECISIONS, counts.tolist(), strict=True))}
+    decisions = dict(zip(DECISIONS, counts.tolist(), strict=True))
+    return {"decisions": decisions, "threshold": threshold, "target": target}
+
+
+def _count(target: float | None, candidates: int) -> int | None:
+    """Return how many images a target asks for: a share is rounded, and of one image at least."""
+    return max(1, round(target * candidates)) if isinstance(target, float) else target
+
+
+def _most_similar(
+    crawl: Collection, candidates: Numbers, similarity: Float32[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """Return places in `candidates`, the most similar first, ties by key."""
+    return np.lexsort((crawl.place[candidates], -similarity))
 
 
 def _best(similarity: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, " n"]:
@@ -105,20 +133,6 @@ def _concatenate(
     arrays: list[Shaped[np.ndarray, " _"]], dtype: type[np.generic]
 ) -> Shaped[np.ndarray, " n"]:
     return np.concatenate([np.empty(0, dtype), *arrays])
-
-
-def _apply_budget(
-    decision: Int8[np.ndarray, " n"],
-    candidates: Int64[np.ndarray, " c"],
-    similarity: Float32[np.ndarray, " c"],
-    crawl: Collection,
-    most: int,
-) -> None:
-    kept = decision[candidates] == CODE["kept"]
-    if kept.sum() <= most:
-        return
-    numbers, similarity = candidates[kept], similarity[kept]
-    decision[numbers[np.lexsort((crawl.place[numbers], -similarity))[most:]]] = CODE["over_budget"]
 
 
 def _order(crawl: Collection, numbers: Numbers, seed: int) -> Numbers:

@@ -55,7 +55,7 @@ class Finished:
     """All stages up to the tables, on a crawl of all kinds of images."""
 
     def __init__(self, work, block=10**6, **options):
-        most = options.pop("max_images", 20)
+        most, target = options.pop("max_images", 20), options.pop("target", None)
         settings = DedupSettings(groups=options.pop("groups", "greedy"))
         seeds = [Made(f"s/{row:02d}", vector) for row, vector in enumerate(SEEDS)]
         held = [Made("h/0", VECTORS[3] + 0.01), Made("h/1", VECTORS[40])]
@@ -71,8 +71,10 @@ class Finished:
             )
             chosen = work / "select"
             chosen.mkdir()
-            budget = RetrieveSettings(max_images=most)
-            select(self.crawl, groups, held, retrieved, RETRIEVE, budget, 0, out=chosen)
+            asked = RetrieveSettings(max_images=most, target=target)
+            self.selected = select(
+                self.crawl, groups, held, retrieved, RETRIEVE, asked, 0, out=chosen
+            )
             decided = Decided(
                 crawl=self.crawl,
                 seed=self.seed,
@@ -85,7 +87,8 @@ class Finished:
                 quality=quality,
                 filters=FILTERS,
                 dedup_threshold=DEDUP,
-                retrieve_threshold=RETRIEVE,
+                retrieve_threshold=self.selected["threshold"],
+                target=self.selected["target"],
                 max_images=most,
                 strategy="threshold",
                 shard_size=7,
@@ -261,3 +264,18 @@ def test_components_say_where_a_copy_is_one_through_others(tmp_path):
     below = [row["duplicate_similarity"] < np.float32(DEDUP) for row in copies]
     assert said == below
     assert any(said)
+
+
+def test_an_image_that_misses_the_target_says_so(tmp_path):
+    run = Finished(tmp_path, target=6, max_images=None)
+    decisions = [row["decision"] for row in run.images]
+    assert decisions.count("kept") == 6
+    threshold = run.selected["threshold"]
+    missed = [row for row in run.images if row["decision"] == "irrelevant"]
+    assert missed
+    for row in missed:
+        assert row["seed_similarity"] <= np.float32(threshold)
+        assert "the target of 6 images" in row["reason"]
+        tied = row["seed_similarity"] == np.float32(threshold)
+        assert ("whose key comes first" in row["reason"]) == tied
+        assert (f"is below {threshold:.4f}" in row["reason"]) != tied

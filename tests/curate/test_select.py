@@ -1,5 +1,7 @@
 """Every image gets the first decision that applies, and the kept ones an order of their own."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,6 +41,7 @@ def selected(
     held=(),
     *,
     most=None,
+    target=None,
     seed=0,
     filters=FILTERS,
     block=10**6,
@@ -55,11 +58,13 @@ def selected(
         folders = searched(crawl, groups, known, holdouts, work, threshold=DEDUP)
         out = work / f"select-{len(list(work.glob('select-*')))}"
         out.mkdir()
-        chosen = RetrieveSettings(max_images=most)
-        counts = select(crawl, groups, *folders, threshold, chosen, seed, out=out)["decisions"]
+        chosen = RetrieveSettings(max_images=most, target=target)
+        result = select(crawl, groups, *folders, threshold, chosen, seed, out=out)
+        counts = result["decisions"]
         keys = crawl.keys(np.arange(len(crawl)))
     decision = np.load(out / "decision.npy")
     order, position = np.load(out / "order.npy"), np.load(out / "position.npy")
+    (out / "result.json").write_text(json.dumps(result))
     assert sum(counts.values()) == len(images)
     assert counts == {name: int((decision == code).sum()) for code, name in enumerate(DECISIONS)}
     assert position[order].tolist() == list(range(len(order)))
@@ -151,6 +156,33 @@ def test_a_holdout_image_uses_up_no_budget(tmp_path):
     assert decided == {"p/0": "holdout", "p/1": "kept"}
 
 
+@pytest.mark.parametrize(
+    ("target", "most", "kept", "over", "threshold"),
+    [
+        (1, None, ["p/best"], 0, 1.0),
+        (3, None, ["p/best", "p/t0", "p/t1"], 0, 0.8944),
+        (0.5, None, ["p/best", "p/t0", "p/t1"], 0, 0.8944),
+        (4, 2, ["p/best", "p/t0"], 2, 0.8944),
+        (4, 9, ["p/best", "p/t0", "p/t1", "p/t2"], 0, 0.8944),
+        (99, None, ["p/best", "p/far", "p/t0", "p/t1", "p/t2", "p/t3"], 0, 0.0),
+    ],
+)
+def test_a_target_is_met_exactly_whatever_ties(tmp_path, target, most, kept, over, threshold):
+    # A threshold of 2 would keep nothing: a target has no use for it.
+    images = [Made(f"p/t{row}", toward(0, 0.5, 2 + row)) for row in (3, 1, 0, 2)]
+    images += [Made("p/best", toward(1)), Made("p/far", toward(6)), Made("p/held", toward(5))]
+    held = [Made("h/0", toward(5))]
+    decided, order, out = selected(
+        tmp_path, images, SEED, held, target=target, most=most, threshold=2
+    )
+    assert sorted(order) == kept
+    assert list(decided.values()).count("over_budget") == over
+    assert decided["p/held"] == "holdout"
+    result = json.loads((out / "result.json").read_text())
+    assert result["threshold"] == pytest.approx(threshold, abs=1e-4)
+    assert result["target"] == (3 if target == 0.5 else target)
+
+
 def test_the_order_depends_on_no_other_image_and_on_the_seed(tmp_path):
     images = [Made(f"p/{row:02d}", toward(row % 2, row / 50, 2 + row % 6)) for row in range(40)]
     apart = [image for image in images if image.key < "p/12"]
@@ -188,22 +220,27 @@ IMAGES = st.lists(
 
 
 @settings(max_examples=25, deadline=None)
-@given(IMAGES, st.none() | st.integers(1, 4), st.sampled_from([1, 5, 10**6]))
-def test_decisions_are_those_of_the_definition(tmp_path_factory, images, most, block):
+@given(
+    IMAGES,
+    st.none() | st.integers(1, 4),
+    st.none() | st.integers(1, 6) | st.floats(0, 1, exclude_min=True, exclude_max=True),
+    st.sampled_from([1, 5, 10**6]),
+)
+def test_decisions_are_those_of_the_definition(tmp_path_factory, images, most, target, block):
     work = tmp_path_factory.mktemp("work")
     # the same bytes give the same vector
     first = {image.sha256: image.vector for image in reversed(images)}
     images = [Made(**{**vars(image), "vector": first[image.sha256]}) for image in images]
     held = [Made("h/0", toward(4))]
     filters = FILTERS if any(image.scores["nsfw"] is not None for image in images) else []
-    options = {"most": most, "filters": filters}
+    options = {"most": most, "target": target, "filters": filters}
     decided, _, folder = selected(work, images, SEED, held, block=block, **options)
     again = selected(work, images[::-1], SEED, held, **options)[2]
     assert files_of(folder) == files_of(again)
-    assert decided == reference(images, held, most, filters)
+    assert decided == reference(images, held, most, target, filters)
 
 
-def reference(images, held, most, filters):
+def reference(images, held, most, target, filters):
     """Decide by the definitions, one image after another."""
     decided, stands, similarity = {}, {}, {}
     images = sorted(images, key=lambda i: (-i.size[0] * i.size[1], -i.nbytes, i.key))
@@ -241,8 +278,13 @@ def reference(images, held, most, filters):
             decided[key] = "duplicate"
         else:
             decided[key] = "kept" if similarity[key] >= RETRIEVE else "irrelevant"
-    kept = [key for key, name in decided.items() if name == "kept"]
-    kept.sort(key=lambda key: (-np.round(similarity[key], 6), key))
+    ranked = [key for key, name in decided.items() if name in ("kept", "irrelevant")]
+    ranked.sort(key=lambda key: (-np.round(similarity[key], 6), key))
+    if target is not None:
+        share = isinstance(target, float)
+        count = max(1, round(target * len(ranked))) if share else target
+        decided |= dict.fromkeys(ranked, "irrelevant") | dict.fromkeys(ranked[:count], "kept")
+    kept = [key for key in ranked if decided[key] == "kept"]
     for key in kept[most:] if most else []:
         decided[key] = "over_budget"
     return decided

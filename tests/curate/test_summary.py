@@ -5,6 +5,7 @@ import pytest
 from finished_run import finished_run
 
 from curate.filters.decisions import DECISIONS
+from curate.report.pictures import pictures
 from curate.report.summary import share, summary
 from curate.report.tables import read_funnel
 from shared.errors import LvdError
@@ -73,3 +74,38 @@ def test_shares_never_round_to_nothing_or_all():
 def test_an_unfinished_run_is_named(tmp_path):
     with pytest.raises(LvdError, match="holds no finished run"):
         summary(tmp_path)
+
+
+LOOKED = {"pairs": 200, "false": 24, "unsure": 0, "unreadable": 0, "threshold": 0.8312}
+LOOKED |= {"precision": 0.88, "low": 0.83, "high": 0.92}
+
+
+def told(out, seen):
+    path = out / "reports" / "funnel.json"
+    path.write_text(json.dumps(read_funnel(out) | {"dedup_precision": seen}))
+    page = pictures(out, lambda key: None).read_text()
+    return summary(out).splitlines(), page
+
+
+def test_many_false_copies_are_told_first_with_what_to_change(tmp_path):
+    lines, page = told(finished_run(tmp_path / "out"), LOOKED)
+    said = "about 12% of the copies look false (8-17%, 200 pairs looked at)"
+    assert "--set dedup.threshold=0.8312" in lines[0]
+    assert lines[1] == said
+    assert max(map(len, lines)) <= 100
+    assert said in page
+    assert "--set dedup.threshold=0.8312" in page
+
+
+def test_few_false_copies_are_told_beside_the_thresholds(tmp_path):
+    out = finished_run(tmp_path / "out")
+    lines, page = told(out, LOOKED | {"precision": 0.99, "low": 0.96, "high": 1.0})
+    said = "about 1% of the copies look false (0-4%, 200 pairs looked at)"
+    assert "images kept" in lines[0]
+    assert f"  {said}" in lines
+    assert said in page
+
+
+def test_without_near_copies_nothing_is_said_of_them(tmp_path):
+    lines, page = told(finished_run(tmp_path / "out"), None)
+    assert "look false" not in "\n".join(lines) + page

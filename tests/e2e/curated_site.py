@@ -58,7 +58,10 @@ def result(out: Path, *places: str | Path) -> dict[str, bytes]:
 def units(site: Site, stage: str) -> dict[str, tuple[int, int]]:
     """Return the committed units of a stage with inode and time, which a recomputation changes."""
     found = (site.work / stage).glob("*/*/unit.json")
-    return {str(path.parent.relative_to(site.work)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+    return {
+        str(path.parent.relative_to(site.work)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in found
+    }
 
 
 def leftovers(site: Site) -> list[str]:

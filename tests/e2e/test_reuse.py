@@ -38,7 +38,7 @@ def test_a_changed_retrieve_threshold_recomputes_only_what_stands_behind_it(undi
 
 def test_a_changed_dedup_threshold_leaves_embed_and_cluster_alone(undisturbed):
     undisturbed.run("--set=dedup.threshold=0.95", out="doubled")
-    changed = {"dedup", "holdout", "retrieve"} | BEHIND_RETRIEVE
+    changed = {"dedup", "estimate", "holdout", "retrieve"} | BEHIND_RETRIEVE
     assert undisturbed.recomputed("doubled") == changed
 
 

@@ -1,0 +1,283 @@
+"""Lays one picture on another: mirrored, scaled, shifted and a little turned, as edited copies are.
+
+Coarse to fine. Shifts of both mirror images in nine sizes are ranked by masked normalised
+correlation (Padfield, 2012, by FFT), then the best ones are refined by inverse compositional
+Gauss-Newton steps (Baker and Matthews, 2004) on affine maps that may deviate a little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Complex64, Float32, Float64
+from PIL import Image
+from scipy import fft
+from scipy.ndimage import gaussian_filter
+
+VERSION = 1
+
+SIDE = 64
+"""Longer side of what is compared: small enough for a third of a thumbnail to hold it all."""
+LEAST = 0.5
+"""Share of the smaller picture that must lie on the other."""
+
+_COARSE = 32
+_FEWEST_PIXELS = 24
+_SIZES = [1.13**power for power in range(-4, 5)]
+_CANDIDATES = 2
+_STEPS = 10
+_CANVAS = 48
+_PERIOD = 80  # of the correlation: a canvas beside a picture
+_LARGEST, _SMALLEST = 1.7, 0.58
+"""Scales of a map between two pictures whose longer sides are equal."""
+_STRETCH = 1.25
+_SQUEEZED = 1.1
+_BORDER_SIDE = 128
+_PLAIN = 8.0
+_LEFT = 0.25
+
+Grey = Float32[np.ndarray, "h w"]
+Other = Float32[np.ndarray, "i j"]
+Matrix = Float32[np.ndarray, "2 2"]
+Vector = Float32[np.ndarray, "2"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A point `p` of a picture lies on `matrix @ p + shift` of the other, in (y, x) from the middles."""
+
+    matrix: Matrix
+    shift: Vector
+
+
+def alignments(one: Image.Image, other: Image.Image) -> Iterator[tuple[Grey, Other, Alignment]]:
+    """Yield both pictures as they are compared, and ways to lay one on the other, likely ones first.
+
+    The finer half is computed as it is asked for.
+    """
+    one, other = without_border(one), without_border(other)
+    side = max(_FEWEST_PIXELS, min(SIDE, max(one.size), max(other.size)))
+    first, second = _grey(one, side), _grey(other, side)
+    edges, others = _features(first), _features(second)
+    coarse, coarse_others = (_features(_grey(picture, _COARSE)) for picture in (one, other))
+    for start in _starts(coarse, coarse_others):
+        found = _refined(coarse, coarse_others, start)
+        found = Alignment(found.matrix, found.shift * np.float32(side / _COARSE))
+        found = _refined(edges, others, found)
+        if _is_edit(start.matrix, found.matrix):
+            yield first, second, found
+
+
+def laid_on(
+    picture: Other, shape: tuple[int, int], alignment: Alignment
+) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
+    """Return what of `picture` lies on a picture of `shape`, and where that is."""
+    points = _points(shape)
+    return _sampled(picture, _mapped(points, alignment))
+
+
+def blurred(picture: Grey, sigma: float) -> Grey:
+    """Return a Gaussian blur."""
+    smooth: np.ndarray = gaussian_filter(picture, sigma, mode="nearest", truncate=2.5)
+    return smooth
+
+
+def without_border(picture: Image.Image) -> Image.Image:
+    """Return what is inside edges of one colour; the whole where little would be left."""
+    scale = min(1, _BORDER_SIDE / max(picture.size))
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BOX), np.float32)
+    top, bottom = (_plain_rows(pixels[::way]) for way in (1, -1))
+    left, right = (_plain_rows(pixels.swapaxes(0, 1)[::way]) for way in (1, -1))
+    box = left, top, width - right, height - bottom
+    if box[2] - box[0] < _LEFT * width or box[3] - box[1] < _LEFT * height:
+        return picture
+    across, down = picture.width / width, picture.height / height
+    left, right = round(box[0] * across), round(box[2] * across)
+    top, bottom = round(box[1] * down), round(box[3] * down)
+    return picture.crop((left, top, right, bottom))
+
+
+def _plain_rows(pixels: Float32[np.ndarray, "h w 3"]) -> int:
+    """Return how many of the first rows have the colour of the first one, all over."""
+    away = np.abs(pixels - np.median(pixels[0], axis=0)).max(-1).mean(-1)
+    return int(np.argmax(np.append(away, np.inf) > _PLAIN))
+
+
+def _grey(picture: Image.Image, side: int) -> Grey:
+    """Return brightness with the longer side `side`."""
+    scale = side / max(picture.size)
+    width, height = (max(_FEWEST_PIXELS // 2, round(length * scale)) for length in picture.size)
+    small = picture.convert("L").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    return blurred(np.asarray(small, np.float32), 0.5)
+
+
+def _features(picture: Grey) -> Grey:
+    """Return edges, as strong in dull places as in bright ones."""
+    edges = blurred(picture, 0.7) - blurred(picture, 4.0)
+    even: Grey = edges / np.sqrt(blurred(edges * edges, 4.0) + 4)
+    return even
+
+
+def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
+    """Yield the two pictures frame on frame, then the best of all shifts of all sizes."""
+    height, width = (there / here for there, here in zip(others.shape, edges.shape, strict=True))
+    for mirror in (1, -1):
+        yield Alignment(_diagonal(height, mirror * width), np.zeros(2, np.float32))
+    shapes = [(1.0, 1.0)]
+    if max(height / width, width / height) > _SQUEEZED:
+        shapes.append((height, width))  # one may be the other squeezed into another frame
+    matrices = np.stack(
+        [
+            _diagonal(size * height, mirror * size * width)
+            for height, width in shapes
+            for mirror in (1, -1)
+            for size in _SIZES
+        ]
+    )
+    yield from _shifted(edges, others, matrices)
+
+
+def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
+    """Return the best shift of each of the best matrices."""
+    points = _points((_CANVAS, _CANVAS))
+    none = np.zeros(2, np.float32)
+    warped, there = zip(
+        *(_sampled(others, _mapped(points, Alignment(each, none))) for each in matrices),
+        strict=True,
+    )
+    mask = np.stack(there).astype(np.float32)
+    moved = np.stack(warped) * mask
+
+    def spectrum(values: Float32[np.ndarray, "*n h w"]) -> Complex64[np.ndarray, "*n k l"]:
+        result: np.ndarray = fft.rfft2(values, (_PERIOD, _PERIOD))
+        return result
+
+    def correlated(
+        one: Complex64[np.ndarray, "k l"], moved: Complex64[np.ndarray, "n k l"]
+    ) -> Float32[np.ndarray, "n period period"]:
+        result: np.ndarray = fft.irfft2(one * moved.conj(), (_PERIOD, _PERIOD))
+        return result
+
+    whole, moved_spectrum, mask_spectrum = (
+        spectrum(np.ones_like(edges)),
+        spectrum(moved),
+        spectrum(mask),
+    )
+    common = correlated(whole, mask_spectrum)
+    energy = correlated(spectrum(edges * edges), mask_spectrum)
+    energy = energy * correlated(whole, spectrum(moved * moved))
+    score = correlated(spectrum(edges), moved_spectrum) / np.sqrt(np.maximum(energy, 1e-3))
+    smaller = np.minimum(mask.sum((1, 2), keepdims=True), edges.size)
+    score = np.where(common >= LEAST * smaller, score * (0.7 + 0.3 * common / smaller), -1)
+    places = score.reshape(len(matrices), -1)
+    best, place = places.max(1), places.argmax(1)
+    found = []
+    for row in np.argsort(-best, kind="stable")[:_CANDIDATES].tolist():
+        by = np.array(divmod(int(place[row]), _PERIOD))
+        by = np.where(by >= _PERIOD // 2, by - _PERIOD, by)
+        shift = matrices[row] @ (_middle(edges.shape) - _middle((_CANVAS, _CANVAS)) - by)
+        found.append(Alignment(matrices[row], shift.astype(np.float32)))
+    return found
+
+
+def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:
+    """Return the affine map near `start` under which the edges are most alike."""
+    points = _points(edges.shape)
+    radius = max(edges.shape) / 2
+    across = np.stack(np.gradient(edges), -1)
+    change = np.concatenate(
+        [
+            (across[..., :, None] * points[..., None, :] / radius).reshape(*edges.shape, 4),
+            across,
+        ],
+        -1,
+    )
+    best, found, now = -1.0, start, start
+    for _ in range(_STEPS):
+        values, there = _sampled(others, _mapped(points, now))
+        if there.sum() < LEAST * edges.size / 4:
+            break
+        own, lain = (part - part.mean() for part in (edges[there], values[there]))
+        alike = float((own * lain).sum())
+        gain = alike / max(1e-6, float((own * own).sum()))
+        correlation = alike / max(1e-6, float((own * own).sum() * (lain * lain).sum())) ** 0.5
+        if correlation > best:
+            best, found = correlation, now
+        if gain <= 0.05:
+            break
+        directions = change[there]
+        # Not by a matrix product: its order of summation depends on the number of threads.
+        normal = np.einsum("ni,nj->ij", directions, directions, dtype=np.float64)
+        error = lain / max(gain, 0.2) - own
+        side = np.einsum("ni,n->i", directions, error, dtype=np.float64)
+        step = np.linalg.solve(normal + 1e-3 * len(own) * np.eye(6), side)
+        if np.abs(step).max() < 0.01:
+            break
+        now = _before(step, radius, now)
+    return found
+
+
+def _before(step: Float64[np.ndarray, 6], radius: float, now: Alignment) -> Alignment:
+    """Return `now` behind the inverse of a small step."""
+    matrix = now.matrix @ np.linalg.inv(np.eye(2) + step[:4].reshape(2, 2) / radius)
+    shift = now.shift - matrix @ step[4:]
+    return Alignment(matrix.astype(np.float32), shift.astype(np.float32))
+
+
+def _is_edit(start: Matrix, found: Matrix) -> bool:
+    """Tell whether a map scales as edits do, and is near where it started."""
+    scales = np.linalg.svd(found, compute_uv=False)
+    changes = np.linalg.svd(found @ np.linalg.inv(start), compute_uv=False)
+    return bool(
+        scales[0] < _LARGEST
+        and scales[1] > _SMALLEST
+        and changes[0] < _STRETCH * changes[1]
+        and changes[0] < _STRETCH**1.5
+        and changes[1] > _STRETCH**-1.5
+    )
+
+
+def _diagonal(height: float, width: float) -> Matrix:
+    return np.array([[height, 0], [0, width]], np.float32)
+
+
+def _middle(shape: tuple[int, ...]) -> Vector:
+    return (np.array(shape, np.float32) - 1) / 2
+
+
+def _points(shape: tuple[int, ...]) -> Float32[np.ndarray, "h w 2"]:
+    """Return (y, x) of every pixel from the middle."""
+    rows, columns = np.indices(shape, np.float32)
+    points: np.ndarray = np.stack([rows, columns], -1) - _middle(shape)
+    return points
+
+
+def _mapped(
+    points: Float32[np.ndarray, "h w 2"], alignment: Alignment
+) -> Float32[np.ndarray, "h w 2"]:
+    (a, b), (c, d) = alignment.matrix
+    y, x = points[..., 0], points[..., 1]
+    mapped: np.ndarray = np.stack([a * y + b * x, c * y + d * x], -1) + alignment.shift
+    return mapped
+
+
+def _sampled(
+    picture: Other, points: Float32[np.ndarray, "h w 2"]
+) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
+    """Return values between pixels (bilinear), and which of the points lie on the picture."""
+    height, width = picture.shape
+    points = points + _middle(picture.shape)
+    last = np.array([height - 1, width - 1], np.float32)
+    there = np.all((points >= 0) & (points <= last), axis=-1)
+    points = points.clip(0, last - np.float32(1e-3))
+    corner = np.floor(points)
+    down, right = np.moveaxis(points - corner, -1, 0)
+    at = (corner[..., 0] * width + corner[..., 1]).astype(np.int32)
+    flat = picture.ravel()
+    above = flat[at] * (1 - right) + flat[at + 1] * right
+    below = flat[at + width] * (1 - right) + flat[at + width + 1] * right
+    values: Grey = above * (1 - down) + below * down
+    return values, there

@@ -1,0 +1,63 @@
+"""A run says in one line that its target was missed, or that its threshold sorts nothing out."""
+
+import pytest
+from pydantic import ValidationError
+
+from curate.filters.decisions import DECISIONS
+from curate.retrieval.threshold import RetrieveSettings
+from curate.selection.problems import selection_problems
+
+
+def counts(**some: int) -> dict[str, int]:
+    return dict.fromkeys(DECISIONS, 0) | {"duplicate": 500, "corrupt": 100} | some
+
+
+@pytest.mark.parametrize(
+    ("decisions", "word"),
+    [
+        ({"kept": 960, "irrelevant": 40}, "nearly all"),
+        ({"kept": 10, "over_budget": 950, "irrelevant": 40}, "nearly all"),
+        ({"kept": 950, "irrelevant": 50}, None),
+        ({"kept": 10, "irrelevant": 990}, None),
+        ({"kept": 9, "irrelevant": 991}, "nearly no"),
+        ({"irrelevant": 20}, "nearly no"),
+        ({"irrelevant": 19}, None),
+        ({"kept": 5}, None),
+    ],
+)
+def test_a_threshold_that_sorts_nothing_out_is_told_with_the_remedy(decisions, word):
+    found = selection_problems(counts(**decisions), 0.3172, None)
+    assert len(found) == (word is not None)
+    for line in found:
+        assert word in line
+        assert f"{'higher' if word == 'nearly all' else 'lower'} than 0.3172" in line
+        for setting in ("retrieve.threshold", "retrieve.target", "retrieve.embedder"):
+            assert setting in line
+
+
+def test_who_asks_for_all_gets_no_warning():
+    assert not selection_problems(counts(kept=1000), -1, None)
+
+
+def test_a_shortfall_is_told_and_a_target_that_is_met_is_not():
+    assert not selection_problems(counts(kept=980, irrelevant=20), 0.1, 980)
+    assert not selection_problems(counts(kept=9, over_budget=1), 0.1, 10)
+    [line] = selection_problems(counts(kept=980), 0.1, 2000)
+    assert "2,000" in line
+    assert "980" in line
+
+
+@pytest.mark.parametrize("threshold", [0.5, "auto"])
+def test_a_target_and_a_threshold_exclude_each_other(threshold):
+    with pytest.raises(ValidationError, match=r"retrieve\.threshold=null"):
+        RetrieveSettings(target=10, threshold=threshold)
+
+
+@pytest.mark.parametrize("target", [0, -3, 1.0, 0.0, 1.5, "many", True])
+def test_a_target_is_a_count_or_a_share(target):
+    with pytest.raises(ValidationError):
+        RetrieveSettings(target=target)
+
+
+def test_counts_and_shares_stay_what_they_are():
+    assert [RetrieveSettings(target=x).target for x in (1, 10_000, 0.3)] == [1, 10_000, 0.3]
