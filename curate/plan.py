@@ -194,6 +194,8 @@ def describe(plan: Plan, out: Path) -> str:
     known = known_thresholds(settings, plan.embedders)
     for name in ("dedup", "retrieve"):
         value = f"{known[name].value} (inclusive)" if name in known else "auto: measured in the run"
+        if name == "dedup" and name in known and known[name].source == "embedder":
+            value += ", unless this crawl contradicts it"
         lines.append(f"{name:<9}  threshold {value}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
     shards = sum(part.nbytes for part in plan.crawl.parts)
