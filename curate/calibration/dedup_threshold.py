@@ -148,7 +148,8 @@ def _interval(estimate: float, replicates: Float64[np.ndarray, " b"]) -> Interva
 
 def _grid(lowest: float) -> Float64[np.ndarray, " t"]:
     """Return thresholds from `lowest` to 1, denser towards 1, rounded up to few digits."""
-    values = 1 - np.exp(-np.linspace(*depth(np.array([lowest, 1.0])), _STEPS))
+    first, last = depth(np.array([lowest, 1.0])).tolist()
+    values = 1 - np.exp(-np.linspace(first, last, _STEPS))
     scale = np.where(values < 0.99, 1e4, 1e7)
     return np.unique(np.append(np.minimum(1.0, np.ceil(values * scale) / scale), 1.0))
 

@@ -50,7 +50,8 @@ def false_shares(
 ) -> Shares:
     """Return the expected share of a crawl's `size` images with another picture at a threshold.
 
-    Thresholds are none below `looked.lowest`. In a replicate a pair counts as often as both of its
+    Thresholds are none below `looked.lowest`. The pairs inside the sample are counted, and only the
+    others expected: a crawl that was sampled whole is known. In a replicate a pair counts as often as both of its
     images are drawn together, so that a crowd of alike images counts as one observation.
     """
     other = ~looked.same
@@ -58,10 +59,14 @@ def false_shares(
     lowest = depth(np.array([looked.lowest]))
     excess, beyond = depth(looked.cosine[other]) - lowest, depth(thresholds) - lowest
     growth = (size - 1) / max(1, looked.images - 1)
+    seen = min(1.0, looked.images / size / growth)
+    reach = looked.cosine[other] >= thresholds.astype(np.float32)[:, None]
+    known = 2 * (reach @ looked.weight[other]) / looked.images
     rates = np.empty((len(weights), len(thresholds)))
     for at, drawn in enumerate(weights):
         pairs = looked.weight[other] * drawn[one] * drawn[two]
-        rates[at] = 2 * pairs.sum() / looked.images * survival(excess, pairs, beyond)
+        unseen = 2 * pairs.sum() / looked.images * survival(excess, pairs, beyond)
+        rates[at] = seen * known + (1 - seen) * unseen
     shares = 1 - np.exp(-growth * rates)
     return Shares(shares[0], shares[1:])
 
