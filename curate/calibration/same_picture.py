@@ -28,7 +28,7 @@ _UPRIGHT = 28
 """Side of what is left of a rotated square without its corners."""
 
 Thumbnail = UInt8[np.ndarray, "32 32"]
-Details = Float32[np.ndarray, "h w"]
+Details = Float32[np.ndarray, "_ _"]
 
 
 def thumbnail(image: Image.Image) -> Thumbnail:
@@ -72,7 +72,7 @@ def _both(picture: Thumbnail) -> tuple[Thumbnail, Thumbnail]:
     return picture, picture[:, ::-1]
 
 
-def _details(picture: UInt8[np.ndarray, "h w"]) -> Details:
+def _details(picture: UInt8[np.ndarray, "_ _"]) -> Details:
     """Return the picture without its low frequencies, of equal contrast everywhere."""
     values = picture.astype(np.float32)
     fine = values - gaussian_filter(values, _SIGMA)

@@ -50,7 +50,8 @@ def find_thresholds(
     with runner.at_work("calibrate"):
         if "dedup" not in known or few >= FEWEST:
             found = calibrations["dedup"] = calibrate(runner, plan, "dedup", crawl, seed)
-            known["dedup"] = _judged(known.get("dedup"), found, plan)
+            name = plan.request.embedders["dedup"].name
+            known["dedup"] = judged(known.get("dedup"), found, name)
         if "retrieve" not in known:
             found = calibrations["retrieve"] = calibrate(
                 runner, plan, "retrieve", crawl_by_meaning, seed
@@ -90,12 +91,12 @@ def calibrate(
     )
 
 
-def _judged(known: Threshold | None, measured: dict[str, Any], plan: Plan) -> Threshold:
-    """Return the dedup threshold to use, and warn where the measurement contradicts a known one."""
-    name, found = (
-        plan.request.embedders["dedup"].name,
-        Threshold(measured["threshold"], "calibrated"),
-    )
+def judged(known: Threshold | None, measured: dict[str, Any], embedder: str) -> Threshold:
+    """Return the dedup threshold to use, and warn where the measurement contradicts a known one.
+
+    A number of the pipeline is used all the same, one that belongs to the embedder is replaced.
+    """
+    found = Threshold(measured["threshold"], "calibrated")
     asked = f"precision {measured['precision_asked']} among {measured['size']:,} images"
     if known is not None and known.value >= measured["at_least"]:
         return known
@@ -107,12 +108,12 @@ def _judged(known: Threshold | None, measured: dict[str, Any], plan: Plan) -> Th
         return known
     if not measured["separates"]:
         warn(
-            f"embedder {name} finds {measured['recall']:.0%} of edited copies at {asked}: trust few "
+            f"embedder {embedder} finds {measured['recall']:.0%} of edited copies at {asked}: trust few "
             "groups of copies but the exact ones, or try --set dedup.embedder=descriptor"
         )
     if known is not None:
         warn(
-            f"the dedup threshold {known.value} of embedder {name} does not keep {asked}: "
+            f"the dedup threshold {known.value} of embedder {embedder} does not keep {asked}: "
             f"{found.value} is used, as measured in this run"
         )
     return found

@@ -36,7 +36,7 @@ class Shares:
         return np.quantile(self.replicates, q, axis=0)
 
 
-def image_weights(looked: LookedPairs, seed: int) -> Float64[np.ndarray, "b+1 m"]:
+def image_weights(looked: LookedPairs, seed: int) -> Float64[np.ndarray, "w m"]:
     """Return how often each image is drawn in each replicate of a Poisson bootstrap; first, once."""
     drawn = np.random.default_rng(seed).poisson(1.0, (REPLICATES, looked.images))
     return np.vstack([np.ones(looked.images), drawn])
@@ -46,7 +46,7 @@ def false_shares(
     looked: LookedPairs,
     size: int,
     thresholds: Float64[np.ndarray, " t"],
-    weights: Float64[np.ndarray, "b+1 m"],
+    weights: Float64[np.ndarray, "w m"],
 ) -> Shares:
     """Return the expected share of a crawl's `size` images with another picture at a threshold.
 
@@ -75,7 +75,7 @@ def true_shares(
     looked: LookedPairs,
     size: int,
     thresholds: Float64[np.ndarray, " t"],
-    weights: Float64[np.ndarray, "b+1 m"],
+    weights: Float64[np.ndarray, "w m"],
 ) -> Shares:
     """Return the expected share of a crawl's `size` images with a copy at or above a threshold.
 
