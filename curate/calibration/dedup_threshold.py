@@ -55,8 +55,9 @@ class DedupCalibration:
 
     @classmethod
     def restored(cls, saved: dict) -> DedupCalibration:
-        """Return what `to_dict` made a dict of."""
-        return cls(**{**saved, "histograms": Histograms.restored(saved["histograms"])})
+        """Return what `to_dict` made a dict of, whose tuples JSON made lists of."""
+        read = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+        return cls(**{**read, "histograms": Histograms.restored(saved["histograms"])})
 
     def render(self) -> str:
         """Return both distributions as text, at most 100 columns wide, and what is expected."""
