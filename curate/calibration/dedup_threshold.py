@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
@@ -56,7 +57,9 @@ class DedupCalibration:
     @classmethod
     def restored(cls, saved: dict) -> DedupCalibration:
         """Return what `to_dict` made a dict of, whose tuples JSON made lists of."""
-        read = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+        read: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()
+        }
         return cls(**{**read, "histograms": Histograms.restored(saved["histograms"])})
 
     def render(self) -> str:
