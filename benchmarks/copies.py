@@ -27,7 +27,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.edited_copies import EDITS
-from curate.calibration.propose import same_picture, thumbnail
+from curate.calibration.same_picture import same_picture, thumbnail
 from shared.embedders import EmbedderSettings, bundled_settings, load, settings_for_folder
 from train.data.crops import Views, stack_views
 from train.recipe import read_recipe

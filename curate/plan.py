@@ -207,6 +207,8 @@ def describe(plan: Plan, out: Path) -> str:
     known = known_thresholds(settings, plan.embedders)
     for name in ("dedup", "retrieve"):
         value = f"{known[name].value} (inclusive)" if name in known else "auto: measured in the run"
+        if name == "dedup" and name in known and known[name].source == "embedder":
+            value += ", unless this crawl contradicts it"
         if name == "retrieve" and settings.retrieve.target is not None:
             value = f"that of target {settings.retrieve.target}: solved for in the run"
         lines.append(f"{name:<9}  threshold {value}")

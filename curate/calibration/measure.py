@@ -12,18 +12,15 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.calibration.propose import (
+from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
+from curate.calibration.edits import edits
+from curate.calibration.near_pairs import LookedPairs, Thumbnails, look_at_nearest
+from curate.calibration.retrieve_threshold import (
     FEWEST,
-    Calibration,
-    Distribution,
-    Thumbnail,
-    Thumbnails,
-    calibrate_dedup,
+    RetrieveCalibration,
     calibrate_retrieve,
-    edits,
-    render,
-    thumbnail,
 )
+from curate.calibration.same_picture import Thumbnail, thumbnail
 from curate.catalogue.collection import Collection, Numbers
 from curate.catalogue.originals import Originals, load_parts
 from curate.embedding.embed import Forwards, preparation
@@ -35,8 +32,9 @@ from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
 from shared.images import ImageError, decode
 
-VERSION = 2
+VERSION = 3
 EDITED_TOGETHER = 25
+PAIRS = "pairs.npz"
 
 
 class CalibrateSettings(BaseModel):
@@ -44,33 +42,30 @@ class CalibrateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    originals: int = Field(300, ge=FEWEST)
-    """Images that are edited and embedded again; seed images that are looked up."""
+    originals: int = Field(100, ge=FEWEST)
+    """Images that are edited and embedded again, to say which edits are found."""
+    seeds: int = Field(300, ge=FEWEST)
+    """Seed images that are looked up among the others."""
     crawl_sample: int = Field(20_000, ge=FEWEST)
-    """Images among which non-copies are looked for."""
+    """Images of which the nearest pairs are looked at."""
     parts: int = Field(64, ge=1)
     """At most as many parts are sampled."""
     seed: int = 0
 
 
-def measure(
+def measure_dedup(
     runner: Runner,
     stage: Stage,
     embedder: tuple[EmbedderSettings, int],
-    collections: list[Collection],
+    crawl: Collection,
     parts: Path,
     max_pixels: int,
+    precision: float,
     settings: CalibrateSettings,
 ) -> dict:
-    """Run the units of a calibration: of dedup for a crawl, of retrieve for a crawl and a seed.
-
-    `embedder` is settings and threads, `parts` are those of the last collection.
-    """
+    """Return the calibration of the dedup threshold; `embedder` is settings and threads."""
     shared = (parts, max_pixels, settings)
-    if len(collections) > 1:
-        [measured] = runner.run(stage, retrieve, [Unit("retrieve", (*collections, *shared))])
-        return measured
-    [crawl] = collections
+    runner.run(stage, look, [Unit("look", (crawl, *shared))], note="nearest pairs")
     configured, threads = embedder
     numbers, rows = sample(crawl, settings)
     originals = np.split(numbers[rows], range(EDITED_TOGETHER, len(rows), EDITED_TOGETHER))
@@ -84,8 +79,25 @@ def measure(
     ]
     workers = Workers(Forwards, ((configured,), threads), gpus=may_use_gpu(configured))
     runner.run(stage, edit, units, workers=workers, note="edited copies")
-    edited = [runner.folder(stage) / unit.name for unit in units]
-    [measured] = runner.run(stage, dedup, [Unit("dedup", (crawl, *shared, edited))])
+    folder = runner.folder(stage)
+    made = (folder / "look", [folder / unit.name for unit in units])
+    unit_of_precision = Unit(f"dedup-{precision:g}", (crawl, precision, settings.seed, *made))
+    [measured] = runner.run(stage, dedup, [unit_of_precision])
+    return measured
+
+
+def measure_retrieve(
+    runner: Runner,
+    stage: Stage,
+    crawl: Collection,
+    seed: Collection,
+    parts: Path,
+    max_pixels: int,
+    settings: CalibrateSettings,
+) -> dict:
+    """Return the calibration of the relevance threshold; `parts` are those of the seed."""
+    unit = Unit("retrieve", (crawl, seed, parts, max_pixels, settings))
+    [measured] = runner.run(stage, retrieve, [unit])
     return measured
 
 
@@ -137,34 +149,51 @@ def edit(
     return {"images": len(read), "edits": names}
 
 
-def dedup(
+def look(
     collection: Collection,
     parts: Path,
     max_pixels: int,
     settings: CalibrateSettings,
+    *,
+    out: Path,
+) -> dict:
+    """Look at the nearest pairs of a sample of the crawl: `pairs.npz`."""
+    numbers, _ = sample(collection, settings)
+    with Originals(collection, load_parts(parts), out.parent) as originals:
+        found = look_at_nearest(
+            unit(collection.vectors(numbers)), _thumbnails(originals, numbers, max_pixels)
+        )
+    np.savez(out / PAIRS, **vars(found))
+    return {"pairs": len(found.one)}
+
+
+def dedup(
+    collection: Collection,
+    precision: float,
+    seed: int,
+    looked: Path,
     edited: list[Path],
     *,
     out: Path,
 ) -> dict:
-    """Return the calibration of the dedup threshold: edited copies against nearest non-copies."""
-    numbers, _ = sample(collection, settings)
-    crawl = unit(collection.vectors(numbers))
+    """Return the calibration of the dedup threshold, of what `look` and `edit` made."""
     units = [(folder, committed(folder) or {}) for folder in edited]
     units = [(folder, stats) for folder, stats in units if stats["images"]]
     if not units:
         raise LvdError("no sampled image of the crawl can be read any more: is it still there?")
-    chosen = np.concatenate([np.load(folder / "numbers.npy") for folder, _ in units])
-    rows = np.searchsorted(numbers, chosen)
-    with Originals(collection, load_parts(parts), out.parent) as originals:
-        calibration = calibrate_dedup(
-            crawl[rows],
-            np.concatenate([np.load(folder / "edited.npy") for folder, _ in units]),
-            crawl,
-            rows,
-            _thumbnails(originals, numbers, max_pixels),
-            tuple(units[0][1]["edits"]),
-        )
-    return calibration.to_dict() | {"separates": calibration.separates}
+    numbers = np.concatenate([np.load(folder / "numbers.npy") for folder, _ in units])
+    copies = np.concatenate([np.load(folder / "edited.npy") for folder, _ in units])
+    cosines = np.einsum("ned,nd->ne", copies, unit(collection.vectors(numbers)))
+    with np.load(looked / PAIRS) as saved:
+        pairs = {name: saved[name] for name in saved.files}
+    return calibrate_dedup(
+        LookedPairs(**{**pairs, "images": int(pairs["images"]), "lowest": float(pairs["lowest"])}),
+        len(collection.usable),
+        precision,
+        cosines.clip(-1, 1).astype(np.float32),
+        tuple(units[0][1]["edits"]),
+        seed,
+    ).to_dict()
 
 
 def retrieve(
@@ -183,7 +212,7 @@ def retrieve(
     rng = np.random.default_rng(settings.seed)
     seeds = _sample(seed, settings.crawl_sample, settings.parts, rng)
     _refuse_few(len(seeds), "images of the seed", "retrieve")
-    rows = np.sort(rng.choice(len(seeds), min(settings.originals, len(seeds)), replace=False))
+    rows = np.sort(rng.choice(len(seeds), min(settings.seeds, len(seeds)), replace=False))
     crawled = _sample(crawl, settings.crawl_sample, settings.parts, rng)
     with Originals(seed, load_parts(parts), out.parent) as originals:
         calibration = calibrate_retrieve(
@@ -197,22 +226,13 @@ def retrieve(
 
 def report(measured: dict[str, dict]) -> str:
     """Return both calibrations as text; the last line can be pasted behind `lvd-curate run`."""
-    lines = []
-    for name, calibration in measured.items():
-        lines += [f"{name}.threshold", render(_restored(calibration)), ""]
+    texts = {
+        "dedup": DedupCalibration.restored(measured["dedup"]).render(),
+        "retrieve": RetrieveCalibration.restored(measured["retrieve"]).render(),
+    }
+    lines = [line for name, text in texts.items() for line in (f"{name}.threshold", text, "")]
     sets = [f"--set {name}.threshold={found['threshold']}" for name, found in measured.items()]
     return "\n".join([*lines, " ".join(sets)])
-
-
-def _restored(calibration: dict) -> Calibration:
-    sides = {
-        side: Distribution(
-            **{**calibration[side], "histogram": tuple(calibration[side]["histogram"])}
-        )
-        for side in ("positives", "negatives")
-    }
-    known = {name: value for name, value in calibration.items() if name != "separates"}
-    return Calibration(**{**known, **sides, "bins": tuple(calibration["bins"])})
 
 
 def _sample(

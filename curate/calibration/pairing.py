@@ -41,7 +41,8 @@ def wrong_pairings(request: Request) -> list[str]:
     """
     lines = [*_of_the_pipeline(request)]
     for name in CALIBRATED:
-        lines += [*_of_the_entry(request, name), *_of_the_folder(request, name)]
+        lines += _of_the_entry(request, name)
+    lines += _of_the_folder(request)
     return list(dict.fromkeys(lines))
 
 
@@ -92,20 +93,20 @@ def _of_the_entry(request: Request, threshold: str) -> Iterator[str]:
         )
 
 
-def _of_the_folder(request: Request, threshold: str) -> Iterator[str]:
-    """Numbers beside the weights of the model."""
-    used = request.embedders[threshold]
-    if not is_wanted_of_folder(request.settings, used.settings, threshold):
+def _of_the_folder(request: Request) -> Iterator[str]:
+    """The dedup threshold beside the weights of the model."""
+    used = request.embedders["dedup"]
+    if not is_wanted_of_folder(request.settings, used.settings):
         return
     stored = read_stored(used.settings)
     if stored is None:
         return
     if stored.problem:
         yield (
-            f"{stored.path} {stored.problem}: it is not used, and the thresholds of embedder "
-            f"{used.name} are measured in this run (lvd-curate calibrate --save keeps new ones)"
+            f"{stored.path} {stored.problem}: it is not used, and the dedup threshold of embedder "
+            f"{used.name} is measured in this run (lvd-curate calibrate --save keeps a new one)"
         )
-    elif threshold == "dedup" and not stored.values.separates:
+    elif not stored.values.separates:
         share = stored.values.dedup_recall
         finds = f"{share:.0%} of" if share is not None else "few"
         yield (
@@ -129,7 +130,7 @@ def _declared(settings: EmbedderSettings, name: str) -> list[float]:
         folder = declared_in_folder(settings)
     except LvdError:  # of an embedder that this run may have nothing to do with
         folder = None
-    found = [getattr(settings.thresholds, name), folder and getattr(folder, name)]
+    found = [getattr(settings.thresholds, name), folder and getattr(folder, name, None)]
     return [value for value in found if is_number(value)]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from curate.calibration import measure
-from curate.calibration.thresholds import CALIBRATED, Threshold, known_thresholds
+from curate.calibration.measure import VERSION, measure_dedup, measure_retrieve
+from curate.calibration.retrieve_threshold import FEWEST
+from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import save_parts
 from curate.stage import Runner, Stage
@@ -38,23 +39,26 @@ class Thresholds:
 def find_thresholds(
     runner: Runner, plan: Plan, crawl: Catalogued, crawl_by_meaning: Catalogued, seed: Catalogued
 ) -> Thresholds:
-    """Return the thresholds of a run; warns where a measured one is not to be trusted."""
+    """Return the thresholds of a run; warns where one is not to be trusted.
+
+    The dedup threshold is measured whatever is known of it: what belongs to the embedder is used
+    only where this crawl does not contradict it.
+    """
     known = known_thresholds(plan.request.settings, plan.embedders)
     calibrations: dict[str, dict[str, Any]] = {}
-    if unknown := [name for name in CALIBRATED if name not in known]:
-        with runner.at_work("calibrate"):
-            for name in unknown:
-                calibrations[name] = calibrate(
-                    runner, plan, name, crawl if name == "dedup" else crawl_by_meaning, seed
-                )
-                known[name] = Threshold(calibrations[name]["threshold"], "calibrated")
-        if not calibrations.get("dedup", {"separates": True})["separates"]:
-            warn(
-                f"embedder {plan.request.embedders['dedup'].name} does not tell edited copies from "
-                "other images: trust no group of copies but the exact ones"
+    few = len(crawl.collection.usable)
+    with runner.at_work("calibrate"):
+        if "dedup" not in known or few >= FEWEST:
+            found = calibrations["dedup"] = calibrate(runner, plan, "dedup", crawl, seed)
+            name = plan.request.embedders["dedup"].name
+            known["dedup"] = judged(known.get("dedup"), found, name)
+        if "retrieve" not in known:
+            found = calibrations["retrieve"] = calibrate(
+                runner, plan, "retrieve", crawl_by_meaning, seed
             )
-        if (few := len(crawl.collection.usable)) < FEW:
-            warn(f"thresholds were calibrated on {few} images only: look at the pictures")
+            known["retrieve"] = Threshold(found["threshold"], "calibrated")
+    if few < FEW and "calibrated" in {each.source for each in known.values()}:
+        warn(f"thresholds were calibrated on {few} images only: look at the pictures")
     return Thresholds(
         known["dedup"],
         known["retrieve"],
@@ -72,16 +76,44 @@ def calibrate(
     `crawl` is as the embedder concerned sees it.
     """
     settings = plan.request.settings
-    datasets = [crawl] if name == "dedup" else [crawl, seed]
-    addresses = [dataset.address for dataset in datasets]
-    stage = Stage("calibrate", measure.VERSION, addresses, settings.calibrate.model_dump())
-    last = datasets[-1]
-    return measure.measure(
-        runner,
-        stage,
-        (plan.embedders[name], settings.engine.threads),
-        [dataset.collection for dataset in datasets],
-        save_parts(last.parts, runner.scratch / f"parts-{last.address}.json"),
-        settings.embed.max_pixels,
-        settings.calibrate,
+    measured = crawl if name == "dedup" else seed
+    inputs = [crawl.address] if name == "dedup" else [crawl.address, seed.address]
+    stage = Stage("calibrate", VERSION, inputs, settings.calibrate.model_dump())
+    parts = save_parts(measured.parts, runner.scratch / f"parts-{measured.address}.json")
+    max_pixels = settings.embed.max_pixels
+    if name == "dedup":
+        return measure_dedup(
+            *(runner, stage, (plan.copies, settings.engine.threads), crawl.collection, parts),
+            *(max_pixels, settings.dedup.precision, settings.calibrate),
+        )
+    return measure_retrieve(
+        *(runner, stage, crawl.collection, seed.collection, parts, max_pixels, settings.calibrate)
     )
+
+
+def judged(known: Threshold | None, measured: dict[str, Any], embedder: str) -> Threshold:
+    """Return the dedup threshold to use, and warn where the measurement contradicts a known one.
+
+    A number of the pipeline is used all the same, one that belongs to the embedder is replaced.
+    """
+    found = Threshold(measured["threshold"], "calibrated")
+    asked = f"precision {measured['precision_asked']} among {measured['size']:,} images"
+    if known is not None and known.value >= measured["at_least"]:
+        return known
+    if known is not None and known.source == "pipeline":
+        warn(
+            f"dedup.threshold {known.value} is used as set, but does not keep {asked}, which takes "
+            f"{found.value} as measured in this run: say --set dedup.threshold=auto"
+        )
+        return known
+    if not measured["separates"]:
+        warn(
+            f"embedder {embedder} finds {measured['recall']:.0%} of edited copies at {asked}: trust few "
+            "groups of copies but the exact ones, or try --set dedup.embedder=descriptor"
+        )
+    if known is not None:
+        warn(
+            f"the dedup threshold {known.value} of embedder {embedder} does not keep {asked}: "
+            f"{found.value} is used, as measured in this run"
+        )
+    return found

@@ -1,4 +1,7 @@
-"""The thresholds that were measured for a model and are kept in its folder, as `thresholds.json`."""
+"""The dedup threshold that was measured for a model and is kept in its folder, as `thresholds.json`.
+
+A relevance threshold belongs to a seed as much as to a model, and is never kept.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,16 @@ class StoredThresholds(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     dedup: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False)
-    retrieve: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False)
     weights: str | None = None
     """The sha256 of the weights that they were measured with."""
     image_size: int | None = None
     """The side of the model's input in pixels."""
     precision: str | None = None
     crawl: str | None = None
-    seed: str | None = None
+    images: int | None = None
+    """How many different images the crawl had."""
     separates: bool = True
-    """False where `dedup` does not tell copies from others, whatever the threshold."""
+    """False where no threshold kept the precision and found edited copies."""
     dedup_recall: float | None = None
     """The share of edited copies that reached `dedup`."""
 
@@ -99,19 +102,17 @@ def writable_path(name: str, embedder: EmbedderSettings) -> Path:
     return path
 
 
-def store(
-    path: Path, embedder: EmbedderSettings, measured: dict[str, dict], crawl: str, seed: str
-) -> None:
-    """Write the calibrations of `dedup` and `retrieve`, with what they were measured on."""
+def store(path: Path, embedder: EmbedderSettings, measured: dict[str, Any], crawl: str) -> None:
+    """Write a calibration of `dedup`, with what it was measured on."""
     values = StoredThresholds(
-        **{name: found["threshold"] for name, found in measured.items()},
+        dedup=measured["threshold"],
         weights=weights_digest(embedder),
         image_size=input_size(embedder),
         precision=embedder.precision,
         crawl=crawl,
-        seed=seed,
-        separates=measured["dedup"]["separates"],
-        dedup_recall=round(measured["dedup"]["recall"], 4),
+        images=measured["size"],
+        separates=measured["separates"],
+        dedup_recall=round(measured["recall"], 4),
     )
     try:
         write_json(path, values.model_dump())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from curate.settings import PipelineSettings
 
 CALIBRATED = ("dedup", "retrieve")
-"""Those that are measured where they are not known."""
+"""Those that can be measured in a run."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ def known_thresholds(
     """Return those of `dedup`, `retrieve` and `holdout` that are numbers.
 
     `embedders` are those for `dedup` and `retrieve`. A number of the pipeline comes before one that
-    is declared with the embedder, and that before one that is kept in the model's folder and was
-    measured with these weights at this size. A pipeline's `auto` asks for calibration whatever is
-    declared.
+    is declared with the embedder, and that before a dedup threshold that is kept in the model's
+    folder and was measured with these weights at this size. A pipeline's `auto` asks for
+    calibration whatever is declared.
     """
     known = {}
     for name in CALIBRATED:
@@ -41,11 +41,10 @@ def known_thresholds(
             known[name] = Threshold(asked, "pipeline")
         elif asked is None and is_number(declared := getattr(embedder.thresholds, name)):
             known[name] = Threshold(declared, "embedder")
-        elif is_wanted_of_folder(settings, embedder, name):
-            stored = read_stored(embedder)
-            value = getattr(stored.values, name) if stored and not stored.problem else None
-            if value is not None:
-                known[name] = Threshold(value, "embedder")
+    if is_wanted_of_folder(settings, embedders["dedup"]):
+        stored = read_stored(embedders["dedup"])
+        if stored and not stored.problem and stored.values.dedup is not None:
+            known["dedup"] = Threshold(stored.values.dedup, "embedder")
     if settings.retrieve.target is not None:
         known["retrieve"] = Threshold(-1.0, "target")  # all are candidates: select solves for it
     if settings.holdout.threshold is not None:
@@ -53,12 +52,9 @@ def known_thresholds(
     return known
 
 
-def is_wanted_of_folder(settings: PipelineSettings, embedder: EmbedderSettings, name: str) -> bool:
-    """Tell whether a model's folder is asked for a threshold: no other place has a say."""
-    if name == "retrieve" and settings.retrieve.target is not None:
-        return False
-    undeclared = not is_number(getattr(embedder.thresholds, name))
-    return getattr(settings, name).threshold is None and undeclared
+def is_wanted_of_folder(settings: PipelineSettings, copies: EmbedderSettings) -> bool:
+    """Tell whether a model's folder is asked for the dedup threshold: no other place has a say."""
+    return settings.dedup.threshold is None and not is_number(copies.thresholds.dedup)
 
 
 def is_number(threshold: float | str | None) -> bool:

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 @click.option(
     "--save",
     is_flag=True,
-    help="Keep them in the embedder's model folder (thresholds.json): runs with it then use them.",
+    help="Keep the dedup threshold in the embedder's model folder (thresholds.json): runs with it then "
+    "use it, where their crawl does not contradict it.",
 )
 def calibrate(save: bool, executor: ExecutorName, **asked: Any) -> None:
     """Measure what the thresholds should be.
 
-    For one crawl and seed, by edited copies of crawled images and by the seed images' similarities
-    to one another. The last line is ready to be pasted behind `lvd-curate run`.
+    For one crawl and seed: by how rare false copies are among crawled images, and by the seed
+    images' similarities to one another. The last line is ready to be pasted behind `lvd-curate run`.
     """
     from curate.calibration.measure import report
     from curate.calibration.stage import calibrate
@@ -33,18 +34,12 @@ def calibrate(save: bool, executor: ExecutorName, **asked: Any) -> None:
     from curate.pipeline import embed_datasets
     from curate.plan import pinned
     from shared.embedders import resolve_device
-    from shared.errors import LvdError
     from shared.progress import say
 
     plan, _ = make_plan(**asked)
     request, path = plan.request, None
     if save:
-        used = request.embedders["retrieve"]
-        if plan.copies != plan.meaning:
-            raise LvdError(
-                "--save keeps both thresholds in one model's folder, and this pipeline has two "
-                f"embedders ({request.embedder_name}): say --embedder with one of them"
-            )
+        used = request.embedders["dedup"]
         path = writable_path(used.name, used.settings)
     plan = pinned(plan)
     with open_runner(plan.work, request.settings.engine, executor) as runner:
@@ -57,5 +52,5 @@ def calibrate(save: bool, executor: ExecutorName, **asked: Any) -> None:
             }
     click.echo(report(measured))
     if path is not None:
-        store(path, resolve_device(plan.meaning), measured, request.crawl.name, request.seed.name)
+        store(path, resolve_device(plan.copies), measured["dedup"], request.crawl.name)
         say(f"kept for runs with this embedder, in {path}")

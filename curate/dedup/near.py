@@ -44,6 +44,8 @@ class DedupSettings(BaseModel):
     """What copies are found by; by default the pipeline's `embedder`, else `bundled-copies`."""
     threshold: Threshold | None = None
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
+    precision: float = Field(0.99, gt=0, lt=1)
+    """Share of what is called copies that has to be right; decides a threshold that is measured."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
     probes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

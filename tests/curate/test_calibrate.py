@@ -5,15 +5,15 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from curate.calibration.propose import (
-    calibrate_dedup,
+from curate.calibration.dedup_threshold import calibrate_dedup
+from curate.calibration.edits import edits
+from curate.calibration.near_pairs import look_at_nearest
+from curate.calibration.retrieve_threshold import (
+    RetrieveCalibration,
     calibrate_retrieve,
-    edits,
     nearest_other,
-    render,
-    same_picture,
-    thumbnail,
 )
+from curate.calibration.same_picture import same_picture, thumbnail
 from shared.embedders import EmbedderSettings, load
 from shared.errors import LvdError
 
@@ -32,7 +32,7 @@ def thumbnails(count: int) -> list[np.ndarray]:
     """Thumbnails of `count` pictures that have nothing to do with each other."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (count, 8, 8), dtype=np.uint8)
-    return [np.asarray(Image.fromarray(grid).resize((64, 64))) for grid in coarse]
+    return [thumbnail(Image.fromarray(grid).resize((64, 64))) for grid in coarse]
 
 
 def photographs() -> list[Image.Image]:
@@ -40,19 +40,20 @@ def photographs() -> list[Image.Image]:
     return [Image.fromarray(picture).resize((240, 200)) for picture in pictures]
 
 
+EDITS = ["crop", "jpeg", "third", "caption", "border", "colour", "rotation", "mirror", "grey"]
+
+
 @pytest.fixture(scope="module")
-def dedup_case():
-    """40 pictures of unlike vectors, and for each 3 edited copies at cosines of about 0.9."""
-    crawl = unit(noise(40, DIM, seed=1))
-    edited = unit(crawl[:, None] + 0.06 * noise(40, 3, DIM, seed=2))
-    return crawl, edited, thumbnails(40)
+def pool():
+    """40 pictures of unlike vectors."""
+    return unit(noise(40, DIM, seed=1)), thumbnails(40)
 
 
 @pytest.mark.parametrize("size", [(240, 160), (1, 1), (3, 500)])
 def test_edits_are_copies_of_any_size_and_repeat_with_the_generator(size):
     image = Image.effect_noise(size, 80).convert("RGB")
     first, second = (edits(image, np.random.default_rng(5)) for _ in range(2))
-    assert list(first) == ["jpeg", "half", "blur", "brightness", "crop", "grey", "caption"]
+    assert list(first) == [*EDITS, "blur", "brightness"]
     for name, edited in first.items():
         assert edited.mode == "RGB"
         assert edited.tobytes() == second[name].tobytes()
@@ -62,8 +63,7 @@ def test_edited_copies_are_the_same_picture_and_others_are_not():
     pictures = photographs()
     for at, picture in enumerate(pictures):
         for name, edited in edits(picture, np.random.default_rng(at)).items():
-            if name != "caption":  # changes the shape; calibration never checks its own edits
-                assert same_picture(thumbnail(picture), thumbnail(edited)), name
+            assert same_picture(thumbnail(picture), thumbnail(edited)), name
         for other in pictures[at + 1 :]:
             assert not same_picture(thumbnail(picture), thumbnail(other))
 
@@ -74,8 +74,8 @@ def test_flat_pictures_equal_flat_ones_only():
     assert not same_picture(grey, thumbnail(photographs()[0]))
 
 
-def test_the_nearest_other_is_no_copy_and_asks_for_few_thumbnails(dedup_case):
-    crawl, _, pictures = dedup_case
+def test_the_nearest_other_is_no_copy_and_asks_for_few_thumbnails(pool):
+    crawl, pictures = pool
     hidden = unit(crawl[:10] + 0.01 * noise(10, DIM, seed=3))
     asked = []
 
@@ -96,49 +96,14 @@ def test_an_image_with_nothing_but_copies_has_no_other():
     assert np.isnan(nearest_other(vectors, vectors, np.arange(3), lambda row: one)).all()
 
 
-def test_the_dedup_threshold_lies_between_copies_and_non_copies(dedup_case):
-    crawl, edited, pictures = dedup_case
-    found = calibrate_dedup(crawl, edited, crawl, np.arange(40), pictures.__getitem__)
-    assert found.negatives.quantiles["1"] < found.threshold < found.positives.quantiles["0"]
-    assert (found.recall, found.false_positive_rate, found.f1) == (1, 0, 1)
-    assert found.separates
-    again = calibrate_dedup(crawl, edited, crawl, np.arange(40), pictures.__getitem__)
-    assert found == again
-
-
-def test_copies_that_hide_in_the_crawl_do_not_move_the_threshold(dedup_case):
-    crawl, edited, pictures = dedup_case
-    rows = np.arange(40)
-    alone = calibrate_dedup(crawl, edited, crawl, rows, pictures.__getitem__)
-    full = np.concatenate([crawl, edited[:, 0], crawl])
-    hidden = calibrate_dedup(crawl, edited, full, rows, lambda row: pictures[row % 40])
-    # Copies shift each image's nearest non-copy by their own noise, and by no more.
-    assert hidden.threshold == pytest.approx(alone.threshold, abs=0.05)
-    assert hidden.false_positive_rate == 0
-
-
-def test_an_embedder_that_tells_nothing_is_recognised_and_drops_little(dedup_case):
-    crawl, _, pictures = dedup_case
-    rows = np.arange(40)
-    alike = unit(np.ones(DIM) + 0.02 * crawl)
-    edited = unit(np.ones(DIM) + 0.02 * noise(40, 3, DIM, seed=4))
-    found = calibrate_dedup(alike, edited, alike, rows, pictures.__getitem__)
-    assert not found.separates
-    assert found.false_positive_rate <= 0.01
-    assert "no threshold tells copies from others" in render(found)
-
-
-def test_too_few_images_are_an_error_with_the_remedy(dedup_case):
-    crawl, edited, pictures = dedup_case
-    few = np.arange(3)
-    with pytest.raises(LvdError, match=r"thresholds\.dedup"):
-        calibrate_dedup(crawl[:3], edited[:3], crawl, few, pictures.__getitem__)
+def test_too_few_seed_images_are_an_error_with_the_remedy(pool):
+    crawl, pictures = pool
     with pytest.raises(LvdError, match=r"thresholds\.retrieve"):
-        calibrate_retrieve(crawl[:3], crawl, few, pictures.__getitem__)
+        calibrate_retrieve(crawl[:3], crawl, np.arange(3), pictures.__getitem__)
 
 
-def test_the_retrieve_threshold_finds_nine_in_ten_of_the_seeds(dedup_case):
-    crawl, _, pictures = dedup_case
+def test_the_retrieve_threshold_finds_nine_in_ten_of_the_seeds(pool):
+    crawl, pictures = pool
     seeds = unit(np.eye(DIM)[0] + 0.1 * noise(40, DIM, seed=5))
     kin = unit(np.eye(DIM)[0] + 0.1 * noise(30, DIM, seed=6))
     mixed = np.concatenate([kin, crawl])
@@ -150,8 +115,8 @@ def test_the_retrieve_threshold_finds_nine_in_ten_of_the_seeds(dedup_case):
     assert passing[30:].mean() <= 0.05
 
 
-def test_seeds_that_are_copies_of_each_other_do_not_raise_the_threshold(dedup_case):
-    crawl, _, pictures = dedup_case
+def test_seeds_that_are_copies_of_each_other_do_not_raise_the_threshold(pool):
+    crawl, pictures = pool
     seeds = unit(np.eye(DIM)[0] + 0.1 * noise(40, DIM, seed=5))
     alone = calibrate_retrieve(seeds, crawl, np.arange(40), pictures.__getitem__)
     twice = np.concatenate([seeds, seeds])
@@ -159,19 +124,15 @@ def test_seeds_that_are_copies_of_each_other_do_not_raise_the_threshold(dedup_ca
     assert found.threshold == alone.threshold
 
 
-def test_a_calibration_prints_within_100_columns_and_is_json(dedup_case):
-    crawl, edited, pictures = dedup_case
-    rows = np.arange(40)
-    dedup = calibrate_dedup(crawl, edited, crawl, rows, pictures.__getitem__, ("a", "b", "c"))
-    retrieve = calibrate_retrieve(crawl, crawl, rows, pictures.__getitem__)
-    for found in (dedup, retrieve):
-        text = render(found)
-        assert max(map(len, text.splitlines())) <= 100
-        assert f"{found.kind} threshold {found.threshold}" in text
-        assert text.count(">") == 1
-        assert sum(found.positives.histogram) == found.positives.count
-        assert json.loads(json.dumps(found.to_dict()))["threshold"] == found.threshold
-    assert "recall by edit: a 100%, b 100%, c 100%" in render(dedup)
+def test_a_calibration_prints_within_100_columns_and_is_json(pool):
+    crawl, pictures = pool
+    found = calibrate_retrieve(crawl, crawl, np.arange(40), pictures.__getitem__)
+    text = found.render()
+    assert max(map(len, text.splitlines())) <= 100
+    assert f"retrieve threshold {found.threshold}" in text
+    assert text.count(">") == 1
+    assert sum(found.histograms.positives.histogram) == found.histograms.positives.count
+    assert RetrieveCalibration.restored(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_the_descriptor_calibrates_on_real_pictures():
@@ -184,16 +145,15 @@ def test_the_descriptor_calibrates_on_real_pictures():
     ]
 
     def embed(images: list[Image.Image]) -> np.ndarray:
-        return embedder.embed([embedder.prepare(image) for image in images])
+        return unit(embedder.embed([embedder.prepare(image) for image in images]))
 
     crawl = embed(crops)
     edited = [edits(crop, np.random.default_rng(at)) for at, crop in enumerate(crops)]
     vectors = np.stack([embed(list(copies.values())) for copies in edited])
-    names = tuple(edited[0])
-    found = calibrate_dedup(
-        crawl, vectors, crawl, np.arange(len(crops)), lambda row: thumbnail(crops[row]), names
-    )
+    cosines = np.einsum("ned,nd->ne", vectors, crawl)
+    looked = look_at_nearest(crawl, lambda row: thumbnail(crops[row]))
+    found = calibrate_dedup(looked, len(crops), 0.99, cosines, tuple(edited[0]))
     assert found.separates
-    assert found.recall_by_edit["jpeg"] == 1
-    assert found.recall >= 0.85
-    assert found.false_positive_rate <= 0.1
+    assert found.recall_by_edit["jpeg"] >= 0.9
+    assert found.recall >= 0.5
+    assert found.false_per_thousand[0] == 0

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from pictures import encoded, picture
 
+from curate.calibration.stage import judged
 from curate.calibration.stored import StoredThresholds, read_stored, store
 from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.cli import main
@@ -95,7 +96,7 @@ def known(root: Path, pipeline: str, embedder: str | None, *overrides: str) -> d
 
 
 DECLARED = {"dedup": (0.61, "embedder"), "retrieve": (0.31, "embedder")}
-IN_FOLDER = {"dedup": (0.71, "embedder"), "retrieve": (0.38, "embedder")}
+IN_FOLDER = {"dedup": (0.71, "embedder")}
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ IN_FOLDER = {"dedup": (0.71, "embedder"), "retrieve": (0.38, "embedder")}
         ("default", "declared", [], DECLARED),
         ("default", "folder", [], IN_FOLDER),
         ("default", "ROOT/model", [], IN_FOLDER),
-        ("default", "half", [], {**IN_FOLDER, "dedup": (0.66, "embedder")}),
-        ("default", "half", ["dedup.threshold=0.8"], {**IN_FOLDER, "dedup": (0.8, "pipeline")}),
-        ("default", "folder", ["dedup.threshold=auto"], {"retrieve": (0.38, "embedder")}),
+        ("default", "half", [], {"dedup": (0.66, "embedder")}),
+        ("default", "half", ["dedup.threshold=0.8"], {"dedup": (0.8, "pipeline")}),
+        ("default", "folder", ["dedup.threshold=auto"], {}),
         ("measured", None, [], {"retrieve": (0.31, "embedder")}),
         (
             "numbers",
@@ -128,15 +129,14 @@ def test_a_number_of_the_pipeline_then_of_the_entry_then_of_the_folder_is_taken(
     assert {name: (each.value, each.source) for name, each in found.items()} == expected
 
 
-def test_a_pipeline_that_names_no_embedder_uses_the_bundled_ones_and_their_thresholds(root):
-    stored = {name: read_stored(bundled_settings(model)) for name, model in DEFAULTS.items()}
-    kept = {name: each and getattr(each.values, name) for name, each in stored.items()}
-    assert kept["retrieve"] is not None
-    expected = {name: Threshold(kept[name], "embedder") for name in kept if kept[name] is not None}
+def test_a_pipeline_that_names_no_embedder_uses_the_bundled_ones_and_what_is_kept_for_copies(root):
+    stored = read_stored(bundled_settings(DEFAULTS["dedup"]))
+    kept = stored and stored.values.dedup
+    expected = {} if kept is None else {"dedup": Threshold(kept, "embedder")}
     assert known(root, "default", None) == expected
     config = root / "pipelines.yaml"
     config.write_text(config.read_text().replace("  nameless:", "  bundled:"))
-    assert known(root, "default", None) == {k: v for k, v in expected.items() if k != "retrieve"}
+    assert known(root, "default", None) == expected
 
 
 RIGHT = {
@@ -229,8 +229,8 @@ WRONG = {
         [["dedup.threshold 0.61", "embedder declared", "other", "--set dedup.threshold=auto"]],
     ),
     "the number beside another entry's model": (
-        ["--embedder=other", "--set=retrieve.threshold=0.38"],
-        [["retrieve.threshold 0.38", "embedder folder", "other"]],
+        ["--embedder=other", "--set=dedup.threshold=0.71"],
+        [["dedup.threshold 0.71", "embedder folder", "other"]],
     ),
     "another's number for holdouts": (
         ["--embedder=other", "--set=holdout.threshold=0.61"],
@@ -279,6 +279,42 @@ def test_stored_thresholds_of_a_model_that_tells_nothing_are_used_and_warned_of(
     assert known(root, "default", "folder")["dedup"] == Threshold(0.71, "embedder")
 
 
+MEASURED = {
+    "threshold": 0.9,
+    "at_least": 0.8,
+    "precision_asked": 0.99,
+    "size": 5_000,
+    "recall": 0.6,
+    "separates": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("known", "used", "said"),
+    [
+        (None, Threshold(0.9, "calibrated"), ""),
+        (Threshold(0.85, "embedder"), Threshold(0.85, "embedder"), ""),
+        (Threshold(0.95, "pipeline"), Threshold(0.95, "pipeline"), ""),
+        (Threshold(0.7, "embedder"), Threshold(0.9, "calibrated"), "0.9 is used, as measured"),
+        (Threshold(0.7, "pipeline"), Threshold(0.7, "pipeline"), "dedup.threshold=auto"),
+    ],
+)
+def test_a_known_threshold_that_the_crawl_contradicts_is_replaced_or_warned_about(
+    root, capsys, known, used, said
+):
+    assert judged(known, MEASURED, "one") == used
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(said)
+    for line in lines:
+        for part in (said, "0.7", "0.9", "precision 0.99 among 5,000 images"):
+            assert part in line
+
+
+def test_a_measured_threshold_that_finds_no_edited_copies_is_warned_about(capsys):
+    judged(None, {**MEASURED, "separates": False, "recall": 0.02}, "one")
+    assert "embedder one finds 2% of edited copies" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"dedup": 2}', '{"dedup": NaN}', '{"dedup": "x"}'])
 def test_a_broken_file_of_thresholds_is_one_line(root, content):
     (root / "model" / "thresholds.json").write_text(content)
@@ -293,21 +329,17 @@ def test_what_is_stored_is_read_again_with_what_it_belongs_to(root):
     settings = EmbedderSettings(
         kind="timm", model=f"local-dir:{root / 'model'}", precision="bfloat16"
     )
-    measured = {
-        "dedup": {"threshold": 0.8, "separates": True, "recall": 0.93},
-        "retrieve": {"threshold": 0.4},
-    }
-    store(root / "model" / "thresholds.json", settings, measured, "a crawl", "a seed")
+    measured = {"threshold": 0.8, "separates": True, "recall": 0.93, "size": 900}
+    store(root / "model" / "thresholds.json", settings, measured, "a crawl")
     stored = read_stored(settings)
     assert stored.problem == ""
     assert stored.values == StoredThresholds(
         dedup=0.8,
-        retrieve=0.4,
         weights=STORED["weights"],
         image_size=32,
         precision="bfloat16",
         crawl="a crawl",
-        seed="a seed",
+        images=900,
         dedup_recall=0.93,
     )
 

@@ -173,8 +173,8 @@ def test_each_round_is_curated_by_the_model_of_the_one_before(whole):
     for stage in ("dedup", "retrieve"):
         assert runs[1]["settings"]["embedders"][stage]["model"] == f"local-dir:{model}"
     stored = json.loads((model / "thresholds.json").read_text())
-    for name in ("dedup", "retrieve"):
-        assert runs[1]["thresholds"][name] == {"value": stored[name], "source": "embedder"}
+    assert runs[1]["thresholds"]["dedup"] == {"value": stored["dedup"], "source": "embedder"}
+    assert runs[1]["thresholds"]["retrieve"]["source"] == "calibrated"
     table = json.loads((whole / "table.json").read_text())
     assert [figures["embedder"] for figures in table["rounds"]] == [
         "descriptor",

@@ -26,12 +26,24 @@ def test_calibrate_keeps_what_it_measures_and_runs_with_that_embedder_use_it(sit
     result = CliRunner().invoke(main, ["calibrate", *asked, "--save"])
     assert result.exit_code == 0, result.output
     kept = json.loads((folder / "thresholds.json").read_text())
-    assert (kept["crawl"], kept["seed"]) == ("crawl", "animals")
-    for name in ("dedup", "retrieve"):
-        assert f"--set {name}.threshold={kept[name]}" in result.output
+    assert kept["crawl"] == "crawl"
+    assert "retrieve" not in kept
+    assert f"--set dedup.threshold={kept['dedup']}" in result.output
 
     site.run("--embedder", str(folder), "--set=dedup.max_pair_share=1")
     run = json.loads((site.root / "out" / "run.json").read_text())
-    for name in ("dedup", "retrieve"):
-        assert run["thresholds"][name] == {"value": kept[name], "source": "embedder"}
-    assert run["calibration"] == {}
+    assert run["thresholds"]["dedup"] == {"value": kept["dedup"], "source": "embedder"}
+    assert run["thresholds"]["retrieve"]["source"] == "calibrated"
+
+
+def test_a_stored_threshold_that_the_crawl_contradicts_is_replaced_with_a_warning(site, folder):
+    stored = json.loads((bundled.FOLDER / "thresholds.json").read_text())
+    (folder / "thresholds.json").write_text(json.dumps({**stored, "dedup": 0.1, "retrieve": 0.9}))
+    said = site.run(
+        *("--embedder", str(folder), "--set=calibrate.originals=20"),
+        "--set=dedup.max_pair_share=1",
+    )
+    run = json.loads((site.root / "out" / "run.json").read_text())
+    assert run["thresholds"]["dedup"]["source"] == "calibrated"
+    assert f"{run['thresholds']['dedup']['value']} is used, as measured in this run" in said
+    assert run["thresholds"]["retrieve"]["value"] != 0.9

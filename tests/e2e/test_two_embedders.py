@@ -62,7 +62,7 @@ def test_each_has_its_thresholds_and_the_reports_say_both(at_once):
     assert run["thresholds"] == funnel["thresholds"]
     assert run["thresholds"]["dedup"] == {"value": 0.85, "source": "embedder"}
     assert run["thresholds"]["holdout"]["value"] == 0.85
-    assert run["thresholds"]["retrieve"]["source"] == "embedder"
+    assert run["thresholds"]["retrieve"]["source"] == "calibrated"
     assert run["thresholds"]["retrieve"]["value"] != 0.2
     for about in (run, funnel):
         named = {stage: each["name"] for stage, each in about["settings"]["embedders"].items()}

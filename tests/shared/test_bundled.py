@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from curate.calibration.propose import edits
+from curate.calibration.edits import edits
 from curate.calibration.stored import read_stored
 from curate.sample.photographs import SEED_SUBJECTS, crops
 from shared.embedders import (

@@ -1,0 +1,136 @@
+"""How rare false copies are at a size that nobody has sampled: the tail of their cosines, by peaks
+over threshold.
+
+Pairs of different pictures above a cosine are counted in a sample of m images. Around an image of
+a crawl of N there are (N - 1) / (m - 1) times as many, Poisson distributed. Above what the sample
+saw, a generalised Pareto distribution of y = -log(1 - cosine) goes on, fitted by probability
+weighted moments (Hosking and Wallis 1987). In y the upper end of cosines lies at infinity, and a
+cloud of d dimensions around each image makes an exponential tail, of shape 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from curate.calibration.near_pairs import LookedPairs
+
+REPLICATES = 300
+LOW, HIGH = 0.1, 0.9
+"""Quantiles of the bootstrap between which an interval lies."""
+_SHAPES = (-0.1, 0.5)
+_NEAREST = 1e-7
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the images of a crawl at t thresholds: the estimate, and replicates of it."""
+
+    estimate: Float64[np.ndarray, " t"]
+    replicates: Float64[np.ndarray, "b t"]
+
+    def quantile(self, q: float) -> Float64[np.ndarray, " t"]:
+        """Return a quantile of the replicates."""
+        return np.quantile(self.replicates, q, axis=0)
+
+
+def image_weights(looked: LookedPairs, seed: int) -> Float64[np.ndarray, "w m"]:
+    """Return how often each image is drawn in each replicate of a Poisson bootstrap; first, once."""
+    drawn = np.random.default_rng(seed).poisson(1.0, (REPLICATES, looked.images))
+    return np.vstack([np.ones(looked.images), drawn])
+
+
+def false_shares(
+    looked: LookedPairs,
+    size: int,
+    thresholds: Float64[np.ndarray, " t"],
+    weights: Float64[np.ndarray, "w m"],
+) -> Shares:
+    """Return the expected share of a crawl's `size` images with another picture at a threshold.
+
+    Thresholds are none below `looked.lowest`. The pairs inside the sample are counted, and only the
+    others expected: a crawl that was sampled whole is known. In a replicate a pair counts as often as both of its
+    images are drawn together, so that a crowd of alike images counts as one observation.
+    """
+    other = ~looked.same
+    one, two = looked.one[other], looked.other[other]
+    lowest = depth(np.array([looked.lowest]))
+    excess, beyond = depth(looked.cosine[other]) - lowest, depth(thresholds) - lowest
+    growth = (size - 1) / max(1, looked.images - 1)
+    seen = min(1.0, looked.images / size / growth)
+    reach = looked.cosine[other] >= thresholds.astype(np.float32)[:, None]
+    known = 2 * (reach @ looked.weight[other]) / looked.images
+    rates = np.empty((len(weights), len(thresholds)))
+    for at, drawn in enumerate(weights):
+        pairs = looked.weight[other] * drawn[one] * drawn[two]
+        unseen = 2 * pairs.sum() / looked.images * survival(excess, pairs, beyond)
+        rates[at] = seen * known + (1 - seen) * unseen
+    shares = 1 - np.exp(-growth * rates)
+    return Shares(shares[0], shares[1:])
+
+
+def true_shares(
+    looked: LookedPairs,
+    size: int,
+    thresholds: Float64[np.ndarray, " t"],
+    weights: Float64[np.ndarray, "w m"],
+) -> Shares:
+    """Return the expected share of a crawl's `size` images with a copy at or above a threshold.
+
+    Of k copies of an image a sample of a share f holds f k on average, and of pairs of them f^2;
+    by Cauchy and Schwarz at least E[k]^2 / E[k^2] of the images have a copy. Not less than have
+    one in the sample.
+    """
+    share = min(1.0, (looked.images - 1) / max(1, size - 1))
+    images, ends = np.unique(np.stack([looked.one, looked.other]), return_inverse=True)
+    ends = ends.reshape(2, -1)
+    drawn = weights[:, images]
+    found = np.empty((len(weights), len(thresholds)))
+    for at, threshold in enumerate(thresholds):
+        copies = looked.same & (looked.cosine >= np.float32(threshold))
+        pairs = looked.weight[copies]
+        count, square = (
+            sum(np.bincount(end, values, len(images)) for end in ends[:, copies])
+            for values in (pairs, pairs**2)
+        )
+        first = drawn @ count
+        second = drawn @ (count**2 - square)
+        known = drawn @ (count > 0)
+        least = first**2 / np.maximum(second + share * first, 1e-12)
+        found[:, at] = np.minimum(1, np.maximum(known, least) / looked.images)
+    return Shares(found[0], found[1:])
+
+
+def depth(cosines: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Return -log(1 - cosine), finite at 1."""
+    return -np.log(np.maximum(1 - np.asarray(cosines, np.float64), _NEAREST))
+
+
+def survival(
+    excess: Float64[np.ndarray, " n"],
+    weights: Float64[np.ndarray, " n"],
+    beyond: Float64[np.ndarray, " t"],
+) -> Float64[np.ndarray, " t"]:
+    """Return the share of exceedances that reach `beyond`, by a generalised Pareto fit to them.
+
+    The shape is kept between -0.1 and 0.5, and so that the largest exceedance is possible.
+    """
+    kept = weights > 0
+    order = np.argsort(excess[kept], kind="stable")
+    values, mass = excess[kept][order], weights[kept][order]
+    total = mass.sum()
+    if len(values) < 2 or values[-1] <= 0:
+        return (beyond <= 0).astype(np.float64)
+    mean = float(mass @ values / total)
+    above = total - np.cumsum(mass)
+    moment = float((mass * values) @ (above / (total - mass)) / total)
+    shape = 2 - mean / max(mean - 2 * moment, 1e-12)
+    shape = float(
+        np.clip(shape, max(_SHAPES[0], -mean / max(values[-1] - mean, 1e-12)), _SHAPES[1])
+    )
+    scale = mean * (1 - shape)
+    if abs(shape) < 1e-6:
+        return np.exp(-beyond / scale)
+    return np.maximum(0, 1 + shape * beyond / scale) ** (-1 / shape)
