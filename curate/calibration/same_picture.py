@@ -9,9 +9,8 @@ from scipy.ndimage import gaussian_filter
 
 SIDE = 32
 SAME = 0.65
-"""Correlation of details from which two pictures are one. Measured on Tiny-ImageNet's shards 10 to
-19: single edits of 100 photographs reach it in 96 % (borders of 15 % in two of three), of the 1,500
-nearest pairs of others by two embedders 0.5 % do."""
+"""Correlation of details from which two pictures are one. On Tiny-ImageNet's shards 10 to 19, 96 %
+of 1,100 single edits of 100 photographs reach it, and two in three of their borders of 15 %."""
 
 _FLAT = 2.0
 _SIGMA = 2.5
