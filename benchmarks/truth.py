@@ -56,7 +56,9 @@ def main(out: Path, truth_csv: Path, photographs: tuple, seed_kinds: tuple) -> N
         groups[image["group"] if image["group"] is not None else f"alone {stem}"].append(stem)
     found, total = Counter(), Counter()
     for stem, row in truth.items():
-        if row["copy_of"] and by_stem[stem]["decision"] not in ("corrupt", "low_quality"):
+        if not {stem, row["copy_of"]} <= by_stem.keys():  # no copy, or one of them not crawled
+            continue
+        if by_stem[stem]["decision"] not in ("corrupt", "low_quality"):
             name = row["transform"] if row["kind"] in photographs else f"({row['kind']})"
             total[name] += 1
             found[name] += by_stem[stem]["group"] is not None and (

@@ -73,7 +73,7 @@ def main() -> None:
     "start_from",
     metavar="MODEL",
     help="Start the backbone from a model folder (config.json + model.safetensors), bundled, "
-    "bundled-copies, or timm:NAME.",
+    "or timm:NAME.",
 )
 @click.option(
     "--dry-run",

@@ -89,9 +89,9 @@ def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     counts = funnel["decisions"]
     names = [*FIRST, *(name for name in REASONS if name not in FIRST)]
     dropped = [f"{counts[name]:,} were {REASONS[name]}" for name in names if counts.get(name)]
-    judge = "by the bundled models, which this project trained itself, without labels"
-    if not set(run["embedder"].split(" and ")) <= BUNDLED.keys():
-        judge = f"by {run['embedder']}"
+    judge = f"by {run['embedder']}"
+    if BUNDLED.keys() & set(run["embedder"].split(" and ")):
+        judge += "; the bundled model is one that this project trained itself, without labels"
     return (
         f"From {funnel['images']:,} pictures, made up here to look like a crawl, "
         f"{counts['kept']:,} were kept: {_and(dropped)}. What is alike was judged {judge}."

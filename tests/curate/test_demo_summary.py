@@ -21,9 +21,7 @@ def places(tmp_path):
         tmp_path / "work" / "sample",
     )
     run = made.curation / "run.json"
-    run.write_text(
-        json.dumps(json.loads(run.read_text()) | {"embedder": "bundled-copies and bundled"})
-    )
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"embedder": "descriptor and bundled"}))
     made.sample.mkdir(parents=True)
     found = open_tables(made.curation).execute("SELECT key, decision FROM images").fetchall()
     with (made.sample / "truth.csv").open("w", newline="") as file:
