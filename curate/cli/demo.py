@@ -27,8 +27,8 @@ from curate.cli.options import folder
 def demo(root: Path, config: Path, steps: int | None) -> None:
     """Show all of it in a minute or two, on a made-up crawl.
 
-    Curate the built-in sample with the bundled models, train a small model on what was kept, draw
-    what it and the bundled one see, and say what happened. Nothing is downloaded. What is there already is used again.
+    Curate the built-in sample with what needs no download, train a small model on what was kept,
+    draw what it and the bundled one see, and say what happened. What is there already is used again.
     """
     from curate.demo.demo import demo
 

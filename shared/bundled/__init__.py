@@ -5,4 +5,4 @@ from pathlib import Path
 NAME = "bundled"
 """What it is called in pipelines and on the command lines."""
 FOLDER = Path(__file__).resolve().parent
-"""config.json, model.safetensors and thresholds.json."""
+"""config.json and model.safetensors."""

@@ -53,7 +53,7 @@ def test_every_picture_is_accounted_for_in_plain_words(places):
     assert set(REASONS) == set(DECISIONS) - {"kept"}
     for name, meaning in REASONS.items():
         assert f"{counts[name]} were {meaning}" in said
-    assert "by the bundled models, which" in said
+    assert "by descriptor and bundled; the bundled model is one that this project trained" in said
 
 
 def test_what_none_was_dropped_for_is_not_said(places):

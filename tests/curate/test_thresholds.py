@@ -14,7 +14,7 @@ from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.cli import main
 from curate.settings import read_request
 from shared import bundled
-from shared.embedders import EmbedderSettings, bundled_settings
+from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
 
 CONFIG = """
@@ -129,13 +129,8 @@ def test_a_number_of_the_pipeline_then_of_the_entry_then_of_the_folder_is_taken(
     assert {name: (each.value, each.source) for name, each in found.items()} == expected
 
 
-def test_what_is_kept_with_the_bundled_model_is_used_where_it_finds_the_copies(root):
-    assert known(root, "default", None) == {}
-    kept = read_stored(bundled_settings()).values.dedup
-    assert known(root, "default", "bundled") == {"dedup": Threshold(kept, "embedder")}
-    config = root / "pipelines.yaml"
-    config.write_text(config.read_text().replace("  nameless:", "  bundled:"))
-    assert known(root, "default", "bundled") == {}
+def test_nothing_is_kept_with_the_project_s_own(root):
+    assert known(root, "default", None) == known(root, "default", "bundled") == {}
 
 
 RIGHT = {

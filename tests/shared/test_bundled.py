@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from curate.calibration.edits import edits
-from curate.calibration.stored import read_stored
 from curate.sample.photographs import SEED_SUBJECTS, crops
 from shared.embedders import (
     BUNDLED,
@@ -112,12 +111,6 @@ def test_it_finds_the_originals_of_edited_photographs_better_than_the_untrained_
     untrained = max(share_found(pretrained=False, seed=seed) for seed in range(2))
     assert trained > 0.8
     assert trained > untrained + 0.05
-
-
-def test_its_thresholds_were_measured_with_its_weights():
-    stored = read_stored(bundled_settings())
-    assert stored.problem == ""
-    assert None not in (stored.values.dedup, stored.values.retrieve)
 
 
 @pytest.mark.parametrize("name", BUNDLED)
