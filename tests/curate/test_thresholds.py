@@ -13,7 +13,6 @@ from curate.calibration.stored import StoredThresholds, read_stored, store
 from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.cli import main
 from curate.settings import read_request
-from shared import bundled
 from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
 
@@ -243,10 +242,9 @@ def test_a_wrong_pairing_is_one_line_that_names_both_and_the_remedy(root, case):
             assert part in line
 
 
-def test_the_bundled_embedder_s_number_with_another_s_vectors_is_warned_of(root):
-    value = json.loads((bundled.FOLDER / "thresholds.json").read_text())["dedup"]
-    [line] = warnings(root, "--embedder=other", f"--set=dedup.threshold={value}")
-    assert "the one of embedder bundled, not of other" in line
+def test_a_stored_number_with_another_s_vectors_is_warned_of(root):
+    [line] = warnings(root, "--embedder=other", f"--set=dedup.threshold={STORED['dedup']}")
+    assert "the one of embedder folder, not of other" in line
 
 
 def test_thresholds_of_earlier_weights_are_warned_of_and_not_used(root):

@@ -1,5 +1,6 @@
 """Thresholds that are measured for a model once, and kept in its folder."""
 
+import hashlib
 import json
 import shutil
 
@@ -37,8 +38,9 @@ def test_calibrate_keeps_what_it_measures_and_runs_with_that_embedder_use_it(sit
 
 
 def test_a_stored_threshold_that_the_crawl_contradicts_is_replaced_with_a_warning(site, folder):
-    stored = json.loads((bundled.FOLDER / "thresholds.json").read_text())
-    (folder / "thresholds.json").write_text(json.dumps({**stored, "dedup": 0.1, "retrieve": 0.9}))
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    stored = {"dedup": 0.1, "retrieve": 0.9, "weights": weights, "image_size": 64}
+    (folder / "thresholds.json").write_text(json.dumps(stored))
     said = site.run(
         *("--embedder", str(folder), "--set=calibrate.originals=20"),
         "--set=dedup.max_pair_share=1",
