@@ -82,8 +82,8 @@ def lit_ball(number):
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_pictures_of_one_composition_are_others(number):
-    assert judge(lit_ball(number), lit_ball(number + 100)) == "other"
+def test_pictures_of_one_composition_are_no_copies(number):
+    assert judge(lit_ball(number), lit_ball(number + 100)) != "same"  # one outline, another grain
     assert judge(lit_ball(number), ImageOps.mirror(lit_ball(number))) == "same"
 
 
