@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip(NO_CARD)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """Give each test as many threads as a fresh process has: sums depend on it, and embedders set it."""
+    if (torch := sys.modules.get("torch")) is not None and "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

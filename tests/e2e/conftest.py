@@ -21,7 +21,7 @@ def _elsewhere(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def undisturbed(drawn, tmp_path_factory) -> Site:
     """A finished run in `out`, and the work folder that it left."""
     root = tmp_path_factory.mktemp("undisturbed")

@@ -23,7 +23,8 @@ from train.model.network import build_network, make_teacher
 from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 from train.optimisation.groups import make_optimiser, parameter_groups
 from train.optimisation.settings import OptimiserSettings
-from train.persistence.checkpoints import MANIFEST, PARTIAL, load, newest, save, training_state
+from train.persistence.checkpoints import PARTIAL, load, newest, save, training_state
+from train.persistence.marks import MANIFEST
 
 PROCESSES = 2
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))

@@ -19,7 +19,8 @@ from train.distillation.settings import DistillationSettings
 from train.distributed.ranks import Ranks
 from train.model.network import Network, Outputs
 from train.model.settings import HeadsSettings
-from train.persistence.trained import find_trained, is_of_a_run
+from train.persistence.marks import is_of_a_run
+from train.persistence.trained import find_trained
 
 Tokens = tuple[Float[Tensor, "n d"], Float[Tensor, "n rows columns d"]]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from shared.embedders import BUILT_IN, BUNDLED, HUB, LOCAL, settings_for_folder
 from shared.errors import LvdError
-from train.persistence.trained import is_of_a_run
+from train.persistence.marks import is_of_a_run
 
 TIMM, OPEN_CLIP, UNTRAINED, PIXELS = "timm:", "open_clip:", "untrained:", "pixels"
 

@@ -15,7 +15,7 @@ from train.export.onnx_graph import TOLERANCE, require_onnx, write_onnx
 from train.export.options import Format, check_options
 from train.export.source import is_model_folder, read_backbone
 from train.model.model_folder import write_model_folder
-from train.persistence.continuation import ONE_FILE
+from train.persistence.marks import ONE_FILE
 from train.persistence.trained import Role, find_trained
 
 NETWORKS = ("student/", "teacher/")

@@ -12,8 +12,8 @@ import torch
 from shared.config import flat
 from shared.storage import dumps, read_json, write_json
 from train.model.model_folder import CONFIG
-from train.persistence.checkpoints import FILE_BYTES, MANIFEST, read_tensors
-from train.persistence.continuation import ONE_FILE
+from train.persistence.checkpoints import FILE_BYTES, read_tensors
+from train.persistence.marks import MANIFEST, ONE_FILE
 from train.persistence.trained import Trained
 
 CODES = {

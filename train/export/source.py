@@ -15,7 +15,7 @@ from shared.storage import read_json
 from train.model.backbone import Backbone, build_backbone
 from train.model.model_folder import CONFIG, WEIGHTS
 from train.model.settings import ModelSettings
-from train.persistence.continuation import ONE_FILE
+from train.persistence.marks import ONE_FILE
 from train.persistence.trained import Role, find_trained
 
 

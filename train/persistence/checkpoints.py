@@ -26,8 +26,8 @@ from shared.errors import LvdError
 from shared.progress import warn
 from shared.storage import digest_file, read_json, reraise_disk_full, sync, write_json
 from train.distributed.ranks import Ranks, any_rank, max_over_ranks
+from train.persistence.marks import MANIFEST
 
-MANIFEST = "manifest.json"
 PARTIAL, DOOMED = ".partial", "."
 """Suffix of a checkpoint that is being written, prefix of one that is being removed."""
 STEP = re.compile(r"step-(\d+)(\.partial)?")

@@ -20,13 +20,11 @@ from train.model.init import traits
 from train.model.model_folder import CONFIG
 from train.model.network import Network
 from train.model.settings import ModelSettings
-from train.persistence.checkpoints import MANIFEST, newest, read_tensors
+from train.persistence.checkpoints import newest, read_tensors
+from train.persistence.marks import MANIFEST, ONE_FILE
 
 TABLE = "backbone.vit.pos_embed"
 KERNEL = "backbone.vit.patch_embed.proj.weight"
-ONE_FILE = "checkpoint.safetensors"
-"""What `lvd-train export --format heads` and `single` write beside a config.json with the recipe:
-tensors named as in a checkpoint."""
 
 
 def load_networks(source: Path, networks: Mapping[str, Network]) -> None:

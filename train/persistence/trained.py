@@ -10,8 +10,9 @@ from shared.config import validate
 from shared.errors import LvdError
 from shared.storage import read_json
 from train.model.model_folder import CONFIG
-from train.persistence.checkpoints import MANIFEST, PARTIAL, newest, problem_of
-from train.persistence.continuation import ONE_FILE, check_fit, read_network
+from train.persistence.checkpoints import PARTIAL, newest, problem_of
+from train.persistence.continuation import check_fit, read_network
+from train.persistence.marks import MANIFEST, ONE_FILE
 from train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,13 +44,6 @@ class Trained:
         check_fit(state, network, f"{self.checkpoint}: its {role}", "the recipe it is kept with")
         network.load_state_dict(state, assign=True)
         return network.requires_grad_(False).eval()
-
-
-def is_of_a_run(source: Path) -> bool:
-    """Tell what `find_trained` is for, whole or torn, from a model folder and anything else."""
-    path = source.expanduser().resolve()
-    marks = ("run.json", "checkpoints", MANIFEST, ONE_FILE)
-    return path.name.startswith("step-") or any((path / mark).exists() for mark in marks)
 
 
 def find_trained(source: Path) -> Trained:
