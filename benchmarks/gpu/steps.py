@@ -31,7 +31,7 @@ def measure(context: Context, emit: Callable[[Row], None], name: str, compiled: 
     emit(
         {
             "recipe": name,
-            "mode": "compiled" if compiled else "eager",
+            "mode": "compiled" if recipe.parallel.compile else "eager",
             "batch": recipe.batch_size,
             "step ms": 1e3 * seconds,
             "images/s": rate,
