@@ -12,19 +12,16 @@ GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
 """Environment variable: `cpu` runs the tests of a card on the CPU, to try out their own code."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # As many threads as a fresh process has, for fixtures too: sums depend on it, embedders set it.
+    if (torch := sys.modules.get("torch")) is not None and "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if item.get_closest_marker("gpu") and os.environ.get(GPU_TESTS_ON) != "cpu":
         import torch
 
         if not torch.cuda.is_available():
             pytest.skip(NO_CARD)
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    """Give each test as many threads as a fresh process has: sums depend on it, and embedders set it."""
-    if (torch := sys.modules.get("torch")) is not None and "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
