@@ -81,7 +81,7 @@ def measure_dedup(
     runner.run(stage, edit, units, workers=workers, note="edited copies")
     folder = runner.folder(stage)
     made = (folder / "look", [folder / unit.name for unit in units])
-    unit_of_precision = Unit(f"dedup-{precision:g}", (crawl, precision, settings.seed, *made))
+    unit_of_precision = Unit(f"dedup-{precision}", (crawl, precision, settings.seed, *made))
     [measured] = runner.run(stage, dedup, [unit_of_precision])
     return measured
 
