@@ -75,10 +75,9 @@ def _turn(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _frame(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Set the picture in a frame of one colour, all around or above and below or at the sides."""
     size = image.size
-    edges = rng.uniform(0, _FRAME, 4)  # left, top, right, bottom
-    if rng.random() < 0.5:
-        edges[2:] = edges[:2]
-    kept = rng.choice(["all", "lying", "standing"])
+    # Left, top, right, bottom: of one width, of two, or each of its own.
+    edges = np.resize(rng.uniform(0, _FRAME, rng.choice([1, 2, 4])), 4)
+    kept = rng.choice(["all", "lying", "standing"], p=[0.5, 0.25, 0.25])
     if kept == "lying":
         edges[[0, 2]] = 0
     elif kept == "standing":
