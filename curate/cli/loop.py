@@ -54,8 +54,8 @@ from curate.cli.options import executor_option, folder, request_options
 def loop(overrides: tuple[str, ...], **asked: Any) -> None:
     """Curate, train on what was kept, curate with that model, and so on.
 
-    Each round is `lvd-curate run`, `lvd-train run` on its shards and `lvd-curate calibrate --save` of
-    the new model, which curates the next one. A loop that was killed goes on where it stopped: run
+    Each round is `lvd-curate run` and `lvd-train run` on its shards; the new model judges meaning in
+    the next one, and what finds copies stays. A loop that was killed goes on where it stopped: run
     the same command again.
 
     \b

@@ -1,4 +1,4 @@
-"""The demo's picture: dropped images with the reasons, above features of kept images."""
+"""The demo's picture: copies and their originals, other dropped images, features of kept ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from curate.demo.summary import REASONS
+from curate.demo.truth import read_truth
 from curate.report.tables import open_tables, read_funnel, rows, threshold
 from curate.sample.photographs import SEED_SUBJECTS
 from shared.errors import LvdError
@@ -19,8 +21,8 @@ from shared.sheets import Strip, Tile, draw_sheet
 from shared.storage import written_whole
 
 COLUMNS = 6
-COPIES = 2
-"""Tiles of copies; the others are unlike the seed, but for one useless image, if there is any."""
+PAIRS = COLUMNS // 2
+"""Copies with their originals."""
 SIDE = 180  # pixels, as on the sheet of `lvd-train visualise` below it
 
 
@@ -50,8 +52,8 @@ def draw_picture(curation: Path, sample: Path, below: Path, picture: Path) -> No
     """Write the PNG `picture`: examples of what was dropped, above the PNG `below`."""
     funnel = read_funnel(curation)
     title = f"{funnel['decisions']['kept']:,} of {funnel['images']:,} pictures were kept"
-    strip = Strip("Dropped, for example", _dropped(curation, sample, funnel))
-    top = draw_sheet(title, [strip], side=SIDE, columns=COLUMNS)
+    strips = [_copies(curation, sample), _others(curation, sample, threshold(funnel, "retrieve"))]
+    top = draw_sheet(title, [s for s in strips if s.tiles], side=SIDE, columns=COLUMNS)
     with Image.open(below) as lower:
         canvas = Image.new("RGB", (max(top.width, lower.width), top.height + lower.height), "white")
         canvas.paste(top, (0, 0))
@@ -62,22 +64,52 @@ def draw_picture(curation: Path, sample: Path, below: Path, picture: Path) -> No
         beside.write_bytes(stream.getvalue())
 
 
-def _dropped(curation: Path, sample: Path, funnel: dict[str, Any]) -> list[Tile]:
-    """Return some pictures of each reason, those that show it best first."""
-    tables = open_tables(curation)
-    asked = threshold(funnel, "retrieve")
-    copies = rows(
-        tables,
+def _copies(curation: Path, sample: Path) -> Strip:
+    """Return some pictures that were called copies, each beside the one that it is called a copy of.
+
+    One that is called so wrongly, if there is any, stands last.
+    """
+    truth = read_truth(sample)
+    found = rows(
+        open_tables(curation),
         """
-        SELECT dropped.part, dropped.member, dropped.duplicate_similarity AS cosine, kept.caption
-        FROM images AS dropped JOIN images AS kept ON kept.key = dropped.duplicate_of
+        SELECT dropped.key, dropped.part, dropped.member, dropped.duplicate_similarity AS cosine,
+            origin.key AS of_key, origin.part AS of_part, origin.member AS of_member,
+            origin.caption, origin.decision
+        FROM images AS dropped JOIN images AS origin ON origin.key = dropped.duplicate_of
         WHERE dropped.decision = 'duplicate' AND dropped.duplicate_similarity < 1
-        QUALIFY row_number() OVER (PARTITION BY kept.caption ORDER BY cosine, dropped.key) = 1
-        ORDER BY kept.decision = 'kept' AND list_contains(?, kept.caption) DESC,
-            kept.width * kept.height DESC, dropped.key LIMIT ?
+        ORDER BY origin.decision = 'kept' AND list_contains(?, origin.caption) DESC,
+            cosine, dropped.key
         """,
-        [list(SEED_SUBJECTS), COPIES],
+        [list(SEED_SUBJECTS)],
     )
+    right: dict[str, dict[str, Any]] = {}  # the least alike pair of each subject
+    wrong: list[dict[str, Any]] = []
+    for row in found:
+        if truth is None or truth.is_copy(row["key"], row["of_key"]):
+            right.setdefault(row["caption"], row)
+        else:
+            wrong.append(row)
+    pairs = [*list(right.values())[: PAIRS - len(wrong[:1])], *wrong[:1]]
+    originals = [{"part": row["of_part"], "member": row["of_member"]} for row in pairs]
+    files = zip(_members(sample, originals), _members(sample, pairs), strict=True)
+    tiles: list[Tile] = []
+    for row, (original, copy) in zip(pairs, files, strict=True):
+        fate = "kept" if row["decision"] == "kept" else f"dropped: {REASONS[row['decision']]}"
+        verdict = "" if truth is None else ", wrongly" if row in wrong else ", rightly"
+        tiles += [
+            Tile(_square(original), row["caption"], fate, mark=True),
+            Tile(_square(copy), f"called a copy of it{verdict}", f"cosine {row['cosine']:.2f}"),
+        ]
+    return Strip("Called copies, each beside the picture that it is called a copy of", tiles)
+
+
+def _others(curation: Path, sample: Path, asked: float | None) -> Strip:
+    """Return pictures dropped for other reasons, those that show them best first.
+
+    `asked` is the threshold of relevance, if there was one.
+    """
+    tables = open_tables(curation)
     unlike = rows(
         tables,
         """
@@ -96,13 +128,13 @@ def _dropped(curation: Path, sample: Path, funnel: dict[str, Any]) -> list[Tile]
         ORDER BY width * height DESC, key LIMIT 1
         """,
     )
-    captions = [("a copy", f"of {row['caption']}, cosine {row['cosine']:.2f}") for row in copies]
-    unlike = unlike[: COLUMNS - len(copies) - len(useless)]
+    unlike = unlike[: COLUMNS - len(useless)]
     wanted = f", {asked:.2f} was asked for" if asked is not None else ""
-    captions += [("unlike the seed", f"cosine {row['cosine']:.2f}{wanted}") for row in unlike]
+    captions = [("unlike the seed", f"cosine {row['cosine']:.2f}{wanted}") for row in unlike]
     captions += [("useless", row["reason"]) for row in useless]
-    files = _members(sample, [*copies, *unlike, *useless])
-    return [Tile(_square(data), *texts) for data, texts in zip(files, captions, strict=True)]
+    files = _members(sample, [*unlike, *useless])
+    tiles = [Tile(_square(data), *texts) for data, texts in zip(files, captions, strict=True)]
+    return Strip("Dropped for other reasons, for example", tiles)
 
 
 def _square(data: bytes) -> Image.Image | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import textwrap
 from collections import Counter
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curate.report.tables import open_tables, read_funnel
+from curate.demo.truth import check_decisions, read_truth
+from curate.report.tables import read_funnel
 from shared.embedders import BUNDLED
 from shared.progress import WIDTH, duration, printable
 from shared.storage import read_optional
@@ -31,7 +31,6 @@ FIRST = ("duplicate", "irrelevant")
 KINDS = {
     "photograph": "photographs of what the seed shows",
     "object": "photographs of other things",
-    "odd": "photographs in unusual formats",
     "texture": "close-ups of surfaces",
     "chart": "drawn charts and pages",
     "screenshot": "drawn charts and pages",
@@ -39,6 +38,8 @@ KINDS = {
     "placeholder": "placeholders",
 }
 """Kinds in the sample's truth, in plain words."""
+WANTED = "photograph"
+"""The kind of the seed's pictures."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,22 @@ def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 
 def _truth(places: Places) -> str:
-    """Return the true kinds of the kept pictures; "" without truth.csv."""
-    try:
-        with (places.sample / "truth.csv").open(newline="", encoding="utf-8") as file:
-            kinds = {f"{row['part']}/{row['member']}": row["kind"] for row in csv.DictReader(file)}
-    except (OSError, KeyError):
+    """Return how right the run was; "" where the truth is not there."""
+    truth = read_truth(places.sample)
+    if truth is None:
         return ""
-    kept = open_tables(places.curation).execute("SELECT key FROM images WHERE decision = 'kept'")
-    found = Counter(KINDS.get(kinds.get(key, ""), "others") for (key,) in kept.fetchall())
-    said = [f"{count:,} {kind}" for kind, count in found.most_common()]
-    return f"What they are is known here: {_and(said)}." if said else ""
+    findings = check_decisions(places.curation, truth)
+    kept = Counter[str]()
+    for kind, count in findings.kept.items():
+        kept[KINDS.get(kind, "others")] += count
+    wanted = kept.pop(KINDS[WANTED], 0)
+    others = _and([f"{count:,} {kind}" for kind, count in kept.most_common()])
+    return (
+        f"What is true of them is known here. Of {findings.planted:,} planted copies, "
+        f"{findings.found:,} were found; of {findings.called:,} pictures that were called copies, "
+        f"{findings.found:,} are. Of {findings.kept.total():,} that were kept, {wanted:,} are "
+        f"{KINDS[WANTED]}{others and f'; the others are {others}'}."
+    )
 
 
 def _trained(path: Path, pictures: int) -> str:

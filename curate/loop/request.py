@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class LoopRequest:
     config: Path
     work: Path
     executor: str
-    """For curation and calibration."""
+    """For curation."""
     recipe: str
     processes: int
     """For training: one, or as many as torchrun starts."""
@@ -45,20 +46,20 @@ class LoopRequest:
     knn_train: str | None
     knn_test: str | None
 
-    def curate_command(self, command: str, embedder: str | None, *more: str) -> list[str]:
-        """Return the command `lvd-curate run` or `calibrate`, with another embedder if one is given."""
-        named = {
-            "--embedder": embedder or self.embedder,
-            "--crawl": self.crawl,
-            "--seed": self.seed,
-        }
+    def curate_command(self, out: Path, model: Path | None) -> list[str]:
+        """Return the command that curates into `out`; `model`, a folder, judges meaning if given.
+
+        What finds copies stays what was asked for: a model trained for meaning is worse at that.
+        """
+        named = {"--embedder": self.embedder, "--crawl": self.crawl, "--seed": self.seed}
+        judge = [f"retrieve.embedder={json.dumps(str(model))}"] if model else []  # quoted, as YAML
         return [
-            *("lvd-curate", command, "--config", str(self.config), "--work", str(self.work)),
+            *("lvd-curate", "run", "--config", str(self.config), "--work", str(self.work)),
             *("--pipeline", self.curation.pipeline, "--executor", self.executor),
             *(word for name, value in named.items() if value for word in (name, value)),
             *(word for name in self.holdouts for word in ("--holdout", name)),
-            *(word for text in self.curate_set for word in ("--set", text)),
-            *more,
+            *(word for text in (*self.curate_set, *judge) for word in ("--set", text)),
+            *("--out", str(out), "--replace"),  # OUT is the loop's own, whatever another model kept
         ]
 
     def train_command(self, shards: str, out: Path, *more: str) -> list[str]:

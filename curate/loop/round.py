@@ -1,8 +1,8 @@
-"""A round of the loop: curate, train on what was kept, calibrate the model that came of it.
+"""A round of the loop: curate, and train on what was kept.
 
-The files of the steps tell which are done: a curation's run.json, a training's done.json, the
-thresholds beside a model. `round.json` adds the inputs of each step (the model that curated, the
-curation that was trained on), so that a step begins anew when the one before it changed.
+The files of the steps tell which are done: a curation's run.json, a training's done.json.
+`round.json` adds the inputs of each step (the model that judged meaning, the curation that was
+trained on), so that a step begins anew when the one before it changed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from curate.calibration.stored import read_stored
 from curate.execution.output import RUN
 from curate.loop.children import RESUMES, run_child
 from curate.loop.request import LoopRequest
 from curate.report.tables import read_funnel
-from shared.embedders import settings_for_folder
 from shared.errors import LvdError
 from shared.progress import say
 from shared.storage import digest_file, read_json, read_optional, set_aside, write_json
@@ -35,7 +33,7 @@ class Round:
     request: LoopRequest
     number: int
     before: Round | None
-    """The round whose model curates this one; None in the first."""
+    """The round whose model judges meaning in this one; None in the first."""
     hold: int | None
     """File descriptor of the lock that a child keeps while it lives, even if we are killed."""
     inputs: str = ""
@@ -58,7 +56,7 @@ class Round:
 
     @property
     def model(self) -> Path:
-        """The embedder of the next round."""
+        """What judges meaning in the next round."""
         return self.training / "model"
 
     @property
@@ -68,8 +66,8 @@ class Round:
 
     @property
     def embedder(self) -> str:
-        """Name of the embedder that curates this round, for readers."""
-        first = self.request.curation.embedder_name
+        """Name of the embedder that judges meaning in this round, for readers."""
+        first = self.request.curation.embedders["retrieve"].name
         return f"model of round {self.before.number}" if self.before else first
 
     @property
@@ -83,7 +81,6 @@ class Round:
         for step, is_done, work in (
             ("curate", self._is_curated, self._curate),
             ("train", self._is_trained, self._train),
-            ("calibrate", self._is_calibrated, self._calibrate),
         ):
             if is_done():
                 reused.append(step)
@@ -105,19 +102,14 @@ class Round:
 
     def _is_curated(self) -> bool:
         done = (self.curation / RUN).exists()
-        known = (self._record.get("selected_by"), self._record.get("inputs", ""))
-        return done and known == (self._selected_by, self.inputs)
+        known = (self._record.get("judged_by"), self._record.get("inputs", ""))
+        return done and known == (self._judged_by, self.inputs)
 
     def _curate(self) -> None:
-        model = str(self.before.model) if self.before else None
-        # What another model kept is swapped at the end: OUT is the loop's own.
-        more = ("--out", str(self.curation), "--replace")
-        self._run(
-            "curate",
-            f"curate with {self.embedder}",
-            self.request.curate_command("run", model, *more),
-        )
-        self._update(selected_by=self._selected_by, inputs=self.inputs)
+        model = self.before.model if self.before else None
+        command = self.request.curate_command(self.curation, model)
+        self._run("curate", f"curate; {self.embedder} judges meaning", command)
+        self._update(judged_by=self._judged_by, inputs=self.inputs)
         say(self._title(f"curated{self._kept()}"))
 
     def _is_trained(self) -> bool:
@@ -141,17 +133,9 @@ class Round:
         command = self.request.train_command(str(self.curation / "shards"), self.training)
         self._run("train", f"train {self.request.recipe} on them", command)
 
-    def _is_calibrated(self) -> bool:
-        stored = read_stored(settings_for_folder(self.model))
-        return stored is not None and not stored.problem
-
-    def _calibrate(self) -> None:
-        command = self.request.curate_command("calibrate", str(self.model), "--save")
-        self._run("calibrate", "calibrate the new model", command)
-
     @cached_property
-    def _selected_by(self) -> str:
-        """Weights of the model that has to curate this round."""
+    def _judged_by(self) -> str:
+        """Weights of the model that has to judge meaning in this round; "" in the first."""
         return self.before.weights if self.before else ""
 
     @property

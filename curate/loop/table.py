@@ -22,7 +22,7 @@ from shared.storage import read_optional, write_json, written_whole
 TRUTH = ("part", "member", "kind")
 """Columns of a CSV with the kind of each crawled image: its member may be without the extension."""
 UNKNOWN = "(not in --truth)"
-STEPS = ("curate", "train", "calibrate")
+STEPS = ("curate", "train")
 COLUMNS = pa.schema(
     [
         ("round", pa.int32()),
@@ -38,7 +38,7 @@ class Finished:
     """A finished round, from which the table is read."""
 
     embedder: str
-    """Its name, for readers."""
+    """Name of the one that judged meaning, for readers."""
     curation: Path
     """The OUT of `lvd-curate run`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class LoopTable:
-    """All rounds, and the k-NN of the embedder that curated the first."""
+    """All rounds, and the k-NN of the embedder that judged meaning in the first."""
 
     crawl: str
     seed: str

@@ -58,7 +58,7 @@ def _blocks(table: LoopTable) -> Iterator[RenderableType]:
 
 def _round_table(table: LoopTable) -> Table:
     sheet = _sheet("round")
-    sheet.add_column("curated by")
+    sheet.add_column("meaning by")
     headers = ["copies at", "relevant at", "kept", "", "overlap"]
     k = _k(table)
     for header in headers + ([f"k-NN, {k}"] if k else []):

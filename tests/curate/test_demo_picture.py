@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curate.demo.picture import choose_pictures, draw_picture
+from curate.demo import picture
+from curate.demo.picture import SIDE, choose_pictures, draw_picture
 from shared.errors import LvdError
+from shared.sheets import CAPTIONS, HEADING
 
-COLOURS = {"cat": "red", "flower": "lime", "chart": "blue", "coins": "yellow"}
+COLOURS = {"cat": "red", "flower": "lime", "chart": "blue", "coins": "yellow", "brick": "purple"}
 ROWS = [  # caption, decision, width, reason, duplicate_of, cosines with it and with the seed
     ("cat", "kept", 40, "", None, None, 0.9),
     ("cat", "kept", 60, "", None, None, 0.8),
@@ -21,7 +23,20 @@ ROWS = [  # caption, decision, width, reason, duplicate_of, cosines with it and 
     ("mirror", "duplicate", 60, "copy", 1, 1.0, None),
     ("chart", "irrelevant", 80, "far", None, None, 0.1),
     ("blank", "low_quality", 30, "blank: contrast 0.0", None, None, None),
+    ("brick", "duplicate", 60, "copy", 2, 0.9, None),
+    ("mirror", "duplicate", 60, "copy", 1, 0.97, None),
 ]
+COPY_OF = {4: 1, 5: 1, 9: 1}
+"""What was planted: not the brick, which was called a copy of the flower."""
+
+
+ROW_HEIGHT = HEADING + SIDE + 2 + CAPTIONS
+"""From a tile to the one above it, in pixels."""
+
+
+def colours(drawn, middle, count):
+    """Return the colours (count, 3) of tiles in a line whose middle is `middle` pixels from the top."""
+    return np.array([drawn.getpixel((110 + 192 * column, middle)) for column in range(count)])
 
 
 def jpeg(colour, width):
@@ -61,6 +76,11 @@ def curated(tmp_path):
     table = pa.Table.from_pylist(rows)
     for name in ("images", "retrieval", "duplicates"):
         pq.write_table(table, curation / "reports" / f"{name}.parquet")
+    lines = [
+        f"00000,i{number},{row[0]},{f'i{COPY_OF[number]}' if number in COPY_OF else ''}"
+        for number, row in enumerate(ROWS)
+    ]
+    (sample / "truth.csv").write_text("\n".join(["part,member,kind,copy_of", *lines, ""]))
     funnel = {
         "images": len(ROWS),
         "decisions": {"kept": 4},
@@ -82,17 +102,51 @@ def test_the_largest_kept_picture_of_each_subject_of_the_seed_is_chosen(curated,
 
 
 def test_what_was_dropped_stands_above_what_the_model_sees(curated, tmp_path):
-    below, picture = tmp_path / "below.png", tmp_path / "picture.png"
+    below, above = tmp_path / "below.png", tmp_path / "picture.png"
     Image.new("RGB", (1182, 50), "purple").save(below)
     for _ in range(2):
-        draw_picture(*curated, below, picture)
-    drawn = Image.open(picture).convert("RGB")
+        draw_picture(*curated, below, above)
+    drawn = Image.open(above).convert("RGB")
     assert drawn.width == 1182
     assert drawn.getpixel((590, drawn.height - 25)) == (128, 0, 128)
-    # Tiles 192 pixels apart: the copy (white, as made here), the chart, the blank one.
+    # Tiles 192 pixels apart, below: the chart, the blank one; above them each copy behind its
+    # original: one right (it is white, as made here), one wrong.
     middle = drawn.height - 50 - 130
-    seen = np.array([drawn.getpixel((110 + 192 * column, middle)) for column in range(4)])
-    assert np.abs(seen - [[255] * 3, [0, 0, 255], [255] * 3, [255] * 3]).max() < 8
+    seen = colours(drawn, middle, 3)
+    assert np.abs(seen - [[0, 0, 255], [255] * 3, [255] * 3]).max() < 8
+    seen = colours(drawn, middle - ROW_HEIGHT, 5)
+    red, green, purple, white = [255, 0, 0], [0, 255, 0], [128, 0, 128], [255] * 3
+    assert np.abs(seen - [red, white, green, purple, white]).max() < 8
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_copy_stands_behind_its_original_with_what_is_true_of_it(curated, monkeypatch, known):
+    curation, sample = curated
+    if not known:
+        (sample / "truth.csv").unlink()
+    strips = []
+    monkeypatch.setattr(
+        picture, "draw_sheet", lambda title, of, **_: strips.extend(of) or Image.new("RGB", (9, 9))
+    )
+    Image.new("RGB", (9, 9)).save(sample / "below.png")
+    picture.draw_picture(curation, sample, sample / "below.png", sample / "picture.png")
+    texts = [(tile.caption, tile.detail, tile.mark) for tile in strips[0].tiles]
+    right, wrong = (", rightly", ", wrongly") if known else ("", "")
+    cat = [("cat", "kept", True), (f"called a copy of it{right}", "cosine 0.95", False)]
+    brick = [("flower", "kept", True), (f"called a copy of it{wrong}", "cosine 0.90", False)]
+    assert texts == (cat + brick if known else brick + cat)
+
+
+def test_without_near_copies_there_is_no_heading_for_them(curated, tmp_path):
+    curation, sample = curated
+    table = pq.read_table(curation / "reports" / "images.parquet").to_pylist()
+    kept = [row for row in table if row["decision"] != "duplicate"]
+    pq.write_table(pa.Table.from_pylist(kept), curation / "reports" / "images.parquet")
+    below, drawn = tmp_path / "below.png", tmp_path / "picture.png"
+    Image.new("RGB", (1182, 50), "purple").save(below)
+    picture.draw_picture(curation, sample, below, drawn)
+    with Image.open(drawn) as without:
+        assert without.height < 2 * ROW_HEIGHT
 
 
 def test_a_sample_that_is_another_one_is_named(curated, tmp_path):

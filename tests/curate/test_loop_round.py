@@ -1,16 +1,17 @@
 """What a round does again, and what it leaves, when something before it changed."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from curate.loop import round as loop_round
 from curate.loop.request import loop_request
 from curate.loop.round import Round
+from curate.settings import read_request
 from shared.errors import LvdError
 
 CONFIG = """
@@ -34,7 +35,8 @@ class Commands:
     def __call__(self, command, *, log, title, **_):
         named = dict(pairwise(command))
         out = Path(named.get("--out", "."))
-        model = Path(named.get("--embedder", ""), "model.safetensors")
+        judge = named.get("--set", "").removeprefix("retrieve.embedder=")
+        model = Path(yaml.safe_load(judge) or "", "model.safetensors")
         step = "train" if command[0] == "lvd-train" else command[1]
         self.ran.append(f"{step} {title.split()[1]}")
         if step == "run":
@@ -43,9 +45,6 @@ class Commands:
             funnel = {"images": 9, "decisions": {"kept": self.kept}}
             (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
             (out / "run.json").write_text(json.dumps({"address": f"{self.crawl} by {by}"}))
-        elif step == "calibrate":
-            weights = hashlib.sha256(model.read_bytes()).hexdigest()
-            (model.parent / "thresholds.json").write_text(json.dumps({"weights": weights}))
         else:
             (out / "model").mkdir(parents=True, exist_ok=True)
             (out / "model" / "config.json").write_text("{}")
@@ -62,22 +61,31 @@ def commands(monkeypatch):
     return commands
 
 
-@pytest.fixture
-def loop(tmp_path, commands):
-    """Runs two rounds, and returns what they ran."""
-    (tmp_path / "pipelines.yaml").write_text(CONFIG)
-    request = loop_request(
+def request_in(folder, **asked):
+    """Return the request of a loop in `folder`; `asked` are options of the command."""
+    (folder / "pipelines.yaml").write_text(CONFIG)
+    options = {
+        **dict.fromkeys(("embedder", "crawl", "seed", "truth", "knn_train", "knn_test")),
+        **dict.fromkeys(("holdouts", "curate_set", "train_set"), ()),
+        **asked,
+    }
+    return loop_request(
         pipeline="default",
-        out=tmp_path / "out",
-        config=tmp_path / "pipelines.yaml",
-        work=tmp_path / "work",
+        out=folder / "out",
+        config=folder / "pipelines.yaml",
+        work=folder / "work",
         executor="inline",
         recipe="small",
         rounds=2,
         processes=1,
-        **dict.fromkeys(("embedder", "crawl", "seed", "truth", "knn_train", "knn_test")),
-        **dict.fromkeys(("holdouts", "curate_set", "train_set"), ()),
+        **options,
     )
+
+
+@pytest.fixture
+def loop(tmp_path, commands):
+    """Runs two rounds, and returns what they ran."""
+    request = request_in(tmp_path)
 
     def run():
         commands.ran.clear()
@@ -89,7 +97,38 @@ def loop(tmp_path, commands):
     return run
 
 
-ALL = [f"{step} {number}" for number in (1, 2) for step in ("run", "train", "calibrate")]
+ALL = [f"{step} {number}" for number in (1, 2) for step in ("run", "train")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "copies"),
+    [
+        ({}, "descriptor"),
+        ({"embedder": "bundled"}, "bundled"),
+        ({"curate_set": ("retrieve.embedder=bundled",)}, "descriptor"),
+        ({"curate_set": ("dedup.embedder=bundled",)}, "bundled"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["model", "a: #1, [b] \"c\" 'd' ü/model"])
+def test_a_model_judges_meaning_and_what_finds_copies_stays(tmp_path, asked, copies, folder):
+    """The words of the command are read as `lvd-curate run` reads them."""
+    request, model = request_in(tmp_path, **asked), tmp_path / folder
+    model.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    words = request.curate_command(tmp_path / "made", model)
+    named = dict(pairwise(words))
+    read = read_request(
+        request.config,
+        named["--pipeline"],
+        embedder=named.get("--embedder"),
+        crawl=None,
+        seed=None,
+        holdouts=(),
+        overrides=[value for option, value in pairwise(words) if option == "--set"],
+    )
+    assert read.embedders["dedup"].name == copies
+    assert read.embedders["retrieve"].name == str(model)
 
 
 def test_what_is_done_is_not_done_again(loop):
@@ -135,7 +174,7 @@ def test_a_training_that_was_cut_off_goes_on_with_its_own_curation_alone(loop, c
 def test_another_model_of_the_round_before_curates_again(loop, tmp_path):
     loop()
     (tmp_path / "out" / "round-1" / "train" / "model" / "model.safetensors").write_text("another")
-    assert loop() == ["calibrate 1", "run 2", "train 2", "calibrate 2"]
+    assert loop() == ["run 2", "train 2"]
 
 
 def test_a_round_that_keeps_nothing_says_so(loop, commands):
