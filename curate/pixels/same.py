@@ -14,10 +14,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from curate.pixels.align import LEAST, Alignment, Grey, Other, alignments, blurred, laid_on
+from curate.pixels.align import LEAST, SIDE, Alignment, Grey, Other, alignments, blurred, laid_on
 
 VERSION = 1
 
+LARGEST = 2 * SIDE
+"""Pixels of the longer side of a picture beyond which nothing more is seen."""
 SAME, OTHER = 0.62, 0.52
 CLEAR = 0.75
 """Nothing better is looked for."""
@@ -36,6 +38,13 @@ def judge(one: Image.Image, other: Image.Image) -> Verdict:
     """Tell whether two RGB pictures are edited copies of one: `unsure` where it is hard to say."""
     found = similarity(one, other)
     return "same" if found >= SAME else "other" if found < OTHER else "unsure"
+
+
+def reduced(picture: Image.Image) -> Image.Image:
+    """Return the picture at most `LARGEST` pixels long: small enough to keep many of them."""
+    small = picture.copy()
+    small.thumbnail((LARGEST, LARGEST))
+    return small
 
 
 def similarity(one: Image.Image, other: Image.Image) -> float:
