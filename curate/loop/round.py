@@ -146,7 +146,10 @@ class Round:
         return stored is not None and not stored.problem
 
     def _calibrate(self) -> None:
-        command = self.request.curate_command("calibrate", str(self.model), "--save")
+        pictures = str(self.folder / "calibration")
+        command = self.request.curate_command(
+            "calibrate", str(self.model), "--save", "--out", pictures
+        )
         self._run("calibrate", "calibrate the new model", command)
 
     @cached_property
