@@ -49,7 +49,8 @@ def look_at_nearest(
     """Look at the nearest pairs of unit vectors until `enough` of them are different pictures.
 
     Where most pairs are copies, only every second, fourth, ... is looked at, and stands for so
-    many. Looks at `MOST_LOOKED` pairs at most; a pair that cannot be read is left out.
+    many. Looks at `MOST_LOOKED` pairs at most; a pair that cannot be read is left out, and one that is
+    hard to tell counts as different.
     """
     one, other, cosines = nearest_pairs(vectors, MOST_PAIRS)
     enough = min(enough, max(20, len(vectors) * (len(vectors) - 1) // 1000))

@@ -139,7 +139,7 @@ def drawn(folder, crawl, keys, tmp_path, name="dedup"):
 def shown(png: bytes) -> list[str]:
     """Return which of the pool's pictures are on a sheet."""
     counts = Image.open(io.BytesIO(png)).convert("RGB").getcolors(10**6)
-    large = [colour for count, colour in counts if count > 2_000]
+    large = [colour for count, colour in counts if count > 1_000]
     return [
         name
         for name in ("red", "green", "blue")
