@@ -17,7 +17,6 @@ import json
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from glob import glob
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.edited_copies import EDITS
-from curate.pixels.same import judge, reduced
+from curate.calibration.same_picture import same_picture, thumbnail
 from shared.embedders import EmbedderSettings, bundled_settings, load, settings_for_folder
 from train.data.crops import Views, stack_views
 from train.recipe import read_recipe
@@ -159,15 +158,20 @@ def score(
 
 def nearest_other(vectors: np.ndarray, images: list[Image.Image]) -> np.ndarray:
     """Return each picture's cosine to the nearest that is not the same by its pixels."""
-    seen = lru_cache(2_000)(lambda row: reduced(images[row]))
+    small: dict[int, np.ndarray] = {}
+
+    def seen(row: int) -> np.ndarray:
+        if row not in small:
+            small[row] = thumbnail(images[row])
+        return small[row]
+
     found = np.empty(len(vectors))
     for start in range(0, len(vectors), _BLOCK):
         cosines = vectors[start : start + _BLOCK] @ vectors.T
         cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -2
         for at, line in enumerate(cosines):
             for near in np.argsort(-line, kind="stable")[:64]:
-                pair = seen(start + at), seen(int(near))
-                if line[near] < 0.5 or judge(*pair) != "same":
+                if line[near] < 0.5 or not same_picture(seen(start + at), seen(int(near))):
                     found[start + at] = line[near]
                     break
     return found

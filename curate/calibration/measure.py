@@ -14,18 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.edits import edits_of
-from curate.calibration.near_pairs import LookedPairs, Pictures, look_at_nearest
+from curate.calibration.near_pairs import LookedPairs, Thumbnails, look_at_nearest
 from curate.calibration.retrieve_threshold import (
     FEWEST,
     RetrieveCalibration,
     calibrate_retrieve,
 )
+from curate.calibration.same_picture import Thumbnail, thumbnail
 from curate.catalogue.collection import Collection, Numbers
 from curate.catalogue.originals import Originals, load_parts
 from curate.embedding.embed import Forwards, preparation
 from curate.neighbours.search import unit
-from curate.pixels import align, same
-from curate.pixels.same import LARGEST, reduced
 from curate.stage import Runner, Stage, Unit, Workers
 from curate.state import State
 from shared.commits import committed
@@ -33,7 +32,7 @@ from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
 from shared.images import ImageError, decode
 
-VERSION = [4, align.VERSION, same.VERSION]
+VERSION = 3
 EDITED_TOGETHER = 25
 PAIRS = "pairs.npz"
 
@@ -161,7 +160,7 @@ def look(
     numbers, _ = sample(collection, settings)
     with Originals(collection, load_parts(parts), out.parent) as originals:
         found = look_at_nearest(
-            unit(collection.vectors(numbers)), _pictures(originals, numbers, max_pixels)
+            unit(collection.vectors(numbers)), _thumbnails(originals, numbers, max_pixels)
         )
     np.savez(out / PAIRS, **vars(found))
     return {"pairs": len(found.one)}
@@ -223,7 +222,7 @@ def retrieve(
             unit(seed.vectors(seeds)),
             unit(crawl.vectors(crawled)),
             rows,
-            _pictures(originals, seeds, max_pixels),
+            _thumbnails(originals, seeds, max_pixels),
         )
     return calibration.to_dict()
 
@@ -270,19 +269,17 @@ def _refuse_few(count: int, what: str, stage: str) -> None:
         )
 
 
-def _decoded(
-    originals: Originals, number: int, max_pixels: int, reduce_to: int | None = None
-) -> Image.Image | None:
+def _decoded(originals: Originals, number: int, max_pixels: int) -> Image.Image | None:
     data = originals.read(number)
     try:
-        return decode(data, max_pixels=max_pixels, reduce_to=reduce_to)
+        return decode(data, max_pixels=max_pixels)
     except ImageError:
         return None
 
 
-def _pictures(originals: Originals, numbers: Numbers, max_pixels: int) -> Pictures:
-    def of(row: int) -> Image.Image | None:
-        picture = _decoded(originals, int(numbers[row]), max_pixels, LARGEST)
-        return None if picture is None else reduced(picture)
+def _thumbnails(originals: Originals, numbers: Numbers, max_pixels: int) -> Thumbnails:
+    def of(row: int) -> Thumbnail | None:
+        picture = _decoded(originals, int(numbers[row]), max_pixels)
+        return None if picture is None else thumbnail(picture)
 
     return of

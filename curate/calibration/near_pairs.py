@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
-from PIL import Image
 
+from curate.calibration.same_picture import Thumbnail, same_picture
 from curate.neighbours.search import cosine
-from curate.pixels.same import judge
 
 MOST_PAIRS = 100_000
 MOST_LOOKED = 3_000
@@ -20,11 +18,8 @@ ENOUGH = 500
 _CHUNK = 100
 _BLOCK = 256
 
-KEPT = 2_000
-"""Pictures, of 50 kB at most, that are kept for another pair."""
-
-Pictures = Callable[[int], Image.Image | None]
-"""Gives the image in a row of the vectors, `reduced`; None when unreadable."""
+Thumbnails = Callable[[int], Thumbnail | None]
+"""Gives `thumbnail` of the image in a row of the vectors; None when unreadable."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +39,22 @@ class LookedPairs:
 
 
 def look_at_nearest(
-    vectors: Float32[np.ndarray, "m d"], picture_of: Pictures, enough: int = ENOUGH
+    vectors: Float32[np.ndarray, "m d"], thumbnail_of: Thumbnails, enough: int = ENOUGH
 ) -> LookedPairs:
     """Look at the nearest pairs of unit vectors until `enough` of them are different pictures.
 
     Where most pairs are copies, only every second, fourth, ... is looked at, and stands for so
-    many. Looks at `MOST_LOOKED` pairs at most; a pair that cannot be read is left out, and one that is
-    hard to tell counts as different.
+    many. Looks at `MOST_LOOKED` pairs at most; a pair that cannot be read is left out.
     """
     one, other, cosines = nearest_pairs(vectors, MOST_PAIRS)
     enough = min(enough, max(20, len(vectors) * (len(vectors) - 1) // 1000))
-    seen = lru_cache(KEPT)(picture_of)
+    small: dict[int, Thumbnail | None] = {}
+
+    def seen(row: int) -> Thumbnail | None:
+        if row not in small:
+            small[row] = thumbnail_of(row)
+        return small[row]
+
     places: list[int] = []
     weights: list[int] = []
     same: list[bool] = []
@@ -68,7 +68,7 @@ def look_at_nearest(
                 continue
             places.append(place)
             weights.append(min(step, len(one) - place))
-            same.append(judge(first, second) == "same")
+            same.append(same_picture(first, second))
             different += not same[-1]
         at += _CHUNK * step
         if 2 * (different - before) < len(chunk):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
-from PIL import Image
 
 from curate.calibration.histograms import Histograms, compare, draw
-from curate.calibration.near_pairs import KEPT, Pictures
-from curate.pixels.same import judge
+from curate.calibration.near_pairs import Thumbnails
+from curate.calibration.same_picture import Thumbnail, same_picture
 from shared.errors import LvdError
 
 FEWEST = 8
@@ -57,19 +55,19 @@ def calibrate_retrieve(
     seeds: Float32[np.ndarray, "s d"],
     crawl: Float32[np.ndarray, "m d"],
     rows: Int64[np.ndarray, " n"],
-    picture_of: Pictures,
+    thumbnail_of: Thumbnails,
     quantile: float = QUANTILE,
 ) -> RetrieveCalibration:
     """Return the relevance threshold: the `quantile` of leave-one-out seed similarities.
 
     Each seed image of `rows` is taken out and looked up among the others, as a crawled image of
     its kind would be. At the quantile 0.1, nine in ten of such images are found; lower ones are
-    ruled by the oddest seed images. Copies among the seeds are passed over (`judge`), or
-    they would raise the threshold. `picture_of` speaks of rows of `seeds`. Takes unit vectors.
+    ruled by the oddest seed images. Copies among the seeds are passed over (`same_picture`), or
+    they would raise the threshold. `thumbnail_of` speaks of rows of `seeds`. Takes unit vectors.
 
     Raises LvdError when there are too few seed images.
     """
-    left_out = nearest_other(seeds[rows], seeds, rows, picture_of)
+    left_out = nearest_other(seeds[rows], seeds, rows, thumbnail_of)
     left_out = left_out[np.isfinite(left_out)]
     if len(left_out) < FEWEST:
         raise LvdError(
@@ -100,14 +98,20 @@ def nearest_other(
     queries: Float32[np.ndarray, "n d"],
     vectors: Float32[np.ndarray, "m d"],
     rows: Int64[np.ndarray, " n"],
-    picture_of: Pictures,
+    thumbnail_of: Thumbnails,
 ) -> Float64[np.ndarray, " n"]:
     """Return each unit query's cosine to its nearest neighbour that shows another picture.
 
     `rows` is where the queries themselves stand in `vectors`. NaN where the `_MOST_COPIES` nearest
-    are all copies, or there is no other. Pictures are asked for only as far as they are needed.
+    are all copies, or there is no other. Thumbnails are asked for only as far as they are needed.
     """
-    look_up = lru_cache(KEPT)(picture_of)
+    known: dict[int, Thumbnail | None] = {}
+
+    def look_up(row: int) -> Thumbnail | None:
+        if row not in known:
+            known[row] = thumbnail_of(row)
+        return known[row]
+
     found = np.full(len(queries), np.nan)
     for start in range(0, len(queries), _BLOCK):
         cosines = (queries[start : start + _BLOCK] @ vectors.T).clip(-1, 1)
@@ -121,5 +125,5 @@ def nearest_other(
     return found
 
 
-def _are_copies(one: Image.Image | None, other: Image.Image | None) -> bool:
-    return one is not None and other is not None and judge(one, other) == "same"
+def _are_copies(one: Thumbnail | None, other: Thumbnail | None) -> bool:
+    return one is not None and other is not None and same_picture(one, other)

@@ -34,6 +34,7 @@ FEWEST = 20
 """Pairs at least that a threshold is proposed by."""
 
 _TOGETHER = 50
+_REDUCE_TO = 2 * align.SIDE
 _EXAMPLES = 5
 _Z = 1.959964  # of a 95% interval
 
@@ -126,7 +127,7 @@ def look(
             data = [originals.read(number) for number in pair]
             try:
                 pictures = [
-                    decode(each, max_pixels=max_pixels, reduce_to=same.LARGEST) for each in data
+                    decode(each, max_pixels=max_pixels, reduce_to=_REDUCE_TO) for each in data
                 ]
             except ImageError:
                 verdicts.append("unreadable")

@@ -4,7 +4,8 @@ By `benchmarks/second_look.py` on 64 px photographs (Tiny-ImageNet train-00010 t
 chosen on others of them): of 800 edited copies one is called another and none is unsure, of 50 with
 a band of words across them 3 and 3. Of the look-alikes by two embedders, the 150 hardest of 3,000
 each, 8 are unsure, and none is called a copy but a pair that is one. An edited copy takes 21 ms, a
-look-alike 66 ms. Two pages of one template, and crops that overlap by half, can pass for copies.
+look-alike 66 ms. Two pages of one template, and crops that overlap by half, can pass for copies. Calibration,
+which looks at thousands of pairs, has a faster and coarser one: `curate/calibration/same_picture.py`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from curate.pixels.align import LEAST, SIDE, Alignment, Grey, Other, alignments, blurred, laid_on
+from curate.pixels.align import LEAST, Alignment, Grey, Other, alignments, blurred, laid_on
 
 VERSION = 1
 
-LARGEST = 2 * SIDE
-"""Pixels of the longer side of a picture beyond which nothing more is seen."""
 SAME, OTHER = 0.62, 0.52
 CLEAR = 0.75
 """Nothing better is looked for."""
@@ -38,13 +37,6 @@ def judge(one: Image.Image, other: Image.Image) -> Verdict:
     """Tell whether two RGB pictures are edited copies of one: `unsure` where it is hard to say."""
     found = similarity(one, other)
     return "same" if found >= SAME else "other" if found < OTHER else "unsure"
-
-
-def reduced(picture: Image.Image) -> Image.Image:
-    """Return the picture at most `LARGEST` pixels long: small enough to keep many of them."""
-    small = picture.copy()
-    small.thumbnail((LARGEST, LARGEST))
-    return small
 
 
 def similarity(one: Image.Image, other: Image.Image) -> float:

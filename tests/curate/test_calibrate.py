@@ -13,7 +13,7 @@ from curate.calibration.retrieve_threshold import (
     calibrate_retrieve,
     nearest_other,
 )
-from curate.pixels.same import judge
+from curate.calibration.same_picture import same_picture, thumbnail
 from shared.embedders import EmbedderSettings, load
 from shared.errors import LvdError
 
@@ -28,11 +28,11 @@ def noise(*shape: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def drawn(count: int) -> list[Image.Image]:
-    """Return `count` pictures that have nothing to do with each other."""
+def thumbnails(count: int) -> list[np.ndarray]:
+    """Thumbnails of `count` pictures that have nothing to do with each other."""
     rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 255, (count, 8, 8, 3), dtype=np.uint8)
-    return [Image.fromarray(grid).resize((64, 64)) for grid in coarse]
+    coarse = rng.integers(0, 255, (count, 8, 8), dtype=np.uint8)
+    return [thumbnail(Image.fromarray(grid).resize((64, 64))) for grid in coarse]
 
 
 def photographs() -> list[Image.Image]:
@@ -46,7 +46,7 @@ EDITS = ["crop", "jpeg", "third", "caption", "border", "colour", "rotation", "mi
 @pytest.fixture(scope="module")
 def pool():
     """40 pictures of unlike vectors."""
-    return unit(noise(40, DIM, seed=1)), drawn(40)
+    return unit(noise(40, DIM, seed=1)), thumbnails(40)
 
 
 @pytest.mark.parametrize("size", [(240, 160), (1, 1), (3, 500)])
@@ -63,17 +63,23 @@ def test_edited_copies_are_the_same_picture_and_others_are_not():
     pictures = photographs()
     for at, picture in enumerate(pictures):
         for name, edited in edits(picture, np.random.default_rng(at)).items():
-            assert judge(picture, edited) == "same", name
+            assert same_picture(thumbnail(picture), thumbnail(edited)), name
         for other in pictures[at + 1 :]:
-            assert judge(picture, other) == "other"
+            assert not same_picture(thumbnail(picture), thumbnail(other))
 
 
-def test_the_nearest_other_is_no_copy_and_asks_for_few_pictures(pool):
+def test_flat_pictures_equal_flat_ones_only():
+    grey, white = (thumbnail(Image.new("RGB", (9, 9), colour)) for colour in ("grey", "white"))
+    assert same_picture(grey, white)
+    assert not same_picture(grey, thumbnail(photographs()[0]))
+
+
+def test_the_nearest_other_is_no_copy_and_asks_for_few_thumbnails(pool):
     crawl, pictures = pool
     hidden = unit(crawl[:10] + 0.01 * noise(10, DIM, seed=3))
     asked = []
 
-    def look_up(row: int) -> Image.Image:
+    def look_up(row: int) -> np.ndarray:
         asked.append(row)
         return pictures[row % 40]
 
@@ -86,7 +92,7 @@ def test_the_nearest_other_is_no_copy_and_asks_for_few_pictures(pool):
 
 def test_an_image_with_nothing_but_copies_has_no_other():
     vectors = np.ones((3, 4), np.float32) / 2
-    one = drawn(1)[0]
+    one = thumbnails(1)[0]
     assert np.isnan(nearest_other(vectors, vectors, np.arange(3), lambda row: one)).all()
 
 
@@ -145,7 +151,7 @@ def test_the_descriptor_calibrates_on_real_pictures():
     edited = [edits(crop, np.random.default_rng(at)) for at, crop in enumerate(crops)]
     vectors = np.stack([embed(list(copies.values())) for copies in edited])
     cosines = np.einsum("ned,nd->ne", vectors, crawl)
-    looked = look_at_nearest(crawl, lambda row: crops[row])
+    looked = look_at_nearest(crawl, lambda row: thumbnail(crops[row]))
     found = calibrate_dedup(looked, len(crops), 0.99, cosines, tuple(edited[0]))
     assert found.separates
     assert found.recall_by_edit["jpeg"] >= 0.9
