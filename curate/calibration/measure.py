@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
-from curate.calibration.edits import edits
+from curate.calibration.edits import edits_of
 from curate.calibration.near_pairs import LookedPairs, Thumbnails, look_at_nearest
 from curate.calibration.retrieve_threshold import (
     FEWEST,
@@ -70,12 +70,8 @@ def measure_dedup(
     numbers, rows = sample(crawl, settings)
     originals = np.split(numbers[rows], range(EDITED_TOGETHER, len(rows), EDITED_TOGETHER))
     units = [
-        Unit(
-            f"edited-{at:06d}",
-            (configured, crawl, parts, max_pixels, settings.seed, some),
-            len(some),
-        )
-        for at, some in enumerate(originals)
+        Unit(name, (configured, crawl, parts, max_pixels, settings.seed, some), len(some))
+        for name, some in zip(edited_units(len(rows)), originals, strict=True)
     ]
     workers = Workers(Forwards, ((configured,), threads), gpus=may_use_gpu(configured))
     runner.run(stage, edit, units, workers=workers, note="edited copies")
@@ -99,6 +95,11 @@ def measure_retrieve(
     unit = Unit("retrieve", (crawl, seed, parts, max_pixels, settings))
     [measured] = runner.run(stage, retrieve, [unit])
     return measured
+
+
+def edited_units(originals: int) -> list[str]:
+    """Return the names of the units in which so many originals are edited."""
+    return [f"edited-{at:06d}" for at in range(-(-originals // EDITED_TOGETHER))]
 
 
 def sample(
@@ -132,10 +133,8 @@ def edit(
         for number in numbers.tolist():
             picture = _decoded(originals, number, max_pixels)
             if picture is not None:
-                # By what the image is, not by its number: a new part changes no edit of another.
                 [fact] = collection.facts(np.array([number]), ["sha256"]).to_pylist()
-                rng = np.random.default_rng([seed, int(fact["sha256"][:16], 16)])
-                copies = edits(picture, rng)
+                copies = edits_of(picture, fact["sha256"], seed)
                 names = tuple(copies)
                 prepared += [prepare(copy) for copy in copies.values()]
                 read.append(number)
@@ -177,23 +176,31 @@ def dedup(
     out: Path,
 ) -> dict:
     """Return the calibration of the dedup threshold, of what `look` and `edit` made."""
-    units = [(folder, committed(folder) or {}) for folder in edited]
-    units = [(folder, stats) for folder, stats in units if stats["images"]]
-    if not units:
-        raise LvdError("no sampled image of the crawl can be read any more: is it still there?")
-    numbers = np.concatenate([np.load(folder / "numbers.npy") for folder, _ in units])
-    copies = np.concatenate([np.load(folder / "edited.npy") for folder, _ in units])
-    cosines = np.einsum("ned,nd->ne", copies, unit(collection.vectors(numbers)))
+    _, names, cosines = load_edited(collection, edited)
     with np.load(looked / PAIRS) as saved:
         pairs = {name: saved[name] for name in saved.files}
     return calibrate_dedup(
         LookedPairs(**{**pairs, "images": int(pairs["images"]), "lowest": float(pairs["lowest"])}),
         len(collection.usable),
         precision,
-        cosines.clip(-1, 1).astype(np.float32),
-        tuple(units[0][1]["edits"]),
+        cosines,
+        names,
         seed,
     ).to_dict()
+
+
+def load_edited(
+    collection: Collection, folders: list[Path]
+) -> tuple[Numbers, tuple[str, ...], Float32[np.ndarray, "n e"]]:
+    """Return numbers of originals, names of edits, and the cosines of what `edit` made to them."""
+    units = [(folder, committed(folder) or {}) for folder in folders]
+    units = [(folder, stats) for folder, stats in units if stats["images"]]
+    if not units:
+        raise LvdError("no sampled image of the crawl can be read any more: is it still there?")
+    numbers = np.concatenate([np.load(folder / "numbers.npy") for folder, _ in units])
+    copies = np.concatenate([np.load(folder / "edited.npy") for folder, _ in units])
+    cosines = np.einsum("ned,nd->ne", copies, unit(collection.vectors(numbers)))
+    return numbers, tuple(units[0][1]["edits"]), cosines.clip(-1, 1).astype(np.float32)
 
 
 def retrieve(
@@ -209,11 +216,7 @@ def retrieve(
 
     `parts` are those of the seed.
     """
-    rng = np.random.default_rng(settings.seed)
-    seeds = _sample(seed, settings.crawl_sample, settings.parts, rng)
-    _refuse_few(len(seeds), "images of the seed", "retrieve")
-    rows = np.sort(rng.choice(len(seeds), min(settings.seeds, len(seeds)), replace=False))
-    crawled = _sample(crawl, settings.crawl_sample, settings.parts, rng)
+    seeds, rows, crawled = sample_both(crawl, seed, settings)
     with Originals(seed, load_parts(parts), out.parent) as originals:
         calibration = calibrate_retrieve(
             unit(seed.vectors(seeds)),
@@ -222,6 +225,17 @@ def retrieve(
             _thumbnails(originals, seeds, max_pixels),
         )
     return calibration.to_dict()
+
+
+def sample_both(
+    crawl: Collection, seed: Collection, settings: CalibrateSettings
+) -> tuple[Numbers, Int64[np.ndarray, " left_out"], Numbers]:
+    """Return numbers of a sample of the seed, the rows in it to leave out, and of the crawl."""
+    rng = np.random.default_rng(settings.seed)
+    seeds = _sample(seed, settings.crawl_sample, settings.parts, rng)
+    _refuse_few(len(seeds), "images of the seed", "retrieve")
+    rows = np.sort(rng.choice(len(seeds), min(settings.seeds, len(seeds)), replace=False))
+    return seeds, rows, _sample(crawl, settings.crawl_sample, settings.parts, rng)
 
 
 def report(measured: dict[str, dict]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from curate.calibration.measure import VERSION, measure_dedup, measure_retrieve
 from curate.calibration.retrieve_threshold import FEWEST
+from curate.calibration.sides import Sides, find_dedup_sides, find_retrieve_sides
 from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import save_parts
@@ -77,8 +78,7 @@ def calibrate(
     """
     settings = plan.request.settings
     measured = crawl if name == "dedup" else seed
-    inputs = [crawl.address] if name == "dedup" else [crawl.address, seed.address]
-    stage = Stage("calibrate", VERSION, inputs, settings.calibrate.model_dump())
+    stage = _stage(plan, name, crawl, seed)
     parts = save_parts(measured.parts, runner.scratch / f"parts-{measured.address}.json")
     max_pixels = settings.embed.max_pixels
     if name == "dedup":
@@ -89,6 +89,23 @@ def calibrate(
     return measure_retrieve(
         *(runner, stage, crawl.collection, seed.collection, parts, max_pixels, settings.calibrate)
     )
+
+
+def find_sides(
+    runner: Runner, plan: Plan, name: str, crawl: Catalogued, seed: Catalogued, threshold: float
+) -> dict[str, Sides]:
+    """Return pairs of images on both sides of a threshold that `calibrate` measured."""
+    stage, settings = _stage(plan, name, crawl, seed), plan.request.settings.calibrate
+    if name == "dedup":
+        return find_dedup_sides(runner, stage, crawl.collection, threshold, settings)
+    return find_retrieve_sides(
+        runner, stage, crawl.collection, seed.collection, threshold, settings
+    )
+
+
+def _stage(plan: Plan, name: str, crawl: Catalogued, seed: Catalogued) -> Stage:
+    inputs = [crawl.address] if name == "dedup" else [crawl.address, seed.address]
+    return Stage("calibrate", VERSION, inputs, plan.request.settings.calibrate.model_dump())
 
 
 def judged(known: Threshold | None, measured: dict[str, Any], embedder: str) -> Threshold:

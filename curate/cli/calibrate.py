@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from curate.cli.options import executor_option, make_plan, request_options
+from curate.cli.options import executor_option, folder, make_plan, request_options
 
 if TYPE_CHECKING:
     from curate.execution.session import ExecutorName
@@ -21,22 +22,31 @@ if TYPE_CHECKING:
     help="Keep the dedup threshold in the embedder's model folder (thresholds.json): runs with it then "
     "use it, where their crawl does not contradict it.",
 )
-def calibrate(save: bool, executor: ExecutorName, **asked: Any) -> None:
-    """Measure what the thresholds should be.
+@folder(
+    "--out",
+    help="Where the pictures go: dedup.png and retrieve.png, pairs of images just above and just "
+    "below each proposed threshold.  [default: runs/calibrate/<crawl>-<seed>]",
+)
+def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any) -> None:
+    """Measure what the thresholds should be, and show what lies on both sides of them.
 
     For one crawl and seed: by how rare false copies are among crawled images, and by the seed
     images' similarities to one another. The last line is ready to be pasted behind `lvd-curate run`.
     """
     from curate.calibration.measure import report
-    from curate.calibration.stage import calibrate
+    from curate.calibration.stage import calibrate, find_sides
     from curate.calibration.stored import store, writable_path
     from curate.execution.session import open_runner
     from curate.pipeline import embed_datasets
-    from curate.plan import pinned
+    from curate.plan import pinned, writable
+    from curate.report.both_sides import draw_sides
     from shared.embedders import resolve_device
+    from shared.locks import scratch_folder
     from shared.progress import say
 
-    plan, _ = make_plan(**asked)
+    plan, default = make_plan(**asked)
+    out = out or Path("runs") / "calibrate" / default.name
+    writable(out, "--out")
     request, path = plan.request, None
     if save:
         used = request.embedders["dedup"]
@@ -50,7 +60,20 @@ def calibrate(save: bool, executor: ExecutorName, **asked: Any) -> None:
                 name: calibrate(runner, plan, name, crawl, datasets.seed)
                 for name, crawl in crawls.items()
             }
+            sides = {
+                name: find_sides(
+                    runner, plan, name, crawl, datasets.seed, measured[name]["threshold"]
+                )
+                for name, crawl in crawls.items()
+            }
     click.echo(report(measured))
     if path is not None:
         store(path, resolve_device(plan.copies), measured["dedup"], request.crawl.name)
         say(f"kept for runs with this embedder, in {path}")
+    thresholds = {name: found["threshold"] for name, found in measured.items()}
+    with scratch_folder(plan.work / "scratch") as scratch:
+        draw_sides(
+            *(out, sides, thresholds, datasets.crawl, datasets.seed),
+            *(request.settings.calibrate.seed, request.settings.embed.max_pixels, scratch),
+        )
+    say(f"look at the pairs on both sides of them, in {out}: dedup.png, retrieve.png")

@@ -25,13 +25,25 @@ def false_copies(funnel: dict[str, Any]) -> str | None:
 
 
 def advice(funnel: dict[str, Any]) -> str | None:
-    """Return what to change, in one line, where more than `MANY` of the copies look false."""
+    """Return what to change, in one line, where more than `MANY` of the copies look false.
+
+    A threshold that the run measured follows from `dedup.precision`; any other is a number itself.
+    """
     seen = funnel.get("dedup_precision")
     if not seen or seen["precision"] is None or 1 - seen["precision"] <= MANY:
         return None
     if seen["threshold"] is None:
         return "Name another dedup.embedder (no dedup.threshold tells copies from others here)"
-    return f"Raise dedup.threshold (--set dedup.threshold={seen['threshold']}) or name another dedup.embedder"
+    if (funnel.get("thresholds") or {}).get("dedup", {}).get("source") == "calibrated":
+        change = ("dedup.precision", _stricter(funnel["settings"]["dedup"]["precision"]))
+    else:
+        change = ("dedup.threshold", seen["threshold"])
+    return "Raise {0} (--set {0}={1}) or name another dedup.embedder".format(*change)
+
+
+def _stricter(precision: float) -> float:
+    """Return the precision that allows a tenth of the false copies, in as few digits as say so."""
+    return float(f"{1 - (1 - precision) / 10:.12g}")
 
 
 def _percent(share: float, of: int) -> str:

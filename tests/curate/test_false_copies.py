@@ -204,10 +204,37 @@ def test_the_proposed_threshold_is_the_lowest_that_leaves_few(judged):
         assert 0 <= found - fits[0] < 1e-4
 
 
-def test_many_false_copies_come_with_what_to_change():
+def many_false():
     looked = [dict(pair, cosine=0.7) for pair in pairs(other=20)]
-    looked += [dict(pair, cosine=0.8125) for pair in pairs(same=180)]
-    said = {"dedup_precision": estimate(looked)}
+    return estimate([*looked, *(dict(pair, cosine=0.8125) for pair in pairs(same=180))])
+
+
+@pytest.mark.parametrize(
+    ("source", "precision", "change"),
+    [
+        ("calibrated", 0.99, "--set dedup.precision=0.999"),
+        ("calibrated", 0.999, "--set dedup.precision=0.9999"),
+        ("pipeline", 0.99, "--set dedup.threshold=0.8125"),
+        ("embedder", 0.99, "--set dedup.threshold=0.8125"),
+    ],
+)
+def test_the_advice_names_what_the_threshold_comes_from(source, precision, change):
+    said = advice(
+        {
+            "dedup_precision": many_false(),
+            "thresholds": {"dedup": {"value": 0.7, "source": source}},
+            "settings": {"dedup": {"precision": precision}},
+        }
+    )
+    assert f"({change})" in said
+    assert said.count("--set") == 1
+    setting, _, value = change.removeprefix("--set ").partition("=")
+    assert said.startswith(f"Raise {setting} ")
+    assert setting != "dedup.precision" or precision < float(value) < 1
+
+
+def test_many_false_copies_come_with_what_to_change():
+    said = {"dedup_precision": many_false()}
     assert "--set dedup.threshold=0.8125" in advice(said)
     assert "dedup.embedder" in advice(said)
     assert sentence(said) == "about 10% of the copies look false (7-15%, 200 pairs looked at)"

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from curate.cli import main
 from shared import bundled
@@ -24,12 +25,15 @@ def folder(tmp_path):
 def test_calibrate_keeps_what_it_measures_and_runs_with_that_embedder_use_it(site, folder):
     asked = ["--embedder", str(folder), "--config", str(site.data / "pipelines.yaml")]
     asked += ["--work", str(site.work), "--set=calibrate.originals=20"]
+    asked += ["--out", str(site.root / "sides")]
     result = CliRunner().invoke(main, ["calibrate", *asked, "--save"])
     assert result.exit_code == 0, result.output
     kept = json.loads((folder / "thresholds.json").read_text())
     assert kept["crawl"] == "crawl"
     assert "retrieve" not in kept
     assert f"--set dedup.threshold={kept['dedup']}" in result.output
+    drawn = [Image.open(site.root / "sides" / f"{name}.png") for name in ("dedup", "retrieve")]
+    assert all(picture.height > 2 * 150 for picture in drawn)  # a line of tiles on each side
 
     site.run("--embedder", str(folder), "--set=dedup.max_pair_share=1")
     run = json.loads((site.root / "out" / "run.json").read_text())
