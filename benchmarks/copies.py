@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.edited_copies import EDITS
 from curate.calibration.same_picture import same_picture, thumbnail
-from shared.embedders import EmbedderSettings, bundled_settings, load, settings_for_folder
+from shared.embedders import BUNDLED, EmbedderSettings, bundled_settings, load, settings_for_folder
 from train.data.crops import Views, stack_views
 from train.recipe import read_recipe
 
@@ -70,8 +70,8 @@ def links(data: Path, out: Path, curated: tuple[Path, ...], repeats: int, photog
 
 @main.command()
 @click.argument("pool")
-@click.option("--embedder", "embedders", multiple=True, default=("bundled",), show_default=True,
-              help="`bundled`, `descriptor`, an ONNX file or resource, or a model folder.")  # fmt: skip
+@click.option("--embedder", "embedders", multiple=True, default=("bundled-copies",), show_default=True,
+              help="`bundled-copies`, `bundled`, `descriptor`, an ONNX file or resource, or a model folder.")  # fmt: skip
 @click.option("--copies", default=1000, show_default=True)
 @click.option("--limit", type=int, help="Take only so many pictures.")
 @click.option("--config", type=click.Path(path_type=Path), default=ROOT / "pipelines.yaml")
@@ -178,8 +178,8 @@ def nearest_other(vectors: np.ndarray, images: list[Image.Image]) -> np.ndarray:
 
 
 def _embedding(name: str) -> Callable[[list[Image.Image]], np.ndarray]:
-    if name == "bundled":
-        settings = bundled_settings()
+    if name in BUNDLED:
+        settings = bundled_settings(name)
     elif name == "descriptor":
         settings = EmbedderSettings(kind="descriptor", model="")
     elif name.startswith("resource:"):

@@ -53,7 +53,7 @@ class PipelineSettings(BaseModel):
     holdouts: list[str] = Field(default_factory=list)
     embedder: str | None = None
     """Finds copies and judges meaning, unless `dedup.embedder` or `retrieve.embedder` does. Where
-    nobody names one, `descriptor` finds copies and `bundled` judges meaning."""
+    nobody names one, `bundled-copies` finds copies and `bundled` judges meaning."""
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
     quality: QualitySettings = Field(default_factory=QualitySettings)
     filters: list[FilterSettings] = Field(default_factory=list)
@@ -186,7 +186,7 @@ def _as_typed(pipeline: str, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration's tree with the embedders that need no entry, unless it has one."""
+    """Return a configuration's tree with the bundled embedders that it has none of that name of."""
     declared = tree.get("embedders") or {}
     if not isinstance(declared, dict):
         return tree

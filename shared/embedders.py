@@ -19,7 +19,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shared import bundled
+from shared import bundled, bundled_copies
 from shared.errors import LvdError, nearest
 from shared.storage import digest_file
 
@@ -31,10 +31,10 @@ HUB = "hf-hub:"
 RESOURCE = "resource:"
 BUILT_IN = "builtin:"
 
-BUNDLED = {package.NAME: package.FOLDER for package in (bundled,)}
+BUNDLED = {package.NAME: package.FOLDER for package in (bundled, bundled_copies)}
 """The folders of the models that come with the project; `builtin:NAME` is what settings call them."""
 DESCRIPTOR = "descriptor"
-DEFAULTS = {"dedup": DESCRIPTOR, "retrieve": bundled.NAME}
+DEFAULTS = {"dedup": bundled_copies.NAME, "retrieve": bundled.NAME}
 """What finds copies, and what judges meaning, where nobody names an embedder."""
 
 Kind = Literal["timm", "open_clip", "onnx", "descriptor"]

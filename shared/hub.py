@@ -246,7 +246,8 @@ def _refusal(model: str, why: str) -> str:
     return (
         f"embedder model {model} cannot be fetched: {why}; set HF_HOME to a cache that holds it, or "
         "name a model that is here: a local folder (`--embedder FOLDER`, of config.json and "
-        "model.safetensors), or the bundled one (`--set retrieve.embedder=bundled`)"
+        "model.safetensors), or a bundled one (`--set retrieve.embedder=bundled`, `--set "
+        "dedup.embedder=bundled-copies`)"
     )
 
 

@@ -73,7 +73,7 @@ def main() -> None:
     "start_from",
     metavar="MODEL",
     help="Start the backbone from a model folder (config.json + model.safetensors), bundled, "
-    "or timm:NAME.",
+    "bundled-copies, or timm:NAME.",
 )
 @click.option(
     "--dry-run",

@@ -11,7 +11,7 @@ import click
 
 EMBEDDER = (
     "Finds copies and judges meaning, whatever the pipeline names for either: an embedder of the "
-    "configuration, bundled (the project's own), descriptor, or a model folder (config.json + "
+    "configuration, bundled or bundled-copies (the project's own), descriptor, or a model folder (config.json + "
     "model.safetensors)."
 )
 DATASET = (

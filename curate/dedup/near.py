@@ -41,7 +41,7 @@ class DedupSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     embedder: str | None = None
-    """What copies are found by; by default the pipeline's `embedder`, else `descriptor`."""
+    """What copies are found by; by default the pipeline's `embedder`, else `bundled-copies`."""
     threshold: Threshold | None = None
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
     precision: float = Field(0.99, gt=0, lt=1)

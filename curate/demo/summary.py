@@ -92,7 +92,7 @@ def _curated(funnel: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     dropped = [f"{counts[name]:,} were {REASONS[name]}" for name in names if counts.get(name)]
     judge = f"by {run['embedder']}"
     if BUNDLED.keys() & set(run["embedder"].split(" and ")):
-        judge += "; the bundled model is one that this project trained itself, without labels"
+        judge += "; what is bundled this project trained itself, without labels"
     return (
         f"From {funnel['images']:,} pictures, made up here to look like a crawl, "
         f"{counts['kept']:,} were kept: {_and(dropped)}. What is alike was judged {judge}."

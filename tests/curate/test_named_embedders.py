@@ -48,19 +48,19 @@ def config(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("pipeline", "overrides", "embedder", "expected"),
     [
-        ("silent", [], None, ["descriptor", "bundled"]),
+        ("silent", [], None, ["bundled-copies", "bundled"]),
         ("silent", [], "one", ["one", "one"]),
         ("silent", ["embedder=one"], None, ["one", "one"]),
-        ("silent", ["retrieve.embedder=one"], None, ["descriptor", "one"]),
+        ("silent", ["retrieve.embedder=one"], None, ["bundled-copies", "one"]),
         ("silent", ["dedup={embedder: one}"], None, ["one", "bundled"]),
         ("both", [], None, ["one", "one"]),
         ("both", ["retrieve.embedder=two"], None, ["one", "two"]),
-        ("both", ["embedder=null"], None, ["descriptor", "bundled"]),
-        ("meaning", [], None, ["descriptor", "one"]),
+        ("both", ["embedder=null"], None, ["bundled-copies", "bundled"]),
+        ("meaning", [], None, ["bundled-copies", "one"]),
         ("meaning", [], "bundled", ["bundled", "bundled"]),
         ("all", [], None, ["two", "three"]),
         ("all", [], "one", ["one", "one"]),
-        ("all", ["embedder=descriptor"], None, ["descriptor", "descriptor"]),
+        ("all", ["embedder=bundled-copies"], None, ["bundled-copies", "bundled-copies"]),
         ("all", ["embedder=bundled", "dedup.embedder=one"], None, ["one", "bundled"]),
         ("all", ["embedder=two"], "one", ["one", "one"]),
         ("all", ["retrieve.embedder=null"], None, ["two", "one"]),
@@ -74,9 +74,9 @@ def test_a_call_counts_more_than_the_file_and_a_stage_more_than_both(
 
 
 def test_the_shipped_pipelines_find_copies_and_judge_meaning_with_models_of_their_own():
-    assert named(SHIPPED, "default") == ["descriptor", "dinov2-s"]
-    assert named(SHIPPED, "default", "retrieve.embedder=bundled") == ["descriptor", "bundled"]
-    assert named(SHIPPED, "sample") == ["descriptor", "bundled"]
+    assert named(SHIPPED, "default") == ["bundled-copies", "dinov2-s"]
+    assert named(SHIPPED, "default", "retrieve.embedder=bundled") == ["bundled-copies", "bundled"]
+    assert named(SHIPPED, "sample") == ["bundled-copies", "bundled"]
     assert named(SHIPPED, "sample", embedder="sscd") == ["sscd", "sscd"]
 
 
@@ -89,12 +89,12 @@ def test_a_bundled_model_is_its_entry_where_the_file_has_one_of_its_name(config)
 
     for name in BUNDLED:
         assert settings(name) == bundled_settings(name)
-    config.write_text(config.read_text().replace("  two:", "  bundled:"))
-    assert settings("bundled").model == "resnet34"
+    config.write_text(config.read_text().replace("  two:", "  bundled-copies:"))
+    assert settings("bundled-copies").model == "resnet34"
 
 
 def test_a_wrong_name_is_said_with_where_it_stands_and_the_nearest(config):
-    with pytest.raises(LvdError, match=r"--set embedder=bundle: no embedder 'bundle'"):
-        named(config, "all", "embedder=bundle")
-    with pytest.raises(LvdError, match=r"did you mean 'descriptor'\?"):
-        named(config, "silent", embedder="descriptors")
+    with pytest.raises(LvdError, match=r"--set embedder=bundled-copy: no embedder 'bundled-copy'"):
+        named(config, "all", "embedder=bundled-copy")
+    with pytest.raises(LvdError, match=r"did you mean 'bundled-copies'\?"):
+        named(config, "silent", embedder="bundled_copies")

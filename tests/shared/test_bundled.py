@@ -24,7 +24,7 @@ from shared.embedders import (
 )
 
 REPOSITORY = Path(__file__).parents[2]
-LARGEST = {"bundled": 12_000_000}
+LARGEST = {"bundled": 12_000_000, "bundled-copies": 12_000_000}
 """Bytes of their weights, at most."""
 ORIGINALS = 30
 
@@ -127,8 +127,8 @@ def test_its_settings_and_its_identity_hold_no_path(tmp_path, name):
     ("settings", "problem"),
     [
         (
-            {"kind": "timm", "model": "builtin:bundle"},
-            r"builtin:bundled, .*did you mean 'bundled'",
+            {"kind": "timm", "model": "builtin:bundled_copies"},
+            r"builtin:bundled and builtin:bundled-copies, .*did you mean 'bundled-copies'",
         ),
         ({"kind": "open_clip", "model": "builtin:bundled"}, "of kind timm"),
         (

@@ -61,7 +61,7 @@ def test_the_bundled_model_finds_a_picture_behind_each_edit(name):
     views = pictures()
     always = EditSettings(**NOTHING | {name: 1.0})
     copies = torch.cat([edited(view[None], always, seed) for seed, view in enumerate(views)])
-    embedder = load(bundled_settings(), threads=1)
+    embedder = load(bundled_settings("bundled-copies"), threads=1)
     originals, found = (
         embedder.embed(
             [embedder.prepare(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]

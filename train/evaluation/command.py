@@ -84,7 +84,7 @@ def evaluate(
       RUN            the OUT of a run, or one of its checkpoints/step-... folders: the teacher
       NAME           a model of timm (timm:NAME too), or hf-hub:OWNER/NAME
       ARCH:TAG       a model of open_clip, such as ViT-B-16-SigLIP:webli
-      bundled        the model that comes with the project
+      bundled        the model that comes with the project; bundled-copies: the one for copies
       pixels         a baseline: the pixels themselves
       untrained:NAME a baseline: the same network with random weights
       A+B            several, their features side by side

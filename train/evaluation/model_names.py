@@ -13,7 +13,7 @@ from train.persistence.marks import is_of_a_run
 TIMM, OPEN_CLIP, UNTRAINED, PIXELS = "timm:", "open_clip:", "untrained:", "pixels"
 
 REMEDY = (
-    "give a model folder, the OUT or a step folder of a run, bundled, a timm name, "
+    "give a model folder, the OUT or a step folder of a run, bundled or bundled-copies, a timm name, "
     "ARCH:TAG of open_clip, pixels, or untrained:NAME"
 )
 

@@ -1,0 +1,92 @@
+"""Make a pool of photographs with planted copies, one edit each, and a seed: for benchmarks/truth.py.
+
+The pool is Tiny-ImageNet's training shards 20 to 29, which no bundled model has seen, and copies of
+some of their pictures as JPEG of quality 90, each in a place of its own. The seed is of other
+pictures of some classes of animals, from the shards before.
+
+    .venv/bin/python benchmarks/planted.py DATA/tiny-imagenet POOL
+    .venv/bin/lvd-curate run --pipeline sample --crawl POOL/crawl --seed POOL/seed --out OUT
+    .venv/bin/python benchmarks/truth.py OUT POOL/truth.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.edited_copies import EDITS
+from benchmarks.proof.pool import read_labelled, write_tar
+
+HELD_OUT = range(20, 30)
+LAST_ANIMAL = "n02600000"
+"""WordNet's numbers of animals are below, in Tiny-ImageNet."""
+IN_A_SHARD = 1000
+TRUTH = ("member", "kind", "copy_of", "transform")
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--copies", default=1000, show_default=True)
+@click.option("--classes", default=40, show_default=True, help="Of animals, that the seed shows.")
+@click.option("--seeds", default=20, show_default=True, help="Pictures of each.")
+@click.option("--limit", type=int, help="Take only so many pictures of each class for the pool.")
+def main(data: Path, out: Path, copies: int, classes: int, seeds: int, limit: int | None) -> None:
+    """Write OUT/crawl, OUT/seed and OUT/truth.csv, from DATA, the folder of Tiny-ImageNet's tars."""
+    names = [line.split("\t")[0] for line in (data / "classes.txt").read_text().splitlines()]
+    animals = [label for label, name in enumerate(names) if name < LAST_ANIMAL]
+    tars = sorted(data.glob("train-*.tar"))
+    rng = np.random.default_rng(0)
+
+    pictures = read_labelled([tars[number] for number in HELD_OUT])
+    pool = [(label, jpeg) for label in sorted(pictures) for jpeg in pictures[label][:limit]]
+    originals = rng.choice(len(pool), copies, replace=False).tolist()
+    edits = [list(EDITS)[n % len(EDITS)] for n in range(copies)]
+    rows = [(label, jpeg, None, "") for label, jpeg in pool]
+    for original, edit in zip(originals, edits, strict=True):
+        label, jpeg = pool[original]
+        rows.append((label, _edited(jpeg, edit, rng), original, edit))
+
+    order = rng.permutation(len(rows)).tolist()
+    place = {row: n for n, row in enumerate(order)}
+    (out / "crawl").mkdir(parents=True)
+    for start in range(0, len(order), IN_A_SHARD):
+        members = (
+            (f"{n:06d}.jpg", rows[order[n]][1])
+            for n in range(start, start + IN_A_SHARD)
+            if n < len(order)
+        )
+        write_tar(out / "crawl" / f"{start // IN_A_SHARD:05d}.tar", members)
+    with (out / "truth.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(TRUTH)
+        for n, row in enumerate(order):
+            label, _, original, edit = rows[row]
+            of = "" if original is None else f"{place[original]:06d}"
+            table.writerow((f"{n:06d}", "animal" if label in animals else "object", of, edit))
+
+    shown = sorted(rng.choice(animals, classes, replace=False).tolist())
+    others = read_labelled(tars[: HELD_OUT.start])
+    (out / "seed").mkdir()
+    chosen = [jpeg for label in shown for jpeg in others[label][:seeds]]
+    write_tar(out / "seed" / "00000.tar", ((f"{n:06d}.jpg", jpeg) for n, jpeg in enumerate(chosen)))
+    click.echo(f"{len(order):,} images, {copies:,} of them copies, and {len(chosen)} of the seed")
+
+
+def _edited(jpeg: bytes, edit: str, rng: np.random.Generator) -> bytes:
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    buffer = io.BytesIO()
+    EDITS[edit](image, rng).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()
