@@ -24,7 +24,9 @@ def places(tmp_path):
         tmp_path / "work" / "sample",
     )
     run = made.curation / "run.json"
-    run.write_text(json.dumps(json.loads(run.read_text()) | {"embedder": "descriptor and bundled"}))
+    run.write_text(
+        json.dumps(json.loads(run.read_text()) | {"embedder": "bundled-copies and bundled"})
+    )
     made.sample.mkdir(parents=True)
     write_truth(made, seed=0)
     lines = [
@@ -72,7 +74,7 @@ def test_every_picture_is_accounted_for_in_plain_words(places):
     assert set(REASONS) == set(DECISIONS) - {"kept"}
     for name, meaning in REASONS.items():
         assert f"{counts[name]} were {meaning}" in said
-    assert "by descriptor and bundled; the bundled model is one that this project trained" in said
+    assert "by bundled-copies and bundled; what is bundled this project trained itself" in said
 
 
 def test_what_none_was_dropped_for_is_not_said(places):
