@@ -181,7 +181,7 @@ def _embedding(name: str) -> Callable[[list[Image.Image]], np.ndarray]:
     if name in BUNDLED:
         settings = bundled_settings(name)
     elif name == "descriptor":
-        settings = EmbedderSettings(kind="descriptor", model="")
+        settings = EmbedderSettings(kind="descriptor")
     elif name.startswith("resource:"):
         graph = {"layout": "NHWC", "dtype": "uint8", "resize": "squash", "output": "embedding"}
         settings = EmbedderSettings(kind="onnx", model=name, image_size=288, graph=graph)
