@@ -181,7 +181,7 @@ def _write_json(out: Path, rows: list[dict], duplicates: list[dict]) -> None:
             "holdout": None,
         },
         "problems": ["00001: tar ends early at byte 123 \x1b[2J"],
-        "settings": {"seed": 1, "path": "</pre><script>"},
+        "settings": {"seed": 1, "dedup": {"precision": 0.99}, "path": "</pre><script>"},
         "versions": {"timm": "1.0"},
     }
     timings = {

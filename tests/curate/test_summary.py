@@ -90,11 +90,11 @@ def told(out, seen):
 def test_many_false_copies_are_told_first_with_what_to_change(tmp_path):
     lines, page = told(finished_run(tmp_path / "out"), LOOKED)
     said = "about 12% of the copies look false (8-17%, 200 pairs looked at)"
-    assert "--set dedup.threshold=0.8312" in lines[0]
+    assert "--set dedup.precision=0.999" in lines[0]
     assert lines[1] == said
     assert max(map(len, lines)) <= 100
     assert said in page
-    assert "--set dedup.threshold=0.8312" in page
+    assert "--set dedup.precision=0.999" in page
 
 
 def test_few_false_copies_are_told_beside_the_thresholds(tmp_path):

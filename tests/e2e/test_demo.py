@@ -99,7 +99,7 @@ def test_it_says_what_the_reports_say_and_names_what_is_there(first, site):
     words = " ".join("\n".join(screens(first)).split())
     assert f"{funnel['decisions']['kept']} were kept" in words
     assert f"{funnel['decisions']['duplicate']} were copies of others" in words
-    assert "by descriptor and bundled; the bundled model is one" in words
+    assert "by bundled-copies and bundled; what is bundled this project trained itself" in words
     assert re.search(r"Of \d+ planted copies, \d+ were found", words)
     named = re.findall(r"^  (runs/\S+) ", "\n".join(screens(first)), re.MULTILINE)
     assert len(named) == 5
