@@ -19,7 +19,7 @@ from small_run import (
     command,
     lines,
     run,
-    run_here,
+    run_command,
     started,
     write_config,
     write_shards,
@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path) -> Path:
-    said = run_here(command(place / "pipelines.yaml", place / "shards", place / "out"))
+    said = run_command(command(place / "pipelines.yaml", place / "shards", place / "out"))
     assert "What it learned" in said
     return place / "out"
 
@@ -96,7 +96,7 @@ def test_the_model_folder_is_timms_and_an_embedder(undisturbed: Path) -> None:
 
 def test_a_finished_run_is_left_alone(place: Path, undisturbed: Path) -> None:
     before = (undisturbed / "metrics.jsonl").read_bytes()
-    said = run_here(command(place / "pipelines.yaml", place / "shards", undisturbed))
+    said = run_command(command(place / "pipelines.yaml", place / "shards", undisturbed))
     assert "nothing to do" in said
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(place: Path, undisturbed: P
         process.send_signal(signal.SIGKILL)
         process.said(-signal.SIGKILL)
     assert not (place / "killed" / "done.json").exists()
-    run_here(asked)
+    run_command(asked)
     assert_same_run(place / "killed", undisturbed)
 
 
@@ -126,7 +126,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_exits_cleanly(
         process.send_signal(number)
         assert "goes on from there" in process.said()
     assert not (out / "done.json").exists()
-    run_here(asked)
+    run_command(asked)
     assert_same_run(out, undisturbed)
 
 
@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, undisturbed
     before = lines(out)
     run([*asked, "--set", "parallel.strategy=fsdp"], processes=2)
     alone = place / "alone"
-    run_here(command(place / "pipelines.yaml", place / "shards", alone, *still))
+    run_command(command(place / "pipelines.yaml", place / "shards", alone, *still))
     assert lines(out)[: len(before)] == before
     for ours, theirs in zip(lines(out), lines(alone), strict=True):
         if "loss" in ours:
@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, undisturbed
 def test_broken_samples_are_counted_named_and_do_no_harm(place: Path, tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", {4: b"\xff\xd8\xffno picture", 9: b"", 10: b"text"})
     out = tmp_path / "out"
-    said = run_here(command(place / "pipelines.yaml", shards, out))
+    said = run_command(command(place / "pipelines.yaml", shards, out))
     assert "000000004" in said
     assert "broken images left out" in said
     last = lines(out)[-1] if "broken" in lines(out)[-1] else lines(out)[-2]
@@ -164,7 +164,7 @@ def test_broken_samples_are_counted_named_and_do_no_harm(place: Path, tmp_path: 
 def test_knn_is_scored_from_the_start_to_the_end(place: Path, tmp_path: Path) -> None:
     labelled = [f"knn.{name}={place / 'shards'}" for name in ("train", "test")]
     more = [text for value in ("knn.every=6", "knn.k=3", *labelled) for text in ("--set", value)]
-    said = run_here(command(place / "pipelines.yaml", place / "shards", tmp_path / "out", *more))
+    said = run_command(command(place / "pipelines.yaml", place / "shards", tmp_path / "out", *more))
     scores = {line["step"]: line["knn"] for line in lines(tmp_path / "out") if "knn" in line}
     assert sorted(scores) == [0, 6, 12]
     assert all(0 <= score <= 1 for score in scores.values())
@@ -184,7 +184,7 @@ def test_what_is_learned_can_start_another_run(
         "optimiser.clip=null",
     ]
     still = ["--set", "teacher.momentum=[1,1]"]
-    run_here(command(place / "pipelines.yaml", place / "shards", out, *more, *still))
+    run_command(command(place / "pipelines.yaml", place / "shards", out, *more, *still))
     ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (out, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -247,8 +247,8 @@ def test_beginning_anew_keeps_what_was_there(place: Path, tmp_path: Path) -> Non
     asked = command(
         place / "pipelines.yaml", place / "shards", tmp_path / "out", "--set", "steps=2"
     )
-    run_here(asked)
-    run_here([*asked, "--set", "seed=1", "--resume", "never"])
+    run_command(asked)
+    run_command([*asked, "--set", "seed=1", "--resume", "never"])
     assert (tmp_path / "out" / "earlier-1" / "model" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["seed"] == 1
 
