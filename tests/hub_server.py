@@ -163,9 +163,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if self.command == "HEAD":
                 return
             until = len(content) if fault is None or fault.after is None else start + fault.after
+            asked.sent = len(content[start:until])  # before whoever asked has it, and looks
             self.wfile.write(content[start:until])
             self.wfile.flush()
-            asked.sent = len(content[start:until])
             if until < len(content) and fault:
                 self._end(fault.end)
 

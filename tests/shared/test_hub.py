@@ -161,9 +161,6 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(
     assert first.range is None
     start = int(second.range.removeprefix("bytes=").removesuffix("-"))
     assert half - CHUNK < start <= half == first.sent
-    patience = time.monotonic() + 10  # the server counts what it has sent afterwards
-    while second.sent < len(files[WEIGHTS]) - start and time.monotonic() < patience:
-        time.sleep(0.01)
     assert second.sent == len(files[WEIGHTS]) - start
 
 
