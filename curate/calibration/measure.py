@@ -177,16 +177,23 @@ def dedup(
 ) -> dict:
     """Return the calibration of the dedup threshold, of what `look` and `edit` made."""
     _, names, cosines = load_edited(collection, edited)
-    with np.load(looked / PAIRS) as saved:
-        pairs = {name: saved[name] for name in saved.files}
     return calibrate_dedup(
-        LookedPairs(**{**pairs, "images": int(pairs["images"]), "lowest": float(pairs["lowest"])}),
+        load_looked(looked),
         len(collection.usable),
         precision,
         cosines,
         names,
         seed,
     ).to_dict()
+
+
+def load_looked(folder: Path) -> LookedPairs:
+    """Return the pairs that `look` looked at; their rows are those of the sample."""
+    with np.load(folder / PAIRS) as saved:
+        pairs = {name: saved[name] for name in saved.files}
+    return LookedPairs(
+        **{**pairs, "images": int(pairs["images"]), "lowest": float(pairs["lowest"])}
+    )
 
 
 def load_edited(

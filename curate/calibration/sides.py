@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from curate.calibration.measure import (
     CalibrateSettings,
     edited_units,
     load_edited,
+    load_looked,
     sample,
     sample_both,
 )
@@ -40,8 +41,9 @@ def find_dedup_sides(
     To be called after `measure_dedup`, with its stage.
     """
     _, rows = sample(crawl, settings)
-    folders = [runner.folder(stage) / name for name in edited_units(len(rows))]
-    unit = Unit(f"sides-{threshold!r}", (crawl, threshold, settings, folders))
+    folder = runner.folder(stage)
+    made = (folder / "look", [folder / name for name in edited_units(len(rows))])
+    unit = Unit(f"sides-{threshold!r}", (crawl, threshold, settings, *made))
     [found] = runner.run(stage, dedup_sides, [unit])
     return found
 
@@ -64,13 +66,14 @@ def dedup_sides(
     collection: Collection,
     threshold: float,
     settings: CalibrateSettings,
+    looked: Path,
     edited: list[Path],
     *,
     out: Path,
 ) -> dict[str, Sides]:
-    """Return what `find_dedup_sides` does, of the images that `look` and `edit` sampled."""
+    """Return what `find_dedup_sides` does, of the pairs that `look` and `edit` made."""
     numbers, _ = sample(collection, settings)
-    one, other, cosines = neighbours(collection.vectors(numbers))
+    pairs = load_looked(looked)
     originals, names, edited_cosines = load_edited(collection, edited)
     places = {
         side: np.divmod(at, len(names)) for side, at in nearest(edited_cosines, threshold).items()
@@ -78,9 +81,11 @@ def dedup_sides(
     return {
         "neighbours": {
             side: _keyed(
-                collection.keys(numbers[one[at]]), collection.keys(numbers[other[at]]), cosines[at]
+                collection.keys(numbers[pairs.one[at]]),
+                collection.keys(numbers[pairs.other[at]]),
+                pairs.cosine[at],
             )
-            for side, at in nearest(cosines, threshold).items()
+            for side, at in nearest(pairs.cosine, threshold).items()
         },
         "edited": {
             side: [
@@ -111,21 +116,6 @@ def retrieve_sides(
             for side, at in nearest(cosines, threshold).items()
         }
     }
-
-
-def neighbours(
-    vectors: Float16[np.ndarray, "m d"],
-) -> tuple[Places, Places, Float32[np.ndarray, " p"]]:
-    """Return the pairs of stored vectors of which one is the nearest to the other, each once.
-
-    Two rows, the smaller first, and their cosine; sorted by rows. Takes two vectors at least.
-    """
-    cosines, rows = top_k(vectors, vectors, 2)
-    own = np.arange(len(vectors))
-    column = (rows[:, 0] == own).astype(int)
-    pairs = np.sort(np.stack([own, rows[own, column]], 1), axis=1)
-    pairs, first = np.unique(pairs, axis=0, return_index=True)
-    return pairs[:, 0], pairs[:, 1], cosines[own, column][first]
 
 
 def nearest(

@@ -69,8 +69,8 @@ def dedup_sheet(sides: Mapping[str, Sides], threshold: float) -> Sheet:
         f"On the two sides of the dedup threshold ({at})",
         "In pairs. If those above it are copies and those below are none, the threshold is right.",
         (
-            _strip(f"{at} and above: an image (framed) and its nearest", neighbours["above"]),
-            _strip(f"Below {at}: an image (framed) and its nearest", neighbours["below"]),
+            _strip(f"{at} and above: an image (framed) and one near to it", neighbours["above"]),
+            _strip(f"Below {at}: an image (framed) and one near to it", neighbours["below"]),
             _strip(f"{at} and above: an image (framed) and an edited copy", edited["above"]),
             _strip(f"Below {at}: an image (framed) and an edited copy, missed", edited["below"]),
         ),
