@@ -124,13 +124,8 @@ def run_twofold(arguments: list[str], logs: Path) -> None:
 
 
 def lines(out: Path) -> list[dict]:
-    """The metrics of a run without what only tells the time.
-
-    The rank is a figure of LAPACK's, whose last bit depends on where the memory lies.
-    """
+    """The metrics of a run without what only tells the time."""
     kept = []
     for line in read_metrics(out / "metrics.jsonl"):
         kept.append({key: value for key, value in line.items() if key not in TIMINGS})
-        if "feature_rank" in line:
-            kept[-1]["feature_rank"] = round(line["feature_rank"], 4)
     return json.loads(json.dumps(kept))
