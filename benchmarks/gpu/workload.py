@@ -81,7 +81,7 @@ def prepare(context: Context, name: str, *, compiled: bool) -> Workload:
     device = torch.device("cuda", 0) if context.device == "cuda" else torch.device("cpu")
     overrides = [f"parallel.device={device.type}", f"parallel.compile={str(compiled).lower()}"]
     if context.quick:
-        overrides += _tiny(name, compiled)
+        overrides += _tiny(name)
     recipe = read_recipe(CONFIG, name, overrides)
     sizes = [2 * QUICK_GROUP] if context.quick else list(_sizes(recipe, device))
     for images in sizes:
@@ -194,16 +194,11 @@ def _sizes(recipe: Recipe, device: torch.device) -> Iterator[int]:
         images //= 2
 
 
-def _tiny(name: str, compiled: bool) -> list[str]:
-    """Return what makes a recipe run on a CPU within seconds, each of its parts still there.
-
-    What is compiled is alike in all recipes, so that one compilation, of a minute of processor time,
-    serves all of them from its cache.
-    """
+def _tiny(name: str) -> list[str]:
+    """Return what makes a recipe run on a CPU within seconds, each of its parts still there."""
     recipe = read_recipe(CONFIG, name)
     patch = new_network(recipe, device="meta").backbone.patch
     heads = [head for head in ("dino", "ibot") if getattr(recipe.heads, head) is not None]
-    alike = ["model.drop_path=0.25", "parallel.activation_checkpointing=false"]
     return [
         f"batch_size={2 * QUICK_GROUP}",
         f"group_size={QUICK_GROUP}",
@@ -213,5 +208,4 @@ def _tiny(name: str, compiled: bool) -> list[str]:
         f"crops.local_size={2 * patch}",
         "crops.local_views=2",
         *(f"heads.{head}.{key}=64" for head in heads for key in ("prototypes", "hidden")),
-        *(alike if compiled else ()),
     ]
