@@ -27,6 +27,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.edited_copies import EDITS
+from benchmarks.proof.pool import HELD_OUT
 from curate.calibration.same_picture import same_picture, thumbnail
 from shared.embedders import BUNDLED, EmbedderSettings, bundled_settings, load, settings_for_folder
 from train.data.crops import Views, stack_views
@@ -35,10 +36,6 @@ from train.recipe import read_recipe
 RATES = (0.05, 0.01, 0.002, 0.0005)
 ROOT = Path(__file__).parents[1]
 _BLOCK = 512
-
-
-TRAINED_ON = 20
-"""Of Tiny-ImageNet's training shards; the pools are made of the others."""
 
 
 @click.group()
@@ -51,7 +48,7 @@ def main() -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("curated", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--repeats", default=6, show_default=True, help="How often CURATED stands there.")
-@click.option("--photographs", default=TRAINED_ON, show_default=True, help="Shards of them.")
+@click.option("--photographs", default=HELD_OUT.start, show_default=True, help="Shards of them.")
 def links(data: Path, out: Path, curated: tuple[Path, ...], repeats: int, photographs: int) -> None:
     """Fill OUT with links to DATA's Tiny-ImageNet and, REPEATS times, to the shards of CURATED.
 

@@ -23,12 +23,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.edited_copies import EDITS
-from benchmarks.proof.pool import read_labelled, write_tar
+from benchmarks.proof.pool import HELD_OUT, IN_A_SHARD, jpeg, read_labelled, write_tar
 
-HELD_OUT = range(20, 30)
 LAST_ANIMAL = "n02600000"
 """WordNet's numbers of animals are below, in Tiny-ImageNet."""
-IN_A_SHARD = 1000
 TRUTH = ("member", "kind", "copy_of", "transform")
 
 
@@ -47,13 +45,14 @@ def main(data: Path, out: Path, copies: int, classes: int, seeds: int, limit: in
     rng = np.random.default_rng(0)
 
     pictures = read_labelled([tars[number] for number in HELD_OUT])
-    pool = [(label, jpeg) for label in sorted(pictures) for jpeg in pictures[label][:limit]]
+    pool = [(label, data) for label in sorted(pictures) for data in pictures[label][:limit]]
     originals = rng.choice(len(pool), copies, replace=False).tolist()
     edits = [list(EDITS)[n % len(EDITS)] for n in range(copies)]
-    rows = [(label, jpeg, None, "") for label, jpeg in pool]
+    rows = [(label, data, None, "") for label, data in pool]
     for original, edit in zip(originals, edits, strict=True):
-        label, jpeg = pool[original]
-        rows.append((label, _edited(jpeg, edit, rng), original, edit))
+        label, data = pool[original]
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        rows.append((label, jpeg(EDITS[edit](picture, rng), 90), original, edit))
 
     order = rng.permutation(len(rows)).tolist()
     place = {row: n for n, row in enumerate(order)}
@@ -76,16 +75,9 @@ def main(data: Path, out: Path, copies: int, classes: int, seeds: int, limit: in
     shown = sorted(rng.choice(animals, classes, replace=False).tolist())
     others = read_labelled(tars[: HELD_OUT.start])
     (out / "seed").mkdir()
-    chosen = [jpeg for label in shown for jpeg in others[label][:seeds]]
-    write_tar(out / "seed" / "00000.tar", ((f"{n:06d}.jpg", jpeg) for n, jpeg in enumerate(chosen)))
+    chosen = [data for label in shown for data in others[label][:seeds]]
+    write_tar(out / "seed" / "00000.tar", ((f"{n:06d}.jpg", data) for n, data in enumerate(chosen)))
     click.echo(f"{len(order):,} images, {copies:,} of them copies, and {len(chosen)} of the seed")
-
-
-def _edited(jpeg: bytes, edit: str, rng: np.random.Generator) -> bytes:
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    buffer = io.BytesIO()
-    EDITS[edit](image, rng).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from benchmarks.proof import table
 from benchmarks.proof.arms import ARMS, choose, precision
 from benchmarks.proof.drawn import drawn_classes
 from benchmarks.proof.pool import (
+    HELD_OUT,
     LABELLED,
     POOL,
     SEED,
@@ -39,8 +40,6 @@ from benchmarks.proof.pool import (
 from benchmarks.proof.trainings import IN_PROCESS, FailedError, Length, command, scores, train
 from shared.storage import read_json, write_json
 
-HELD_OUT = range(20, 30)
-"""Training shards of Tiny-ImageNet that no bundled model has seen."""
 ARM_SIZES = "arms.json"
 
 

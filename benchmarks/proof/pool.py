@@ -21,10 +21,12 @@ from benchmarks.edited_copies import EDITS
 from curate.sample.charts import chart
 from curate.sample.pages import document, placeholder, screenshot
 
+HELD_OUT = range(20, 30)
+"""Training shards of Tiny-ImageNet that no bundled model has seen."""
 TRUTH = "truth.csv"
 POOL, SEED, LABELLED, TEST, TAIL = "pool", "seed", "labelled", "test", "tail"
 """The folders: what is curated, the seed; labelled pictures, and those to be classified."""
-_IN_A_SHARD = 1000
+IN_A_SHARD = 1000
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _copies(
         for _ in range(min(drawn, count - len(copies))):
             name = list(EDITS)[int(rng.integers(len(EDITS)))]
             picture = Image.open(io.BytesIO(items[source].data)).convert("RGB")
-            data = _jpeg(EDITS[name](picture, rng), int(rng.integers(70, 96)))
+            data = jpeg(EDITS[name](picture, rng), int(rng.integers(70, 96)))
             copies.append(Item(data, items[source].kind, items[source].label, source, name))
     return copies
 
@@ -154,12 +156,12 @@ def _copies(
 def _junk(count: int, seed: int) -> list[Item]:
     """Return drawn pictures, a tenth of them the same placeholder."""
     chosen = random.Random(seed)
-    grey = _jpeg(placeholder(), 90)
+    grey = jpeg(placeholder(), 90)
     draw = (chart, screenshot, document)
     made = []
     for number in range(count):
         picture = None if number % 10 == 0 else draw[number % 3](chosen)
-        made.append(Item(grey if picture is None else _jpeg(picture, 90), "junk"))
+        made.append(Item(grey if picture is None else jpeg(picture, 90), "junk"))
     return made
 
 
@@ -190,10 +192,10 @@ def write(pool: Pool, out: Path) -> None:
         for key, item in zip(keys, pool.items, strict=True):
             source = keys[item.copy_of] if item.copy_of >= 0 else ""
             rows.writerow([key, item.kind, item.label, source, item.edit])
-    for start in range(0, len(pool.items), _IN_A_SHARD):
-        some = pool.items[start : start + _IN_A_SHARD]
+    for start in range(0, len(pool.items), IN_A_SHARD):
+        some = pool.items[start : start + IN_A_SHARD]
         write_tar(
-            shards / f"{start // _IN_A_SHARD:05d}.tar",
+            shards / f"{start // IN_A_SHARD:05d}.tar",
             ((f"{start + n:06d}.jpg", item.data) for n, item in enumerate(some)),
         )
     seed = out / SEED
@@ -220,7 +222,7 @@ def write_labelled(
 
 def key_of(number: int) -> str:
     """Return the key that stage one gives to the picture at a place of the pool."""
-    return f"{number // _IN_A_SHARD:05d}/{number:06d}"
+    return f"{number // IN_A_SHARD:05d}/{number:06d}"
 
 
 def write_tar(path: Path, members: Iterator[tuple[str, bytes]]) -> None:
@@ -232,7 +234,8 @@ def write_tar(path: Path, members: Iterator[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def _jpeg(picture: Image.Image, quality: int) -> bytes:
+def jpeg(picture: Image.Image, quality: int) -> bytes:
+    """Return a picture as JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
