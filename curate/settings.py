@@ -186,7 +186,7 @@ def _as_typed(pipeline: str, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration's tree with the bundled embedders that it has none of that name of."""
+    """Return a configuration's tree with the embedders that need no entry, unless it has one."""
     declared = tree.get("embedders") or {}
     if not isinstance(declared, dict):
         return tree

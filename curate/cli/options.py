@@ -11,8 +11,8 @@ import click
 
 EMBEDDER = (
     "Finds copies and judges meaning, whatever the pipeline names for either: an embedder of the "
-    "configuration, bundled or bundled-copies (the project's own), descriptor, or a model folder (config.json + "
-    "model.safetensors)."
+    "configuration, bundled or bundled-copies (the project's own), descriptor, or a model folder "
+    "(config.json + model.safetensors)."
 )
 DATASET = (
     "a dataset of the configuration, or a path: a folder of images or tars, a tar, a glob, a brace "

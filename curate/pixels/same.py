@@ -3,9 +3,10 @@
 By `benchmarks/second_look.py` on 64 px photographs (Tiny-ImageNet train-00010 to 00019; thresholds
 chosen on others of them): of 800 edited copies one is called another and none is unsure, of 50 with
 a band of words across them 3 and 3. Of the look-alikes by two embedders, the 150 hardest of 3,000
-each, 8 are unsure, and none is called a copy but a pair that is one. An edited copy takes 21 ms, a
-look-alike 66 ms. Two pages of one template, and crops that overlap by half, can pass for copies. Calibration,
-which looks at thousands of pairs, has a faster and coarser one: `curate/calibration/same_picture.py`.
+each, 8 are unsure, and none is called a copy but a pair that is one; of 200 others of the same
+shards two obelisks were. An edited copy takes 21 ms, a look-alike 66 ms. Two pages of one template,
+and crops that overlap by half, can pass for copies. Calibration, which looks at thousands of pairs,
+has a faster and coarser one: `curate/calibration/same_picture.py`.
 """
 
 from __future__ import annotations

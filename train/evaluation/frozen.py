@@ -197,9 +197,9 @@ def load_models(
     """Return the models of these names, each once; `seed` is that of untrained ones.
 
     A name is a model folder; the OUT of a run of ours or one of its step folders (the teacher);
-    `bundled` or `bundled-copies`; a name of timm's (`timm:NAME` too), `hf-hub:OWNER/NAME`; open_clip's `ARCH:TAG` (or
-    `open_clip:ARCH:TAG`); `pixels`; `untrained:NAME`, the same network with random weights; or
-    several of them joined with `+`. `size` in pixels stands for the models' own. Raises LvdError,
+    `bundled` or `bundled-copies`; a name of timm's (`timm:NAME` too), `hf-hub:OWNER/NAME`;
+    open_clip's `ARCH:TAG` (or `open_clip:ARCH:TAG`); `pixels`; `untrained:NAME`, the same network
+    with random weights; or several of them joined with `+`. `size` in pixels stands for the models' own. Raises LvdError,
     in one line, where one cannot be had.
     """
     from train.evaluation.loading import load_model
