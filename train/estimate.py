@@ -144,7 +144,9 @@ def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:
         forward = counter.get_total_flops() - taught
         sum(logits.sum() for logits in outputs if logits is not None).backward()
         backward = counter.get_total_flops() - taught - forward
-    of_teacher, _ = _head_flops(student, GLOBAL_VIEWS * load.images, load.masked)
+    of_teacher = 0
+    if student.dino_head is not None:
+        of_teacher, _ = _head_flops(student, GLOBAL_VIEWS * load.images, load.masked)
     of_student = _head_flops(student, load.views * load.images, load.masked)
     counts = {
         "teacher": taught - of_teacher,
@@ -165,7 +167,11 @@ def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
                 _empty(head, "meta"),
                 torch.zeros(rows, network.backbone.dim, device="meta", requires_grad=True),
             )
-            for head, rows in ((network.dino_head, views), (_patch_head(network), masked))
+            for head, rows in (
+                (network.dino_head, views),
+                (_patch_head(network), masked),
+                (network.projector, views),
+            )
             if rows and head is not None
         ]
         if not logits:

@@ -12,7 +12,7 @@ from shared.errors import LvdError
 from train.data.settings import CropSettings, DataSettings, MaskSettings
 from train.distillation.settings import DistillationSettings
 from train.distributed.settings import ParallelSettings
-from train.model.settings import HeadsSettings, ModelSettings
+from train.model.settings import HeadsSettings, ModelSettings, ProjectorSettings
 from train.monitoring.settings import CollapseSettings, KnnSettings, LogSettings
 from train.objectives.settings import ObjectivesSettings
 from train.optimisation.schedules import Schedules
@@ -62,6 +62,8 @@ class Recipe(BaseModel):
     model: ModelSettings
     heads: HeadsSettings | None = None
     """What DINO and iBOT are taken through; InfoNCE alone has none."""
+    projector: ProjectorSettings | None = None
+    """What InfoNCE is taken through, as in SimCLR; by default the CLS token itself, as in SSCD."""
     objectives: ObjectivesSettings = Field(default_factory=ObjectivesSettings)
     optimiser: OptimiserSettings
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
@@ -101,8 +103,8 @@ class Recipe(BaseModel):
             raise ValueError("the DINO and iBOT objectives need heads: add heads")
         if heads is not None and not self.objectives.taught:
             raise ValueError("heads belong to the DINO and iBOT objectives, whose weights are 0")
-        if heads is None and self.crops.local_views:
-            raise ValueError("InfoNCE takes the two global views only: set crops.local_views=0")
+        if self.projector is not None and not self.objectives.infonce:
+            raise ValueError("a projector belongs to InfoNCE, whose weight is 0: raise it")
         if heads is None and self.distillation is not None:
             raise ValueError("a distillation teaches through heads: raise objectives.dino or ibot")
         if wants_patches and heads.ibot is None and not heads.shared:

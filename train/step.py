@@ -188,8 +188,11 @@ def _losses(
         )
     features = outputs.cls.chunk(GLOBAL_VIEWS)
     if objectives.infonce > 0:
+        images = len(outputs.cls) // GLOBAL_VIEWS
         losses["infonce"] = infonce_loss(
-            *features, group_size=recipe.group_size, temperature=objectives.infonce_temperature
+            outputs.projections.unflatten(0, (-1, images)),
+            group_size=recipe.group_size,
+            temperature=objectives.infonce_temperature,
         )
     if objectives.koleo > 0:
         losses["koleo"] = sum(

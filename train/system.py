@@ -62,8 +62,10 @@ def new_network(recipe: Recipe, device: str = "cpu") -> Network:
     network = build_network(
         recipe.model,
         recipe.heads,
+        recipe.projector,
         masked=recipe.masks is not None,
         ibot=recipe.objectives.ibot > 0,
+        infonce=recipe.objectives.infonce > 0,
         sizes=[crops.global_size, *([crops.local_size] if crops.local_views else [])],
         seed=recipe.seed,
         device=device,

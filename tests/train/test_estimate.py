@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from train.distributed.parallelise import autocast
 from train.estimate import Load, estimate
 from train.model.network import build_network, make_teacher
-from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
+from train.model.settings import HeadSettings, HeadsSettings, ModelSettings, ProjectorSettings
 from train.objectives.centering import SinkhornKnopp
 from train.objectives.dino_loss import dino_loss
 from train.objectives.ibot_loss import ibot_loss, mask_weights
@@ -18,7 +18,16 @@ GLOBAL, LOCAL, LOCALS, IMAGES = 32, 16, 3, 4
 LOAD = Load(images=IMAGES, global_size=GLOBAL, local_size=LOCAL, local_views=LOCALS)
 
 
-def network(device="meta", *, masked=False, registers=0, shared=False, headless=False, **settings):
+def network(
+    device="meta",
+    *,
+    masked=False,
+    registers=0,
+    shared=False,
+    headless=False,
+    projector=None,
+    **settings,
+):
     options = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "reg_tokens": registers}
     model = ModelSettings(
         name="vit_tiny_patch16_224", patch_size=PATCH, options=options, **settings
@@ -26,7 +35,16 @@ def network(device="meta", *, masked=False, registers=0, shared=False, headless=
     head = HeadSettings(prototypes=PROTOTYPES, hidden=HIDDEN, bottleneck=BOTTLENECK)
     ibot = head.model_copy(update={"prototypes": 256}) if masked and not shared else None
     heads = None if headless else HeadsSettings(dino=head, ibot=ibot, shared=shared)
-    return build_network(model, heads, masked=masked, sizes=[GLOBAL, LOCAL], seed=0, device=device)
+    return build_network(
+        model,
+        heads,
+        projector,
+        masked=masked,
+        infonce=headless or projector is not None,
+        sizes=[GLOBAL, LOCAL],
+        seed=0,
+        device=device,
+    )
 
 
 def views(load, masks=None):
@@ -69,6 +87,19 @@ def test_without_heads_no_teacher_is_asked():
     assert found.flops["teacher"] == found.flops["heads"] == found.memory["logits"] == 0
     assert found.flops["student forward"] > 0
     assert "teacher" not in found.image_tokens
+
+
+@pytest.mark.parametrize("headless", [True, False])
+def test_a_projector_counts_as_a_head(headless):
+    settings = ProjectorSettings(hidden=HIDDEN, width=BOTTLENECK, layers=2)
+    plain, found = (
+        estimate(network(headless=headless, projector=of), LOAD).flops for of in (None, settings)
+    )
+    passes = (0 if headless else 2) + 3 * (2 + LOCALS)  # without heads no teacher is asked
+    projector = 2 * (WIDTH * HIDDEN + HIDDEN * BOTTLENECK)
+    assert found["heads"] - plain["heads"] == passes * projector
+    assert found["student forward"] == plain["student forward"]
+    assert found["student backward"] == plain["student backward"]
 
 
 def test_stochastic_depth_and_masked_patches_change_the_flops():

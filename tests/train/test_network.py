@@ -4,7 +4,7 @@ from torch.utils._pytree import tree_leaves
 
 from shared.errors import LvdError
 from train.model.network import Network, build_network, make_teacher
-from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
+from train.model.settings import HeadSettings, HeadsSettings, ModelSettings, ProjectorSettings
 
 HEAD = HeadSettings(prototypes=20, hidden=24, bottleneck=8)
 UNTIED = HeadsSettings(dino=HEAD, ibot=HeadSettings(prototypes=30, hidden=24, bottleneck=6))
@@ -52,7 +52,27 @@ def test_outputs_are_those_of_backbone_and_heads_called_one_by_one(heads):
     torch.testing.assert_close(outputs.cls_logits[4:], student.dino_head(local))
     torch.testing.assert_close(outputs.patch_logits, patch_head(patches[given["masks"]]))
     assert (student.ibot_head is None) == heads.shared
-    assert len(tree_leaves(outputs)) == 3  # where FSDP looks for what needs a backward pass
+    assert (
+        sum(leaf is not None for leaf in tree_leaves(outputs)) == 3
+    )  # where FSDP looks for what needs a backward pass
+
+
+@pytest.mark.parametrize("heads", [None, UNTIED])
+@pytest.mark.parametrize("projector", [None, ProjectorSettings(hidden=24, width=6, layers=2)])
+def test_all_views_are_projected_for_infonce(heads, projector):
+    student = build_network(
+        model(), heads, projector, masked=False, infonce=True, sizes=[32, 16], seed=3
+    )
+    given = views()
+    outputs = student(given["global_views"], given["local_views"])
+    tokens = [student.backbone(given[name])[0] for name in ("global_views", "local_views")]
+    expected = torch.cat(tokens)
+    if projector is not None:
+        first, _, last = student.projector.mlp
+        expected = last(torch.nn.functional.gelu(first(expected)))
+    torch.testing.assert_close(outputs.projections, expected)
+    assert (outputs.cls_logits is None) == (heads is None)
+    assert build_network(model(), UNTIED, masked=False, sizes=[32], seed=3).projector is None
 
 
 # pitfall 2

@@ -159,7 +159,7 @@ def test_steps_compress_what_is_given_in_epochs(tmp_path: Path) -> None:
         ({"objectives": {"ibot": 0}}, [], "iBOT"),
         ({"heads": None}, [], "need heads"),
         ({"objectives": UNTAUGHT}, [], "heads belong to"),
-        ({"objectives": UNTAUGHT, "heads": None}, [], "crops.local_views=0"),
+        ({"projector": {}}, [], "a projector belongs to InfoNCE"),
         ({"objectives": {"dino": 0, "ibot": 0}, "heads": None}, [], "learns nothing"),
         ({"crops": {"edits": {}}, "data": {"resident": True}}, [], "data.resident=false"),
         ({"crops": {"edits": {"flip": 1}}}, [], "crops.edits.flip"),

@@ -308,9 +308,12 @@ def test_an_out_with_other_settings_is_refused(place: Path, undisturbed: Path) -
         ["crops.local_views=0", "crops.device=gpu", "data.workers=0"],
         ["objectives.dino=0", "objectives.ibot=0", "objectives.infonce=1", "masks=null",
          "heads=null", "crops.local_views=0", "crops.edits={}"],
+        ["objectives.dino=0", "objectives.ibot=0", "objectives.infonce=1", "masks=null",
+         "heads=null", "projector={hidden: 16, width: 8}"],
         ["objectives.infonce=0.5"],
     ],
-    ids=["dino", "ibot", "patches-only", "no-locals", "infonce-alone", "infonce-beside"],
+    ids=["dino", "ibot", "patches-only", "no-locals", "infonce-alone", "infonce-projected",
+         "infonce-beside"],
 )  # fmt: skip
 def test_every_objective_can_be_switched(place: Path, tmp_path: Path, changes: list[str]) -> None:
     more = [text for value in ("steps=3", *changes) for text in ("--set", value)]

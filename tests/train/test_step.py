@@ -173,19 +173,20 @@ def test_a_step_that_one_process_must_skip_is_skipped_by_all(two_processes: dict
 
 UNTAUGHT = {
     "objectives": {"dino": 0, "ibot": 0, "infonce": 1, "koleo": 2},
-    "crops": {"global_size": SIDE, "local_views": 0},
     "masks": None,
     "heads": None,
 }
+PROJECTOR = {"hidden": 32, "width": 16}
 
 
 def untaught_batch(images: slice) -> MicroBatch:
     batch = micro_batch(images)
-    return MicroBatch(batch.global_views, None, None, None, None)
+    return MicroBatch(batch.global_views, batch.local_views, None, None, None)
 
 
-def test_a_step_without_heads_asks_no_teacher_and_averages_one() -> None:
-    system = build_system(recipe(**UNTAUGHT), ALONE)
+@pytest.mark.parametrize("projector", [None, PROJECTOR])
+def test_a_step_without_heads_asks_no_teacher_and_averages_one(projector: dict | None) -> None:
+    system = build_system(recipe(**UNTAUGHT, projector=projector), ALONE)
     before = moving_parts(system)
     system.teacher_called = None  # a call of it would fail
     report = optimiser_step(system, [untaught_batch(slice(0, IMAGES))], VALUES, 0)
@@ -195,14 +196,16 @@ def test_a_step_without_heads_asks_no_teacher_and_averages_one() -> None:
     )
     assert report.targets == []
     moved = moving_parts(system)
-    name = "teacher/backbone.vit.blocks.0.mlp.fc1.weight"
-    assert not torch.equal(moved[name], before[name])
+    names = ["backbone.vit.blocks.0.mlp.fc1.weight"]
+    for name in names + (["projector.mlp.0.weight"] if projector else []):
+        assert not torch.equal(moved[f"teacher/{name}"], before[f"teacher/{name}"]), name
 
 
 def test_infonce_is_the_same_however_the_batch_is_cut() -> None:
     found = []
     for cuts in ([slice(0, 8)], [slice(0, 4), slice(4, 8)]):
-        system = build_system(recipe(**UNTAUGHT, accumulate=len(cuts)), ALONE)
+        changes = UNTAUGHT | {"projector": PROJECTOR, "accumulate": len(cuts)}
+        system = build_system(recipe(**changes), ALONE)
         for step in range(STEPS):
             report = optimiser_step(system, [untaught_batch(cut) for cut in cuts], VALUES, step)
         found.append(report.losses)

@@ -1,4 +1,4 @@
-"""The projection head of DINO, iBOT and DINOv2, from tokens to prototype logits."""
+"""What objectives are taken through: heads, from tokens to prototype logits, and projectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from train.model.settings import HeadSettings
+from train.model.settings import HeadSettings, ProjectorSettings
 
 
 class ProjectionHead(nn.Module):
@@ -22,14 +22,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, dim: int, settings: HeadSettings) -> None:
         super().__init__()
-        widths = [dim, *[settings.hidden] * (settings.layers - 1), settings.bottleneck]
-        layers: list[nn.Module] = []
-        for width, following in pairwise(widths):
-            layer = nn.Linear(width, following)
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-            layers += [layer, nn.GELU()]
-        self.mlp = nn.Sequential(*layers[:-1])
+        self.mlp = _mlp(dim, settings.hidden, settings.layers, settings.bottleneck)
         self.prototypes = nn.Parameter(torch.empty(settings.prototypes, settings.bottleneck))
         bound = settings.bottleneck**-0.5
         nn.init.uniform_(self.prototypes, -bound, bound)
@@ -41,3 +34,29 @@ class ProjectionHead(nn.Module):
         gain = self.prototypes.new_ones(len(self.prototypes), 1)
         directions = torch._weight_norm(self.prototypes, gain, 0)
         return linear(normalize(self.mlp(x), dim=-1), directions)
+
+
+class Projector(nn.Module):
+    """An MLP between the CLS token and InfoNCE, whose output nothing else reads.
+
+    SimCLR (arXiv 2002.05709, section 4.2): what the objective makes the same in all views, colours
+    for one, is lost behind the MLP and stays in the token before it.
+    """
+
+    def __init__(self, dim: int, settings: ProjectorSettings) -> None:
+        super().__init__()
+        self.mlp = _mlp(dim, settings.hidden, settings.layers, settings.width)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n w"]:
+        """Return the projections, of any length."""
+        return self.mlp(x)
+
+
+def _mlp(dim: int, hidden: int, layers: int, width: int) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for inputs, outputs in pairwise([dim, *[hidden] * (layers - 1), width]):
+        layer = nn.Linear(inputs, outputs)
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+        modules += [layer, nn.GELU()]
+    return nn.Sequential(*modules[:-1])

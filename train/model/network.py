@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from train.model.backbone import Backbone, build_backbone
 from train.model.blocks import SparseBlock
-from train.model.heads import ProjectionHead
-from train.model.settings import HeadsSettings, ModelSettings
+from train.model.heads import ProjectionHead, Projector
+from train.model.settings import HeadsSettings, ModelSettings, ProjectorSettings
 
 
 class Outputs(NamedTuple):
@@ -25,13 +25,15 @@ class Outputs(NamedTuple):
     """Of the global views, then of the local ones; None without heads."""
     patch_logits: Float[Tensor, "m k2"] | None
     """Of the patch tokens at `masked_index`, where that is given."""
+    projections: Float[Tensor, "views w"] | None = None
+    """What InfoNCE compares, of the global views and then of the local ones."""
 
 
 class Network(nn.Module):
-    """A backbone, a DINO head and an iBOT head; the same class for both roles.
+    """A backbone, a DINO head, an iBOT head and a projector; the same class for both roles.
 
     `ibot_head` is None where one head serves both kinds of tokens, and without the iBOT objective;
-    both are None where no objective goes through heads.
+    both are None where no objective goes through heads. `projector` is None without InfoNCE.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Network(nn.Module):
         backbone: Backbone,
         dino_head: ProjectionHead | None,
         ibot_head: ProjectionHead | None,
+        projector: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
         self.ibot_head = ibot_head
+        self.projector = projector
 
     def forward(
         self,
@@ -61,25 +65,28 @@ class Network(nn.Module):
         nothing = torch.empty(0, dtype=torch.int64, device=global_views.device)
         index = nothing if masked_index is None else masked_index
         cls, patches = self.backbone(global_views, masks, index)
-        if self.dino_head is None:
-            return Outputs(cls, None, None)
         views = cls
         if local_views is not None and len(local_views):
             views = torch.cat([cls, self.backbone(local_views, None, nothing)[0]])
+        projections = None if self.projector is None else self.projector(views)
+        if self.dino_head is None:
+            return Outputs(cls, None, None, projections)
         if masked_index is None:
-            return Outputs(cls, self.dino_head(views), None)
+            return Outputs(cls, self.dino_head(views), None, projections)
         if self.ibot_head is not None:
-            return Outputs(cls, self.dino_head(views), self.ibot_head(patches))
+            return Outputs(cls, self.dino_head(views), self.ibot_head(patches), projections)
         logits = self.dino_head(torch.cat([views, patches]))
-        return Outputs(cls, *logits.split([len(views), len(patches)]))
+        return Outputs(cls, *logits.split([len(views), len(patches)]), projections)
 
 
 def build_network(
     model: ModelSettings,
     heads: HeadsSettings | None,
+    projector: ProjectorSettings | None = None,
     *,
     masked: bool,
     ibot: bool | None = None,
+    infonce: bool = False,
     sizes: Sequence[int],
     seed: int,
     device: torch.device | str = "cpu",
@@ -88,7 +95,8 @@ def build_network(
 
     `sizes` are the sides in pixels of the views, that of the global ones first. `masked` says
     whether patches are masked, which takes a mask token; `ibot` whether there is an iBOT objective,
-    which takes a head (by default where patches are masked). On the device `meta`
+    which takes a head (by default where patches are masked); `infonce` whether there is InfoNCE,
+    which takes the CLS tokens as they are where there is no `projector`. On the device `meta`
     nothing is allocated. Raises LvdError when the settings do not fit together.
     """
     on_meta = torch.device(device).type == "meta"
@@ -101,7 +109,10 @@ def build_network(
         ibot_head = None
         if heads and not heads.shared and (masked if ibot is None else ibot):
             ibot_head = ProjectionHead(backbone.dim, heads.ibot or heads.dino)
-    return Network(backbone, dino_head, ibot_head).to(device)
+        compared = nn.Identity() if infonce else None
+        if projector is not None:
+            compared = Projector(backbone.dim, projector)
+    return Network(backbone, dino_head, ibot_head, compared).to(device)
 
 
 def make_teacher(student: Network) -> Network:

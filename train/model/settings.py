@@ -69,6 +69,18 @@ class HeadSettings(BaseModel):
     """Linear layers before the prototypes."""
 
 
+class ProjectorSettings(BaseModel):
+    """The MLP before InfoNCE."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hidden: int = Field(2048, ge=1)
+    width: int = Field(256, ge=1)
+    """Of what InfoNCE compares."""
+    layers: int = Field(3, ge=1)
+    """Linear layers, the last one included."""
+
+
 class HeadsSettings(BaseModel):
     """The heads of a recipe."""
 

@@ -32,8 +32,8 @@ class ObjectivesSettings(BaseModel):
     ibot: float = Field(1.0, ge=0)
     """Of the iBOT loss at masked patches."""
     infonce: float = Field(0.0, ge=0)
-    """Of InfoNCE between the CLS tokens of the two global views, with the images of a group as
-    negatives: tells copies, where the crops are edits of one picture."""
+    """Of InfoNCE between each view and the global ones, with the images of a group as negatives:
+    tells copies, where the crops are edits of one picture, and what is alike, through a projector."""
     koleo: float = Field(0.1, ge=0)
     """Of the KoLeo regulariser, summed over the two global views."""
     koleo_estimator: Estimator = "nearest"
