@@ -24,14 +24,16 @@ _INDEXED = (
     *(_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default),
     _aten._index_put_impl_.default,
 )
+_JOINED = (_aten.cat.default, _aten.stack.default)
 
 
 class FakeCard(TorchDispatchMode):
     """While entered, tensors on `cuda` have shape, type and device but no values.
 
     Tensors on the CPU stay real. torch's FakeTensorMode refuses operations on both, other than
-    copies and scalars, as a card does; this also refuses indices on the CPU for tensors on the card,
-    which torch permits and for which each call waits.
+    copies and scalars, as a card does; this also refuses scalars that are joined with others, as a
+    card does too, and indices on the CPU for tensors on the card, which torch permits and for which
+    each call waits.
 
     Every value that the host reads is 1 or True, and every place of a device's mask is set. `reads`
     counts what a card would have to finish for, by the project's function that asked.
@@ -85,7 +87,7 @@ class FakeCard(TorchDispatchMode):
         if function in _INDEXED:
             _refuse_mixture(args[0], [index for index in args[1] if index is not None])
             args = (args[0], self._indices(args[1]), *args[2:])
-        if function.name().startswith(("aten::_foreach", "aten::_fused")):
+        if function in _JOINED or function.name().startswith(("aten::_foreach", "aten::_fused")):
             _refuse_mixture(args)
         return self._faked(function, *args, **kwargs)
 

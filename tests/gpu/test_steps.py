@@ -10,6 +10,7 @@ import torch
 from small_step import batch, system_on, train
 
 from train.data.crops import finish_views
+from train.monitoring.indicators import indicators
 from train.persistence.checkpoints import save
 from train.persistence.snapshot import restore, snapshot
 from train.step import to_device
@@ -26,11 +27,25 @@ def test_a_card_has_the_losses_of_the_cpu(
     device: torch.device, centering: str, estimator: str
 ) -> None:
     objectives = {"centering": {"kind": centering}, "koleo_estimator": estimator}
-    there, here = (train(system_on(place, objectives=objectives), STEPS) for place in (device, CPU))
+    compare_losses(device, objectives=objectives)
+
+
+@pytest.mark.parametrize("projector", [None, {"hidden": 32, "width": 16}])
+def test_a_card_has_the_losses_of_the_cpu_without_a_teacher(
+    device: torch.device, projector: dict | None
+) -> None:
+    objectives = {"dino": 0, "ibot": 0, "infonce": 1}
+    compare_losses(device, objectives=objectives, heads=None, masks=None, projector=projector)
+
+
+def compare_losses(device: torch.device, **changes: object) -> None:
+    there, here = (train(system_on(place, **changes), STEPS) for place in (device, CPU))
     for ours, theirs in zip(there, here, strict=True):
         assert not ours.skipped
         assert ours.losses == pytest.approx(theirs.losses, rel=1e-3, abs=1e-5)
         assert ours.norms == pytest.approx(theirs.norms, rel=2e-2)
+        found = indicators(ours.targets, ours.features)
+        assert found == pytest.approx(indicators(theirs.targets, theirs.features), rel=2e-2)
 
 
 def test_bfloat16_differs_by_its_rounding(device: torch.device) -> None:

@@ -33,6 +33,12 @@ IMAGES = 4
 READS_OF_A_STEP = {"clip_by_module", "_mean_over_ranks"}
 """The functions of a step that wait for the card: the norms and the losses, once each."""
 
+WITHOUT_TEACHER = {
+    "masks": None,
+    "heads": None,
+    "objectives": {"dino": 0, "ibot": 0, "infonce": 1},
+    "projector": {"hidden": 16, "width": 8},
+}
 STUDENTS = {
     "published": {},
     "EMA centre": {"objectives": {"centering": {"kind": "ema"}}},
@@ -40,6 +46,8 @@ STUDENTS = {
     "shared head": {"heads": {"dino": HEAD, "shared": True}},
     "DINO alone": {"masks": None, "objectives": {"ibot": 0}, "heads": {"dino": HEAD}},
     "iBOT alone": {"objectives": {"dino": 0, "koleo": 0}},
+    "InfoNCE alone": WITHOUT_TEACHER,
+    "InfoNCE beside": {"objectives": {"infonce": 0.5}},
     "no local views": {"crops": {"global_size": 32, "local_views": 0}},
     "recomputed": {"parallel": {"activation_checkpointing": True, "precision": "bfloat16"}},
     "float32": {"parallel": {"precision": "float32"}},
@@ -119,9 +127,8 @@ def test_a_step_stays_on_the_card(card: FakeCard, case: str) -> None:
     assert {p.grad.dtype for p in system.student.parameters() if p.grad is not None} == {
         torch.float32
     }
-    expected = {"dino", "ibot", "koleo"} - {
-        name for name in ("dino", "ibot", "koleo") if not getattr(system.recipe.objectives, name)
-    }
+    names = ("dino", "ibot", "infonce", "koleo")
+    expected = {name for name in names if getattr(system.recipe.objectives, name)}
     assert set(report.losses) == {*expected, "loss"}
 
 
@@ -142,10 +149,12 @@ def test_products_are_bfloat16_and_weights_are_not(card: FakeCard) -> None:
     assert {p.dtype for p in system.teacher.parameters()} == {torch.float32}
 
 
-def test_the_indicators_of_a_step_stay_on_the_card_to_the_end(card: FakeCard) -> None:
-    system = build_system(recipe(), THERE)
+@pytest.mark.parametrize("case", STUDENTS)
+def test_the_indicators_of_a_step_stay_on_the_card_to_the_end(card: FakeCard, case: str) -> None:
+    system = build_system(recipe(**STUDENTS[case]), THERE)
     report = optimiser_step(system, micro_batches(system), VALUES, 0)
-    assert set(indicators(report.targets, report.features)) >= {"teacher_entropy", "feature_rank"}
+    expected = {"teacher_entropy", "feature_rank"} if system.centerings else {"feature_rank"}
+    assert set(indicators(report.targets, report.features)) >= expected
 
 
 def test_what_a_checkpoint_saves_is_what_the_card_holds(card: FakeCard) -> None:

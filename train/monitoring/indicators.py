@@ -33,7 +33,8 @@ def indicators(targets: Sequence[Targets], features: Float[Tensor, "n d"]) -> di
     ranks are averaged over processes.
     """
     if not targets:
-        rank, processes = sum_over_ranks(torch.stack([feature_rank(features), torch.ones(())]))
+        rank = feature_rank(features)
+        rank, processes = sum_over_ranks(torch.stack([rank, rank.new_ones(())]))
         return {"feature_rank": float(rank / processes)}
     use = prototype_use(targets)
     scalars = torch.stack([use.rows, use.entropy, feature_rank(features), use.rows.new_ones(())])
