@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +23,15 @@ from jaxtyping import Bool, Float16, Int64, Integer, Shaped
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
-from curate.filters.quality import QualitySettings
+from curate.filters.quality import QualitySettings, active
 from curate.filters.scores import FilterSettings, score_column
 from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
 
-VERSION = 3
+VERSION = 4
 PARTS = "parts.json"
+RESOLVED = "resolved.json"
 KEYS = "keys.arrow"
 ARRAYS = ("starts", "decision", "canonical", "rank", "order", "place")
 KEY = pa.large_string()
@@ -69,6 +71,12 @@ class Collection:
     def parts(self) -> list[PartOutputs]:
         """The parts, in the order of their numbers."""
         return [PartOutputs(**entry) for entry in read_json(self.folder / PARTS)]
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """What some filters of quality made of all images, by their settings."""
+        resolved: dict[str, Any] = read_json(self.folder / RESOLVED)
+        return resolved
 
     def __getattr__(self, name: str) -> Integer[np.ndarray, " n"]:
         if name not in ARRAYS:
@@ -226,6 +234,7 @@ def catalogue(
     write_json(out / PARTS, [vars(part) for part in parts])
     collection = Collection(out)
     object.__setattr__(collection, "_work", work)
+    write_json(out / RESOLVED, _resolve(collection, quality))
     unscored = {entry.column for entry in filters}
     digest = np.zeros(total, "V32")
     pixels, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
@@ -236,7 +245,7 @@ def catalogue(
             keys.write(facts["key"].cast(KEY))
             valid = facts["valid"].to_numpy()
             unscored -= {c for c in unscored if facts[score_column(c)].null_count < len(facts)}
-            decision[own] = judge(facts, facts, valid, quality, filters)[0]
+            decision[own] = judge(facts, facts, valid, quality, filters, collection.resolved)[0]
             sha256 = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
             digest[own] = np.frombuffer(bytes.fromhex(sha256), "V32")
             width, height = (
@@ -258,6 +267,27 @@ def catalogue(
         np.save(out / f"{name}.npy", array)
     usable = int((canonical == np.arange(total)).sum())
     return {"images": total, "open": int((decision == OPEN).sum()), "usable": usable}
+
+
+def _resolve(collection: Collection, quality: QualitySettings | None) -> dict[str, Any]:
+    """Return what filters of quality make of all images, by their settings.
+
+    Raises LvdError where no image has a value in a column that a filter needs.
+    """
+    resolved = {}
+    for each in active(quality):
+        if not (each.resolve or each.may_lack) or not collection.parts:
+            continue
+        tables = (collection.facts_of_part(p, each.columns) for p in range(len(collection.parts)))
+        facts = pa.concat_tables([table.select(list(each.columns)) for table in tables])
+        if each.may_lack and len(facts) and facts[each.may_lack].null_count == len(facts):
+            raise LvdError(
+                f"quality.{each.setting}: no image of the crawl has a {each.may_lack}: drop the "
+                "setting, or name a crawl with one in its tables or JSON members"
+            )
+        if each.resolve:
+            resolved[each.setting] = each.resolve(facts, getattr(quality, each.setting))
+    return resolved
 
 
 def _key_order(

@@ -147,7 +147,10 @@ def catalogued(
         "catalogue",
         CATALOGUE_VERSION,
         digests,
-        [quality and quality.model_dump(), [entry.model_dump() for entry in filters]],
+        [
+            quality and quality.model_dump(exclude_none=True),
+            [entry.model_dump() for entry in filters],
+        ],
     )
     runner.run(stage, catalogue, [Unit("all", (outputs, work, quality, list(filters)))])
     collection = Collection(runner.folder(stage) / "all")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,20 +20,21 @@ def judge(
     valid: Bool[np.ndarray, " n"],
     settings: QualitySettings | None,
     filters: Sequence[FilterSettings] = (),
+    resolved: Mapping[str, Any] | None = None,
 ) -> tuple[Int8[np.ndarray, " n"], list[str]]:
     """Return the decision codes (`OPEN` where no check fails) and the reasons of n images.
 
     `valid` says which have a vector. Without `settings`, as for seeds and holdouts, only what is
-    broken or has no vector is decided.
+    broken or has no vector is decided. `resolved` is what some filters of quality made of the whole
+    crawl (`Filter.resolve`), by their settings.
     """
     codes = np.full(len(facts), OPEN, np.int8)
     reasons = [""] * len(facts)
-    lenient = QualitySettings(min_side=1, max_aspect=1e9, min_contrast=0)
     checks: list[Check] = [corrupt(facts)]
     if filters:
         assert scores is not None
         checks += unsafe(scores, filters)
-    checks += quality(facts, valid, settings or lenient)
+    checks += quality(facts, valid, settings, resolved or {})
     for check in checks:
         rows = np.flatnonzero(check.failing & (codes == OPEN))
         codes[rows] = CODE[check.decision]

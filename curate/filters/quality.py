@@ -1,31 +1,29 @@
-"""Filters by the facts of an image: broken, too small, too long, near-blank, without a vector."""
+"""Quality: what is broken, what a filter of the registry excludes, what has no vector."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool
-from pydantic import BaseModel, ConfigDict, Field
 
 from curate.filters.decisions import Check
+from curate.filters.facts import FactsSettings
+from curate.filters.filter import Filter
+from curate.filters.registry import FILTERS
 
 
-class QualitySettings(BaseModel):
-    """Below these an image is `low_quality`; bounds are inclusive."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    min_side: int = Field(32, ge=1)
-    """Shorter side in pixels."""
-    max_aspect: float = Field(8.0, ge=1)
-    """Longer side over shorter side."""
-    min_contrast: float = Field(2.0, ge=0, le=127)
-    """Standard deviation of the luminance, of 255: below it the image is near-blank."""
+class QualitySettings(FactsSettings):
+    """The settings of all filters of quality."""
 
 
-COLUMNS = ("problem", "width", "height", "contrast")
+def active(settings: QualitySettings | None) -> list[Filter]:
+    """Return the filters that are on, in their order; without settings none is."""
+    if settings is None:
+        return []
+    return [each for each in FILTERS if getattr(settings, each.setting) is not None]
 
 
 def corrupt(facts: pa.Table) -> Check:
@@ -36,25 +34,16 @@ def corrupt(facts: pa.Table) -> Check:
 
 
 def quality(
-    facts: pa.Table, valid: Bool[np.ndarray, " n"], settings: QualitySettings
+    facts: pa.Table,
+    valid: Bool[np.ndarray, " n"],
+    settings: QualitySettings | None,
+    resolved: Mapping[str, Any],
 ) -> Iterator[Check]:
-    """Yield the checks of size, shape and contrast, and the one for a vector that is not `valid`."""
-    width, height = (facts[side].fill_null(1).to_numpy() for side in ("width", "height"))
-    short, long = np.minimum(width, height), np.maximum(width, height)
-    contrast = facts["contrast"].to_numpy()
-    yield Check(
-        "low_quality",
-        short < settings.min_side,
-        lambda row: f"shorter side {short[row]} px is below {settings.min_side}",
-    )
-    yield Check(
-        "low_quality",
-        long > settings.max_aspect * short,
-        lambda row: f"aspect ratio {long[row] / short[row]:.1f} is above {settings.max_aspect:g}",
-    )
-    yield Check(
-        "low_quality",
-        contrast < np.float32(settings.min_contrast),
-        lambda row: f"near-blank: contrast {contrast[row]:.1f} is below {settings.min_contrast:g}",
-    )
+    """Yield the check of each filter that is on, and the one for a vector that is not `valid`.
+
+    `resolved` holds, by setting, what the filters with a `resolve` made of the whole crawl.
+    """
+    for each in active(settings):
+        value = resolved[each.setting] if each.resolve else getattr(settings, each.setting)
+        yield Check("low_quality", *each.find(facts, value))
     yield Check("low_quality", ~valid, lambda row: "the embedder gave no finite, non-zero vector")

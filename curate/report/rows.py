@@ -222,7 +222,10 @@ class _Block:
 
     def _reasons(self) -> list[str]:
         decided, valid = self.decided, self.facts["valid"].to_numpy()
-        _, result = judge(self.facts, self.facts, valid, decided.quality, decided.filters)
+        _, result = judge(
+            *(self.facts, self.facts, valid, decided.quality, decided.filters),
+            decided.crawl.resolved,
+        )
         nearest, similarity = self._nearest_seed(), self._first_similarity()
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]

@@ -40,6 +40,7 @@ class Made:
     problem: str = ""
     contrast: float = 50.0
     scores: dict[str, float | None] = field(default_factory=dict)
+    url: str | None = "https://example.org/image"
 
     @property
     def sha256(self) -> str:
@@ -60,7 +61,7 @@ def write_part(
     values = {
         "name": [image.key.removeprefix(prefix) for image in images],
         "member": [image.key.rpartition("/")[2] + ".jpg" for image in images],
-        "url": [f"https://example.org/{image.key}" for image in images],
+        "url": [image.url for image in images],
         "caption": [None for _ in images],
         "sha256": [image.sha256 for image in images],
         "width": [None if image.problem else image.size[0] for image in images],

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from curated_site import content, units
@@ -16,6 +17,12 @@ EMBEDDED = ("facts", "vectors")
 
 def decisions(path):
     return json.loads((path / "reports/funnel.json").read_text())["decisions"]
+
+
+def low_quality(path):
+    """Return the reasons of the images of low quality, by key."""
+    table = pq.read_table(path / "reports/images.parquet").to_pylist()
+    return {row["key"]: row["reason"] for row in table if row["decision"] == "low_quality"}
 
 
 def test_a_new_filter_column_and_other_threads_do_not_embed_again(site, undisturbed):
@@ -69,3 +76,16 @@ def test_a_result_does_not_lean_on_units_of_other_settings_which_gc_removes(site
     assert not any((site.work / place).exists() for place in first if place not in kept)
     site.run(second, "--set=retrieve.threshold=0.3", out="third")
     assert site.recomputed("third") == {"select", "export", "report"}
+
+
+def test_a_filter_by_facts_that_is_added_later_changes_no_unit_of_a_part(undisturbed):
+    before = {stage: units(undisturbed, stage) for stage in (*EMBEDDED, "scores")}
+    quality = "quality={formats: [jpeg], odd_size: 3, denied_domains: [example.org]}"
+    undisturbed.run(f"--set={quality}", out="strict")
+    assert {stage: units(undisturbed, stage) for stage in before} == before
+    reasons = low_quality(undisturbed.root / "strict")
+    assert reasons["00002/png"] == "format png is none of jpeg"
+    assert reasons["00003/small"] == "shorter side 19 px is below 32"
+    assert reasons["00003/long"] == "aspect ratio 16.0 is above 8"
+    assert reasons["00003/wave25"] == "domain example.org is denied by example.org"
+    assert decisions(undisturbed.root / "strict")["kept"] == 0
