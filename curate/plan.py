@@ -14,6 +14,7 @@ from curate.calibration.thresholds import known_thresholds
 from curate.catalogue.content import forget, recall
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
+from curate.filters.quality import needs_measures
 from curate.sample.make import make_sample
 from curate.settings import Named, Request
 from shared.commits import committed, discard
@@ -76,7 +77,8 @@ class Plan:
         return self.embedders["retrieve"]
 
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
-        """Return what is asked of each part of a dataset: by role, which embedders, which scores."""
+        """Return what is asked of each part of a dataset: by role, which embedders, which scores,
+        whether pictures are measured."""
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning])
         distinct = {fingerprint(identity(each)): each for each in reversed(wanted)}
@@ -88,6 +90,7 @@ class Plan:
             embedders=tuple(reversed(distinct.values())),
             columns=tuple(sorted({entry.column for entry in filters})),
             threads=settings.engine.threads,
+            measured=dataset.role == "crawl" and needs_measures(settings.quality),
         )
 
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Int64, Integer, Shaped
 
-from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import FACTS, MEASURED, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings, active
@@ -53,6 +53,7 @@ class PartOutputs:
     vectors: str
     interleaves: bool
     """Whether keys of other parts may stand between its own."""
+    measures: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Collection:
         return result
 
     def facts(self, numbers: Numbers, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the facts of images, in their order, with `key`, `part`, `valid` and all scores."""
+        """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and measures."""
         tables, places = [], []
         for part, where, rows in self._rows(numbers):
             tables.append(self.facts_of_part(part, columns).take(rows))
@@ -145,10 +146,11 @@ class Collection:
         if columns is None:
             valid = np.load(work / outputs.vectors / VALID)
             table = table.append_column("valid", pa.array(valid))
-            if outputs.scores is not None:
-                scores = pq.read_table(work / outputs.scores / SCORES)
-                for name in scores.column_names:
-                    table = table.append_column(name, scores[name])
+            for folder, file in ((outputs.scores, SCORES), (outputs.measures, MEASURED)):
+                if folder is not None:
+                    more = pq.read_table(work / folder / file)
+                    for name in more.column_names:
+                        table = table.append_column(name, more[name])
         return table
 
     def keys(self, numbers: Numbers) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-FACTS, SCORES = "facts.parquet", "scores.parquet"
+FACTS, SCORES, MEASURED = "facts.parquet", "scores.parquet", "measures.parquet"
 VECTORS, VALID = "vectors.npy", "valid.npy"
 """float16 [n, d], zeros where an image has none; bool [n], whether it has one."""
 

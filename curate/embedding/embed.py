@@ -1,9 +1,10 @@
 """Stage embed: the images of a part become a table of facts and, for each embedder, vectors.
 
 A map over parts. What is made of a part is addressed by its content (`catalogue.content`) and by
-what makes it: `facts/`, `scores/` (columns of the crawl's own tables) and `vectors/` (one folder
-an embedder) hold a unit for each content. One pass over the part makes whichever are missing, with
-one decode of an image for all embedders that look at it at the same scale. Rows in = rows out: what
+what makes it: `facts/`, `scores/` (columns of the crawl's own tables), `measures/` (of pictures, for
+filters) and `vectors/` (one folder an embedder) hold a unit for each content. One pass over the part
+makes whichever are missing, with one decode of an image for all that look at it at the same scale:
+embedders, and what measures it. Rows in = rows out: what
 cannot be read or decoded is a row with a problem. Rows are sorted by name, so by key.
 """
 
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,11 +26,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float16, Float32, UInt8
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
-from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, MEASURED, SCORES, VALID, VECTORS
 from curate.embedding.decoder import Decoder
 from curate.embedding.journal import Journal
 from curate.embedding.previous import Previous, find_previous
 from curate.embedding.request import EmbedRequest
+from curate.filters.picture import MEASURES, SIDE, measure
 from curate.filters.scores import score_column
 from curate.state import Pending, State
 from shared.commits import PROGRESS, building, commit, committed
@@ -110,6 +112,8 @@ class _Row:
     """The row of the same bytes in an earlier state of the part, whose results stand."""
     prepared: dict[int, Prepared] = field(default_factory=dict)
     """What each embedder is to see, by its place in the request."""
+    measures: dict[str, float | None] = field(default_factory=dict)
+    """Of the picture, where they are wanted and there is one."""
 
 
 def _make(
@@ -121,7 +125,9 @@ def _make(
         for place, each in enumerate(request.embedders)
         if request.vectors(each) / content in missing
     ]
-    facts, scores = request.facts / content, request.scores / content
+    facts, scores, measures = (
+        folder / content for folder in (request.facts, request.scores, request.measures)
+    )
     with ExitStack() as stack:
         reader = stack.enter_context(PartReader(copy.part, scratch, request.columns))
         if request.columns and scores in missing:
@@ -156,6 +162,7 @@ def _make(
             tuple(wanted),
             previous,
             facts in missing,
+            request.measured and measures in missing,
         )
         forward = _Forward(state, request, outputs)
         rows: list[_Row] = []
@@ -178,6 +185,10 @@ def _make(
             folder = request.vectors(request.embedders[place]) / content
             used = state.call("runtime", place).result()
             commit(output.folder, folder, {"images": len(rows), "vectors": valid}, used)
+        if read.measures:
+            with building(measures, scratch) as beside:
+                _write_measures(rows, beside)
+                commit(beside, measures, {"images": len(rows)})
         if facts in missing:
             _write_facts(rows, copy.part, count)
             result = {
@@ -265,6 +276,8 @@ class _Reading:
     previous: Previous | None
     measured: bool
     """Whether the facts are missing, and so the contrast."""
+    measures: bool
+    """Whether the measures are missing."""
 
     def __call__(self, member: Member) -> _Row:
         row = _Row(member, size=member.size, problem=member.problem)
@@ -276,6 +289,8 @@ class _Reading:
             row.sha256 = hashlib.sha256(data).hexdigest()
             if self.previous is not None and (earlier := self.previous.rows.get(row.sha256)):
                 row.earlier, row.header, row.problem, row.contrast = earlier
+                if self.measures:
+                    self._measure_again(row, data)
                 return row
             header = read_header(data)
             if max(header.width, header.height) > LONGEST_SIDE:
@@ -286,6 +301,16 @@ class _Reading:
             row.problem = str(error) or "unreadable"
         return row
 
+    def _measure_again(self, row: _Row, data: bytes) -> None:
+        """Take the measures of an earlier state, or take them of the picture where it has none."""
+        assert self.previous is not None
+        if self.previous.measures is not None:
+            row.measures = self.previous.measures[row.earlier]
+        elif row.header is not None:
+            with suppress(ImageError):
+                image = self.decoder.decode(row.member.key, data, row.header, SIDE)
+                row.measures = {**measure(image)}
+
     def _decode(self, row: _Row, header: Header, data: bytes) -> None:
         """Prepare the image for each embedder, from one decode for each scale they look at."""
         first = self.preparations[0]
@@ -293,16 +318,24 @@ class _Reading:
         for place in self.wanted:
             scale = self.preparations[place].reduce_to
             by_scale.setdefault(scale, []).append(place)
-        for same in _same_scale(header, by_scale):
-            image = self.decoder.decode(row.member.key, data, header, same[0])
+        scales = [*by_scale, *([SIDE] if self.measures and SIDE not in by_scale else [])]
+        for same in _same_scale(header, scales):
+            try:
+                image = self.decoder.decode(row.member.key, data, header, same[0])
+            except ImageError:
+                if by_scale.keys().isdisjoint(same):  # only measured: that is no fact of the image
+                    continue
+                raise
             for scale in same:
                 if scale == first.reduce_to:
                     row.contrast = _contrast(image)
-                for place in by_scale[scale]:
+                if scale == SIDE and self.measures:
+                    row.measures = {**measure(image)}
+                for place in by_scale.get(scale, ()):
                     row.prepared[place] = self.preparations[place].prepare(image)
 
 
-def _same_scale(header: Header, scales: dict[int | None, list[int]]) -> list[list[int | None]]:
+def _same_scale(header: Header, scales: Iterable[int | None]) -> list[list[int | None]]:
     """Return the sides to reduce to, those together that a JPEG's decoder answers with one scale."""
     groups: dict[int, list[int | None]] = defaultdict(list)
     short = min(header.width, header.height)
@@ -350,6 +383,11 @@ def _write_facts(rows: list[_Row], part: Part, folder: Path) -> None:
         "contrast": [row.contrast for row in rows],
     }
     pq.write_table(pa.table(values, COLUMNS), folder / FACTS, compression="zstd")
+
+
+def _write_measures(rows: list[_Row], folder: Path) -> None:
+    values = {name: [row.measures.get(name) for row in rows] for name in MEASURES.names}
+    pq.write_table(pa.table(values, MEASURES), folder / MEASURED, compression="zstd")
 
 
 def _write_scores(members: list[Member], columns: tuple[str, ...], folder: Path) -> None:

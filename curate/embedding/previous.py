@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16
 
 from curate.catalogue.content import Copy, earlier_content
-from curate.catalogue.part_files import FACTS, VECTORS
+from curate.catalogue.part_files import FACTS, MEASURED, VECTORS
 from curate.embedding.request import EmbedRequest
 from shared.commits import committed
 from shared.embedders import EmbedderSettings
@@ -21,11 +21,13 @@ from shared.images import Header
 
 @dataclass(frozen=True)
 class Previous:
-    """The facts of an earlier state by sha256, and its vectors for each embedder that is wanted."""
+    """The facts of an earlier state by sha256, its vectors by each embedder that is wanted, measures."""
 
     rows: dict[str, tuple[int, Header | None, str, float]]
     """Row, header, problem and contrast of an image."""
     vectors: tuple[Float16[np.ndarray, "_ _"], ...]
+    measures: list[dict[str, float | None]] | None
+    """By row; None where that state was not measured."""
 
 
 def find_previous(
@@ -45,7 +47,10 @@ def find_previous(
         for row, fact in enumerate(facts)
         if fact["sha256"] and not fact["problem"]
     }
-    return Previous(rows, tuple(_load(folder / VECTORS) for folder in folders))
+    measures = None
+    if committed(request.measures / content) is not None:
+        measures = pq.read_table(request.measures / content / MEASURED).to_pylist()
+    return Previous(rows, tuple(_load(folder / VECTORS) for folder in folders), measures)
 
 
 def _header(fact: dict[str, Any]) -> Header | None:

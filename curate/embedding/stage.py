@@ -134,11 +134,18 @@ def catalogued(
     outputs, digests = [], []
     for part, content in zip(embedded.parts, embedded.contents, strict=True):
         units = [request.facts / content, request.vectors(embedder) / content]
-        units += [request.scores / content] if request.columns else []
-        facts, vectors, *scores = (str(unit.relative_to(work)) for unit in units)
+        scores = request.scores / content if request.columns else None
+        measures = request.measures / content if request.measured else None
+        units += [unit for unit in (scores, measures) if unit is not None]
         prefix, interleaves = key_prefix(part), part.format == "folder"
         output = PartOutputs(
-            part.name, prefix, facts, next(iter(scores), None), vectors, interleaves
+            part.name,
+            prefix,
+            str(units[0].relative_to(work)),
+            None if scores is None else str(scores.relative_to(work)),
+            str(units[1].relative_to(work)),
+            interleaves,
+            None if measures is None else str(measures.relative_to(work)),
         )
         outputs.append(output)
         # The places too: a catalogue must not lean on units of other settings, which gc may remove.

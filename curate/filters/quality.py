@@ -12,10 +12,11 @@ from jaxtyping import Bool
 from curate.filters.decisions import Check
 from curate.filters.facts import FactsSettings
 from curate.filters.filter import Filter
+from curate.filters.picture import MEASURES, PictureSettings
 from curate.filters.registry import FILTERS
 
 
-class QualitySettings(FactsSettings):
+class QualitySettings(FactsSettings, PictureSettings):
     """The settings of all filters of quality."""
 
 
@@ -24,6 +25,11 @@ def active(settings: QualitySettings | None) -> list[Filter]:
     if settings is None:
         return []
     return [each for each in FILTERS if getattr(settings, each.setting) is not None]
+
+
+def needs_measures(settings: QualitySettings) -> bool:
+    """Tell whether a filter that is on looks at the measures of a picture."""
+    return any(not set(each.columns).isdisjoint(MEASURES.names) for each in active(settings))
 
 
 def corrupt(facts: pa.Table) -> Check:

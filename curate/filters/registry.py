@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curate.filters import facts
+from curate.filters import facts, picture
 from curate.filters.filter import Filter
 
 FILTERS: tuple[Filter, ...] = (
@@ -15,5 +15,9 @@ FILTERS: tuple[Filter, ...] = (
     facts.DOMAINS,
     facts.DENIED_DOMAINS,
     facts.MIN_CONTRAST,
+    picture.MIN_BRIGHTNESS,
+    picture.MAX_BRIGHTNESS,
+    picture.MIN_ENTROPY,
+    picture.MIN_SHARPNESS,
 )
 """A new one is its object, its setting beside it, and its line here."""

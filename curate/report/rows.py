@@ -21,13 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.catalogue.collection import BLOCK, Collection
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
+from curate.filters.picture import MEASURES
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.retrieval.threshold import found
 from shared.shards import output_key, shard_name
 
-VERSION = 3
+VERSION = 4
 
 IMAGES = pa.schema(
     [
@@ -51,6 +52,7 @@ IMAGES = pa.schema(
         ("seed_similarity", pa.float32()),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
+        *MEASURES,
     ]
 )
 FROM_FACTS = IMAGES.names[: IMAGES.names.index("decision")]
@@ -208,8 +210,15 @@ class _Block:
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
             "output_shard": pa.array(shards, pa.string()),
             "output_key": pa.array(outputs, pa.string()),
+            **{field.name: self._measure(field) for field in MEASURES},
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
+
+    def _measure(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+        """Return a measure of the pictures; null where a run does not ask for it."""
+        if field.name in self.facts.column_names:
+            return self.facts[field.name]
+        return pa.nulls(len(self.facts), field.type)
 
     def _first_similarity(self) -> Float32[np.ndarray, " n"]:
         none = np.full(len(self.numbers), np.nan, np.float32)

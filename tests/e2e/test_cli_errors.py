@@ -26,6 +26,7 @@ CASES = {
     "impossible choice": (["--set=dedup.groups=gredy"], ["dedup.groups", "'greedy'"]),
     "impossible format": (["--set=quality.formats=[jpg]"], ["quality.formats", "'jpeg'"]),
     "no domain": (["--set=quality.denied_domains=['http://a.org']"], ["quality.denied_domains"]),
+    "impossible measure": (["--set=quality.min_entropy=9"], ["quality.min_entropy", "at most 8"]),
     "unknown filter": (["--set=quality.min_pixel=9"], ["quality.min_pixel", "'min_pixels'"]),
     "no equals sign": (["--set=dedup.threshold"], ["dedup.threshold"]),
     "embedder by --set": (["--set=embedder=nope"], ["--set embedder=nope: no embedder"]),

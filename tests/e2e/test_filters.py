@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from curated_site import content, units
-from drawn_crawl import encoded, wave, write_tar
+from drawn_crawl import CORRUPT, encoded, wave, write_tar
 
 from curate.cli import main
+from curate.embedding.embed import _Forward
 
 EMBEDDED = ("facts", "vectors")
 
@@ -89,3 +90,32 @@ def test_a_filter_by_facts_that_is_added_later_changes_no_unit_of_a_part(undistu
     assert reasons["00003/long"] == "aspect ratio 16.0 is above 8"
     assert reasons["00003/wave25"] == "domain example.org is denied by example.org"
     assert decisions(undisturbed.root / "strict")["kept"] == 0
+
+
+PICTURE = ("brightness_p99", "brightness_p5", "entropy", "sharpness")
+
+
+def test_filters_by_the_picture_that_are_added_later_read_once_and_embed_nothing(site, monkeypatch):
+    site.run("--set=quality.min_pixels=5000", out="unmeasured")
+    assert units(site, "measures") == {}
+    images = pq.read_table(site.root / "unmeasured/reports/images.parquet")
+    assert all(images[name].null_count == len(images) for name in PICTURE)
+    before = {stage: units(site, stage) for stage in EMBEDDED}
+    embedded = []  # images of datasets: calibration embeds edits of its own
+    monkeypatch.setattr(_Forward, "add", lambda *args: embedded.append(args))
+    site.run("--set=quality.min_brightness=0.2", out="bright")
+    assert len(measures := units(site, "measures")) == 4
+    site.run("--set=quality={min_contrast: null, min_entropy: 1, min_sharpness: 9}", out="strict")
+    assert units(site, "measures") == measures
+    assert {stage: units(site, stage) for stage in EMBEDDED} == before
+    assert embedded == []
+    assert low_quality(site.root / "strict")["00003/blank"] == (
+        "little information: entropy in bits 0 is below 1"
+    )
+    images = pq.read_table(site.root / "strict/reports/images.parquet").to_pylist()
+    without = {row["key"] for row in images if row["entropy"] is None}
+    assert without == set(CORRUPT)
+    flat = next(row for row in images if row["key"] == "00003/blank")
+    assert [flat[name] for name in PICTURE] == pytest.approx([128 / 255, 128 / 255, 0, 0])
+    site.run("--set=quality={min_contrast: null, min_entropy: 1, min_sharpness: 9}", out="clean")
+    assert content(site.root / "clean") == content(site.root / "strict")
