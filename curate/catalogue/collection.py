@@ -236,7 +236,7 @@ def catalogue(
     write_json(out / PARTS, [vars(part) for part in parts])
     collection = Collection(out)
     object.__setattr__(collection, "_work", work)
-    write_json(out / RESOLVED, _resolve(collection, quality))
+    write_json(out / RESOLVED, _resolve(collection, total, quality))
     unscored = {entry.column for entry in filters}
     digest = np.zeros(total, "V32")
     pixels, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
@@ -271,23 +271,26 @@ def catalogue(
     return {"images": total, "open": int((decision == OPEN).sum()), "usable": usable}
 
 
-def _resolve(collection: Collection, quality: QualitySettings | None) -> dict[str, Any]:
+def _resolve(collection: Collection, total: int, quality: QualitySettings | None) -> dict[str, Any]:
     """Return what filters of quality make of all images, by their settings.
 
-    Raises LvdError where no image has a value in a column that a filter needs.
+    Holds the columns of one such filter at a time. Raises LvdError where no image has a value in a
+    column that a filter needs.
     """
+    parts = range(len(collection.parts))
     resolved = {}
     for each in active(quality):
-        if not (each.resolve or each.may_lack) or not collection.parts:
-            continue
-        tables = (collection.facts_of_part(p, each.columns) for p in range(len(collection.parts)))
-        facts = pa.concat_tables([table.select(list(each.columns)) for table in tables])
-        if each.may_lack and len(facts) and facts[each.may_lack].null_count == len(facts):
-            raise LvdError(
-                f"quality.{each.setting}: no image of the crawl has a {each.may_lack}: drop the "
-                "setting, or name a crawl with one in its tables or JSON members"
-            )
-        if each.resolve:
+        if each.may_lack and total:
+            tables = (collection.facts_of_part(part, [each.may_lack]) for part in parts)
+            columns = (table[each.may_lack] for table in tables)
+            if all(column.null_count == len(column) for column in columns):
+                raise LvdError(
+                    f"quality.{each.setting}: no image of the crawl has a {each.may_lack}: drop "
+                    "the setting, or name a crawl with one in its tables or JSON members"
+                )
+        if each.resolve and parts:
+            tables = (collection.facts_of_part(part, each.columns) for part in parts)
+            facts = pa.concat_tables([table.select(list(each.columns)) for table in tables])
             resolved[each.setting] = each.resolve(facts, getattr(quality, each.setting))
     return resolved
 

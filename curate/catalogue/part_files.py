@@ -25,4 +25,4 @@ COLUMNS = pa.schema(
     ]
 )
 """`name` is the key without what the part puts before it (`content.key_prefix`); `contrast` the
-luminance's standard deviation."""
+luminance's standard deviation. The columns of `MEASURED` are `filters.picture.MEASURES`."""

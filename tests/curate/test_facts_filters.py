@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_collection import Made, made_collection
+from made_collection import Made, made_collection, made_part
 from pydantic import ValidationError
 
 from curate.catalogue.part_files import COLUMNS
@@ -138,6 +138,9 @@ def test_a_crawl_of_broken_images_has_no_usual_size(tmp_path):
         tmp_path, [Made("a/0", None, problem="cut")], quality=QualitySettings(odd_size=3)
     )
     assert made.decision.tolist() == [CODE["corrupt"]]
+    everything = QualitySettings(odd_size=3, domains=["example.org"])
+    empty = made_collection(tmp_path, [], parts=[made_part("a")], quality=everything)
+    assert len(empty) == 0
 
 
 @pytest.mark.parametrize("setting", ["domains", "denied_domains"])
