@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from curate.filters.decisions import DECISIONS
-from curate.retrieval.threshold import RetrieveSettings
+from curate.retrieval.settings import RetrieveSettings
 from curate.selection.problems import selection_problems
 
 
