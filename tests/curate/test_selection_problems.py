@@ -47,6 +47,26 @@ def test_a_shortfall_is_told_and_a_target_that_is_met_is_not():
     assert "980" in line
 
 
+@pytest.mark.parametrize(
+    ("strategy", "decisions", "word", "remedies"),
+    [
+        ("knn", {"kept": 9, "irrelevant": 9991}, None, []),
+        ("knn", {"kept": 96, "irrelevant": 4}, "nearly all", ["retrieve.knn.neighbours"]),
+        ("knn", {"irrelevant": 5}, "none", ["retrieve.threshold"]),
+        ("cluster", {"irrelevant": 5}, "none", ["retrieve.cluster.clusters", "more_than"]),
+        ("cluster", {"over_budget": 96}, "nearly all", ["retrieve.cluster.images", "cap"]),
+        ("cluster", {"kept": 19}, None, []),
+        ("cluster", {}, None, []),
+    ],
+)
+def test_other_strategies_say_when_they_find_nothing_or_all(strategy, decisions, word, remedies):
+    found = selection_problems(counts(**decisions), -1.0, None, strategy)
+    assert len(found) == (word is not None)
+    for line in found:
+        assert f"retrieve.strategy {strategy} finds {word} of the images" in line
+        assert all(remedy in line for remedy in remedies)
+
+
 @pytest.mark.parametrize("threshold", [0.5, "auto"])
 def test_a_target_and_a_threshold_exclude_each_other(threshold):
     with pytest.raises(ValidationError, match=r"retrieve\.threshold=null"):
