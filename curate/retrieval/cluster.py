@@ -95,7 +95,7 @@ def pick(
     *,
     out: Path,
 ) -> dict:
-    """Write `missed.npy`; a reduce of about 40 bytes a candidate."""
+    """Write `missed.npy`; a reduce of about 45 bytes a candidate."""
     use_threads(threads)
     numbers, similarity = (array[:] for array in load_candidates(candidates))
     centroids = np.load(centers / "centroids.npy")

@@ -4,8 +4,9 @@ DINOv2 (arXiv 2304.07193, appendix A.4) takes N = 4 or 32 of each image of a see
 Every image of the seed counts, copies of others too.
 
 Units: `search` (map over ranges of seed images, each against the whole crawl in blocks) and `match`
-(reduce of about 60 bytes for each pair of a seed image and one of its nearest). With
-`collisions: deeper` both are repeated, four times as deep, for the seed images that lack images.
+(reduce of about 60 bytes, or 130 where collisions go deeper, for each pair of a seed image and one
+of its nearest). With `collisions: deeper` both are repeated, four times as deep each time, for the
+seed images that lack images.
 """
 
 from __future__ import annotations
