@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -161,7 +161,14 @@ def match(
     return {"pending": len(pending)}
 
 
-def _lists(searched: list[Path], candidates: int, floor: float) -> tuple[Any, Any, Any, Any]:
+def _lists(
+    searched: list[Path], candidates: int, floor: float
+) -> tuple[
+    Int64[np.ndarray, " p"],
+    Int64[np.ndarray, " p"],
+    Float32[np.ndarray, " p"],
+    Bool[np.ndarray, " s"],
+]:
     """Return seeds, rows and similarities of all pairs that reach the floor, and who has no more.
 
     Of a seed image that was searched for several times, the last list counts: it begins as the
