@@ -21,7 +21,10 @@ from curate.plan import Plan, comparable
 from curate.report import rows
 from curate.report.rows import Decided
 from curate.report.stage import draw, write_tables
-from curate.retrieval.threshold import Retrieved, retrieve
+from curate.retrieval.candidates import find_candidates
+from curate.retrieval.nearest_seeds import Retrieved, retrieve
+from curate.retrieval.question import Chosen, Question
+from curate.retrieval.strategies import choose
 from curate.selection.decide import Selected, decide
 from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
@@ -50,6 +53,7 @@ class Results:
     false_copies: FalseCopies
     held: Held
     retrieved: Retrieved
+    chosen: Chosen
     selected: Selected
 
 
@@ -108,13 +112,22 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
         *(runner, crawl_by_meaning, copies.groups, copies.address, seed),
         *(settings.report.top_k, threads),
     )
-    selected = decide(
-        *(runner, crawl, copies.groups, held, retrieved),
-        *(thresholds.retrieve.value, settings.retrieve, settings.export.seed),
+    with runner.at_work("select"):
+        candidates = find_candidates(runner, crawl.collection, copies.groups, held, retrieved)
+        question = Question(
+            *(runner, crawl_by_meaning, seed, candidates),
+            *(thresholds.retrieve.value, settings.cluster, threads),
+        )
+        chosen = choose(question, settings.retrieve)
+        selected = decide(
+            *(runner, crawl, copies.groups, held, candidates, chosen),
+            *(settings.retrieve.max_images, settings.export.seed),
+        )
+    if chosen.threshold is not None and chosen.target is not None:
+        thresholds = replace(thresholds, retrieve=Threshold(chosen.threshold, "target"))
+    return Results(
+        *(datasets, thresholds, clustered, copies, false_copies, held, retrieved, chosen, selected)
     )
-    if selected.target is not None:
-        thresholds = replace(thresholds, retrieve=Threshold(selected.threshold, "target"))
-    return Results(datasets, thresholds, clustered, copies, false_copies, held, retrieved, selected)
 
 
 def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
@@ -162,10 +175,9 @@ def _decided(plan: Plan, results: Results) -> Decided:
         quality=settings.quality,
         filters=tuple(settings.filters),
         dedup_threshold=results.thresholds.dedup.value,
-        retrieve_threshold=results.thresholds.retrieve.value,
-        target=results.selected.target,
         max_images=settings.retrieve.max_images,
         strategy=settings.retrieve.strategy,
+        misses=results.chosen.misses,
         shard_size=settings.export.shard_size,
     )
 
@@ -201,6 +213,7 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
 
 def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
     counts, embedded = results.copies.counts, results.datasets.embedded
+    retrieve = plan.request.settings.retrieve
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": results.selected.decisions,
@@ -208,12 +221,14 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
         "thresholds": results.thresholds.known(),
+        "retrieval": {"strategy": retrieve.strategy, "description": retrieve.describe()},
         "problems": [
             *(text for each in embedded for text in each.problems),
             *selection_problems(
                 results.selected.decisions,
                 results.thresholds.retrieve.value,
-                results.selected.target,
+                results.chosen.target,
+                retrieve.strategy,
             ),
         ],
         "ignored": embedded[0].ignored,

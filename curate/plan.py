@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curate.calibration.thresholds import known_thresholds
+from curate.calibration.thresholds import is_number, known_thresholds
 from curate.catalogue.content import forget, recall
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
@@ -214,6 +214,12 @@ def describe(plan: Plan, out: Path) -> str:
             value += ", unless this crawl contradicts it"
         if name == "retrieve" and settings.retrieve.target is not None:
             value = f"that of target {settings.retrieve.target}: solved for in the run"
+        if name == "retrieve" and settings.retrieve.strategy != "threshold":
+            has_floor = is_number(settings.retrieve.threshold)
+            floor = f"; floor: cosine {value}" if has_floor else ""
+            value = f"{settings.retrieve.describe()}{floor}"
+            lines.append(f"{name:<9}  {settings.retrieve.strategy}: {value}")
+            continue
         lines.append(f"{name:<9}  threshold {value}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
     shards = sum(part.nbytes for part in plan.crawl.parts)

@@ -21,7 +21,7 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
-from curate.retrieval.threshold import RetrieveSettings
+from curate.retrieval.settings import RetrieveSettings
 from curate.stage import EngineSettings
 from shared.config import (
     apply_overrides,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from curate.calibration.measure import VERSION, measure_dedup, measure_retrieve
 from curate.calibration.retrieve_threshold import FEWEST
 from curate.calibration.sides import Sides, find_dedup_sides, find_retrieve_sides
-from curate.calibration.thresholds import Threshold, known_thresholds
+from curate.calibration.thresholds import NO_FLOOR, Threshold, known_thresholds
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import save_parts
 from curate.stage import Runner, Stage
@@ -34,7 +34,8 @@ class Thresholds:
     def known(self) -> dict[str, dict[str, Any]]:
         """Return value and source of each that the run uses, JSON-able."""
         names = ["dedup", "retrieve", *(["holdout"] if self.has_holdouts else [])]
-        return {name: vars(getattr(self, name)) for name in names}
+        found: dict[str, Threshold] = {name: getattr(self, name) for name in names}
+        return {name: vars(each) for name, each in found.items() if each.source != NO_FLOOR}
 
 
 def find_thresholds(

@@ -12,13 +12,17 @@ from shared.embedders import EmbedderSettings
 if TYPE_CHECKING:
     from curate.settings import PipelineSettings
 
+NO_FLOOR = "no floor"
 CALIBRATED = ("dedup", "retrieve")
 """Those that can be measured in a run."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A cosine, and where it comes from: `pipeline`, `embedder`, `calibrated` or `target`."""
+    """A cosine, and where it comes from: `pipeline`, `embedder`, `calibrated` or `target`.
+
+    `no floor`: the strategy of retrieval has none, and every cosine will do.
+    """
 
     value: float
     source: str
@@ -32,7 +36,8 @@ def known_thresholds(
     `embedders` are those for `dedup` and `retrieve`. A number of the pipeline comes before one that
     is declared with the embedder, and that before a dedup threshold that is kept in the model's
     folder and was measured with these weights at this size. A pipeline's `auto` asks for
-    calibration whatever is declared.
+    calibration whatever is declared. What belongs to an embedder is no floor of a strategy of
+    retrieval other than `threshold`.
     """
     known = {}
     for name in CALIBRATED:
@@ -46,7 +51,9 @@ def known_thresholds(
         if stored and not stored.problem and stored.values.dedup is not None:
             known["dedup"] = Threshold(stored.values.dedup, "embedder")
     if settings.retrieve.target is not None:
-        known["retrieve"] = Threshold(-1.0, "target")  # all are candidates: select solves for it
+        known["retrieve"] = Threshold(-1.0, "target")  # all are candidates: it is solved for
+    if settings.retrieve.strategy != "threshold" and not is_number(settings.retrieve.threshold):
+        known["retrieve"] = Threshold(-1.0, NO_FLOOR)
     if settings.holdout.threshold is not None:
         known["holdout"] = Threshold(settings.holdout.threshold, "pipeline")
     return known

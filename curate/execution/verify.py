@@ -15,7 +15,7 @@ from shared.storage import digest_file, read_json
 
 STAGES = (
     *("facts", "scores", "vectors", "catalogue", "calibrate"),
-    *("cluster", "dedup", "estimate", "holdout", "retrieve", "select"),
+    *("cluster", "dedup", "estimate", "holdout", "retrieve", "choose", "select"),
 )
 """The folders of a WORK whose grandchildren are units."""
 

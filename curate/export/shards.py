@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.originals import Originals, changed, load_parts, save_parts
 from curate.filters.decisions import CODE
-from curate.retrieval.threshold import Retrieved, found
+from curate.retrieval.nearest_seeds import Retrieved, found
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
 from shared.errors import LvdError

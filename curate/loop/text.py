@@ -67,11 +67,11 @@ def _round_table(table: LoopTable) -> Table:
         by = _short(table.rounds[0].embedder)
         sheet.add_row("", by, *[""] * len(headers), _percent(table.first_knn.get(k)))
     for number, figures in enumerate(table.rounds, start=1):
-        cosines = [figures.thresholds[stage]["value"] for stage in ("dedup", "retrieve")]
+        known = [figures.thresholds.get(stage) for stage in ("dedup", "retrieve")]
         cells = [
             str(number),
             _short(figures.embedder),
-            *(f"{cosine:.4f}" for cosine in cosines),
+            *(f"{each['value']:.4f}" if each else "" for each in known),
             f"{figures.kept:,} of {figures.images:,}",
             share(figures.kept, figures.images),
             _percent(figures.overlap.get(number - 1)) if number > 1 else "",

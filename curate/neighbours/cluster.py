@@ -61,29 +61,36 @@ class Clustered:
 def cluster(
     runner: Runner, crawl: Catalogued, settings: ClusterSettings, threads: int
 ) -> Clustered:
+    """Do `cluster_vectors` as a stage of the run of its own."""
+    with runner.at_work("cluster"):
+        return cluster_vectors(runner, crawl, settings, threads)
+
+
+def cluster_vectors(
+    runner: Runner, crawl: Catalogued, settings: ClusterSettings, threads: int
+) -> Clustered:
     """Find centroids, give every vector its cluster, lay clusters side by side."""
     collection = crawl.collection
     stage = Stage("cluster", VERSION, crawl.address, [settings.model_dump(), threads])
     home = runner.folder(stage)
-    with runner.at_work("cluster"):
-        args = (collection, settings, threads)
-        runner.run(stage, centroids, [Unit("centroids", args)], note="k-means")
-        units = [
-            Unit(
-                f"assign-{start:012d}",
-                (collection, home / "centroids", start, stop, threads),
-                stop - start,
-            )
-            for start, stop in collection.blocks()
-        ]
-        runner.run(stage, assign, units, note="assigned")
-        assigned = [home / unit.name for unit in units]
-        ranges = buckets(assigned)
-        units = [
-            Unit(f"members-{first:08d}", (home / "centroids", assigned, first, last))
-            for first, last in ranges
-        ]
-        held = runner.run(stage, members, units)
+    args = (collection, settings, threads)
+    runner.run(stage, centroids, [Unit("centroids", args)], note="k-means")
+    units = [
+        Unit(
+            f"assign-{start:012d}",
+            (collection, home / "centroids", start, stop, threads),
+            stop - start,
+        )
+        for start, stop in collection.blocks()
+    ]
+    runner.run(stage, assign, units, note="assigned")
+    assigned = [home / unit.name for unit in units]
+    ranges = buckets(assigned)
+    units = [
+        Unit(f"members-{first:08d}", (home / "centroids", assigned, first, last))
+        for first, last in ranges
+    ]
+    held = runner.run(stage, members, units)
     folders = tuple(home / unit.name for unit in units)
     return Clustered(
         Clusters(home / "centroids", folders, tuple(ranges)),

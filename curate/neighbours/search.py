@@ -34,6 +34,12 @@ BASE_ROWS = 262_144
 QUERY_ROWS = 4_096
 PAIRS_AT_ONCE = 4_000_000
 
+GPU_DEPTH = 2_048
+"""Neighbours that Faiss's search on GPUs can tell of a query, at most."""
+
+CANDIDATES_AT_ONCE = 16_384
+"""Candidates whose exact cosines are taken together: float32 vectors, and no more."""
+
 Rows = Integer[np.ndarray, " n"]
 
 
@@ -63,7 +69,7 @@ def _knn(
 ) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
     """Return the approximate inner products and rows of the nearest base rows, on a GPU if seen."""
     faiss = _faiss()
-    if faiss.get_num_gpus():
+    if faiss.get_num_gpus() and k <= GPU_DEPTH:
         resources = faiss.StandardGpuResources()
         return faiss.knn_gpu(resources, queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
     return faiss.knn(queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
@@ -224,7 +230,7 @@ def top_k(
         best = np.full((len(asked), 0), 0, np.float32), np.empty((len(asked), 0), np.int64)
         for at in base_blocks:
             found = _top_k_of_block(asked, unit(base[at]) if units is None else units, k)
-            best = _first_k(
+            best = first_k(
                 np.hstack([best[0], found[0]]), np.hstack([best[1], found[1] + at.start]), k
             )
         similarity[first : first + group], rows[first : first + group] = best
@@ -238,9 +244,11 @@ def _top_k_of_block(
     wide = min(len(block), k + 8)
     proposed, found = _knn(asked, block, wide)
     exact = np.empty_like(proposed)
-    for at in range(0, len(asked), 512):
-        exact[at : at + 512] = _cosines(asked[at : at + 512], block[found[at : at + 512]])
-    similarity, rows = _first_k(exact, found, k)
+    step = max(1, min(512, CANDIDATES_AT_ONCE // wide))
+    for at in range(0, len(asked), step):
+        some = slice(at, at + step)
+        exact[some] = _cosines(asked[some], block[found[some]])
+    similarity, rows = first_k(exact, found, k)
     if wide < len(block):
         # Beyond the proposals there may be ties with the last one kept: ask for all of these.
         crowded = np.flatnonzero(proposed[:, -1] >= similarity[:, -1] - SLACK)
@@ -248,7 +256,7 @@ def _top_k_of_block(
         for row in crowded:
             _, near, _ = _range(index, asked[row : row + 1], similarity[row, -1] - SLACK)
             cosines = cosine(np.broadcast_to(asked[row], (len(near), block.shape[1])), block[near])
-            similarity[row], rows[row] = (x[0] for x in _first_k(cosines[None], near[None], k))
+            similarity[row], rows[row] = (x[0] for x in first_k(cosines[None], near[None], k))
     return similarity, rows
 
 
@@ -259,9 +267,10 @@ def _cosines(
     return np.clip(products.astype(np.float32), np.float32(-1), np.float32(1))
 
 
-def _first_k(
+def first_k(
     similarity: Float32[np.ndarray, "n m"], rows: Int64[np.ndarray, "n m"], k: int
 ) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
+    """Return the `k` most similar of every row, ties by what `rows` says."""
     order = np.lexsort((rows, -similarity), axis=1)[:, :k]
     return np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
 

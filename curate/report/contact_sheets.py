@@ -93,11 +93,15 @@ def _threshold(tables: duckdb.DuckDBPyConnection, relevance: float | None) -> Sh
     kept = query.format(decisions="IN ('kept', 'over_budget')", order="ASC")
     rejected = query.format(decisions="= 'irrelevant'", order="DESC")
     least, most = (rows(tables, one, [2 * COLUMNS]) for one in (kept, rejected))
-    at = "" if relevance is None else f" ({relevance:.4g})"
+    title = "What just became relevant, and what just did not"
+    text = "A strategy without a threshold may take an image and leave a more similar one."
+    if relevance is not None:
+        title = f"On the two sides of the relevance threshold ({relevance:.4g})"
+        text = "If what is above is wanted and what is below is not, the threshold is right."
     return Sheet(
         "threshold",
-        f"On the two sides of the relevance threshold{at}",
-        "If what is above is wanted and what is below is not, the threshold is right.",
+        title,
+        text,
         _strips(
             [
                 ("The least similar that are relevant", [_similarity_tile(r) for r in least[::-1]]),

@@ -118,8 +118,9 @@ def _why(
     nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
     if wanted is not None and decision == "kept":
         return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
-    if wanted is not None and decision == "irrelevant":
-        if similarity >= wanted:  # a tie at the threshold of a target
+    if decision == "irrelevant":
+        # a tie at the threshold of a target, or another strategy, which has no threshold or a floor
+        if wanted is None or similarity >= wanted:
             return reason
         return f"{nearest} is under the threshold {wanted:.6g}"
     return f"{reason}; {nearest}" if reason else nearest

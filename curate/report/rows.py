@@ -25,7 +25,7 @@ from curate.filters.picture import MEASURES
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
-from curate.retrieval.threshold import found
+from curate.retrieval.nearest_seeds import found
 from shared.shards import output_key, shard_name
 
 VERSION = 4
@@ -103,10 +103,10 @@ class Decided:
     quality: QualitySettings
     filters: tuple[FilterSettings, ...]
     dedup_threshold: float
-    retrieve_threshold: float
-    target: int | None
     max_images: int | None
     strategy: str
+    misses: tuple[str, ...]
+    """What the strategy says of irrelevant images, by its codes from 1 on."""
     shard_size: int
 
 
@@ -133,6 +133,7 @@ class _Block:
 
         self.decision = of(decided.selected / "decision.npy")
         self.position = of(decided.selected / "position.npy")
+        self.missed = of(decided.selected / "missed.npy")
         self.representative = of(decided.groups / "representative.npy")
         self.grouped = of(decided.groups / "grouped.npy")
         self.cluster = self._of_blocks(decided.assigned, "cluster.npy")
@@ -251,20 +252,11 @@ class _Block:
                 result[row] = said + (", through others" if short else "")
             elif name == "irrelevant":
                 said = f"cosine {similarity[row]:.4f} with its nearest seed {nearest[row]}"
-                result[row] = f"{said} {self._missed(similarity[row])}"
+                result[row] = said + decided.misses[self.missed[row] - 1]
             elif name == "over_budget":
                 best = f"not among the {decided.max_images} most similar"
                 result[row] = f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
         return result
-
-    def _missed(self, similarity: np.float32) -> str:
-        """Return what an irrelevant image missed."""
-        threshold, target = self.decided.retrieve_threshold, self.decided.target
-        if target is None:
-            return f"is below {threshold:.4f}"
-        if similarity < np.float32(threshold):
-            return f"is below {threshold:.4f}, to which the target of {target:,} images came"
-        return f"is that of the last of the target of {target:,} images, whose key comes first"
 
     def _retrieval(self) -> pa.Table:
         rows, k = np.flatnonzero(self.listed), self.seeds.shape[1]

@@ -156,6 +156,8 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
             source = SOURCES.get(setting.get("source"), setting.get("source") or "")
             value = f"cosine >= {setting['value']:.6g}"
             table.add_row(printable(name), value, printable(source))
+    if retrieval := funnel.get("retrieval"):
+        table.add_row("strategy", retrieval["strategy"], retrieval["description"])
     groups = funnel.get("groups") or {}
     if groups:
         members = f"{groups['members']:,} images in {groups['count']:,} groups of copies"

@@ -1,137 +1,69 @@
-"""Stage retrieve: the nearest seed images of every image that stands for itself.
-
-A map over blocks of numbers. The strategy `threshold` (`selection/decide.py`) then keeps an image whose
-cosine with at least one seed image reaches the threshold; it needs no new search.
-"""
+"""Strategy `threshold`: whatever is similar enough to at least one seed image, or the most similar."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from jaxtyping import Float32, Int8
 
-from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
-from curate.neighbours.search import gpus_wanted, top_k, use_threads
-from curate.stage import Runner, Stage, Unit
-from shared.embedders import Threshold
+from curate.retrieval.candidates import load_candidates
+from curate.retrieval.question import Chosen, Question, below
+from curate.stage import Stage, Unit
 
-VERSION = 2
-
-
-Count = Annotated[int, Field(ge=1, strict=True)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+VERSION = 1
+BELOW, TIED = 1, 2
 
 
-class RetrieveSettings(BaseModel):
-    """What counts as similar to the seed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    strategy: Literal["threshold"] = "threshold"
-    embedder: str | None = None
-    """What similarity to the seed is judged by; by default the pipeline's `embedder`, else `bundled`."""
-    threshold: Threshold | None = None
-    """Cosine with the nearest seed image from which an image is kept, inclusive. Default: the
-    embedder's own."""
-    target: Count | Share | None = None
-    """In place of a threshold: so many images, or this share of those that could be relevant, are
-    relevant, the most similar ones, ties by key."""
-    max_images: int | None = Field(None, ge=1)
-    """Budget: of the relevant images at most as many are kept, the most similar ones, ties by key."""
-
-    @model_validator(mode="after")
-    def _has_one_limit(self) -> RetrieveSettings:
-        if self.target is not None and self.threshold is not None:
-            raise ValueError(
-                "target and threshold exclude each other: say --set retrieve.threshold=null, or "
-                "--set retrieve.target=null"
-            )
-        return self
+def choose(question: Question, target: float | None) -> Chosen:
+    """Return the images that reach the threshold, or those that a target asks for."""
+    runner, candidates = question.runner, question.candidates
+    stage = Stage(
+        "choose", ["threshold", VERSION], candidates.address, [question.threshold, target]
+    )
+    args = (candidates.folder, question.threshold, target)
+    [found] = runner.run(stage, choose_relevant, [Unit("all", args)])
+    folder = runner.folder(stage) / "all"
+    return Chosen(folder, misses_of(**found), stage.address, **found)
 
 
-@dataclass(frozen=True)
-class Retrieved:
-    """The nearest seeds of the images of each block, as `search` leaves them."""
-
-    folders: tuple[Path, ...]
-    address: str
-
-
-def retrieve(
-    runner: Runner,
-    crawl: Catalogued,
-    groups: Path,
-    grouped: str,
-    seed: Catalogued,
-    k: int,
-    threads: int,
-) -> Retrieved:
-    """Find the `k` nearest seed images of every image that stands for its group.
-
-    `crawl` and `seed` are as the embedder for meaning sees them; `groups`, at the address
-    `grouped`, is what dedup left.
-    """
-    addresses = [grouped, crawl.address, seed.address]
-    stage = Stage("retrieve", VERSION, addresses, [k, threads])
-    units = [
-        Unit(
-            f"{start:012d}",
-            (crawl.collection, groups, seed.collection, start, stop, k, threads),
-            stop - start,
-        )
-        for start, stop in crawl.collection.blocks()
-    ]
-    with runner.at_work("retrieve"):
-        runner.run(stage, search, units, gpus=gpus_wanted())
-    return Retrieved(tuple(runner.folder(stage) / unit.name for unit in units), stage.address)
+def misses_of(threshold: float, target: int | None) -> tuple[str, ...]:
+    """Return what is said of images that are `BELOW` or `TIED`."""
+    if target is None:
+        return (below(threshold),)
+    goal = f"the target of {target:,} images"
+    return (
+        f"{below(threshold)}, to which {goal} came",
+        f" is that of the last of {goal}, whose key comes first",
+    )
 
 
-def search(
-    crawl: Collection,
-    representative: Path,
-    seed: Collection,
-    start: int,
-    stop: int,
-    k: int,
-    threads: int,
-    *,
-    out: Path,
-) -> dict:
-    """Write `numbers.npy`, and of each its nearest seed images: int64 and float32 [n, k]."""
-    use_threads(threads)
-    chosen = np.load(representative / "representative.npy", mmap_mode="r")[start:stop]
-    numbers = np.flatnonzero(chosen == np.arange(start, stop)) + start
-    images = seed.open_by_key
-    similarity, row = top_k(crawl.vectors(numbers), seed.vectors(images), k)
-    np.save(out / "numbers.npy", numbers)
-    np.save(out / "similarity.npy", similarity)
-    np.save(out / "seeds.npy", images[row])
-    return {"images": len(numbers)}
+def choose_relevant(candidates: Path, threshold: float, target: float | None, *, out: Path) -> dict:
+    """Write `missed.npy`. A share is rounded, and of one image at least."""
+    similarity = load_candidates(candidates)[1][:]
+    if isinstance(target, float):
+        target = max(1, round(target * len(similarity)))
+    if target is None:
+        missed = below_threshold(similarity, threshold)
+    else:
+        missed, threshold = beyond_target(similarity, int(target))
+    np.save(out / "missed.npy", missed)
+    return {"threshold": threshold, "target": target}
 
 
-def found(
-    folders: list[Path], numbers: Numbers
-) -> tuple[Bool[np.ndarray, " n"], Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
-    """Return what the searches of all blocks say of images: whether they were seen, and their rows.
+def below_threshold(
+    similarity: Float32[np.ndarray, " n"], threshold: float
+) -> Int8[np.ndarray, " n"]:
+    """Return 0 where a similarity reaches the threshold, which is inclusive, else `BELOW`."""
+    return np.where(similarity >= np.float32(threshold), 0, BELOW).astype(np.int8)
 
-    The rows are similarities and seed numbers, nan and -1 where unseen.
-    """
-    widths = {np.load(folder / "seeds.npy", mmap_mode="r").shape[1] for folder in folders}
-    k = max(widths, default=0)
-    seen = np.zeros(len(numbers), bool)
-    similarity = np.full((len(numbers), k), np.nan, np.float32)
-    seeds = np.full((len(numbers), k), -1, np.int64)
-    for block in np.unique(numbers // BLOCK):
-        where = np.flatnonzero(numbers // BLOCK == block)
-        searched = np.load(folders[block] / "numbers.npy")
-        row = np.searchsorted(searched, numbers[where])
-        row[row == len(searched)] = 0
-        hit = searched[row] == numbers[where] if len(searched) else np.zeros(len(where), bool)
-        seen[where] = hit
-        similarity[where[hit]] = np.load(folders[block] / "similarity.npy", mmap_mode="r")[row[hit]]
-        seeds[where[hit]] = np.load(folders[block] / "seeds.npy", mmap_mode="r")[row[hit]]
-    return seen, similarity, seeds
+
+def beyond_target(
+    similarity: Float32[np.ndarray, " n"], count: int
+) -> tuple[Int8[np.ndarray, " n"], float]:
+    """Return 0 for the `count` most similar, ties by row, else `BELOW` or `TIED`, and the threshold."""
+    ranked = np.argsort(-similarity, kind="stable")
+    threshold = float(similarity[ranked[:count][-1]]) if len(ranked) else -1.0
+    missed = np.where(similarity < np.float32(threshold), BELOW, TIED).astype(np.int8)
+    missed[ranked[:count]] = 0
+    return missed, threshold

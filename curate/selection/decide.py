@@ -6,20 +6,20 @@ time.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped
 
-from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
+from curate.catalogue.collection import Catalogued, Collection
+from curate.catalogue.keyed_order import hash_keys
 from curate.dedup.holdout import Held
 from curate.filters.decisions import CODE, DECISIONS, OPEN
-from curate.retrieval.threshold import Retrieved, RetrieveSettings
+from curate.retrieval.candidates import Candidates, load_candidates, touched_by_holdouts
+from curate.retrieval.question import Chosen
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,6 @@ class Selected:
 
     folder: Path
     decisions: dict[str, int]
-    threshold: float
-    """From which images are relevant: the one that was given, or the one of the target."""
-    target: int | None
-    """How many were to be relevant; None without a target."""
     address: str
 
 
@@ -40,32 +36,33 @@ def decide(
     crawl: Catalogued,
     groups: Path,
     held: Held,
-    retrieved: Retrieved,
-    threshold: float,
-    settings: RetrieveSettings,
+    candidates: Candidates,
+    chosen: Chosen,
+    max_images: int | None,
     seed: int,
 ) -> Selected:
     """Decide about every image, and deal the kept ones to shards in an order by `seed`."""
     stage = Stage(
         "select",
         VERSION,
-        [crawl.address, retrieved.address, held.address],
-        [threshold, settings.model_dump(exclude={"threshold", "embedder"}), seed],
+        [crawl.address, candidates.address, chosen.address, held.address],
+        [max_images, seed],
     )
-    found = list(held.folders), list(retrieved.folders)
-    args = (crawl.collection, groups, *found, threshold, settings, seed)
-    with runner.at_work("select"):
-        [result] = runner.run(stage, select, [Unit("all", args)])
+    args = (
+        *(crawl.collection, groups, list(held.folders), candidates.folder, chosen.folder),
+        *(max_images, seed),
+    )
+    [result] = runner.run(stage, select, [Unit("all", args)])
     return Selected(runner.folder(stage) / "all", **result, address=stage.address)
 
 
 def select(
     crawl: Collection,
-    representative: Path,
+    groups: Path,
     holdout: list[Path],
-    retrieved: list[Path],
-    threshold: float,
-    settings: RetrieveSettings,
+    candidates: Path,
+    chosen: Path,
+    max_images: int | None,
     seed: int,
     *,
     out: Path,
@@ -73,80 +70,29 @@ def select(
     """Write `decision.npy` int8 by image number, and `order.npy`, the kept images' numbers.
 
     The order is that of a hash of key and `seed`, so it depends on no other image; `position.npy`
-    is an image's place in it, or -1. A target looks at no image that a holdout drops.
+    is an image's place in it, or -1. `missed.npy` int8 is the strategy's code of why an image is
+    irrelevant, 0 for all others.
     """
-    stands_for = np.load(representative / "representative.npy", mmap_mode="r")[:]
-    own = np.arange(len(crawl))
+    representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
+    numbers, similarity = load_candidates(candidates)
+    missed = np.load(chosen / "missed.npy")
     decision = np.array(crawl.decision)
-    candidates = _concatenate([np.load(folder / "numbers.npy") for folder in retrieved], np.int64)
-    similarity = _concatenate(
-        [_best(np.load(folder / "similarity.npy")) for folder in retrieved], np.float32
-    )
-    decision[candidates] = CODE["kept"]
-    decision[(decision == OPEN) & (stands_for >= 0) & (stands_for != own)] = CODE["duplicate"]
-    hits = _concatenate([np.load(folder / "hits.npy")[:, 0] for folder in holdout], np.int64)
-    touched = np.zeros(len(crawl), bool)
-    touched[stands_for[hits]] = True
-    decision[(stands_for >= 0) & touched[stands_for]] = CODE["holdout"]
-    free = decision[candidates] == CODE["kept"]
-    candidates, similarity = candidates[free], similarity[free]
-    target = _count(settings.target, len(candidates))
-    if target is None:
-        relevant = np.flatnonzero(similarity >= np.float32(threshold))
-    else:
-        relevant = _most_similar(crawl, candidates, similarity)[:target]
-        threshold = float(similarity[relevant[-1]]) if len(relevant) else -1.0
-    decision[candidates] = CODE["irrelevant"]
-    decision[candidates[relevant]] = CODE["kept"]
-    if settings.max_images is not None and len(relevant) > settings.max_images:
-        candidates, similarity = candidates[relevant], similarity[relevant]
-        over = _most_similar(crawl, candidates, similarity)[settings.max_images :]
-        decision[candidates[over]] = CODE["over_budget"]
+    decision[(decision == OPEN) & (representative >= 0)] = CODE["duplicate"]
+    decision[touched_by_holdouts(representative, holdout)] = CODE["holdout"]
+    decision[numbers] = np.where(missed, CODE["irrelevant"], CODE["kept"])
+    if max_images is not None:
+        relevant = np.flatnonzero(missed == 0)
+        ranked = relevant[np.argsort(-similarity[relevant], kind="stable")]
+        decision[numbers[ranked[max_images:]]] = CODE["over_budget"]
     np.save(out / "decision.npy", decision)
-    order = _order(crawl, np.flatnonzero(decision == CODE["kept"]), seed)
+    kept = np.flatnonzero(decision == CODE["kept"])
+    order = kept[np.lexsort((kept, hash_keys(crawl, kept, seed)))]
     position = np.full(len(crawl), -1, np.int64)
     position[order] = np.arange(len(order))
     np.save(out / "order.npy", order)
     np.save(out / "position.npy", position)
+    missed_of_all = np.zeros(len(crawl), np.int8)
+    missed_of_all[numbers] = missed
+    np.save(out / "missed.npy", missed_of_all)
     counts = np.bincount(decision, minlength=len(DECISIONS))
-    decisions = dict(zip(DECISIONS, counts.tolist(), strict=True))
-    return {"decisions": decisions, "threshold": threshold, "target": target}
-
-
-def _count(target: float | None, candidates: int) -> int | None:
-    """Return how many images a target asks for: a share is rounded, and of one image at least."""
-    return max(1, round(target * candidates)) if isinstance(target, float) else target
-
-
-def _most_similar(
-    crawl: Collection, candidates: Numbers, similarity: Float32[np.ndarray, " n"]
-) -> Int64[np.ndarray, " n"]:
-    """Return places in `candidates`, the most similar first, ties by key."""
-    return np.lexsort((crawl.place[candidates], -similarity))
-
-
-def _best(similarity: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, " n"]:
-    return similarity[:, 0] if similarity.shape[1] else np.full(len(similarity), -1, np.float32)
-
-
-def _concatenate(
-    arrays: list[Shaped[np.ndarray, " _"]], dtype: type[np.generic]
-) -> Shaped[np.ndarray, " n"]:
-    return np.concatenate([np.empty(0, dtype), *arrays])
-
-
-def _order(crawl: Collection, numbers: Numbers, seed: int) -> Numbers:
-    """Return `numbers` in the order of the blake2 hash of seed and key, ties by number."""
-    hashes = np.empty(len(numbers), np.uint64)
-    for at in range(0, len(numbers), BLOCK):
-        keys = crawl.keys(numbers[at : at + BLOCK])
-        hashes[at : at + BLOCK] = [keyed_hash(key, seed) for key in keys]
-    return numbers[np.lexsort((numbers, hashes))]
-
-
-def keyed_hash(key: str, seed: int) -> int:
-    """Return 64 bits of blake2b of a key under a seed."""
-    digest = hashlib.blake2b(
-        key.encode(), digest_size=8, key=str(seed).encode(), person=b"lvd-order"
-    ).digest()
-    return int.from_bytes(digest, "big")
+    return {"decisions": dict(zip(DECISIONS, counts.tolist(), strict=True))}

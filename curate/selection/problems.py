@@ -7,10 +7,22 @@ from collections.abc import Mapping
 FEW = 20
 """Images of fewer than which no share is odd."""
 NEARLY_ALL, NEARLY_NONE = 0.95, 0.01
+REMEDIES_FOR_NONE = {
+    "knn": "--set retrieve.threshold=null, as no image reaches that floor",
+    "cluster": "--set retrieve.cluster.clusters=... with fewer of them, or a lower "
+    "retrieve.cluster.more_than or retrieve.threshold",
+}
+REMEDIES_FOR_ALL = {
+    "knn": "--set retrieve.knn.neighbours=... with something lower",
+    "cluster": "--set retrieve.cluster.images=... or retrieve.cluster.cap=... with something lower",
+}
 
 
 def selection_problems(
-    decisions: Mapping[str, int], threshold: float, target: int | None
+    decisions: Mapping[str, int],
+    threshold: float,
+    target: int | None,
+    strategy: str = "threshold",
 ) -> list[str]:
     """Return a line where a target was not met, or nearly all or none of the images are relevant.
 
@@ -26,6 +38,8 @@ def selection_problems(
             f"retrieve.target asks for {target:,} images, and {judged:,} could be relevant: all of "
             "them are; lower the target, or crawl more"
         ]
+    if strategy != "threshold":
+        return _of_strategy(strategy, relevant, judged)
     if judged < FEW or threshold <= -1:
         return []
     if relevant > NEARLY_ALL * judged:
@@ -38,4 +52,18 @@ def selection_problems(
         f"retrieve finds {word} images relevant ({relevant:,} of {judged:,} that could be): say "
         f"--set retrieve.threshold=... with something {way} than {threshold:.4g}, "
         "--set retrieve.target=... for so many images, or another retrieve.embedder"
+    ]
+
+
+def _of_strategy(strategy: str, relevant: int, judged: int) -> list[str]:
+    """Return a line where a strategy that takes what is nearest finds all, or nothing."""
+    if judged and not relevant:
+        word, remedies = "none", REMEDIES_FOR_NONE
+    elif judged >= FEW and relevant > NEARLY_ALL * judged:
+        word, remedies = "nearly all", REMEDIES_FOR_ALL
+    else:
+        return []
+    return [
+        f"retrieve.strategy {strategy} finds {word} of the images relevant ({relevant:,} of "
+        f"{judged:,} that could be): say {remedies[strategy]}"
     ]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.catalogue import collection
+from curate.catalogue import collection, keyed_order
 from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
@@ -23,8 +23,9 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
 from curate.report import rows
-from curate.retrieval import threshold as retrieve
-from curate.selection import decide as select
+from curate.retrieval import candidates, cluster
+from curate.retrieval import nearest_seeds as retrieve
+from curate.retrieval.threshold import choose_relevant
 from shared.datasets import Part
 
 
@@ -213,11 +214,28 @@ def searched(
     return held, retrieved
 
 
+def candidates_of(
+    crawl: Collection, groups: Path, held: Sequence[Path], retrieved: Sequence[Path], work: Path
+) -> Path:
+    """Return the folder of the candidates of a seed."""
+    out = _folder(_fresh(work / "candidates"))
+    candidates.find(crawl, groups, list(held), list(retrieved), out=out)
+    return out
+
+
+def chosen_by_threshold(
+    found: Path, threshold: float, target: float | None, work: Path
+) -> tuple[Path, dict]:
+    """Return the folder of what the strategy `threshold` chooses, and its threshold and target."""
+    out = _folder(_fresh(work / "chosen"))
+    return out, choose_relevant(found, threshold, target, out=out)
+
+
 @contextmanager
 def blocks_of(size: int) -> Iterator[None]:
     """Make the units of the map stages, and the files they are looked up in, hold `size` images."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (collection, retrieve, rows, select):
+        for module in (collection, keyed_order, retrieve, cluster, rows):
             patch.setattr(module, "BLOCK", size)
         yield
 

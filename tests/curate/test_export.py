@@ -10,7 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from failing_storage import Rule, failing, script
-from made_collection import Made, clustered, files_of, grouped, made_collection, searched
+from made_collection import (
+    Made,
+    candidates_of,
+    chosen_by_threshold,
+    clustered,
+    files_of,
+    grouped,
+    made_collection,
+    searched,
+)
 from pictures import (
     ColourEmbedder,
     colour_request,
@@ -26,7 +35,6 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
 from curate.embedding.request import EmbedSettings
 from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
-from curate.retrieval.threshold import RetrieveSettings
 from curate.selection.decide import select
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
@@ -60,7 +68,9 @@ def source_of(work, path):
     held, retrieved = searched(crawl, groups, seed, [], work)
     selected = work / "select"
     selected.mkdir()
-    select(crawl, groups, held, retrieved, -1.0, RetrieveSettings(), 0, out=selected)
+    candidates = candidates_of(crawl, groups, held, retrieved, work)
+    chosen, _ = chosen_by_threshold(candidates, -1.0, None, work)
+    select(crawl, groups, held, candidates, chosen, None, 0, out=selected)
     file = save_parts(parts, work / "parts.json")
     limit = EmbedSettings().max_pixels
     return Source(crawl, file, selected, tuple(retrieved), seed, {}, limit), parts

@@ -108,6 +108,16 @@ def test_the_text_says_the_figures_within_100_columns(site):
     }
 
 
+def test_a_round_whose_strategy_has_no_threshold_leaves_its_place_empty(tmp_path):
+    out = write_run(tmp_path / "round", [], 0.71, "pipeline")
+    funnel = json.loads((out / "reports" / "funnel.json").read_text())
+    del funnel["thresholds"]["retrieve"]
+    (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
+    text = as_text(read_table([Finished("bundled", out)], recipe="tiny"))
+    lines = {" ".join(line.split()) for line in text.splitlines()}
+    assert "1 bundled 0.7100 0 of 6 0 %" in lines
+
+
 def test_many_rounds_stay_within_100_columns(site):
     rounds = [Finished("a/path/of/an/embedder", site / "round-1")] * 10
     text = as_text(read_table(rounds, recipe="tiny", truth=site / "truth.csv"))

@@ -141,4 +141,6 @@ def test_no_retrieve_threshold_is_no_line(tmp_path):
     funnel = read_funnel(out)
     funnel["thresholds"] = {"dedup": funnel["thresholds"]["dedup"]}
     (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
-    assert "relevance threshold<" in pictures(out, picture).read_text(encoding="utf-8")
+    assert "What just became relevant, and what just did not<" in pictures(out, picture).read_text(
+        encoding="utf-8"
+    )

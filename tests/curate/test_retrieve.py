@@ -14,7 +14,7 @@ from made_collection import (
     searched,
 )
 
-from curate.retrieval.threshold import found
+from curate.retrieval.nearest_seeds import found
 
 VECTORS = clumps(0, 12, 10, 8, 0.4)
 SEEDS = clumps(1, 8, 5, 8, 0.4)

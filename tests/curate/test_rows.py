@@ -9,6 +9,8 @@ import pytest
 from made_collection import (
     Made,
     blocks_of,
+    candidates_of,
+    chosen_by_threshold,
     clumps,
     clustered,
     exact_cosines,
@@ -22,7 +24,7 @@ from curate.filters.decisions import DECISIONS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.report.rows import DUPLICATES, IMAGES, RETRIEVAL, Decided, tables
-from curate.retrieval.threshold import RetrieveSettings
+from curate.retrieval.threshold import misses_of
 from curate.selection.decide import select
 
 DEDUP, RETRIEVE, HOLDOUT = 0.95, 0.5, 0.97
@@ -71,10 +73,9 @@ class Finished:
             )
             chosen = work / "select"
             chosen.mkdir()
-            asked = RetrieveSettings(max_images=most, target=target)
-            self.selected = select(
-                self.crawl, groups, held, retrieved, RETRIEVE, asked, 0, out=chosen
-            )
+            candidates = candidates_of(self.crawl, groups, held, retrieved, work)
+            taken, self.reached = chosen_by_threshold(candidates, RETRIEVE, target, work)
+            select(self.crawl, groups, held, candidates, taken, most, 0, out=chosen)
             decided = Decided(
                 crawl=self.crawl,
                 seed=self.seed,
@@ -87,10 +88,9 @@ class Finished:
                 quality=quality,
                 filters=FILTERS,
                 dedup_threshold=DEDUP,
-                retrieve_threshold=self.selected["threshold"],
-                target=self.selected["target"],
                 max_images=most,
                 strategy="threshold",
+                misses=misses_of(**self.reached),
                 shard_size=7,
             )
             folders = []
@@ -270,7 +270,7 @@ def test_an_image_that_misses_the_target_says_so(tmp_path):
     run = Finished(tmp_path, target=6, max_images=None)
     decisions = [row["decision"] for row in run.images]
     assert decisions.count("kept") == 6
-    threshold = run.selected["threshold"]
+    threshold = run.reached["threshold"]
     missed = [row for row in run.images if row["decision"] == "irrelevant"]
     assert missed
     for row in missed:

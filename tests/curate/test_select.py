@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from made_collection import (
     Made,
     blocks_of,
+    candidates_of,
+    chosen_by_threshold,
     clustered,
     exact_cosines,
     files_of,
@@ -17,12 +19,12 @@ from made_collection import (
     searched,
 )
 
+from curate.catalogue.keyed_order import keyed_hash
 from curate.filters.decisions import DECISIONS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
-from curate.retrieval.threshold import RetrieveSettings
-from curate.selection.decide import keyed_hash, select
+from curate.selection.decide import select
 
 DEDUP, RETRIEVE = 0.95, 0.6
 FILTERS = [FilterSettings(column="nsfw", max=0.5)]
@@ -58,8 +60,9 @@ def selected(
         folders = searched(crawl, groups, known, holdouts, work, threshold=DEDUP)
         out = work / f"select-{len(list(work.glob('select-*')))}"
         out.mkdir()
-        chosen = RetrieveSettings(max_images=most, target=target)
-        result = select(crawl, groups, *folders, threshold, chosen, seed, out=out)
+        found = candidates_of(crawl, groups, *folders, work)
+        chosen, reached = chosen_by_threshold(found, threshold, target, work)
+        result = select(crawl, groups, folders[0], found, chosen, most, seed, out=out) | reached
         counts = result["decisions"]
         keys = crawl.keys(np.arange(len(crawl)))
     decision = np.load(out / "decision.npy")

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from curate.filters.decisions import DECISIONS
-from curate.retrieval.threshold import RetrieveSettings
+from curate.retrieval.settings import RetrieveSettings
 from curate.selection.problems import selection_problems
 
 
@@ -45,6 +45,26 @@ def test_a_shortfall_is_told_and_a_target_that_is_met_is_not():
     [line] = selection_problems(counts(kept=980), 0.1, 2000)
     assert "2,000" in line
     assert "980" in line
+
+
+@pytest.mark.parametrize(
+    ("strategy", "decisions", "word", "remedies"),
+    [
+        ("knn", {"kept": 9, "irrelevant": 9991}, None, []),
+        ("knn", {"kept": 96, "irrelevant": 4}, "nearly all", ["retrieve.knn.neighbours"]),
+        ("knn", {"irrelevant": 5}, "none", ["retrieve.threshold"]),
+        ("cluster", {"irrelevant": 5}, "none", ["retrieve.cluster.clusters", "more_than"]),
+        ("cluster", {"over_budget": 96}, "nearly all", ["retrieve.cluster.images", "cap"]),
+        ("cluster", {"kept": 19}, None, []),
+        ("cluster", {}, None, []),
+    ],
+)
+def test_other_strategies_say_when_they_find_nothing_or_all(strategy, decisions, word, remedies):
+    found = selection_problems(counts(**decisions), -1.0, None, strategy)
+    assert len(found) == (word is not None)
+    for line in found:
+        assert f"retrieve.strategy {strategy} finds {word} of the images" in line
+        assert all(remedy in line for remedy in remedies)
 
 
 @pytest.mark.parametrize("threshold", [0.5, "auto"])

@@ -109,6 +109,18 @@ IN_FOLDER = {"dedup": (0.71, "embedder")}
         ("default", "half", ["dedup.threshold=0.8"], {"dedup": (0.8, "pipeline")}),
         ("default", "folder", ["dedup.threshold=auto"], {}),
         ("measured", None, [], {"retrieve": (0.31, "embedder")}),
+        (  # what is declared with the embedder is no floor of another strategy
+            "default",
+            "declared",
+            ["retrieve.strategy=knn"],
+            {"dedup": (0.61, "embedder"), "retrieve": (-1.0, "no floor")},
+        ),
+        (
+            "default",
+            "nameless",
+            ["retrieve.strategy=cluster", "retrieve.threshold=0.2"],
+            {"retrieve": (0.2, "pipeline")},
+        ),
         (
             "numbers",
             "folder",

@@ -1,0 +1,20 @@
+"""The registry of retrieval strategies, and the one question that all of them answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from curate.retrieval import cluster, knn, threshold
+from curate.retrieval.question import Chosen, Question
+from curate.retrieval.settings import RetrieveSettings
+
+STRATEGIES: dict[str, Callable[[Question, RetrieveSettings], Chosen]] = {
+    "threshold": lambda question, settings: threshold.choose(question, settings.target),
+    "knn": lambda question, settings: knn.choose(question, settings.knn),
+    "cluster": lambda question, settings: cluster.choose(question, settings.cluster),
+}
+
+
+def choose(question: Question, settings: RetrieveSettings) -> Chosen:
+    """Return what the strategy of a seed retrieves for it."""
+    return STRATEGIES[settings.strategy](question, settings)
