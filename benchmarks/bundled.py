@@ -1,12 +1,9 @@
-"""The bundled embedder: the folder that it is trained on, and how it does on what it never saw.
+"""How embedders of meaning do on crawl-small's parts 00004 and 00005, with 95 % intervals (bootstrap).
 
-`links` makes a folder of links to the shards, the few crawled pictures many times beside the many
-small ones, for `lvd-train run --recipe bundled`. `table` scores embedders on crawl-small's parts
-00004 and 00005, which are not in that folder, with 95 % intervals (bootstrap).
+The bundled models never saw these parts.
 
-    .venv/bin/python benchmarks/bundled.py links DATA runs/bundled/shards
-    .venv/bin/python benchmarks/bundled.py table DATA/crawl-small
-    .venv/bin/python benchmarks/bundled.py table DATA/crawl-small --embedder runs/bundled/train/model
+    .venv/bin/python benchmarks/bundled.py DATA/crawl-small
+    .venv/bin/python benchmarks/bundled.py DATA/crawl-small --embedder runs/train/bundled/model
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import csv
 import json
 import shutil
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,9 +30,6 @@ from shared.images import ImageError, decode
 from shared.parts import PartReader
 
 HELD_OUT = ("00004", "00005")
-REPEATS = 20
-"""How often each picture of the crawl and the seed stands in the folder; CIFAR's stand there once."""
-SAMPLE_REPEATS = 4
 RESAMPLES = 1000
 PRECISION = 0.99
 
@@ -47,47 +40,6 @@ AREAS = (
     ("photographs / not", PHOTOGRAPHS, OTHERS),
     ("animals / objects", ("animal",), ("object",)),
 )
-
-
-@click.group()
-def main() -> None:
-    """Prepare the bundled embedder's training data, or score embedders."""
-
-
-@main.command()
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--sample", type=click.Path(path_type=Path), default=Path("runs/work/sample"))
-def links(data: Path, out: Path, sample: Path) -> None:
-    """Fill OUT with links to the training shards of DATA and to the built-in sample."""
-    folders = (data / "cifar10", data / "crawl-small" / "crawl", sample / "crawl")
-    if missing := [str(folder) for folder in folders if not any(folder.glob("*.tar"))]:
-        raise click.ClickException(f"no tars in {missing[0]} (make demo makes the sample)")
-    if out.exists():
-        raise click.ClickException(f"{out} is there already: name another OUT")
-    out.mkdir(parents=True)
-    seed = out / "seed-00.tar"
-    with tarfile.open(seed, "w") as tar:
-        for file in sorted((data / "crawl-small" / "seed").iterdir()):
-            tar.add(file, file.stem.replace(".", "_") + file.suffix)
-    cifar, crawl = data / "cifar10", data / "crawl-small" / "crawl"
-    made = sample / "crawl"
-    times = [
-        *((f"cifar-{tar.stem}", tar, 1) for tar in sorted(cifar.glob("train-*.tar"))),
-        *(
-            (f"crawl-{tar.stem}", tar, REPEATS)
-            for tar in sorted(crawl.glob("*.tar"))
-            if tar.stem not in HELD_OUT
-        ),
-        *((f"sample-{tar.stem}", tar, SAMPLE_REPEATS) for tar in sorted(made.glob("*.tar"))),
-        ("seed", seed, REPEATS),
-    ]
-    for name, tar, repeats in times:
-        for repeat in range(repeats):
-            link = out / f"{name}-{repeat:02d}.tar"
-            if link != seed:
-                link.symlink_to(tar.absolute())
-    click.echo(f"{sum(repeats for *_, repeats in times)} shards in {out}")
 
 
 @dataclass(frozen=True)
@@ -125,12 +77,12 @@ class Crawl:
     seeds: list[bytes]
 
 
-@main.command()
+@click.command()
 @click.argument("crawl_small", type=click.Path(path_type=Path, exists=True))
 @click.option("--embedder", "embedders", multiple=True, help="`descriptor`, a model folder, or "
               "untrained:FOLDER; by default the bundled one, the same untrained, and descriptor.")  # fmt: skip
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Write the figures here.")
-def table(crawl_small: Path, embedders: tuple[str, ...], as_json: Path | None) -> None:
+def main(crawl_small: Path, embedders: tuple[str, ...], as_json: Path | None) -> None:
     """Print the scores of embedders on the parts of CRAWL_SMALL that nothing was trained on."""
     crawl = _read(crawl_small)
     click.echo(

@@ -36,8 +36,6 @@ from train.evaluation.settings import (
     RetrievalSettings,
     SegmentSettings,
 )
-from train.export.centring import mean_token
-from train.export.seen_regions import seen
 from train.monitoring.knn import Knn
 from train.monitoring.recognition import recognition
 from train.monitoring.settings import KnnSettings
@@ -209,16 +207,3 @@ def test_figures_are_drawn_from_the_card(card: FakeCard, models: dict[str, str],
             attention_figure(model, pictures, 0.6)
     else:
         assert attention_figure(model, pictures, 0.6)
-
-
-def test_an_export_looks_at_images_on_the_card(
-    card: FakeCard, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.embedders._torch_sees_gpu", lambda: True)
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(2):
-        picture(number).save(images / f"{number}.png")
-    assert mean_token(Path(models["vit"]), str(images)).shape == (24,)
-    looked = seen(Path(models["vit"]), str(images), "center")
-    assert looked.views.regions.shape[1:] == (4, 24)

@@ -38,22 +38,6 @@ import click
     help="Resample the position embeddings for images of PX x PX, for timm and onnx; by default "
     "the size that the model was trained at.",
 )
-@click.option(
-    "--centre",
-    metavar="IMAGES",
-    help="Shift what the network gives so that its mean over these images (at most 5,000; what "
-    "--shards of lvd-train run may be) is zero: cosines of unlike images then lie about 0 and not "
-    "high above. For timm and onnx.",
-)
-@click.option(
-    "--embedder",
-    "images",
-    metavar="IMAGES",
-    help="Make an embedder that finds copies, by one more block that is computed from these images "
-    "and edited views of them: CLS token and what is in four regions in one vector, 8 dimensions for "
-    "each head longer, in which directions that edits change count less; centred too. For timm and "
-    "onnx.",
-)
 @click.option("--half", is_flag=True, help="Keep the weights in float16: half the size. For timm.")
 def export(
     source: Path,
@@ -61,8 +45,6 @@ def export(
     form: str,
     role: str | None,
     size: int | None,
-    centre: str | None,
-    images: str | None,
     half: bool,
 ) -> None:
     """Write what a run has trained in a form that others load.
@@ -75,9 +57,8 @@ def export(
     from train.export.new_folder import check_free
     from train.export.options import check_options
 
-    options = {"role": role, "size": size, "centre": centre, "embedder": images, "half": half}
-    check_options(form, **options)
+    check_options(form, role=role, size=size, half=half)
     check_free(out)
     from train.export.formats import write_export  # torch, which takes seconds, comes with it
 
-    click.echo(write_export(source, out, form, **options))
+    click.echo(write_export(source, out, form, role=role, size=size, half=half))

@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 
 from shared.errors import LvdError
-from train.export.centring import mean_token
-from train.export.embedder_block import as_embedder
 from train.export.new_folder import new_folder
 from train.export.one_file import write_one_file
 from train.export.onnx_graph import TOLERANCE, require_onnx, write_onnx
@@ -28,20 +26,18 @@ def write_export(
     *,
     role: Role | None = None,
     size: int | None = None,
-    centre: str | None = None,
-    embedder: str | None = None,
     half: bool = False,
 ) -> str:
     """Write the folder `out`, whole or not at all; return what is in it, in a line.
 
     `timm` and `onnx` hold one backbone, of the teacher unless `role` says otherwise, for images of
-    `size` pixels, centred on the images that `centre` names, or made an embedder by those that
-    `embedder` names, its weights in float16 with `half`; `heads` and `single` are made of a checkpoint as it is. Raises LvdError, in one
-    line, for a source that is torn or foreign and for an `out` that holds anything.
+    `size` pixels, its weights in float16 with `half`; `heads` and `single` are made of a checkpoint
+    as it is. Raises LvdError, in one line, for a source that is torn or foreign and for an `out`
+    that holds anything.
     """
-    check_options(form, role=role, size=size, centre=centre, embedder=embedder, half=half)
+    check_options(form, role=role, size=size, half=half)
     if form in ("timm", "onnx"):
-        return _write_backbone(source, out, form, role, size, centre, embedder, half)
+        return _write_backbone(source, out, form, role, size, half)
     if is_model_folder(source) or (source / ONE_FILE).exists():
         raise LvdError(
             f"{source} is an export: --format {form} needs a checkpoint, so give the OUT of the "
@@ -59,8 +55,6 @@ def _write_backbone(
     form: Format,
     role: Role | None,
     size: int | None,
-    centre: str | None,
-    embedder: str | None,
     half: bool,
 ) -> str:
     if form == "onnx":
@@ -68,20 +62,9 @@ def _write_backbone(
     state, settings, name = read_backbone(source, role, size)
     what = f"{out}: {name}, {settings.name} at {settings.image_size} px"
     with new_folder(out) as folder:
-        write_model_folder(state, settings, settings.image_size, folder)
-        if embedder is not None:
-            state, settings = as_embedder(state, settings, folder, embedder)
-            write_model_folder(state, settings, settings.image_size, folder)
-            what += ", as an embedder"
-        if centre is not None:
-            if "vit.norm.bias" not in state:
-                raise LvdError("--centre needs a final LayerNorm, and this model has none")
-            state["vit.norm.bias"] = state["vit.norm.bias"] - mean_token(folder, centre)
-            write_model_folder(state, settings, settings.image_size, folder)
-            what += ", centred"
-        if half:
-            write_model_folder(state, settings, settings.image_size, folder, torch.float16)
-            what += ", in float16"
+        dtype = torch.float16 if half else torch.float32
+        write_model_folder(state, settings, settings.image_size, folder, dtype)
+        what += ", in float16" if half else ""
         if form == "timm":
             return f"{what}; timm.create_model('local-dir:{out}', pretrained=True) loads it"
         difference = write_onnx(folder)

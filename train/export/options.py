@@ -14,18 +14,12 @@ def check_options(
     *,
     role: str | None,
     size: int | None,
-    centre: str | None,
-    embedder: str | None,
     half: bool,
 ) -> None:
     """Raise LvdError, in one line, for options that do not go together."""
     if half and form != "timm":
         raise LvdError(f"--half is for --format timm: leave it away with {form}")
-    if form in ("timm", "onnx"):
-        if centre is not None and embedder is not None:
-            raise LvdError("--embedder centres too: leave --centre away")
-    elif any(option is not None for option in (role, size, centre, embedder)):
+    if form not in ("timm", "onnx") and (role, size) != (None, None):
         raise LvdError(
-            f"--format {form} holds both networks as they are: leave --network, --size, "
-            "--centre and --embedder away"
+            f"--format {form} holds both networks as they are: leave --network and --size away"
         )
