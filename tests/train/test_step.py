@@ -79,6 +79,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
+PROJECTED = {"objectives": {"infonce": 0.5}, "projector": {"hidden": 32, "width": 16}}
+
+
 def in_each_process(folder: Path) -> None:
     with process_group("cpu") as ranks:
         rank = ranks.rank
@@ -89,10 +92,14 @@ def in_each_process(folder: Path) -> None:
             ("fsdp", "fsdp", {}),
             ("fsdp-checkpointed", "fsdp", {"activation_checkpointing": True}),
             ("ddp-ema", "ddp", {}),
+            ("ddp-projected", "ddp", {}),
+            ("fsdp-projected", "fsdp", {}),
         ):
             changes = {"parallel": {"precision": "float32", "strategy": strategy, **extra}}
             if name.endswith("ema"):
                 changes["objectives"] = {"centering": {"kind": "ema"}}
+            if name.endswith("projected"):
+                changes |= PROJECTED
             found = train(build_system(recipe(**changes), ranks), [mine])
             if rank == 0:
                 torch.save(found, folder / f"{name}.pt")
@@ -140,6 +147,15 @@ def assert_same(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp-checkpointed"])
 def test_two_processes_train_as_one(two_processes: dict, one_process: dict, strategy: str) -> None:
     assert_same(two_processes[strategy], one_process)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_projector_of_two_processes_trains_as_that_of_one(
+    two_processes: dict, strategy: str
+) -> None:
+    alone = train(build_system(recipe(**PROJECTED), ALONE), [slice(0, IMAGES)])
+    assert "projector.mlp.0.weight" in alone["gradients"]
+    assert_same(two_processes[f"{strategy}-projected"], alone)
 
 
 # pitfall 12
