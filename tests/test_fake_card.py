@@ -32,6 +32,7 @@ MIXTURES: dict[str, Callable[[Tensor, Tensor], object]] = {
     "write": lambda a, b: a.index_put_([a[0].long()], b),
     "out": lambda a, b: torch.add(a, a, out=b),
     "lerp": lambda a, b: torch._foreach_lerp_([a], [b], 0.5),
+    "join": lambda a, b: torch.stack([a.sum(), b.sum()]),
 }
 
 

@@ -27,9 +27,9 @@ def parallelise(
     """Return what to call in place of `student` and `teacher`, which are changed in place.
 
     Both are networks, on the device of `ranks`, with blocks `backbone.vit.blocks` and heads
-    `dino_head`, `ibot_head` and `projector` (may be None). Blocks and heads are sharded as units of their own,
-    the teacher on the student's mesh, so that its average runs on matching shares. Parameters keep
-    their names and places. Without a process group nothing is spread. Make the optimiser afterwards.
+    `dino_head`, `ibot_head` and `projector` (may be None). Blocks and heads are sharded as units of
+    their own, the teacher on the student's mesh, so that its average runs on matching shares.
+    Parameters keep their names and places. Without a process group nothing is spread. Make the optimiser afterwards.
     """
     # `forward` is replaced, not the module wrapped: names stay, and what FSDP does around a block
     # stays outside of what is recomputed and compiled.
@@ -115,6 +115,6 @@ def _shard(network: nn.Module, mesh: DeviceMesh, precision: torch.dtype) -> None
     for block in _blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=in_blocks, reshard_after_forward=True)
     for head in (network.dino_head, network.ibot_head, network.projector):
-        if head is not None and any(True for _ in head.parameters()):
+        if head is not None and list(head.parameters()):
             fully_shard(head, mesh=mesh, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
