@@ -12,6 +12,14 @@ GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
 """Environment variable: `cpu` runs the tests of a card on the CPU, to try out their own code."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unflushed():
+    """Nobody waits for the disk: what a killed process has written is there without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # As many threads as a fresh process has, for fixtures too: sums depend on it, embedders set it.

@@ -32,7 +32,7 @@ from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
 from shared.images import ImageError, decode
 
-VERSION = 3
+VERSION = 4
 EDITED_TOGETHER = 25
 PAIRS = "pairs.npz"
 

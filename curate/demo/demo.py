@@ -87,6 +87,7 @@ class Demo:
             [
                 *("lvd-curate", "run", "--config", str(self.config), "--pipeline", "sample"),
                 *("--out", str(out), "--work", str(self.root / "work"), *more),
+                *("--executor", "inline"),  # sooner done than Ray and its processes have started
             ],
         )
         if not read_funnel(out)["decisions"]["kept"]:

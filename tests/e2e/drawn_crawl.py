@@ -28,6 +28,7 @@ pipelines:
     holdouts: [exam]
     embedder: descriptor
     filters: [{column: nsfw, max: 0.5}]
+    calibrate: {originals: 8, crawl_sample: 12}
     cluster: {clusters: 4}
     export: {shard_size: 8}
     report: {pictures: false}

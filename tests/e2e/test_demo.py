@@ -66,14 +66,13 @@ def screens(shown):
 
 
 @pytest.fixture(scope="module")
-def site(ray_session, tmp_path_factory):
+def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     config = yaml.safe_load((ROOT / "pipelines.yaml").read_text())
     config["recipes"] = {"tiny": TINY}
     (folder / "pipelines.yaml").write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("RAY_ADDRESS", ray_session.get_runtime_context().gcs_address)
         yield folder
 
 
