@@ -19,8 +19,8 @@ HEAD = {"prototypes": 16, "hidden": 16, "bottleneck": 8}
 RECIPE = {
     "batch_size": 8,
     "group_size": 4,
-    "steps": 16,
-    "epochs": 4,
+    "steps": 6,
+    "epochs": 2,
     "data": {"workers": 0, "window": 2},
     "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
     "masks": {},
