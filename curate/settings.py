@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.calibration.measure import CalibrateSettings
 from curate.dedup.false_copies import EstimateSettings
@@ -21,7 +21,7 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
-from curate.retrieval.settings import RetrieveSettings
+from curate.retrieval.settings import RetrieveSettings, SeedSettings, settings_of_seed
 from curate.stage import EngineSettings
 from shared.config import (
     apply_overrides,
@@ -50,6 +50,8 @@ class PipelineSettings(BaseModel):
 
     crawl: str | None = None
     seed: str | None = None
+    seeds: dict[str, SeedSettings | None] = Field(default_factory=dict)
+    """In place of `seed`: several datasets, each with what it has of its own beside `retrieve`."""
     holdouts: list[str] = Field(default_factory=list)
     embedder: str | None = None
     """Finds copies and judges meaning, unless `dedup.embedder` or `retrieve.embedder` does. Where
@@ -66,6 +68,15 @@ class PipelineSettings(BaseModel):
     export: ExportSettings = Field(default_factory=ExportSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @model_validator(mode="after")
+    def _names_its_seeds_once(self) -> PipelineSettings:
+        if self.seed and self.seeds:
+            raise ValueError(
+                "seed and seeds exclude each other: name all datasets under seeds, or say "
+                "--seed NAME"
+            )
+        return self
 
 
 class PipelinesFile(BaseModel):
@@ -96,6 +107,21 @@ class Named(Generic[Settings]):
 
 
 @dataclass(frozen=True)
+class Seed:
+    """A seed dataset, and what it retrieves."""
+
+    dataset: Named[DatasetSettings]
+    settings: SeedSettings
+    said_at: str
+    """The section of the pipeline that its settings stand in: `retrieve` or `seeds.NAME`."""
+
+    @property
+    def name(self) -> str:
+        """The name or path of the dataset."""
+        return self.dataset.name
+
+
+@dataclass(frozen=True)
 class Configuration:
     """A configuration file: what stands in it, and what the overrides of this call make of it."""
 
@@ -116,7 +142,8 @@ class Request:
     embedders: dict[str, Named[EmbedderSettings]]
     """`dedup`, for copies (holdouts' too), and `retrieve`, for meaning."""
     crawl: Named[DatasetSettings]
-    seed: Named[DatasetSettings]
+    seeds: tuple[Seed, ...]
+    """In the order of their names, negative ones too."""
     holdouts: tuple[Named[DatasetSettings], ...]
     configuration: Configuration
 
@@ -125,6 +152,11 @@ class Request:
         """The name of the embedder, or of both."""
         return " and ".join(dict.fromkeys(each.name for each in self.embedders.values()))
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names of the seeds whose like is wanted: all but the negative ones."""
+        return tuple(seed.name for seed in self.seeds if not seed.settings.negative)
+
 
 def read_request(
     config: Path,
@@ -132,7 +164,7 @@ def read_request(
     *,
     embedder: str | None,
     crawl: str | None,
-    seed: str | None,
+    seeds: Sequence[str],
     holdouts: Sequence[str],
     overrides: Sequence[str],
 ) -> Request:
@@ -163,7 +195,7 @@ def read_request(
         return Request(
             pipeline=pipeline,
             settings=settings,
-            seed=names.dataset("seed", seed or settings.seed),
+            seeds=names.seeds(seeds),
             crawl=names.dataset("crawl", crawl or settings.crawl),
             embedders={name: names.embedder(name, embedder) for name in ("dedup", "retrieve")},
             holdouts=tuple(
@@ -258,6 +290,41 @@ class _Names:
         raise LvdError(
             f"{source and source + ': '}no dataset {name!r} in {self.config}{nearest(name, known)}, "
             f"and no such path: the file has {', '.join(sorted(known)) or 'none'}"
+        )
+
+    def seeds(self, asked: Sequence[str]) -> tuple[Seed, ...]:
+        """Return the seeds of the call, else those of the pipeline, each with its settings."""
+        settings = self.whole.pipelines[self.pipeline]
+        names = asked or ([settings.seed] if settings.seed else list(settings.seeds))
+        seeds = sorted(map(self._seed, names or [""]), key=lambda seed: seed.name)
+        known: dict[str, str] = {}
+        for seed in seeds:
+            path = repr(seed.dataset.settings.path)
+            if path in known:
+                both = " and ".join(dict.fromkeys((known[path], seed.name)))
+                raise LvdError(f"seed {both}: the same data twice: name each dataset once")
+            known[path] = seed.name
+        if all(seed.settings.negative for seed in seeds):
+            raise LvdError(
+                f"{', '.join(known.values())}: negative seeds only, so nothing is wanted: name a "
+                "seed whose like is to be kept, with --seed NAME or PATH"
+            )
+        return tuple(seeds)
+
+    def _seed(self, name: str) -> Seed:
+        settings = self.whole.pipelines[self.pipeline]
+        said_at = f"seeds.{name}" if name in settings.seeds else "retrieve"
+        own = settings.seeds.get(name) or SeedSettings()
+        return Seed(
+            self.dataset("seed", name),
+            validate(
+                SeedSettings,
+                settings_of_seed(settings.retrieve, own),
+                file=self.config,
+                at=f"pipelines.{self.pipeline}.{said_at}",
+                overrides=self.overrides,
+            ),
+            said_at,
         )
 
     def _source(self, key: str) -> str:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.originals import Originals, changed, load_parts, save_parts
 from curate.filters.decisions import CODE
-from curate.retrieval.nearest_seeds import Retrieved, found
+from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
 from shared.errors import LvdError
@@ -54,8 +54,7 @@ class Source:
     parts: Path
     """What `originals.save_parts` wrote."""
     selected: Path
-    retrieved: tuple[Path, ...]
-    seed: Collection
+    nearest: NearestSeeds
     spills: dict[int, Path]
     max_pixels: int
     """What the crawl's pictures were admitted under."""
@@ -65,9 +64,8 @@ def export(
     runner: Runner,
     folders: ExportFolders,
     crawl: Catalogued,
-    seed: Collection,
     selected: Selected,
-    retrieved: Retrieved,
+    nearest: NearestSeeds,
     settings: ExportSettings,
     max_pixels: int,
 ) -> None:
@@ -78,8 +76,7 @@ def export(
             crawl=crawl.collection,
             parts=save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json"),
             selected=selected.folder,
-            retrieved=retrieved.folders,
-            seed=seed,
+            nearest=nearest,
             spills={},
             max_pixels=max_pixels,
         )
@@ -138,8 +135,8 @@ def export_shard(source: Source, shard: int, settings: ExportSettings, *, out: P
 
 def _samples(source: Source, numbers: Numbers, settings: ExportSettings) -> Iterator[Sample]:
     facts = source.crawl.facts(numbers).to_pylist()
-    _, similarity, seeds = found(list(source.retrieved), numbers)
-    nearest = source.seed.keys(seeds[:, 0])
+    near = source.nearest.find(numbers)
+    nearest = source.nearest.keys(near.places[:, 0], near.images[:, 0])
     parts = source.crawl.part_of(numbers)
 
     def make(at: int) -> Sample:
@@ -155,7 +152,7 @@ def _samples(source: Source, numbers: Numbers, settings: ExportSettings) -> Iter
             "sha256": fact["sha256"],
             "source_part": fact["part"],
             "source_member": fact["member"],
-            "seed_similarity": float(similarity[at, 0]),
+            "seed_similarity": float(near.similarity[at, 0]),
             "nearest_seed": nearest[at],
         }
         return Sample(key=fact["key"], data=data, extension=extension, row=row)

@@ -21,7 +21,7 @@ def report_page(
     run: dict[str, Any],
     charts: Mapping[str, bytes],
     sheets: Sequence[Sheet],
-    thumbs: Mapping[tuple[bool, str], bytes],
+    thumbs: Mapping[tuple[str | None, str], bytes],
 ) -> str:
     """Return the whole page.
 

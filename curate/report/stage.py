@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from curate.catalogue.collection import Collection
+from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals
 from curate.report import rows
 from curate.report.pictures import pictures
 from curate.report.rows import Decided
 from curate.stage import Runner, Unit
-from shared.datasets import Part
 
 
 @runtime_checkable
@@ -38,16 +37,15 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
     folders.lay_tables([folders.tables / unit.name for unit in units])
 
 
-def draw(out: Path, datasets: dict[str, tuple[Collection, list[Part]]], scratch: Path) -> None:
-    """Draw the pictures and the page of the result in `out`, from the images of crawl and seed."""
+def draw(out: Path, crawl: Catalogued, seeds: Sequence[Catalogued], scratch: Path) -> None:
+    """Draw the pictures and the page of the result in `out`, from the images of crawl and seeds."""
     with ExitStack() as stack:
-        readers = {
-            role: read_by_key(
-                stack.enter_context(Originals(collection, parts, scratch)), collection
-            )
-            for role, (collection, parts) in datasets.items()
-        }
-        pictures(out, readers["crawl"], readers["seed"])
+
+        def reader(data: Catalogued) -> Callable[[str], bytes | None]:
+            originals = stack.enter_context(Originals(data.collection, data.parts, scratch))
+            return read_by_key(originals, data.collection)
+
+        pictures(out, reader(crawl), {seed.name: reader(seed) for seed in seeds})
 
 
 def read_by_key(originals: Originals, collection: Collection) -> Callable[[str], bytes | None]:

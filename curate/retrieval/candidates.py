@@ -22,7 +22,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of one seed, as `find` leaves them in `folder`, and how many there are."""
+    """The candidates of one seed, as `find` leaves them in `folder`, and how many there are.
+
+    All seeds have the same ones, and each its own similarities to them.
+    """
 
     folder: Path
     count: int

@@ -35,7 +35,8 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
 from curate.embedding.request import EmbedSettings
 from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
-from curate.selection.decide import select
+from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
+from curate.selection.decide import Wish, select
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 
@@ -70,10 +71,11 @@ def source_of(work, path):
     selected.mkdir()
     candidates = candidates_of(crawl, groups, held, retrieved, work)
     chosen, _ = chosen_by_threshold(candidates, -1.0, None, work)
-    select(crawl, groups, held, candidates, chosen, None, 0, out=selected)
+    select(crawl, groups, held, [Wish(candidates, chosen, None)], [], None, 0, out=selected)
     file = save_parts(parts, work / "parts.json")
     limit = EmbedSettings().max_pixels
-    return Source(crawl, file, selected, tuple(retrieved), seed, {}, limit), parts
+    nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r"),), 5)
+    return Source(crawl, file, selected, nearest, {}, limit), parts
 
 
 def exported(work, path, settings=None):

@@ -10,7 +10,7 @@ from pictures import encoded, picture
 
 from curate.calibration.stage import judged
 from curate.calibration.stored import StoredThresholds, read_stored, store
-from curate.calibration.thresholds import Threshold, known_thresholds
+from curate.calibration.thresholds import Threshold, known_threshold_of_seed, known_thresholds
 from curate.cli import main
 from curate.settings import read_request
 from shared.embedders import EmbedderSettings
@@ -85,12 +85,15 @@ def known(root: Path, pipeline: str, embedder: str | None, *overrides: str) -> d
         pipeline,
         embedder=embedder and embedder.replace("ROOT", str(root)),
         crawl=None,
-        seed=None,
+        seeds=[],
         holdouts=[],
         overrides=overrides,
     )
-    return known_thresholds(
-        request.settings, {name: each.settings for name, each in request.embedders.items()}
+    embedders = {name: each.settings for name, each in request.embedders.items()}
+    [seed] = request.seeds
+    of_seed = known_threshold_of_seed(seed.settings, embedders["retrieve"])
+    return known_thresholds(request.settings, embedders) | (
+        {"retrieve": of_seed} if of_seed else {}
     )
 
 
