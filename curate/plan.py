@@ -141,7 +141,6 @@ def comparable(request: Request) -> dict[str, Any]:
     return {
         "pipeline": request.pipeline,
         "crawl": request.crawl.name,
-        "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
         "holdouts": [held.name for held in request.holdouts],
         "embedders": embedders,
         **request.settings.model_dump(
@@ -152,6 +151,7 @@ def comparable(request: Request) -> dict[str, Any]:
                 **{"dedup": {"embedder"}, "retrieve": {"embedder"}},
             },
         ),
+        "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
     }
 
 
