@@ -17,13 +17,14 @@ from curate.execution.runner import StageRunner
 from curate.export import shards
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
-from curate.report import rows
+from curate.report import rows, seed_images
 from curate.report.rows import Decided
 from curate.report.seeds import describe_seeds
 from curate.report.stage import draw, write_tables
 from curate.retrieval.answers import Answers, ask_seeds
 from curate.retrieval.nearest_seeds import retrieve
 from curate.selection.decide import Selected, decide
+from curate.selection.include import Included, include
 from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
 from shared.errors import LvdError
@@ -38,6 +39,8 @@ class Datasets:
     crawl_by_meaning: Catalogued
     seeds: list[Catalogued]
     """In the order of the request, negative ones too."""
+    included: list[Catalogued]
+    """Seeds whose own images go into the shards, as the embedder for copies sees them."""
     holdouts: list[Catalogued]
 
 
@@ -51,6 +54,7 @@ class Results:
     copies: Deduplicated
     false_copies: FalseCopies
     held: Held
+    included: Included
     answers: Answers
     selected: Selected
 
@@ -66,7 +70,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
-        [shards.VERSION, rows.VERSION],
+        [shards.VERSION, rows.VERSION, seed_images.VERSION],
         [results.selected.address, seeds, results.false_copies.address],
         [output.settings, [each.problems for each in datasets.embedded]],
     ).address
@@ -74,7 +78,8 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
         return False
     output.begin(address)
     shards.export(
-        *(runner, output, datasets.crawl, results.selected, results.answers.nearest),
+        *(runner, output, [datasets.crawl, *datasets.included]),
+        *(results.selected, results.answers.nearest),
         *(settings.export, settings.embed.max_pixels),
     )
     with runner.at_work("report"):
@@ -98,6 +103,10 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
         runner, crawl, copies, settings.estimate, settings.embed.max_pixels
     )
     held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
+    included = include(
+        *(runner, crawl, datasets.included, datasets.holdouts),
+        *(thresholds.dedup.value, thresholds.holdout.value, threads),
+    )
     top_k = settings.report.top_k
     retrieved = retrieve(runner, by_meaning, copies.groups, copies.address, seeds, top_k, threads)
     with runner.at_work("select"):
@@ -108,11 +117,13 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
             retrieved,
             [seed.settings for seed in plan.request.seeds],
             thresholds.seeds,
-            *(copies.groups, held, settings.cluster, top_k, threads),
+            *(copies.groups, held, included.copies, settings.cluster, top_k, threads),
         )
         most, order = settings.retrieve.max_images, settings.export.seed
-        selected = decide(runner, crawl, copies.groups, held, answers, most, order)
-    return Results(datasets, thresholds, clustered, copies, false_copies, held, answers, selected)
+        selected = decide(runner, crawl, copies.groups, held, answers, included, most, order)
+    return Results(
+        *(datasets, thresholds, clustered, copies, false_copies, held, included, answers, selected)
+    )
 
 
 def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
@@ -130,6 +141,11 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             crawl=catalogued(runner, crawl, plan.copies, *judged),
             crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
             seeds=[catalogued(runner, x, plan.meaning) for x in done if x.role == "seed"],
+            included=[
+                catalogued(runner, x, plan.copies)
+                for x in done
+                if x.role == "seed" and x.name in plan.request.included
+            ],
             holdouts=[catalogued(runner, x, plan.copies) for x in done if x.role == "holdout"],
         )
     if not len(datasets.crawl.collection):
@@ -156,6 +172,7 @@ def _decided(plan: Plan, results: Results) -> Decided:
         assigned=results.clustered.assigned,
         groups=results.copies.groups,
         held=results.held.folders,
+        included=results.included,
         selected=results.selected.folder,
         quality=settings.quality,
         filters=tuple(settings.filters),
@@ -207,7 +224,7 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
         "thresholds": _thresholds(results),
-        "seeds": describe_seeds(results.answers, selected.wanted, selected.barred),
+        "seeds": describe_seeds(results.answers, selected, results.included),
         "problems": [
             *(text for each in embedded for text in each.problems),
             *_selection_problems(plan, results),

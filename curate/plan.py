@@ -86,6 +86,8 @@ class Plan:
         whether pictures are measured."""
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning])
+        if _is_included(dataset, self.request):
+            wanted = [self.meaning, self.copies]
         distinct = {fingerprint(identity(each)): each for each in reversed(wanted)}
         settings = self.request.settings
         filters = settings.filters if dataset.role == "crawl" else []
@@ -232,7 +234,8 @@ def describe(plan: Plan, out: Path) -> str:
         name = f" {seed.name}:" if len(request.seeds) > 1 else ""
         lines.append(f"retrieve  {name} {_describe_seed(seed, plan)}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
-    shards = sum(part.nbytes for part in plan.crawl.parts)
+    written = [x for x in plan.datasets if x is plan.crawl or _is_included(x, request)]
+    shards = sum(part.nbytes for dataset in written for part in dataset.parts)
     for folder, need, what in (
         (plan.work, work, "needed for facts and vectors, about"),
         (out, shards, "needed for shards, at most about"),
@@ -243,20 +246,25 @@ def describe(plan: Plan, out: Path) -> str:
     return "\n".join(lines)
 
 
+def _is_included(dataset: Dataset, request: Request) -> bool:
+    return dataset.role == "seed" and dataset.name in request.included
+
+
 def _describe_seed(seed: Seed, plan: Plan) -> str:
     """Return by which strategy a seed retrieves, as far as that is known before the run."""
     settings = seed.settings
     if settings.strategy == "auto" and (images := _count_readable(seed, plan)) is not None:
         settings = settings.resolve(images)
     threshold = known_threshold_of_seed(settings, plan.meaning)
+    own = "; its own images are included" if settings.include else ""
     if settings.strategy != "threshold":
         has_floor = is_number(settings.threshold)
         floor = f"; floor: cosine {_inclusive(threshold)}" if has_floor else ""
-        return f"{settings.strategy}: {settings.describe()}{floor}"
+        return f"{settings.strategy}: {settings.describe()}{floor}{own}"
     value = _inclusive(threshold)
     if settings.target is not None:
         value = f"that of target {settings.target}: solved for in the run"
-    return f"{'negative: ' if settings.negative else ''}threshold {value}"
+    return f"{'negative: ' if settings.negative else ''}threshold {value}{own}"
 
 
 def _inclusive(threshold: Threshold | None) -> str:

@@ -157,6 +157,11 @@ class Request:
         """The names of the seeds whose like is wanted: all but the negative ones."""
         return tuple(seed.name for seed in self.seeds if not seed.settings.negative)
 
+    @property
+    def included(self) -> tuple[str, ...]:
+        """The names of the seeds whose own images go into the shards too."""
+        return tuple(seed.name for seed in self.seeds if seed.settings.include)
+
 
 def read_request(
     config: Path,

@@ -128,6 +128,8 @@ def _why_duplicate(
     image: dict[str, Any], group: dict[str, Any] | None, wanted: float | None
 ) -> str:
     of, similarity = image["duplicate_of"], image["duplicate_similarity"]
+    if group is None or (group["representative"] or {}).get("key") == image["key"]:
+        return str(image["reason"])  # of an image of an included seed
     members = group["members"] if group else []
     method = next((one["method"] for one in members if one["key"] == image["key"]), "near")
     if method == "exact" and similarity == 1.0:

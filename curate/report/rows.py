@@ -29,6 +29,7 @@ from curate.neighbours.search import cosine, unit
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import OVER_BUDGET
+from curate.selection.include import Included
 from shared.shards import output_key, shard_name
 
 VERSION = 5
@@ -103,12 +104,26 @@ class Decided:
     assigned: tuple[Path, ...]
     groups: Path
     held: tuple[Path, ...]
+    included: Included
     selected: Path
     quality: QualitySettings
     filters: tuple[FilterSettings, ...]
     dedup_threshold: float
     max_images: int | None
     shard_size: int
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image of another dataset that one is a copy of."""
+
+    name: str
+    """Of the dataset."""
+    key: str
+    similarity: float
+
+    def __str__(self) -> str:
+        return f"cosine {self.similarity:.4f} with {self.key}"
 
 
 def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
@@ -133,7 +148,7 @@ class _Block:
             return np.load(path, mmap_mode="r")[self.numbers]
 
         self.decision = of(decided.selected / "decision.npy")
-        self.position = of(decided.selected / "position.npy")
+        self.position = of(decided.selected / "position-0.npy")
         self.barred = of(decided.selected / "barred.npy")
         self.missed = np.load(decided.selected / "missed.npy", mmap_mode="r")[:, self.numbers]
         self.representative = of(decided.groups / "representative.npy")
@@ -148,7 +163,8 @@ class _Block:
         self.nearest = decided.answers.nearest.find(self.numbers)
         self.listed = listed & self.nearest.seen & (self.nearest.images.shape[1] > 0)
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
-        self.held = self._held()
+        self.held = self._hits(decided.held, decided.holdouts)
+        self.included = self._copies_of_seeds()
 
     def _of_blocks(self, folders: tuple[Path, ...], name: str) -> Int32[np.ndarray, " n"]:
         """Return by image what the units of blocks of numbers hold in their files `name`."""
@@ -171,18 +187,33 @@ class _Block:
             result[some] = np.where(same, 1, cosine(own, other))
         return result
 
-    def _held(self) -> dict[int, str]:
-        said = {}
+    def _hits(
+        self, folders: tuple[Path, ...], sets: tuple[tuple[str, Collection], ...]
+    ) -> dict[int, Hit]:
+        """Return by number what the images of the block are copies of, among other datasets'."""
+        found = {}
         for block in np.unique([self.numbers // BLOCK, self.canonical // BLOCK]).tolist():
-            if block < 0 or not self.decided.held:
+            if block < 0 or not folders:
                 continue
-            folder = self.decided.held[block]
-            hits, similarity = np.load(folder / "hits.npy"), np.load(folder / "similarity.npy")
+            hits = np.load(folders[block] / "hits.npy")
+            similarity = np.load(folders[block] / "similarity.npy")
             for (number, place, row), cosine_ in zip(hits.tolist(), similarity, strict=True):
-                name, holdout = self.decided.holdouts[place]
-                key = holdout.keys(np.array([row]))[0]
-                said[number] = f"cosine {cosine_:.4f} with {key} of holdout {name}"
-        return said
+                name, data = sets[place]
+                found[number] = Hit(name, data.keys(np.array([row]))[0], float(cosine_))
+        return found
+
+    def _copies_of_seeds(self) -> dict[int, Hit]:
+        """Return by row which image of an included seed one is a copy of that stands for itself."""
+        included = self.decided.included
+        sets = tuple((seed.name, seed.collection) for seed in included.seeds)
+        hits = self._hits(included.copies.folders, sets)
+        return {
+            row: hits[number]
+            for row, number in enumerate(self.numbers.tolist())
+            if number in hits
+            and self.representative[row] == number
+            and self.decision[row] == CODE["duplicate"]
+        }
 
     def tables(self) -> dict[str, pa.Table]:
         return {
@@ -207,8 +238,10 @@ class _Block:
             "reason": pa.array(self._reasons(), pa.string()),
             "cluster": pa.array(self.cluster, pa.int32(), mask=self.cluster < 0),
             "group": pa.array(self.group, pa.int64(), mask=~self.grouped),
-            "duplicate_of": _masked(self.representative_key, duplicate, pa.string()),
-            "duplicate_similarity": pa.array(self.similarity, pa.float32(), mask=~duplicate),
+            "duplicate_of": _masked(self._duplicate_of(), duplicate, pa.string()),
+            "duplicate_similarity": pa.array(
+                self._duplicate_similarity(), pa.float32(), mask=~duplicate
+            ),
             "nearest_seed": _masked(self._nearest_seed(), self.listed, pa.string()),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
             "seeds": _masked(self._seeds_that_want(), self.listed, pa.list_(pa.string())),
@@ -223,6 +256,18 @@ class _Block:
         if field.name in self.facts.column_names:
             return self.facts[field.name]
         return pa.nulls(len(self.facts), field.type)
+
+    def _duplicate_of(self) -> list[str]:
+        keys = list(self.representative_key)
+        for row, hit in self.included.items():
+            keys[row] = hit.key
+        return keys
+
+    def _duplicate_similarity(self) -> Float32[np.ndarray, " n"]:
+        result = self.similarity.copy()
+        for row, hit in self.included.items():
+            result[row] = hit.similarity
+        return result
 
     def _first_similarity(self) -> Float32[np.ndarray, " n"]:
         none = np.full(len(self.numbers), np.nan, np.float32)
@@ -256,7 +301,11 @@ class _Block:
                 own, same = int(self.numbers[row]), int(self.canonical[row])
                 of = self.representative_key[row]
                 alone = f"in the group of {of}, which a holdout image hits"
-                result[row] = self.held.get(own) or self.held.get(same) or alone
+                hit = self.held.get(own) or self.held.get(same)
+                result[row] = f"{hit} of holdout {hit.name}" if hit else alone
+            elif row in self.included:
+                hit = self.included[row]
+                result[row] = f"{hit} of seed {hit.name}, which is included"
             elif name == "duplicate" and self.exact[row]:
                 result[row] = f"the same bytes as {self.representative_key[row]}"
             elif name == "duplicate":

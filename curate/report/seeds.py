@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,22 +9,28 @@ from rich.text import Text
 
 from curate.calibration.thresholds import NO_FLOOR
 from curate.retrieval.answers import Answer, Answers
+from curate.selection.decide import Selected
+from curate.selection.include import Included
 from shared.progress import printable
 
 
 def describe_seeds(
-    answers: Answers, wanted: Sequence[dict[str, int]], barred: Sequence[dict[str, int]]
+    answers: Answers, selected: Selected, included: Included
 ) -> dict[str, dict[str, Any]]:
     """Return by name of what size a seed is and by which strategy it retrieves how many images.
 
     `retrieved` counts those within its budget that no negative seed bars, or, of a negative seed,
-    those that it bars; `alone` those of them that no other seed retrieves, or bars.
+    those that it bars; `alone` those of them that no other seed retrieves, or bars. `included` says
+    what became of the images of a seed that is included.
     """
     found = [
-        *zip(answers.wanted, wanted, strict=True),
-        *zip(answers.barred, barred, strict=True),
+        *zip(answers.wanted, selected.wanted, strict=True),
+        *zip(answers.barred, selected.barred, strict=True),
     ]
-    return {answer.name: {**_describe(answer), **counts} for answer, counts in found}
+    told = {answer.name: {**_describe(answer), **counts} for answer, counts in found}
+    for seed, decisions in zip(included.seeds, included.decisions, strict=True):
+        told[seed.name]["included"] = decisions
+    return told
 
 
 def _describe(answer: Answer) -> dict[str, Any]:
@@ -46,6 +51,7 @@ def seed_table(seeds: dict[str, dict[str, Any]]) -> Table:
     table.add_column("images", justify="right", no_wrap=True)
     table.add_column("retrieved", justify="right", no_wrap=True)
     table.add_column("by it alone", justify="right", no_wrap=True)
+    table.add_column("included", justify="right", no_wrap=True)
     table.add_column("strategy")
     for name, seed in seeds.items():
         sign = "-" if seed["negative"] else ""
@@ -54,6 +60,7 @@ def seed_table(seeds: dict[str, dict[str, Any]]) -> Table:
             f"{seed['images']:,}",
             f"{sign}{seed['retrieved']:,}",
             f"{sign}{seed['alone']:,}",
+            f"{seed['included'].get('kept', 0):,}" if "included" in seed else "",
             f"{'negative' if seed['negative'] else seed['strategy']}: {seed['description']}",
         )
     return table

@@ -62,6 +62,7 @@ def ask_seeds(
     thresholds: Sequence[Threshold],
     groups: Path,
     held: Held,
+    copies: Held,
     clusters: ClusterSettings,
     top_k: int,
     threads: int,
@@ -69,12 +70,12 @@ def ask_seeds(
     """Return what every seed retrieves among the images that nothing else drops.
 
     `crawl` and `seeds` are as the embedder for meaning sees them; `groups` is what dedup left. What
-    a seed retrieves depends on no other seed.
+    a seed retrieves depends on no other seed but for the `copies` of images of included ones.
     """
     answers = []
     for seed, near, asked, threshold in zip(seeds, retrieved, settings, thresholds, strict=True):
         images = len(seed.collection.open_by_key)
-        candidates = find_candidates(runner, crawl.collection, groups, held, near)
+        candidates = find_candidates(runner, crawl.collection, groups, held, copies, near)
         question = Question(
             *(runner, crawl, seed, candidates, threshold.value, clusters, threads),
         )

@@ -22,9 +22,10 @@ class StrategySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    strategy: Literal["threshold", "knn", "cluster", "auto"] = "threshold"
+    strategy: Literal["threshold", "knn", "cluster", "auto", "none"] = "threshold"
     """How images are found; `knn` and `cluster` are the paper's (arXiv 2304.07193, appendix A.4), and
-    `auto` its rule: `knn` for a seed of more images than `large_seed`, else `cluster`."""
+    `auto` its rule: `knn` for a seed of more images than `large_seed`, else `cluster`. `none`: no
+    image is, for a seed that is only included."""
     large_seed: int = Field(1_000_000, ge=0)
     """Readable images above which a seed is large."""
     threshold: Threshold | None = None
@@ -70,6 +71,8 @@ class StrategySettings(BaseModel):
                 f"knn ({self.knn.describe()}) for a seed of more than {self.large_seed:,} images, "
                 f"else cluster ({self.cluster.describe()})"
             )
+        if self.strategy == "none":
+            return "nothing"
         of_strategy = {"knn": self.knn.describe, "cluster": self.cluster.describe}
         if self.strategy in of_strategy:
             return of_strategy[self.strategy]()
@@ -92,6 +95,8 @@ class SeedSettings(StrategySettings):
 
     negative: bool = False
     """Images at `threshold` (a number, or auto) or above with one of this seed's are irrelevant."""
+    include: bool = False
+    """Whether the seed's own images go into the shards too, as they are."""
     max_images: int | None = Field(None, ge=1)
     """Budget of this seed: at most as many are kept for it, the most similar to it, ties by key."""
 

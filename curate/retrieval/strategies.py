@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from curate.retrieval import cluster, knn, threshold
+from curate.retrieval import cluster, knn, nothing, threshold
 from curate.retrieval.question import Chosen, Question
 from curate.retrieval.settings import StrategySettings
 
@@ -12,6 +12,7 @@ STRATEGIES: dict[str, Callable[[Question, StrategySettings], Chosen]] = {
     "threshold": lambda question, settings: threshold.choose(question, settings.target),
     "knn": lambda question, settings: knn.choose(question, settings.knn),
     "cluster": lambda question, settings: cluster.choose(question, settings.cluster),
+    "none": lambda question, settings: nothing.choose(question),
 }
 
 

@@ -19,8 +19,10 @@ from curate.dedup.holdout import Held
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
 from curate.retrieval.candidates import load_candidates, touched_by_holdouts
+from curate.selection.include import Included
 from curate.stage import Runner, Stage, Unit
 
+Decisions = Int8[np.ndarray, " n"]
 VERSION = 5
 OVER_BUDGET = -1
 """The code of an image that a seed retrieves and has no budget for."""
@@ -39,12 +41,15 @@ class Wish:
 class Selected:
     """The decisions, as `select` leaves them in `folder`, and how many there are of each.
 
+    `exported` counts the images of the shards, with those of included seeds.
+
     `wanted` and `barred` count for each seed what its strategy has `found`, what of that it has
     `retrieved` within its budget, and what no other of them did, `alone`.
     """
 
     folder: Path
     decisions: dict[str, int]
+    exported: int
     wanted: list[dict[str, int]]
     barred: list[dict[str, int]]
     address: str
@@ -56,6 +61,7 @@ def decide(
     groups: Path,
     held: Held,
     answers: Answers,
+    included: Included,
     max_images: int | None,
     seed: int,
 ) -> Selected:
@@ -68,8 +74,17 @@ def decide(
         [[each.candidates.address, each.chosen.address, each.settings.max_images] for each in of]
         for of in (answers.wanted, answers.barred)
     ]
-    stage = Stage("select", VERSION, [crawl.address, *addresses, held.address], [max_images, seed])
-    args = (crawl.collection, groups, list(held.folders), wanted, barred, max_images, seed)
+    own = [each.collection for each in included.seeds]
+    stage = Stage(
+        "select",
+        VERSION,
+        [crawl.address, *addresses, held.address, included.addresses],
+        [max_images, seed],
+    )
+    args = (
+        *(crawl.collection, groups, list(held.folders), wanted, barred),
+        *(list(zip(own, included.folders, strict=True)), max_images, seed),
+    )
     [result] = runner.run(stage, select, [Unit("all", args)])
     return Selected(runner.folder(stage) / "all", **result, address=stage.address)
 
@@ -80,15 +95,18 @@ def select(
     holdout: list[Path],
     wanted: list[Wish],
     barred: list[Wish],
+    included: list[tuple[Collection, Path]],
     max_images: int | None,
     seed: int,
     *,
     out: Path,
 ) -> dict:
-    """Write `decision.npy` int8 by image number, and `order.npy`, the kept images' numbers.
+    """Write `decision.npy` int8 by image number, and how the kept images follow one another.
 
-    The order is that of a hash of key and `seed`, so it depends on no other image; `position.npy`
-    is an image's place in it, or -1. `missed.npy` int8 [seeds, n] says of each candidate whether a
+    `source.npy` int16 and `order.npy` int64 are the dataset and the number of each: 0 is the crawl,
+    the `included` seeds follow, each a collection and what `include` left. The order is that of a
+    hash of key and `seed`, so it depends on no other image; `position-0.npy` and so on are an
+    image's place in it, or -1, by dataset. `missed.npy` int8 [seeds, n] says of each candidate whether a
     seed wants it, 0, else its strategy's code of why not, or `OVER_BUDGET`; 0 for all others.
     `barred.npy` int16 is the first negative seed that bars an image, or -1.
 
@@ -120,21 +138,36 @@ def select(
     too_many = beyond(np.flatnonzero(is_wanted), similarity, max_images)
     decision[numbers[too_many]] = CODE["over_budget"]
     np.save(out / "decision.npy", decision)
-    kept = np.flatnonzero(decision == CODE["kept"])
-    order = kept[np.lexsort((kept, hash_keys(crawl, kept, seed)))]
-    position = np.full(len(crawl), -1, np.int64)
-    position[order] = np.arange(len(order))
-    np.save(out / "order.npy", order)
-    np.save(out / "position.npy", position)
+    of_seeds = [(own, np.load(folder / "decision.npy")) for own, folder in included]
+    exported = _deal([(crawl, decision), *of_seeds], seed, out)
     barred_of_all = np.full(len(crawl), -1, np.int16)
     barred_of_all[numbers] = barred_by
     np.save(out / "barred.npy", barred_of_all)
     counts = np.bincount(decision, minlength=len(DECISIONS))
     return {
         "decisions": dict(zip(DECISIONS, counts.tolist(), strict=True)),
+        "exported": exported,
         "wanted": _count(wishes, [(code == 0) | (code == OVER_BUDGET) for code in codes]),
         "barred": _count(bars, bars),
     }
+
+
+def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) -> int:
+    """Write the order of the kept images of all datasets; return how many there are."""
+    kept = [np.flatnonzero(decision == CODE["kept"]) for _, decision in datasets]
+    hashes = [hash_keys(data, mine, seed) for (data, _), mine in zip(datasets, kept, strict=True)]
+    source = np.repeat(np.arange(len(kept), dtype=np.int16), [len(mine) for mine in kept])
+    numbers = np.concatenate(kept)
+    order = np.lexsort((numbers, source, np.concatenate(hashes)))
+    source, numbers = source[order], numbers[order]
+    for place, (data, _) in enumerate(datasets):
+        position = np.full(len(data), -1, np.int64)
+        mine = np.flatnonzero(source == place)
+        position[numbers[mine]] = mine
+        np.save(out / f"position-{place}.npy", position)
+    np.save(out / "source.npy", source)
+    np.save(out / "order.npy", numbers)
+    return len(order)
 
 
 def _codes(wish: Wish, free: Bool[np.ndarray, " n"]) -> Int8[np.ndarray, " n"]:

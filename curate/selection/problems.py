@@ -29,6 +29,8 @@ def selection_problems(
     `relevant` of the `judged` images that nothing else dropped are what the strategy of a seed finds.
     A threshold of -1 asks for all of them. `section` is where the seed's settings stand.
     """
+    if strategy == "none":
+        return []
     if target is not None:
         if relevant == target:
             return []

@@ -18,7 +18,7 @@ LARGE = {"imagenet22k": 4, "imagenet1k": 32, "gldv2": 4}
 def test_lvd142m_runs_scaled_to_a_few_pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seeds = load_yaml(SHIPPED)["pipelines"]["lvd142m"]["seeds"]
-    assert len(seeds) == len(LARGE) + 2 + 19
+    assert len(seeds) == len(LARGE) + 1 + 2 + 19
     write_tar(
         tmp_path / "crawl" / "00000.tar",
         {f"{number:03d}.jpg": encoded(picture(number)) for number in range(12)},
@@ -45,15 +45,20 @@ def test_lvd142m_runs_scaled_to_a_few_pictures(tmp_path, monkeypatch):
     assert dry.exit_code == 0, dry.output
     lines = [line.split()[1] for line in dry.output.splitlines() if line.startswith("retrieve ")]
     assert lines == [f"{name}:" for name in sorted(seeds)]
-    some = [*LARGE, "amstertime-new", "met"]  # of all 24 it takes long
+    some = [*LARGE, "mapillary", "amstertime-new", "met"]  # of all 25 it takes long
     result = CliRunner().invoke(main, ["run", *words, *(f"--seed={name}" for name in some)])
     assert result.exit_code == 0, result.output
     funnel = json.loads((tmp_path / "out" / "reports" / "funnel.json").read_text())
     assert list(funnel["seeds"]) == sorted(some)
     for name, told in funnel["seeds"].items():
+        if name == "mapillary":
+            assert (told["strategy"], told["retrieved"]) == ("none", 0)
+            continue
         assert told["strategy"] == ("knn" if name in LARGE else "cluster")
         most = {"imagenet1k": 2 * 3, "met": 1, "amstertime-new": 1}.get(name, 2 * 4)
         assert 1 <= told["retrieved"] <= most
+    own = pq.read_table(tmp_path / "out" / "reports" / "seed_images.parquet").to_pylist()
+    assert {row["seed"] for row in own} == {"imagenet22k", "gldv2", "mapillary"}
     images = pq.read_table(tmp_path / "out" / "reports" / "images.parquet").to_pylist()
     kept = [row for row in images if row["decision"] == "kept"]
     assert len(kept) == funnel["decisions"]["kept"]
@@ -64,8 +69,11 @@ def test_lvd142m_runs_scaled_to_a_few_pictures(tmp_path, monkeypatch):
 
 def test_lvd142m_asks_for_what_the_paper_says():
     pipeline = load_yaml(SHIPPED)["pipelines"]["lvd142m"]
-    asked = {name: own["knn"]["neighbours"] for name, own in pipeline["seeds"].items() if own}
-    assert asked == LARGE
+    own = {name: settings or {} for name, settings in pipeline["seeds"].items()}
+    assert {name: s["knn"]["neighbours"] for name, s in own.items() if "knn" in s} == LARGE
+    as_they_are = [name for name, settings in own.items() if settings.get("include")]
+    assert as_they_are == ["imagenet22k", "gldv2", "mapillary"]
+    assert own["mapillary"]["strategy"] == "none"
     assert (pipeline["dedup"]["threshold"], pipeline["dedup"]["groups"]) == (0.6, "components")
     assert pipeline["holdout"]["threshold"] == 0.45
     assert pipeline["retrieve"]["strategy"] == "auto"

@@ -32,6 +32,7 @@ from curate.retrieval.question import Chosen
 from curate.retrieval.settings import SeedSettings
 from curate.retrieval.threshold import misses_of
 from curate.selection.decide import Wish, select
+from curate.selection.include import Included
 
 DEDUP, RETRIEVE, HOLDOUT = 0.95, 0.5, 0.97
 FILTERS = (FilterSettings(column="nsfw", max=0.5),)
@@ -82,7 +83,7 @@ class Finished:
             candidates = candidates_of(self.crawl, groups, held, retrieved, work)
             taken, self.reached = chosen_by_threshold(candidates, RETRIEVE, target, work)
             wishes = [Wish(candidates, taken, None)]
-            select(self.crawl, groups, held, wishes, [], most, 0, out=chosen)
+            select(self.crawl, groups, held, wishes, [], [], most, 0, out=chosen)
             answer = Answer(
                 SeedSettings(),
                 len(seeds),
@@ -98,6 +99,7 @@ class Finished:
                 assigned=tuple(assigned),
                 groups=groups,
                 held=tuple(held),
+                included=Included(),
                 selected=chosen,
                 quality=quality,
                 filters=FILTERS,

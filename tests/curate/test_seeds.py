@@ -1,6 +1,8 @@
 """Whole runs with several seeds: who wants an image, who bars it, and what is said of both."""
 
+import hashlib
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from click.testing import CliRunner
 from pictures import encoded, picture, write_tar
 
 from curate.catalogue.collection import Collection
+from curate.catalogue.keyed_order import keyed_hash
 from curate.cli import main
 from curate.redraw import redraw
 from curate.report.contact_sheets import contact_sheets
@@ -22,6 +25,8 @@ datasets:
   other: {path: ROOT/other}
   bad: {path: ROOT/bad}
   held: {path: ROOT/held}
+  own: {path: ROOT/own}
+  also: {path: ROOT/also}
 embedders:
   descriptor: {kind: descriptor}
 pipelines:
@@ -30,6 +35,7 @@ pipelines:
 SEEDS
     holdouts: [held]
     embedder: descriptor
+    calibrate: {originals: 8}
     cluster: {clusters: 2}
     dedup: {threshold: 0.95}
     retrieve: {threshold: -1}
@@ -43,6 +49,7 @@ SEEDS = """    seeds:
 LISTED = ("irrelevant", "over_budget", "kept")
 
 
+OWN = encoded(picture(40))
 DATASETS = {
     "seed": range(20, 24),
     "other": [22, *range(30, 32)],
@@ -66,6 +73,18 @@ class Site:
             (self.data / name).mkdir()
             for number in numbers:
                 (self.data / name / f"{number}.jpg").write_bytes(encoded(picture(number)))
+        # a copy of a crawled image, one of the holdout, one of the other's, and what is no image
+        own = {
+            "7": encoded(picture(7), "PNG"),
+            "3": encoded(picture(3)),
+            "40": OWN,
+            "no": b"JPEG",
+        }
+        (self.data / "own").mkdir()
+        for name, data in own.items():
+            (self.data / "own" / f"{name}.jpg").write_bytes(data)
+        also = {"40.jpg": OWN, "41.png": encoded(picture(41), "PNG")}
+        write_tar(self.data / "also" / "00000.tar.gz", also, "w:gz")
         write_config(self.data, "pipelines.yaml", "    seed: seed")
 
     def __call__(self, command: str, *words: str) -> tuple[int, list[str]]:
@@ -98,7 +117,7 @@ def site(tmp_path_factory):
 
 def run(site, config, *words, out="out"):
     status, said = site("run", f"--out={site.root / out}", config, *words)
-    assert status == 0, said
+    assert status == 0, "\n".join(said[-3:])
     return site.root / out
 
 
@@ -351,7 +370,83 @@ def test_a_seed_on_the_command_line_keeps_its_own_settings(site, several):
     config = f"--config={site.data / 'several.yaml'}"
     words = ["--seed=seed", "--seed=held", "--dry-run", f"--out={site.root / 'dry'}"]
     status, said = site("run", config, *words)
-    assert status == 0, said
+    assert status == 0, "\n".join(said[-3:])
     lines = [line for line in said if line.startswith("retrieve ")]
     assert lines[0].split()[1:] == ["held:", "threshold", "-1.0", "(inclusive)"]
     assert "seed: knn: the 2 nearest images" in lines[1]
+
+
+INCLUDED = """    seeds:
+      seed: {strategy: knn, threshold: null, knn: {neighbours: 4}}
+      own: {threshold: 0.9, include: true}
+      also: {strategy: none, threshold: null, include: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def included(site):
+    return run(site, write_config(site.data, "included.yaml", INCLUDED), out="included")
+
+
+def samples_of(out):
+    found = []
+    for path in sorted((out / "shards").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = {entry.name: tar.extractfile(entry).read() for entry in tar}
+        for name, data in members.items():
+            if name.endswith(".jpg"):
+                found.append((json.loads(members[name.replace(".jpg", ".json")]), data))
+    return found
+
+
+def test_images_of_included_seeds_are_in_the_shards_and_in_a_table_of_their_own(site, included):
+    table = pq.read_table(included / "reports" / "seed_images.parquet").to_pylist()
+    assert [(row["seed"], row["key"], row["decision"]) for row in table] == [
+        ("also", "00000/40", "kept"),
+        ("also", "00000/41", "kept"),
+        ("own", "3.jpg", "holdout"),
+        ("own", "40.jpg", "duplicate"),
+        ("own", "7.jpg", "kept"),
+        ("own", "no.jpg", "corrupt"),
+    ]
+    assert all((row["reason"] == "") == (row["decision"] == "kept") for row in table)
+    samples = {row["key"]: (row, data) for row, data in samples_of(included)}
+    for row in table:
+        assert (row["output_key"] is not None) == (row["decision"] == "kept")
+        if row["decision"] == "kept":
+            said, data = samples[row["output_key"]]
+            assert (said["source_key"], said["sha256"]) == (row["key"], row["sha256"])
+            assert row["output_key"].startswith(row["output_shard"])
+            if row["format"] == "jpeg":
+                assert hashlib.sha256(data).hexdigest() == row["sha256"]
+    images = images_of(included)
+    kept = {row["output_key"]: row["key"] for row in images if row["decision"] == "kept"}
+    kept |= {row["output_key"]: row["key"] for row in table if row["output_key"]}
+    assert kept == {name: said["source_key"] for name, (said, _) in samples.items()}
+    in_order = [row["source_key"] for row, _ in samples_of(included)]
+    assert in_order == sorted(in_order, key=lambda key: keyed_hash(key, 0))
+    funnel = funnel_of(included)
+    assert funnel["seeds"]["own"]["included"] == {
+        **dict.fromkeys(("corrupt", "holdout", "duplicate", "kept"), 1)
+    }
+    assert funnel["seeds"]["also"]["included"] == {"kept": 2}
+    assert "included" not in funnel["seeds"]["seed"]
+    assert sum(funnel["decisions"].values()) == funnel["images"] == len(images)
+    assert funnel["seeds"]["also"]["retrieved"] == 0
+
+
+def test_a_crawled_copy_of_an_included_image_is_a_duplicate_of_it(site, included, several):
+    before = {row["key"]: row for row in images_of(several)}
+    for row in images_of(included):
+        if row["key"] != "00000/007":
+            assert row["duplicate_of"] == before[row["key"]]["duplicate_of"]
+            continue
+        assert row["decision"] == "duplicate"
+        assert row["duplicate_of"] == "7.jpg"
+        assert 0.95 <= row["duplicate_similarity"] <= 1
+        assert row["reason"] == (
+            f"cosine {row['duplicate_similarity']:.4f} with 7.jpg of seed own, which is included"
+        )
+        assert row["reason"] in " ".join(site("explain", str(included), row["key"])[1])
+        assert row["seed_similarity"] is None
+        assert before[row["key"]]["decision"] in LISTED

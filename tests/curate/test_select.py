@@ -63,11 +63,11 @@ def selected(
         found = candidates_of(crawl, groups, *folders, work)
         chosen, reached = chosen_by_threshold(found, threshold, target, work)
         wishes = [Wish(found, chosen, None)]
-        result = select(crawl, groups, folders[0], wishes, [], most, seed, out=out) | reached
+        result = select(crawl, groups, folders[0], wishes, [], [], most, seed, out=out) | reached
         counts = result["decisions"]
         keys = crawl.keys(np.arange(len(crawl)))
     decision = np.load(out / "decision.npy")
-    order, position = np.load(out / "order.npy"), np.load(out / "position.npy")
+    order, position = np.load(out / "order.npy"), np.load(out / "position-0.npy")
     (out / "result.json").write_text(json.dumps(result))
     assert sum(counts.values()) == len(images)
     assert counts == {name: int((decision == code).sum()) for code, name in enumerate(DECISIONS)}

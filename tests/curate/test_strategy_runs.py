@@ -105,7 +105,7 @@ def test_a_dry_run_says_the_strategy(small_run):
     [
         (
             ["retrieve.strategy=nearest"],
-            ["retrieve.strategy", "'threshold', 'knn', 'cluster' or 'auto'"],
+            ["retrieve.strategy", "'threshold', 'knn', 'cluster', 'auto' or 'none'"],
         ),
         (
             ["retrieve.strategy=knn", "retrieve.threshold=null", "retrieve.target=5"],
