@@ -12,6 +12,7 @@ from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import Held, find_held
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
+from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
 from curate.export import shards
@@ -133,6 +134,7 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
         done = [
             embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
             for data in plan.datasets
+            if not data.texts
         ]
         crawl = done[0]
         judged = (settings.quality, settings.filters)
@@ -140,7 +142,7 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
             crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
-            seeds=[catalogued(runner, x, plan.meaning) for x in done if x.role == "seed"],
+            seeds=_catalogued_seeds(plan, runner, done),
             included=[
                 catalogued(runner, x, plan.copies)
                 for x in done
@@ -161,6 +163,21 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
                 "nothing can be similar to it: name another seed dataset"
             )
     return datasets
+
+
+def _catalogued_seeds(
+    plan: Plan, runner: Runner, embedded: list[EmbeddedParts]
+) -> list[Catalogued]:
+    """Return the seeds, of images or of captions, in the order of the request."""
+    threads = plan.request.settings.engine.threads
+    images = {each.name: each for each in embedded if each.role == "seed"}
+    return [
+        embed_text(runner, data.name, data.texts, plan.meaning, threads)
+        if data.texts
+        else catalogued(runner, images[data.name], plan.meaning)
+        for data in plan.datasets
+        if data.role == "seed"
+    ]
 
 
 def _decided(plan: Plan, results: Results) -> Decided:

@@ -55,6 +55,8 @@ class Dataset:
     role: str
     name: str
     parts: list[Part]
+    texts: tuple[str, ...] = ()
+    """The captions that a seed without parts consists of."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
     own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
 
     def find(role: str, named: Named[DatasetSettings]) -> Dataset:
-        return Dataset(role, named.name, parts_of(named, work, own))
+        return Dataset(role, named.name, parts_of(named, work, own), tuple(named.settings.text))
 
     seeds = [find("seed", seed.dataset) for seed in request.seeds]
     crawl = find("crawl", request.crawl)
@@ -166,9 +168,13 @@ def seed_roles(request: Request) -> list[str]:
 def parts_of(named: Named[DatasetSettings], work: Path, exclude: Sequence[Path] = ()) -> list[Part]:
     """Return the parts of a dataset in the order of their keys; the built-in sample is made.
 
+    One of text has none.
+
     Folders in `exclude` that lie below the dataset's are no part of it.
     """
     settings = named.settings
+    if settings.text:
+        return []
     if isinstance(settings.path, str) and settings.path.startswith(BUILT_IN):
         make_sample(work / "sample")
         path = work / "sample" / settings.path.removeprefix(BUILT_IN)
@@ -217,6 +223,9 @@ def describe(plan: Plan, out: Path) -> str:
     is_pinned = commits.keys() == found.keys()
     missing = 0
     for dataset in plan.datasets:
+        if dataset.texts:
+            lines.append(f"{dataset.role:<9}  {dataset.name}: {len(dataset.texts):,} captions")
+            continue
         asked = plan.embed_request(dataset) if is_pinned else None
         todo = [part for part in dataset.parts if asked is None or not is_embedded(asked, part)]
         nbytes = sum(part.nbytes for part in dataset.parts)
@@ -274,7 +283,7 @@ def _inclusive(threshold: Threshold | None) -> str:
 def _count_readable(seed: Seed, plan: Plan) -> int | None:
     """Return how many images of a seed can be read; None where some are not embedded yet."""
     [dataset] = [x for x in plan.datasets if (x.role, x.name) == ("seed", seed.name)]
-    asked, count = plan.embed_request(dataset), 0
+    asked, count = plan.embed_request(dataset), len(dataset.texts)
     for part in dataset.parts:
         content = recall(plan.work, part)
         stats = committed(asked.facts / content) if content else None

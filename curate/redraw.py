@@ -36,6 +36,8 @@ def redraw(out: Path, work: Path) -> None:
             try:
                 collection = Collection(work / "catalogue" / about["content"] / "all")
                 named = Named(about["name"], DatasetSettings(**about["settings"]))
+                if named.settings.text:
+                    continue
                 there = {part.name: part for part in parts_of(named, work)}
                 parts = [there[part.name] for part in collection.parts]
                 originals = stack.enter_context(Originals(collection, parts, scratch))

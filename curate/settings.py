@@ -197,12 +197,13 @@ def read_request(
         whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
         names = _Names(config, pipeline, whole, tree, absolute)
         settings = whole.pipelines[pipeline]
+        embedders = {name: names.embedder(name, embedder) for name in ("dedup", "retrieve")}
         return Request(
             pipeline=pipeline,
             settings=settings,
-            seeds=names.seeds(seeds),
+            seeds=names.seeds(seeds, embedders["retrieve"]),
             crawl=names.dataset("crawl", crawl or settings.crawl),
-            embedders={name: names.embedder(name, embedder) for name in ("dedup", "retrieve")},
+            embedders=embedders,
             holdouts=tuple(
                 names.dataset("holdouts", name) for name in holdouts or settings.holdouts
             ),
@@ -283,6 +284,8 @@ class _Names:
         known = self.whole.datasets
         if name in known:
             settings, key = known[name], f"datasets.{name}.path"
+            if settings.text and role != "seed":
+                raise LvdError(f"dataset {name} is text, which can be a seed only, not a {role}")
             source = source_of(key, self.overrides)
             for path in [settings.path] if isinstance(settings.path, str) else settings.path:
                 require_expanded(path, key, source or self.config)
@@ -297,14 +300,18 @@ class _Names:
             f"and no such path: the file has {', '.join(sorted(known)) or 'none'}"
         )
 
-    def seeds(self, asked: Sequence[str]) -> tuple[Seed, ...]:
-        """Return the seeds of the call, else those of the pipeline, each with its settings."""
+    def seeds(self, asked: Sequence[str], embedder: Named[EmbedderSettings]) -> tuple[Seed, ...]:
+        """Return the seeds of the call, else those of the pipeline, each with its settings.
+
+        `embedder` is the one for meaning.
+        """
         settings = self.whole.pipelines[self.pipeline]
         names = asked or ([settings.seed] if settings.seed else list(settings.seeds))
         seeds = sorted(map(self._seed, names or [""]), key=lambda seed: seed.name)
         known: dict[str, str] = {}
         for seed in seeds:
-            path = repr(seed.dataset.settings.path)
+            _check_text(seed, embedder)
+            path = repr([seed.dataset.settings.path, sorted(seed.dataset.settings.text)])
             if path in known:
                 both = " and ".join(dict.fromkeys((known[path], seed.name)))
                 raise LvdError(f"seed {both}: the same data twice: name each dataset once")
@@ -334,3 +341,26 @@ class _Names:
 
     def _source(self, key: str) -> str:
         return source_of(f"pipelines.{self.pipeline}.{key}", self.overrides)
+
+
+def _check_text(seed: Seed, embedder: Named[EmbedderSettings]) -> None:
+    """Refuse what cannot be done with a seed of captions."""
+    settings = seed.settings
+    if not seed.dataset.settings.text:
+        return
+    if embedder.settings.kind != "open_clip":
+        raise LvdError(
+            f"seed {seed.name} is text, which embedder {embedder.name} of kind "
+            f"{embedder.settings.kind} has no tower for: name one of kind open_clip, with --set "
+            "retrieve.embedder=NAME"
+        )
+    if settings.include:
+        raise LvdError(f"seed {seed.name} is text, so there is no image to include")
+    is_measured = settings.threshold == "auto" or (
+        settings.threshold is None and embedder.settings.thresholds.retrieve in (None, "auto")
+    )
+    if settings.strategy == "threshold" and settings.target is None and is_measured:
+        raise LvdError(
+            f"seed {seed.name} is text, of which no threshold can be measured: say a number, with "
+            f"--set {seed.said_at}.threshold=..., or {seed.said_at}.target=..."
+        )

@@ -52,7 +52,7 @@ def draw(out: Path, crawl: Catalogued, seeds: Sequence[Catalogued], scratch: Pat
             originals = stack.enter_context(Originals(data.collection, data.parts, scratch))
             return read_by_key(originals, data.collection)
 
-        pictures(out, reader(crawl), {seed.name: reader(seed) for seed in seeds})
+        pictures(out, reader(crawl), {seed.name: reader(seed) for seed in seeds if seed.parts})
 
 
 def read_by_key(originals: Originals, collection: Collection) -> Callable[[str], bytes | None]:
