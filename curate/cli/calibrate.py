@@ -55,6 +55,8 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     if save:
         used = request.embedders["dedup"]
         path = writable_path(used.name, used.settings)
+    if request.seeds[0].dataset.settings.text:
+        raise LvdError(f"seed {request.seeds[0].name} is text, of which no threshold is measured")
     plan = pinned(plan)
     with open_runner(plan.work, request.settings.engine, executor) as runner:
         datasets = embed_datasets(plan, runner)
