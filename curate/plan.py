@@ -241,7 +241,8 @@ def describe(plan: Plan, out: Path) -> str:
     lines.append(f"dedup      threshold {value}")
     for seed in request.seeds:
         name = f" {seed.name}:" if len(request.seeds) > 1 else ""
-        lines.append(f"retrieve  {name} {_describe_seed(seed, plan)}")
+        images = _count_readable(seed, plan) if is_pinned else None
+        lines.append(f"retrieve  {name} {_describe_seed(seed, images, plan.meaning)}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
     written = [x for x in plan.datasets if x is plan.crawl or _is_included(x, request)]
     shards = sum(part.nbytes for dataset in written for part in dataset.parts)
@@ -259,12 +260,10 @@ def _is_included(dataset: Dataset, request: Request) -> bool:
     return dataset.role == "seed" and dataset.name in request.included
 
 
-def _describe_seed(seed: Seed, plan: Plan) -> str:
-    """Return by which strategy a seed retrieves, as far as that is known before the run."""
-    settings = seed.settings
-    if settings.strategy == "auto" and (images := _count_readable(seed, plan)) is not None:
-        settings = settings.resolve(images)
-    threshold = known_threshold_of_seed(settings, plan.meaning)
+def _describe_seed(seed: Seed, images: int | None, meaning: EmbedderSettings) -> str:
+    """Return by which strategy a seed retrieves; `images` are its readable ones, if counted yet."""
+    settings = seed.settings if images is None else seed.settings.resolve(images)
+    threshold = known_threshold_of_seed(settings, meaning)
     own = "; its own images are included" if settings.include else ""
     if settings.strategy != "threshold":
         has_floor = is_number(settings.threshold)

@@ -55,12 +55,14 @@ def seed_table(seeds: dict[str, dict[str, Any]]) -> Table:
     table.add_column("strategy")
     for name, seed in seeds.items():
         sign = "-" if seed["negative"] else ""
+        kind = "negative" if seed["negative"] else seed["strategy"]
+        at = f" ({seed['threshold']['value']:.6g})" if seed["threshold"] else ""
         table.add_row(
             Text(printable(name)),
             f"{seed['images']:,}",
             f"{sign}{seed['retrieved']:,}",
             f"{sign}{seed['alone']:,}",
             f"{seed['included'].get('kept', 0):,}" if "included" in seed else "",
-            f"{'negative' if seed['negative'] else seed['strategy']}: {seed['description']}",
+            f"{kind}: {seed['description']}{at}",
         )
     return table
