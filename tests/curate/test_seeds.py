@@ -25,6 +25,7 @@ datasets:
   other: {path: ROOT/other}
   bad: {path: ROOT/bad}
   held: {path: ROOT/held}
+  many: {path: ROOT/many}
   own: {path: ROOT/own}
   also: {path: ROOT/also}
 embedders:
@@ -55,6 +56,7 @@ DATASETS = {
     "other": [22, *range(30, 32)],
     "bad": [5, 12],  # of the crawl
     "held": [3],
+    "many": range(50, 60),
 }
 
 
@@ -329,6 +331,34 @@ def test_auto_takes_the_strategy_of_the_seed_s_size(site, several):
     unseen = [f"--work={site.root / 'no-work'}", "--dry-run", f"--out={site.root / 'dry'}"]
     dry = site("run", config, *words, *unseen)[1]
     assert sum("for a seed of more than 3 images, else cluster" in line for line in dry) == 2
+
+
+def test_a_negative_threshold_can_be_measured(site):
+    seeds = "    seeds: {other: {threshold: -1}, many: {negative: true, threshold: auto}}\n"
+    out = run(site, write_config(site.data, "measured.yaml", seeds), out="measured")
+    threshold = funnel_of(out)["seeds"]["many"]["threshold"]
+    assert threshold["source"] == "calibrated"
+    measured = json.loads((out / "run.json").read_text())["calibration"]["seeds.many"]
+    assert measured["threshold"] == threshold["value"]
+    rows = [row for row in images_of(out) if row["decision"] in LISTED]
+    near = cosines(site, out, [row["key"] for row in rows])["many"][1].max(1)
+    for row, cosine in zip(rows, near, strict=True):
+        assert (row["decision"] == "irrelevant") == (cosine >= threshold["value"])
+
+
+def test_what_a_seed_does_not_say_comes_from_retrieve(site, several):
+    config = f"--config={site.data / 'several.yaml'}"
+    words = ["--set=retrieve.knn={neighbours: 7, collisions: deeper}", "--dry-run"]
+    words += ["--set=seeds.other={strategy: knn, threshold: 0.25}", f"--out={site.root / 'dry'}"]
+    status, said = site("run", config, *words)
+    assert status == 0, said
+    lines = [line.split(maxsplit=1)[1] for line in said if line.startswith("retrieve ")]
+    assert lines == [
+        "bad: negative: threshold 0.9 (inclusive)",
+        "other: knn: the 7 nearest images of its own of each seed image; floor: cosine 0.25 "
+        "(inclusive)",
+        "seed: knn: the 2 nearest images of its own of each seed image",
+    ]
 
 
 WRONG = {
