@@ -35,6 +35,10 @@ pipelines:
     dedup: {threshold: 0.55}
     retrieve: {threshold: 0.25}
     holdout: {threshold: 0.5}
+  several:
+    crawl: images
+    seeds: {images: {threshold: 0.3}}
+    embedder: nameless
   measured:
     crawl: images
     seed: images
@@ -197,6 +201,10 @@ WRONG = {
             ["retrieve.threshold 0.25", "nameless", "folder", "--set retrieve.threshold=auto"],
             ["holdout.threshold 0.5", "nameless", "folder", "--set holdout.threshold=null"],
         ],
+    ),
+    "a number of one of several seeds": (
+        ["--pipeline=several", "--embedder=folder"],
+        [["seeds.images.threshold 0.3", "nameless", "folder", "--set seeds.images.threshold=auto"]],
     ),
     "another embedder by --set": (
         ["--pipeline=numbers", "--set=embedder=descriptor", "--set=embedders.descriptor.kind=descriptor",
