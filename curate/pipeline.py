@@ -1,31 +1,31 @@
-"""Curation, from a crawl and a seed to shards and reports: read this first."""
+"""Curation, from a crawl and its seeds to shards and reports: read this first."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from curate.calibration.stage import Thresholds, find_thresholds
-from curate.calibration.thresholds import Threshold
 from curate.catalogue.collection import Catalogued
 from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import Held, find_held
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
+from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
 from curate.export import shards
 from curate.neighbours.cluster import Clustered, cluster
-from curate.plan import Plan, comparable
-from curate.report import rows
+from curate.plan import Plan, comparable, seed_roles
+from curate.report import rows, seed_images
 from curate.report.rows import Decided
+from curate.report.seeds import describe_seeds
 from curate.report.stage import draw, write_tables
-from curate.retrieval.candidates import find_candidates
-from curate.retrieval.nearest_seeds import Retrieved, retrieve
-from curate.retrieval.question import Chosen, Question
-from curate.retrieval.strategies import choose
+from curate.retrieval.answers import Answers, ask_seeds
+from curate.retrieval.nearest_seeds import retrieve
 from curate.selection.decide import Selected, decide
+from curate.selection.include import Included, include
 from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
 from shared.errors import LvdError
@@ -33,12 +33,15 @@ from shared.errors import LvdError
 
 @dataclass(frozen=True)
 class Datasets:
-    """What goes into a run, as the embedders see it: `copies` for copies, `meaning` for the seed."""
+    """What goes into a run, as the embedders see it: `copies` for copies, `meaning` for the seeds."""
 
     embedded: list[EmbeddedParts]
     crawl: Catalogued
     crawl_by_meaning: Catalogued
-    seed: Catalogued
+    seeds: list[Catalogued]
+    """In the order of the request, negative ones too."""
+    included: list[Catalogued]
+    """Seeds whose own images go into the shards, as the embedder for copies sees them."""
     holdouts: list[Catalogued]
 
 
@@ -52,8 +55,8 @@ class Results:
     copies: Deduplicated
     false_copies: FalseCopies
     held: Held
-    retrieved: Retrieved
-    chosen: Chosen
+    included: Included
+    answers: Answers
     selected: Selected
 
 
@@ -64,34 +67,27 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     """
     started = time.monotonic()
     results = decide_all(plan, runner)
-    settings = plan.request.settings
+    settings, datasets = plan.request.settings, results.datasets
+    seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
-        [shards.VERSION, rows.VERSION],
-        [results.selected.address, results.datasets.seed.address, results.false_copies.address],
-        [output.settings, [each.problems for each in results.datasets.embedded]],
+        [shards.VERSION, rows.VERSION, seed_images.VERSION],
+        [results.selected.address, seeds, results.false_copies.address],
+        [output.settings, [each.problems for each in datasets.embedded]],
     ).address
     if output.stands(address):
         return False
     output.begin(address)
-    datasets = results.datasets
     shards.export(
-        runner,
-        output,
-        datasets.crawl,
-        datasets.seed.collection,
-        results.selected,
-        results.retrieved,
-        settings.export,
-        settings.embed.max_pixels,
+        *(runner, output, [datasets.crawl, *datasets.included]),
+        *(results.selected, results.answers.nearest),
+        *(settings.export, settings.embed.max_pixels),
     )
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results))
         output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))
         if settings.report.pictures:
-            of = {"crawl": datasets.crawl, "seed": datasets.seed}
-            drawn = {role: (data.collection, data.parts) for role, data in of.items()}
-            draw(output.partial, drawn, runner.scratch)
+            draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)
     output.finish(runner.times, time.monotonic() - started)
     return True
 
@@ -100,52 +96,59 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
     """Run the stages up to the decision about every image."""
     settings, threads = plan.request.settings, plan.request.settings.engine.threads
     datasets = embed_datasets(plan, runner)
-    crawl, crawl_by_meaning, seed = datasets.crawl, datasets.crawl_by_meaning, datasets.seed
-    thresholds = find_thresholds(runner, plan, crawl, crawl_by_meaning, seed)
+    crawl, by_meaning, seeds = datasets.crawl, datasets.crawl_by_meaning, datasets.seeds
+    thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
     clustered = cluster(runner, crawl, settings.cluster, threads)
     copies = dedup(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, threads)
     false_copies = estimate_false_copies(
         runner, crawl, copies, settings.estimate, settings.embed.max_pixels
     )
     held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
-    retrieved = retrieve(
-        *(runner, crawl_by_meaning, copies.groups, copies.address, seed),
-        *(settings.report.top_k, threads),
+    included = include(
+        *(runner, crawl, datasets.included, datasets.holdouts),
+        *(thresholds.dedup.value, thresholds.holdout.value, threads),
     )
+    top_k = settings.report.top_k
+    retrieved = retrieve(runner, by_meaning, copies.groups, copies.address, seeds, top_k, threads)
     with runner.at_work("select"):
-        candidates = find_candidates(runner, crawl.collection, copies.groups, held, retrieved)
-        question = Question(
-            *(runner, crawl_by_meaning, seed, candidates),
-            *(thresholds.retrieve.value, settings.cluster, threads),
+        answers = ask_seeds(
+            runner,
+            by_meaning,
+            seeds,
+            retrieved,
+            [seed.settings for seed in plan.request.seeds],
+            thresholds.seeds,
+            *(copies.groups, held, included.copies, settings.cluster, top_k, threads),
         )
-        chosen = choose(question, settings.retrieve)
-        selected = decide(
-            *(runner, crawl, copies.groups, held, candidates, chosen),
-            *(settings.retrieve.max_images, settings.export.seed),
-        )
-    if chosen.threshold is not None and chosen.target is not None:
-        thresholds = replace(thresholds, retrieve=Threshold(chosen.threshold, "target"))
+        most, order = settings.retrieve.max_images, settings.export.seed
+        selected = decide(runner, crawl, copies.groups, held, answers, included, most, order)
     return Results(
-        *(datasets, thresholds, clustered, copies, false_copies, held, retrieved, chosen, selected)
+        *(datasets, thresholds, clustered, copies, false_copies, held, included, answers, selected)
     )
 
 
 def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
-    """Embed and catalogue crawl, seed and holdouts."""
+    """Embed and catalogue crawl, seeds and holdouts."""
     settings = plan.request.settings
     with runner.at_work("embed"):
         done = [
             embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
             for data in plan.datasets
+            if not data.texts
         ]
-        crawl, seed, *holdouts = done
+        crawl = done[0]
         judged = (settings.quality, settings.filters)
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
             crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
-            seed=catalogued(runner, seed, plan.meaning),
-            holdouts=[catalogued(runner, held, plan.copies) for held in holdouts],
+            seeds=_catalogued_seeds(plan, runner, done),
+            included=[
+                catalogued(runner, x, plan.copies)
+                for x in done
+                if x.role == "seed" and x.name in plan.request.included
+            ],
+            holdouts=[catalogued(runner, x, plan.copies) for x in done if x.role == "holdout"],
         )
     if not len(datasets.crawl.collection):
         problems = crawl.problems
@@ -153,42 +156,54 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             f"crawl {crawl.name}: its {len(plan.crawl.parts)} parts hold no image"
             + (f" ({problems[0]})" if problems else "")
         )
-    if not len(datasets.seed.collection.usable):
-        raise LvdError(
-            f"seed {seed.name}: none of its {len(datasets.seed.collection)} images can be "
-            "read, so nothing can be similar to it: name another seed dataset"
-        )
+    for seed in datasets.seeds:
+        if not len(seed.collection.usable):
+            raise LvdError(
+                f"seed {seed.name}: none of its {len(seed.collection)} images can be read, so "
+                "nothing can be similar to it: name another seed dataset"
+            )
     return datasets
+
+
+def _catalogued_seeds(
+    plan: Plan, runner: Runner, embedded: list[EmbeddedParts]
+) -> list[Catalogued]:
+    """Return the seeds, of images or of captions, in the order of the request."""
+    threads = plan.request.settings.engine.threads
+    images = {each.name: each for each in embedded if each.role == "seed"}
+    return [
+        embed_text(runner, data.name, data.texts, plan.meaning, threads)
+        if data.texts
+        else catalogued(runner, images[data.name], plan.meaning)
+        for data in plan.datasets
+        if data.role == "seed"
+    ]
 
 
 def _decided(plan: Plan, results: Results) -> Decided:
     datasets, settings = results.datasets, plan.request.settings
     return Decided(
         crawl=datasets.crawl.collection,
-        seed=datasets.seed.collection,
+        answers=results.answers,
         holdouts=tuple((held.name, held.collection) for held in datasets.holdouts),
         assigned=results.clustered.assigned,
         groups=results.copies.groups,
         held=results.held.folders,
-        retrieved=results.retrieved.folders,
+        included=results.included,
         selected=results.selected.folder,
         quality=settings.quality,
         filters=tuple(settings.filters),
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
-        strategy=settings.retrieve.strategy,
-        misses=results.chosen.misses,
         shard_size=settings.export.shard_size,
     )
 
 
 def _run(plan: Plan, results: Results) -> dict[str, Any]:
     request, datasets = plan.request, results.datasets
-    named = {"crawl": request.crawl, "seed": request.seed}
-    addresses = {"crawl": datasets.crawl.address, "seed": datasets.seed.address}
     return {
         "crawl": datasets.crawl.name,
-        "seed": datasets.seed.name,
+        "seed": ", ".join(request.wanted),
         "holdouts": [held.name for held in datasets.holdouts],
         "embedder": request.embedder_name,
         "revisions": {
@@ -197,15 +212,20 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
             if each.revision
         },
         "settings": comparable(plan.request),
-        "thresholds": results.thresholds.known(),
+        "thresholds": _thresholds(results),
         "calibration": results.thresholds.calibrations,
         "datasets": {
             role: {
-                "name": named[role].name,
-                "settings": named[role].settings.model_dump(mode="json"),
-                "content": addresses[role],
+                "name": named.name,
+                "settings": named.settings.model_dump(mode="json"),
+                "content": data.address,
             }
-            for role in named
+            for role, named, data in zip(
+                ["crawl", *seed_roles(request)],
+                [request.crawl, *(seed.dataset for seed in request.seeds)],
+                [datasets.crawl, *datasets.seeds],
+                strict=True,
+            )
         },
         "versions": versions(),
     }
@@ -213,26 +233,37 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
 
 def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
     counts, embedded = results.copies.counts, results.datasets.embedded
-    retrieve = plan.request.settings.retrieve
+    selected = results.selected
     return {
         "images": len(results.datasets.crawl.collection),
-        "decisions": results.selected.decisions,
+        "decisions": selected.decisions,
         "groups": {"count": counts["groups"], "members": counts["members"]},
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
-        "thresholds": results.thresholds.known(),
-        "retrieval": {"strategy": retrieve.strategy, "description": retrieve.describe()},
+        "thresholds": _thresholds(results),
+        "seeds": describe_seeds(results.answers, selected, results.included),
         "problems": [
             *(text for each in embedded for text in each.problems),
-            *selection_problems(
-                results.selected.decisions,
-                results.thresholds.retrieve.value,
-                results.chosen.target,
-                retrieve.strategy,
-            ),
+            *_selection_problems(plan, results),
         ],
         "ignored": embedded[0].ignored,
         "set_aside": [each.part for data in embedded for each in data.aside],
         "settings": comparable(plan.request),
         "versions": versions(),
     }
+
+
+def _thresholds(results: Results) -> dict[str, dict[str, Any]]:
+    return results.thresholds.known([each.threshold for each in results.answers.wanted])
+
+
+def _selection_problems(plan: Plan, results: Results) -> list[str]:
+    sections = {seed.name: seed.said_at for seed in plan.request.seeds}
+    return [
+        line
+        for answer, counts in zip(results.answers.wanted, results.selected.wanted, strict=True)
+        for line in selection_problems(
+            *(counts["found"], answer.candidates.count, answer.threshold.value),
+            *(answer.chosen.target, answer.settings.strategy, sections[answer.name]),
+        )
+    ]

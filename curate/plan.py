@@ -10,13 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curate.calibration.thresholds import is_number, known_thresholds
+from curate.calibration.thresholds import (
+    Threshold,
+    is_number,
+    known_threshold_of_seed,
+    known_thresholds,
+)
 from curate.catalogue.content import forget, recall
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
 from curate.filters.quality import needs_measures
 from curate.sample.make import make_sample
-from curate.settings import Named, Request
+from curate.settings import Named, Request, Seed
 from shared.commits import committed, discard
 from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import (
@@ -50,6 +55,8 @@ class Dataset:
     role: str
     name: str
     parts: list[Part]
+    texts: tuple[str, ...] = ()
+    """The captions that a seed without parts consists of."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Plan:
 
     @property
     def crawl(self) -> Dataset:
-        """The crawl: always the first dataset; the seed is the second, holdouts follow."""
+        """The crawl: always the first dataset; seeds follow in the order of the request, then holdouts."""
         return self.datasets[0]
 
     @property
@@ -81,6 +88,8 @@ class Plan:
         whether pictures are measured."""
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning])
+        if _is_included(dataset, self.request):
+            wanted = [self.meaning, self.copies]
         distinct = {fingerprint(identity(each)): each for each in reversed(wanted)}
         settings = self.request.settings
         filters = settings.filters if dataset.role == "crawl" else []
@@ -100,13 +109,17 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
     Raises LvdError, in a second, where one has no images.
     """
     own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
-    roles = [("seed", request.seed), ("crawl", request.crawl)]
-    roles += [("holdout", held) for held in request.holdouts]
-    found = [Dataset(role, named.name, parts_of(named, work, own)) for role, named in roles]
+
+    def find(role: str, named: Named[DatasetSettings]) -> Dataset:
+        return Dataset(role, named.name, parts_of(named, work, own), tuple(named.settings.text))
+
+    seeds = [find("seed", seed.dataset) for seed in request.seeds]
+    crawl = find("crawl", request.crawl)
+    holdouts = [find("holdout", held) for held in request.holdouts]
     return Plan(
         request=request,
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
-        datasets=[found[1], found[0], *found[2:]],
+        datasets=[crawl, *seeds, *holdouts],
         work=work,
     )
 
@@ -132,26 +145,36 @@ def comparable(request: Request) -> dict[str, Any]:
     return {
         "pipeline": request.pipeline,
         "crawl": request.crawl.name,
-        "seed": request.seed.name,
         "holdouts": [held.name for held in request.holdouts],
         "embedders": embedders,
         **request.settings.model_dump(
             mode="json",
             exclude={
-                **dict.fromkeys(("crawl", "seed", "holdouts", "embedder"), True),
+                **dict.fromkeys(("crawl", "seed", "seeds", "holdouts", "embedder"), True),
                 **{"engine": {"workers", "patience"}, "embed": {"decode_threads"}},
                 **{"dedup": {"embedder"}, "retrieve": {"embedder"}},
             },
         ),
+        "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
     }
+
+
+def seed_roles(request: Request) -> list[str]:
+    """Return what `run.json` calls the seeds: `seed`, or with several `seed NAME`."""
+    names = [seed.name for seed in request.seeds]
+    return ["seed"] if len(names) == 1 else [f"seed {name}" for name in names]
 
 
 def parts_of(named: Named[DatasetSettings], work: Path, exclude: Sequence[Path] = ()) -> list[Part]:
     """Return the parts of a dataset in the order of their keys; the built-in sample is made.
 
+    One of text has none.
+
     Folders in `exclude` that lie below the dataset's are no part of it.
     """
     settings = named.settings
+    if settings.text:
+        return []
     if isinstance(settings.path, str) and settings.path.startswith(BUILT_IN):
         make_sample(work / "sample")
         path = work / "sample" / settings.path.removeprefix(BUILT_IN)
@@ -169,9 +192,10 @@ def parts_of(named: Named[DatasetSettings], work: Path, exclude: Sequence[Path] 
 
 
 def default_out(request: Request) -> Path:
-    """Return `runs/curate/<crawl>-<seed>`."""
-    crawl, seed = (_label(named.name) for named in (request.crawl, request.seed))
-    return Path("runs") / "curate" / f"{crawl}-{seed}"
+    """Return `runs/curate/<crawl>-<seed>`; of more than two seeds the first two are named."""
+    names = [_label(name) for name in request.wanted]
+    more = [f"{len(names) - 2}-more"] if len(names) > 2 else []
+    return Path("runs") / "curate" / "-".join([_label(request.crawl.name), *names[:2], *more])
 
 
 def _label(name: str) -> str:
@@ -199,6 +223,9 @@ def describe(plan: Plan, out: Path) -> str:
     is_pinned = commits.keys() == found.keys()
     missing = 0
     for dataset in plan.datasets:
+        if dataset.texts:
+            lines.append(f"{dataset.role:<9}  {dataset.name}: {len(dataset.texts):,} captions")
+            continue
         asked = plan.embed_request(dataset) if is_pinned else None
         todo = [part for part in dataset.parts if asked is None or not is_embedded(asked, part)]
         nbytes = sum(part.nbytes for part in dataset.parts)
@@ -208,21 +235,17 @@ def describe(plan: Plan, out: Path) -> str:
             f"parts, {size(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
         )
     known = known_thresholds(settings, plan.embedders)
-    for name in ("dedup", "retrieve"):
-        value = f"{known[name].value} (inclusive)" if name in known else "auto: measured in the run"
-        if name == "dedup" and name in known and known[name].source == "embedder":
-            value += ", unless this crawl contradicts it"
-        if name == "retrieve" and settings.retrieve.target is not None:
-            value = f"that of target {settings.retrieve.target}: solved for in the run"
-        if name == "retrieve" and settings.retrieve.strategy != "threshold":
-            has_floor = is_number(settings.retrieve.threshold)
-            floor = f"; floor: cosine {value}" if has_floor else ""
-            value = f"{settings.retrieve.describe()}{floor}"
-            lines.append(f"{name:<9}  {settings.retrieve.strategy}: {value}")
-            continue
-        lines.append(f"{name:<9}  threshold {value}")
+    value = _inclusive(known.get("dedup"))
+    if "dedup" in known and known["dedup"].source == "embedder":
+        value += ", unless this crawl contradicts it"
+    lines.append(f"dedup      threshold {value}")
+    for seed in request.seeds:
+        name = f" {seed.name}:" if len(request.seeds) > 1 else ""
+        images = _count_readable(seed, plan) if is_pinned else None
+        lines.append(f"retrieve  {name} {_describe_seed(seed, images, plan.meaning)}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
-    shards = sum(part.nbytes for part in plan.crawl.parts)
+    written = [x for x in plan.datasets if x is plan.crawl or _is_included(x, request)]
+    shards = sum(part.nbytes for dataset in written for part in dataset.parts)
     for folder, need, what in (
         (plan.work, work, "needed for facts and vectors, about"),
         (out, shards, "needed for shards, at most about"),
@@ -231,6 +254,42 @@ def describe(plan: Plan, out: Path) -> str:
         lines.append(f"space      {folder}: {what} {size(need)}; {size(free)} free")
     lines.append(f"output     {out}" + (" (exists)" if out.exists() else ""))
     return "\n".join(lines)
+
+
+def _is_included(dataset: Dataset, request: Request) -> bool:
+    return dataset.role == "seed" and dataset.name in request.included
+
+
+def _describe_seed(seed: Seed, images: int | None, meaning: EmbedderSettings) -> str:
+    """Return by which strategy a seed retrieves; `images` are its readable ones, if counted yet."""
+    settings = seed.settings if images is None else seed.settings.resolve(images)
+    threshold = known_threshold_of_seed(settings, meaning)
+    own = "; its own images are included" if settings.include else ""
+    if settings.strategy != "threshold":
+        has_floor = is_number(settings.threshold)
+        floor = f"; floor: cosine {_inclusive(threshold)}" if has_floor else ""
+        return f"{settings.strategy}: {settings.describe()}{floor}{own}"
+    value = _inclusive(threshold)
+    if settings.target is not None:
+        value = f"that of target {settings.target}: solved for in the run"
+    return f"{'negative: ' if settings.negative else ''}threshold {value}{own}"
+
+
+def _inclusive(threshold: Threshold | None) -> str:
+    return "auto: measured in the run" if threshold is None else f"{threshold.value} (inclusive)"
+
+
+def _count_readable(seed: Seed, plan: Plan) -> int | None:
+    """Return how many images of a seed can be read; None where some are not embedded yet."""
+    [dataset] = [x for x in plan.datasets if (x.role, x.name) == ("seed", seed.name)]
+    asked, count = plan.embed_request(dataset), len(dataset.texts)
+    for part in dataset.parts:
+        content = recall(plan.work, part)
+        stats = committed(asked.facts / content) if content else None
+        if stats is None:
+            return None
+        count += stats["images"] - stats["corrupt"]
+    return count
 
 
 def _look_up(embedder: EmbedderSettings) -> HubFile | HubUnreachableError:

@@ -11,6 +11,7 @@ from curate.execution.output import RUN
 from curate.plan import parts_of
 from curate.report.pictures import pictures
 from curate.report.stage import read_by_key
+from curate.report.thumbnails import ReadImage
 from curate.settings import Named
 from shared.datasets import DatasetSettings
 from shared.errors import LvdError
@@ -27,19 +28,23 @@ def redraw(out: Path, work: Path) -> None:
     path = out / RUN
     if not path.exists():
         raise LvdError(f"no run in {out}: name the --out of one")
-    readers = {}
+    readers: dict[str, dict[str, ReadImage]] = {"crawl": {}, "seed": {}}
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder(work / "scratch"))
-        for role, about in read_json(path)["datasets"].items():
+        for name, about in read_json(path)["datasets"].items():
+            role = name.partition(" ")[0]
             try:
                 collection = Collection(work / "catalogue" / about["content"] / "all")
                 named = Named(about["name"], DatasetSettings(**about["settings"]))
+                if named.settings.text:
+                    continue
                 there = {part.name: part for part in parts_of(named, work)}
                 parts = [there[part.name] for part in collection.parts]
                 originals = stack.enter_context(Originals(collection, parts, scratch))
-                readers[role] = read_by_key(originals, collection)
-                readers[role]("")
+                read = read_by_key(originals, collection)
+                read("")
+                readers[role][about["name"]] = read
             except (LvdError, OSError, KeyError) as error:
-                readers[role] = lambda key: None
-                warn(f"drawn without the images of the {role} that were not kept: {error}")
-        pictures(out, readers["crawl"], readers["seed"])
+                warn(f"drawn without the images of the {name} that were not kept: {error}")
+        [read_crawl] = readers["crawl"].values() or [lambda key: None]
+        pictures(out, read_crawl, readers["seed"])

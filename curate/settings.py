@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.calibration.measure import CalibrateSettings
 from curate.dedup.false_copies import EstimateSettings
@@ -21,7 +21,7 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
-from curate.retrieval.settings import RetrieveSettings
+from curate.retrieval.settings import RetrieveSettings, SeedSettings, settings_of_seed
 from curate.stage import EngineSettings
 from shared.config import (
     apply_overrides,
@@ -50,6 +50,8 @@ class PipelineSettings(BaseModel):
 
     crawl: str | None = None
     seed: str | None = None
+    seeds: dict[str, SeedSettings | None] = Field(default_factory=dict)
+    """In place of `seed`: several datasets, each with what it has of its own beside `retrieve`."""
     holdouts: list[str] = Field(default_factory=list)
     embedder: str | None = None
     """Finds copies and judges meaning, unless `dedup.embedder` or `retrieve.embedder` does. Where
@@ -66,6 +68,15 @@ class PipelineSettings(BaseModel):
     export: ExportSettings = Field(default_factory=ExportSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @model_validator(mode="after")
+    def _names_its_seeds_once(self) -> PipelineSettings:
+        if self.seed and self.seeds:
+            raise ValueError(
+                "seed and seeds exclude each other: name all datasets under seeds, or say "
+                "--seed NAME"
+            )
+        return self
 
 
 class PipelinesFile(BaseModel):
@@ -96,6 +107,21 @@ class Named(Generic[Settings]):
 
 
 @dataclass(frozen=True)
+class Seed:
+    """A seed dataset, and what it retrieves."""
+
+    dataset: Named[DatasetSettings]
+    settings: SeedSettings
+    said_at: str
+    """The section of the pipeline that its settings stand in: `retrieve` or `seeds.NAME`."""
+
+    @property
+    def name(self) -> str:
+        """The name or path of the dataset."""
+        return self.dataset.name
+
+
+@dataclass(frozen=True)
 class Configuration:
     """A configuration file: what stands in it, and what the overrides of this call make of it."""
 
@@ -116,7 +142,8 @@ class Request:
     embedders: dict[str, Named[EmbedderSettings]]
     """`dedup`, for copies (holdouts' too), and `retrieve`, for meaning."""
     crawl: Named[DatasetSettings]
-    seed: Named[DatasetSettings]
+    seeds: tuple[Seed, ...]
+    """In the order of their names, negative ones too."""
     holdouts: tuple[Named[DatasetSettings], ...]
     configuration: Configuration
 
@@ -125,6 +152,16 @@ class Request:
         """The name of the embedder, or of both."""
         return " and ".join(dict.fromkeys(each.name for each in self.embedders.values()))
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names of the seeds whose like is wanted: all but the negative ones."""
+        return tuple(seed.name for seed in self.seeds if not seed.settings.negative)
+
+    @property
+    def included(self) -> tuple[str, ...]:
+        """The names of the seeds whose own images go into the shards too."""
+        return tuple(seed.name for seed in self.seeds if seed.settings.include)
+
 
 def read_request(
     config: Path,
@@ -132,7 +169,7 @@ def read_request(
     *,
     embedder: str | None,
     crawl: str | None,
-    seed: str | None,
+    seeds: Sequence[str],
     holdouts: Sequence[str],
     overrides: Sequence[str],
 ) -> Request:
@@ -160,12 +197,13 @@ def read_request(
         whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
         names = _Names(config, pipeline, whole, tree, absolute)
         settings = whole.pipelines[pipeline]
+        embedders = {name: names.embedder(name, embedder) for name in ("dedup", "retrieve")}
         return Request(
             pipeline=pipeline,
             settings=settings,
-            seed=names.dataset("seed", seed or settings.seed),
+            seeds=names.seeds(seeds, embedders["retrieve"]),
             crawl=names.dataset("crawl", crawl or settings.crawl),
-            embedders={name: names.embedder(name, embedder) for name in ("dedup", "retrieve")},
+            embedders=embedders,
             holdouts=tuple(
                 names.dataset("holdouts", name) for name in holdouts or settings.holdouts
             ),
@@ -246,6 +284,8 @@ class _Names:
         known = self.whole.datasets
         if name in known:
             settings, key = known[name], f"datasets.{name}.path"
+            if settings.text and role != "seed":
+                raise LvdError(f"dataset {name} is text, which can be a seed only, not a {role}")
             source = source_of(key, self.overrides)
             for path in [settings.path] if isinstance(settings.path, str) else settings.path:
                 require_expanded(path, key, source or self.config)
@@ -260,5 +300,67 @@ class _Names:
             f"and no such path: the file has {', '.join(sorted(known)) or 'none'}"
         )
 
+    def seeds(self, asked: Sequence[str], embedder: Named[EmbedderSettings]) -> tuple[Seed, ...]:
+        """Return the seeds of the call, else those of the pipeline, each with its settings.
+
+        `embedder` is the one for meaning.
+        """
+        settings = self.whole.pipelines[self.pipeline]
+        names = asked or ([settings.seed] if settings.seed else list(settings.seeds))
+        seeds = sorted(map(self._seed, names or [""]), key=lambda seed: seed.name)
+        known: dict[str, str] = {}
+        for seed in seeds:
+            _check_text(seed, embedder)
+            path = repr([seed.dataset.settings.path, sorted(seed.dataset.settings.text)])
+            if path in known:
+                both = " and ".join(dict.fromkeys((known[path], seed.name)))
+                raise LvdError(f"seed {both}: the same data twice: name each dataset once")
+            known[path] = seed.name
+        if all(seed.settings.negative for seed in seeds):
+            raise LvdError(
+                f"{', '.join(known.values())}: negative seeds only, so nothing is wanted: name a "
+                "seed whose like is to be kept, with --seed NAME or PATH"
+            )
+        return tuple(seeds)
+
+    def _seed(self, name: str) -> Seed:
+        settings = self.whole.pipelines[self.pipeline]
+        said_at = f"seeds.{name}" if name in settings.seeds else "retrieve"
+        own = settings.seeds.get(name) or SeedSettings()
+        return Seed(
+            self.dataset("seed", name),
+            validate(
+                SeedSettings,
+                settings_of_seed(settings.retrieve, own),
+                file=self.config,
+                at=f"pipelines.{self.pipeline}.{said_at}",
+                overrides=self.overrides,
+            ),
+            said_at,
+        )
+
     def _source(self, key: str) -> str:
         return source_of(f"pipelines.{self.pipeline}.{key}", self.overrides)
+
+
+def _check_text(seed: Seed, embedder: Named[EmbedderSettings]) -> None:
+    """Refuse what cannot be done with a seed of captions."""
+    settings = seed.settings
+    if not seed.dataset.settings.text:
+        return
+    if embedder.settings.kind != "open_clip":
+        raise LvdError(
+            f"seed {seed.name} is text, which embedder {embedder.name} of kind "
+            f"{embedder.settings.kind} has no tower for: name one of kind open_clip, with --set "
+            "retrieve.embedder=NAME"
+        )
+    if settings.include:
+        raise LvdError(f"seed {seed.name} is text, so there is no image to include")
+    is_measured = settings.threshold == "auto" or (
+        settings.threshold is None and embedder.settings.thresholds.retrieve in (None, "auto")
+    )
+    if settings.strategy == "threshold" and settings.target is None and is_measured:
+        raise LvdError(
+            f"seed {seed.name} is text, of which no threshold can be measured: say a number, with "
+            f"--set {seed.said_at}.threshold=..., or {seed.said_at}.target=..."
+        )

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared import failures
 from shared.errors import LvdError
@@ -34,9 +34,11 @@ class DatasetSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str | list[str]
+    path: str | list[str] = Field(default_factory=list)
     """A folder of images, tars or Parquet files, one such file, a glob, a brace list, an fsspec
     URL of these, or a list of them."""
+    text: list[str] = Field(default_factory=list)
+    """In place of a path, for a seed: captions of what is wanted."""
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
     """What to read there; `auto` looks."""
     licence: str = ""
@@ -47,6 +49,14 @@ class DatasetSettings(BaseModel):
     """The Parquet column whose values are keys; by default `key` or `__key__`, where unique."""
     folder_parts: int = Field(default=32, ge=1)
     """How many parts a folder of images is dealt to."""
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> DatasetSettings:
+        if bool(self.path) == bool(self.text):
+            raise ValueError("a dataset has a path, where its images are, or text, for a seed")
+        if len(set(self.text)) < len(self.text) or not all(each.strip() for each in self.text):
+            raise ValueError("text has captions that are empty or stand there twice")
+        return self
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
-"""Embedders from open_clip: the image tower of any model, by tag, folder, file or seed."""
+"""Embedders from open_clip: both towers of any model, by tag, folder, file or seed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import open_clip
 import torch
+from jaxtyping import Float32
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -57,17 +59,31 @@ def build_open_clip(settings: EmbedderSettings) -> tuple[Model, EvaluationTransf
     It is on the device of `resolve_device`. Raises LvdError where the model or its weights cannot
     be had.
     """
-    weights = _weights(settings)
-    settings = resolve_device(_located(settings))
     with reword_error(settings.model):
-        model, transform = _build(settings, "cpu")
-        if weights is not None:
-            open_clip.load_checkpoint(model, str(weights))
+        settings, model, transform = _load(settings)
         for name in [name for name, _ in model.named_children() if name != "visual"]:
             delattr(model, name)  # the text tower is half of the memory, and of no use here
         if settings.image_size is not None and isinstance(model.visual, TimmModel):
             model.visual.set_input_size(settings.image_size)
         return fit_for_inference(model, settings.device), transform
+
+
+def embed_texts(
+    settings: EmbedderSettings, texts: Sequence[str], threads: int
+) -> Float32[np.ndarray, "n d"]:
+    """Return the L2-normalised vectors of texts by the text tower of an open_clip model.
+
+    They are computed on the processor, in float32. Raises LvdError where the model or its weights
+    cannot be had.
+    """
+    torch.set_num_threads(threads)
+    with reword_error(settings.model):
+        settings, model, _ = _load(settings)
+        tokens = open_clip.get_tokenizer(settings.model)(list(texts))
+        with torch.inference_mode():
+            vectors = model.eval().float().encode_text(tokens, normalize=True)
+    found: np.ndarray = vectors.numpy()
+    return found
 
 
 def hub_file(settings: EmbedderSettings) -> tuple[str, str]:
@@ -87,6 +103,16 @@ def hub_file(settings: EmbedderSettings) -> tuple[str, str]:
         )
     name = str(Path(name).with_suffix(".safetensors")) if name else WEIGHTS
     return at_revision(repository, settings.revision), name
+
+
+def _load(settings: EmbedderSettings) -> tuple[EmbedderSettings, Model, EvaluationTransform]:
+    """Return where a model was found, the model with its weights, whole, and its transform."""
+    weights = _weights(settings)
+    settings = resolve_device(_located(settings))
+    model, transform = _build(settings, "cpu")
+    if weights is not None:
+        open_clip.load_checkpoint(model, str(weights))
+    return settings, model, transform
 
 
 def _located(settings: EmbedderSettings) -> EmbedderSettings:

@@ -26,13 +26,13 @@ def make_timm_folder(folder: Path, seed: int = 7) -> Path:
     return folder
 
 
-def make_open_clip_folder(folder: Path, seed: int = 3) -> Path:
-    """Write a CLIP of 64 px with random weights."""
+def make_open_clip_folder(folder: Path, seed: int = 3, vocabulary: int = 99) -> Path:
+    """Write a CLIP of 64 px with random weights; texts want a `vocabulary` of 49,408."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
-    text = {"context_length": 8, "vocab_size": 99, "width": 64, "heads": 1, "layers": 1}
+    text = {"context_length": 8, "vocab_size": vocabulary, "width": 64, "heads": 1, "layers": 1}
     config = {
         "model_cfg": {
             "embed_dim": 24,

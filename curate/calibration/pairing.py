@@ -50,11 +50,7 @@ def _of_the_pipeline(request: Request) -> Iterator[str]:
     """Numbers that stand in the pipeline, or that this call sets."""
     configuration = request.configuration
     written = configuration.file["pipelines"][request.pipeline] or {}
-    for name, remedy in BY_ITSELF.items():
-        value = getattr(request.settings, name).threshold
-        if not is_number(value):
-            continue
-        kind = "dedup" if name == "holdout" else name
+    for name, kind, value, remedy in _numbers(request):
         used = request.embedders[kind]
         own = (written.get(kind) or {}).get("embedder") or written.get("embedder") or DEFAULTS[kind]
         foreign = not _same_network(_in_file(request, own), used.settings)
@@ -69,6 +65,20 @@ def _of_the_pipeline(request: Request) -> Iterator[str]:
                 f"{name}.threshold {value} is the one of embedder {owner}, not of {used.name}: "
                 f"say {remedy}, or a number that was measured for it"
             )
+
+
+def _numbers(request: Request) -> Iterator[tuple[str, str, float, str]]:
+    """Yield the numbers of a pipeline's sections: where, by whose embedder, which, and the remedy."""
+    for name, remedy in BY_ITSELF.items():
+        value = getattr(request.settings, name).threshold
+        if is_number(value):
+            yield name, "dedup" if name == "holdout" else name, value, remedy
+    for seed in request.seeds:
+        own = request.settings.seeds.get(seed.name)
+        if own is not None and isinstance(own.threshold, float | int):
+            other = "auto" if seed.settings.strategy == "threshold" else "null"
+            remedy = f"--set {seed.said_at}.threshold={other}"
+            yield seed.said_at, "retrieve", own.threshold, remedy
 
 
 def _of_the_entry(request: Request, threshold: str) -> Iterator[str]:

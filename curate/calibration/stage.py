@@ -1,14 +1,21 @@
-"""Stage calibrate: gives dedup, retrieve and holdout their thresholds: set, declared, or measured."""
+"""Stage calibrate: gives dedup, each seed and holdout their thresholds: set, declared, or measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.calibration.measure import VERSION, measure_dedup, measure_retrieve
 from curate.calibration.retrieve_threshold import FEWEST
 from curate.calibration.sides import Sides, find_dedup_sides, find_retrieve_sides
-from curate.calibration.thresholds import NO_FLOOR, Threshold, known_thresholds
+from curate.calibration.thresholds import (
+    NO_FLOOR,
+    Threshold,
+    known_threshold_of_seed,
+    known_thresholds,
+)
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import save_parts
 from curate.stage import Runner, Stage
@@ -26,20 +33,31 @@ class Thresholds:
     """The thresholds of a run, and how those that were measured in it were found."""
 
     dedup: Threshold
-    retrieve: Threshold
+    seeds: tuple[Threshold, ...]
+    """Of each seed, in the order of the request; -1 where its target is to be solved for."""
     holdout: Threshold
     has_holdouts: bool
     calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def known(self) -> dict[str, dict[str, Any]]:
-        """Return value and source of each that the run uses, JSON-able."""
-        names = ["dedup", "retrieve", *(["holdout"] if self.has_holdouts else [])]
-        found: dict[str, Threshold] = {name: getattr(self, name) for name in names}
-        return {name: vars(each) for name, each in found.items() if each.source != NO_FLOOR}
+    def known(self, retrieve: Sequence[Threshold]) -> dict[str, dict[str, Any]]:
+        """Return value and source of each that the run uses, JSON-able.
+
+        `retrieve` are those of the seeds that are wanted, as it used them: told if it is one.
+        """
+        found = {"dedup": self.dedup}
+        if len(set(retrieve)) == 1 and retrieve[0].source != NO_FLOOR:
+            found["retrieve"] = retrieve[0]
+        if self.has_holdouts:
+            found["holdout"] = self.holdout
+        return {name: vars(each) for name, each in found.items()}
 
 
 def find_thresholds(
-    runner: Runner, plan: Plan, crawl: Catalogued, crawl_by_meaning: Catalogued, seed: Catalogued
+    runner: Runner,
+    plan: Plan,
+    crawl: Catalogued,
+    crawl_by_meaning: Catalogued,
+    seeds: Sequence[Catalogued],
 ) -> Thresholds:
     """Return the thresholds of a run; warns where one is not to be trusted.
 
@@ -49,46 +67,48 @@ def find_thresholds(
     known = known_thresholds(plan.request.settings, plan.embedders)
     calibrations: dict[str, dict[str, Any]] = {}
     few = len(crawl.collection.usable)
+    of_seeds: list[Threshold] = []
     with runner.at_work("calibrate"):
         if "dedup" not in known or few >= FEWEST:
-            found = calibrations["dedup"] = calibrate(runner, plan, "dedup", crawl, seed)
+            found = calibrations["dedup"] = calibrate_dedup(runner, plan, crawl)
             name = plan.request.embedders["dedup"].name
             known["dedup"] = judged(known.get("dedup"), found, name)
-        if "retrieve" not in known:
-            found = calibrations["retrieve"] = calibrate(
-                runner, plan, "retrieve", crawl_by_meaning, seed
-            )
-            known["retrieve"] = Threshold(found["threshold"], "calibrated")
-    if few < FEW and "calibrated" in {each.source for each in known.values()}:
+        for asked, seed in zip(plan.request.seeds, seeds, strict=True):
+            threshold = known_threshold_of_seed(asked.settings, plan.meaning)
+            if threshold is None:
+                found = calibrate_retrieve(runner, plan, crawl_by_meaning, seed)
+                calibrations["retrieve" if len(seeds) == 1 else f"seeds.{seed.name}"] = found
+                threshold = Threshold(found["threshold"], "calibrated")
+            of_seeds.append(threshold)
+    if few < FEW and "calibrated" in {each.source for each in (known["dedup"], *of_seeds)}:
         warn(f"thresholds were calibrated on {few} images only: look at the pictures")
     return Thresholds(
         known["dedup"],
-        known["retrieve"],
+        tuple(of_seeds),
         known.get("holdout", known["dedup"]),
         bool(plan.request.holdouts),
         calibrations,
     )
 
 
-def calibrate(
-    runner: Runner, plan: Plan, name: str, crawl: Catalogued, seed: Catalogued
-) -> dict[str, Any]:
-    """Return the calibration of `dedup` (from the crawl alone) or `retrieve`, as measured.
-
-    `crawl` is as the embedder concerned sees it.
-    """
+def calibrate_dedup(runner: Runner, plan: Plan, crawl: Catalogued) -> dict[str, Any]:
+    """Return the calibration of `dedup`, from the crawl alone, as its embedder sees it."""
     settings = plan.request.settings
-    measured = crawl if name == "dedup" else seed
-    stage = _stage(plan, name, crawl, seed)
-    parts = save_parts(measured.parts, runner.scratch / f"parts-{measured.address}.json")
-    max_pixels = settings.embed.max_pixels
-    if name == "dedup":
-        return measure_dedup(
-            *(runner, stage, (plan.copies, settings.engine.threads), crawl.collection, parts),
-            *(max_pixels, settings.dedup.precision, settings.calibrate),
-        )
+    return measure_dedup(
+        *(runner, _stage(plan, crawl), (plan.copies, settings.engine.threads), crawl.collection),
+        *(_parts(runner, crawl), settings.embed.max_pixels, settings.dedup.precision),
+        settings.calibrate,
+    )
+
+
+def calibrate_retrieve(
+    runner: Runner, plan: Plan, crawl: Catalogued, seed: Catalogued
+) -> dict[str, Any]:
+    """Return the calibration of a seed's threshold; both as the embedder for meaning sees them."""
+    settings = plan.request.settings
     return measure_retrieve(
-        *(runner, stage, crawl.collection, seed.collection, parts, max_pixels, settings.calibrate)
+        *(runner, _stage(plan, crawl, seed), crawl.collection, seed.collection),
+        *(_parts(runner, seed), settings.embed.max_pixels, settings.calibrate),
     )
 
 
@@ -96,17 +116,23 @@ def find_sides(
     runner: Runner, plan: Plan, name: str, crawl: Catalogued, seed: Catalogued, threshold: float
 ) -> dict[str, Sides]:
     """Return pairs of images on both sides of a threshold that `calibrate` measured."""
-    stage, settings = _stage(plan, name, crawl, seed), plan.request.settings.calibrate
+    settings = plan.request.settings.calibrate
     if name == "dedup":
+        stage = _stage(plan, crawl)
         return find_dedup_sides(runner, stage, crawl.collection, threshold, settings)
+    stage = _stage(plan, crawl, seed)
     return find_retrieve_sides(
         runner, stage, crawl.collection, seed.collection, threshold, settings
     )
 
 
-def _stage(plan: Plan, name: str, crawl: Catalogued, seed: Catalogued) -> Stage:
-    inputs = [crawl.address] if name == "dedup" else [crawl.address, seed.address]
+def _stage(plan: Plan, *measured: Catalogued) -> Stage:
+    inputs = [each.address for each in measured]
     return Stage("calibrate", VERSION, inputs, plan.request.settings.calibrate.model_dump())
+
+
+def _parts(runner: Runner, measured: Catalogued) -> Path:
+    return save_parts(measured.parts, runner.scratch / f"parts-{measured.address}.json")
 
 
 def judged(known: Threshold | None, measured: dict[str, Any], embedder: str) -> Threshold:

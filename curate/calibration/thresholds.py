@@ -10,6 +10,7 @@ from curate.calibration.stored import read_stored
 from shared.embedders import EmbedderSettings
 
 if TYPE_CHECKING:
+    from curate.retrieval.settings import StrategySettings
     from curate.settings import PipelineSettings
 
 NO_FLOOR = "no floor"
@@ -31,32 +32,46 @@ class Threshold:
 def known_thresholds(
     settings: PipelineSettings, embedders: Mapping[str, EmbedderSettings]
 ) -> dict[str, Threshold]:
-    """Return those of `dedup`, `retrieve` and `holdout` that are numbers.
+    """Return those of `dedup` and `holdout` that are numbers.
 
     `embedders` are those for `dedup` and `retrieve`. A number of the pipeline comes before one that
     is declared with the embedder, and that before a dedup threshold that is kept in the model's
     folder and was measured with these weights at this size. A pipeline's `auto` asks for
-    calibration whatever is declared. What belongs to an embedder is no floor of a strategy of
-    retrieval other than `threshold`.
+    calibration whatever is declared.
     """
     known = {}
-    for name in CALIBRATED:
-        embedder = embedders[name]
-        if is_number(asked := getattr(settings, name).threshold):
-            known[name] = Threshold(asked, "pipeline")
-        elif asked is None and is_number(declared := getattr(embedder.thresholds, name)):
-            known[name] = Threshold(declared, "embedder")
-    if is_wanted_of_folder(settings, embedders["dedup"]):
-        stored = read_stored(embedders["dedup"])
+    embedder = embedders["dedup"]
+    if found := _set_or_declared(settings.dedup.threshold, embedder.thresholds.dedup):
+        known["dedup"] = found
+    if is_wanted_of_folder(settings, embedder):
+        stored = read_stored(embedder)
         if stored and not stored.problem and stored.values.dedup is not None:
             known["dedup"] = Threshold(stored.values.dedup, "embedder")
-    if settings.retrieve.target is not None:
-        known["retrieve"] = Threshold(-1.0, "target")  # all are candidates: it is solved for
-    if settings.retrieve.strategy != "threshold" and not is_number(settings.retrieve.threshold):
-        known["retrieve"] = Threshold(-1.0, NO_FLOOR)
     if settings.holdout.threshold is not None:
         known["holdout"] = Threshold(settings.holdout.threshold, "pipeline")
     return known
+
+
+def known_threshold_of_seed(
+    settings: StrategySettings, embedder: EmbedderSettings
+) -> Threshold | None:
+    """Return the threshold by which a seed retrieves; None where it is to be measured.
+
+    What belongs to the embedder is no floor of a strategy other than `threshold`.
+    """
+    if settings.target is not None:
+        return Threshold(-1.0, "target")  # all are candidates: it is solved for
+    if settings.strategy != "threshold" and not is_number(settings.threshold):
+        return Threshold(-1.0, NO_FLOOR)
+    return _set_or_declared(settings.threshold, embedder.thresholds.retrieve)
+
+
+def _set_or_declared(asked: float | str | None, declared: float | str | None) -> Threshold | None:
+    if isinstance(asked, float | int):
+        return Threshold(asked, "pipeline")
+    if asked is None and isinstance(declared, float | int):
+        return Threshold(declared, "embedder")
+    return None
 
 
 def is_wanted_of_folder(settings: PipelineSettings, copies: EmbedderSettings) -> bool:

@@ -26,7 +26,7 @@ def save_parts(parts: list[Part], path: Path) -> Path:
     return path
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=32)
 def load_parts(path: Path) -> list[Part]:
     """Return what `save_parts` wrote."""
     parts = [Part(**entry) for entry in read_json(path)]

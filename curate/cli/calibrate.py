@@ -34,13 +34,14 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     images' similarities to one another. The last line is ready to be pasted behind `lvd-curate run`.
     """
     from curate.calibration.measure import report
-    from curate.calibration.stage import calibrate, find_sides
+    from curate.calibration.stage import calibrate_dedup, calibrate_retrieve, find_sides
     from curate.calibration.stored import store, writable_path
     from curate.execution.session import open_runner
     from curate.pipeline import embed_datasets
     from curate.plan import pinned, writable
     from curate.report.both_sides import draw_sides
     from shared.embedders import resolve_device
+    from shared.errors import LvdError
     from shared.locks import scratch_folder
     from shared.progress import say
 
@@ -48,22 +49,26 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     out = out or Path("runs") / "calibrate" / default.name
     writable(out, "--out")
     request, path = plan.request, None
+    if len(request.seeds) > 1:
+        named = ", ".join(seed.name for seed in request.seeds)
+        raise LvdError(f"calibrate measures one seed at a time: say --seed with one of {named}")
     if save:
         used = request.embedders["dedup"]
         path = writable_path(used.name, used.settings)
+    if request.seeds[0].dataset.settings.text:
+        raise LvdError(f"seed {request.seeds[0].name} is text, of which no threshold is measured")
     plan = pinned(plan)
     with open_runner(plan.work, request.settings.engine, executor) as runner:
         datasets = embed_datasets(plan, runner)
+        [seed] = datasets.seeds
         crawls = {"dedup": datasets.crawl, "retrieve": datasets.crawl_by_meaning}
         with runner.at_work("calibrate"):
             measured = {
-                name: calibrate(runner, plan, name, crawl, datasets.seed)
-                for name, crawl in crawls.items()
+                "dedup": calibrate_dedup(runner, plan, crawls["dedup"]),
+                "retrieve": calibrate_retrieve(runner, plan, crawls["retrieve"], seed),
             }
             sides = {
-                name: find_sides(
-                    runner, plan, name, crawl, datasets.seed, measured[name]["threshold"]
-                )
+                name: find_sides(runner, plan, name, crawl, seed, measured[name]["threshold"])
                 for name, crawl in crawls.items()
             }
     click.echo(report(measured))
@@ -73,7 +78,7 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     thresholds = {name: found["threshold"] for name, found in measured.items()}
     with scratch_folder(plan.work / "scratch") as scratch:
         draw_sides(
-            *(out, sides, thresholds, datasets.crawl, datasets.seed),
+            *(out, sides, thresholds, datasets.crawl, seed),
             *(request.settings.calibrate.seed, request.settings.embed.max_pixels, scratch),
         )
     say(f"look at the pairs on both sides of them, in {out}: dedup.png, retrieve.png")

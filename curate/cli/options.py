@@ -40,7 +40,13 @@ def request_options(pipeline: str = "default", settings: str = "--set") -> Calla
         ),
         click.option("--embedder", help=EMBEDDER),
         click.option("--crawl", help=f"The crawl: {DATASET}"),
-        click.option("--seed", help=f"The seed: {DATASET}"),
+        click.option(
+            "--seed",
+            "seeds",
+            multiple=True,
+            help=f"A seed: {DATASET} Repeatable; one that the pipeline has under seeds keeps its "
+            "settings.",
+        ),
         click.option(
             "--holdout",
             "holdouts",

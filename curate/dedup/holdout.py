@@ -6,6 +6,7 @@ A map over blocks of numbers. Whatever is found takes its whole group with it (`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def find_held(
     threads: int,
 ) -> Held:
     """Find the crawled images that are copies of evaluation images."""
+    with runner.at_work("holdout") if holdouts else nullcontext():
+        return find_copies(runner, crawl, holdouts, threshold, threads)
+
+
+def find_copies(
+    runner: Runner,
+    crawl: Catalogued,
+    holdouts: Sequence[Catalogued],
+    threshold: float,
+    threads: int,
+) -> Held:
+    """Find the images of one dataset that are copies of images of others."""
     if not holdouts:
         return Held()
     addresses = [crawl.address, *[[held.name, held.address] for held in holdouts]]
@@ -57,8 +70,7 @@ def find_held(
         )
         for start, stop in crawl.collection.blocks()
     ]
-    with runner.at_work("holdout"):
-        runner.run(stage, search, units, gpus=gpus_wanted())
+    runner.run(stage, search, units, gpus=gpus_wanted())
     return Held(tuple(runner.folder(stage) / unit.name for unit in units), stage.address)
 
 

@@ -6,14 +6,13 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
-from curate.report.rows import TABLES
 from shared.config import flat
 from shared.errors import LvdError
 from shared.locks import busy, locked
@@ -100,9 +99,9 @@ class Output:
         for folder in (self.shards, self.reports, self.scratch):
             folder.mkdir(exist_ok=True)
 
-    def lay_tables(self, units: list[Path]) -> None:
+    def lay_tables(self, names: Iterable[str], units: list[Path]) -> None:
         """Put the units' tables where the contract says: one file, or a folder of them."""
-        for name in TABLES:
+        for name in names:
             path = self.reports / f"{name}.parquet"
             if path.is_dir():
                 shutil.rmtree(path)

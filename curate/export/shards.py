@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int16
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.originals import Originals, changed, load_parts, save_parts
-from curate.filters.decisions import CODE
-from curate.retrieval.nearest_seeds import Retrieved, found
+from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
 from shared.errors import LvdError
@@ -48,55 +49,63 @@ class ExportSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the kept images are: the crawl and its parts, and what was decided and found."""
+    """A dataset with kept images: the crawl, or a seed that is included."""
 
-    crawl: Collection
+    data: Collection
     parts: Path
     """What `originals.save_parts` wrote."""
-    selected: Path
-    retrieved: tuple[Path, ...]
-    seed: Collection
+    position: Path
+    """Where `select` says which images are kept."""
     spills: dict[int, Path]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the kept images are, and what was decided and found."""
+
+    sources: tuple[Source, ...]
+    """The crawl first."""
+    selected: Path
+    nearest: NearestSeeds
     max_pixels: int
-    """What the crawl's pictures were admitted under."""
+    """What the pictures were admitted under."""
 
 
 def export(
     runner: Runner,
     folders: ExportFolders,
-    crawl: Catalogued,
-    seed: Collection,
+    datasets: Sequence[Catalogued],
     selected: Selected,
-    retrieved: Retrieved,
+    nearest: NearestSeeds,
     settings: ExportSettings,
     max_pixels: int,
 ) -> None:
-    """Write the kept images as shards below `folders.shards`."""
-    kept, size = selected.decisions["kept"], settings.shard_size
+    """Write the kept images of the crawl and the included seeds as shards below `folders.shards`."""
+    exported, size = selected.exported, settings.shard_size
     with runner.at_work("export"):
-        source = Source(
-            crawl=crawl.collection,
-            parts=save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json"),
-            selected=selected.folder,
-            retrieved=retrieved.folders,
-            seed=seed,
-            spills={},
-            max_pixels=max_pixels,
+        sources = tuple(
+            Source(
+                data=each.collection,
+                parts=save_parts(each.parts, runner.scratch / f"parts-{each.address}.json"),
+                position=selected.folder / f"position-{place}.npy",
+                spills={},
+            )
+            for place, each in enumerate(datasets)
         )
         spilled = [
-            (index, part) for index, part in enumerate(crawl.parts) if kept and needs_spill(part)
+            (Unit(f"spill-{place}-{index:08d}", (source, index, part)), source, index)
+            for place, (source, each) in enumerate(zip(sources, datasets, strict=True))
+            for index, part in enumerate(each.parts)
+            if exported and needs_spill(part)
         ]
-        units = [Unit(f"spill-{index:08d}", (source, index, part)) for index, part in spilled]
+        units = [unit for unit, _, _ in spilled]
         runner.run(folders.spill, spill, units, scratch=folders.scratch)
-        source.spills.update(
-            {
-                index: folders.spill / unit.name
-                for (index, _), unit in zip(spilled, units, strict=True)
-            }
-        )
+        for unit, source, index in spilled:
+            source.spills[index] = folders.spill / unit.name
+        kept = Kept(sources, selected.folder, nearest, max_pixels)
         units = [
-            Unit(shard_name(shard), (source, shard, settings), min(size, kept - shard * size))
-            for shard in range(-(-kept // size))
+            Unit(shard_name(shard), (kept, shard, settings), min(size, exported - shard * size))
+            for shard in range(-(-exported // size))
         ]
         runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
 
@@ -112,13 +121,12 @@ class ExportFolders(Protocol):
 
 def spill(source: Source, index: int, part: Part, *, out: Path) -> dict:
     """Lay the kept images of a part side by side in `images.bin`, with their `offsets.npy`."""
-    crawl = source.crawl
-    decision = np.load(source.selected / "decision.npy", mmap_mode="r")
-    first, last = crawl.starts[index : index + 2].tolist()
-    numbers = np.flatnonzero(decision[first:last] == CODE["kept"]) + first
+    position = np.load(source.position, mmap_mode="r")
+    first, last = source.data.starts[index : index + 2].tolist()
+    numbers = np.flatnonzero(position[first:last] >= 0) + first
     offsets = [0]
     with (
-        Originals(crawl, load_parts(source.parts), out.parent) as originals,
+        Originals(source.data, load_parts(source.parts), out.parent) as originals,
         (out / "images.bin").open("wb") as stream,
     ):
         for number in numbers:
@@ -128,25 +136,53 @@ def spill(source: Source, index: int, part: Part, *, out: Path) -> dict:
     return {"images": len(numbers)}
 
 
-def export_shard(source: Source, shard: int, settings: ExportSettings, *, out: Path) -> dict:
+def export_shard(kept: Kept, shard: int, settings: ExportSettings, *, out: Path) -> dict:
     """Write one shard into `out`; the images' bytes are checked against their sha256."""
-    order = np.load(source.selected / "order.npy", mmap_mode="r")
     first = shard * settings.shard_size
-    numbers = np.array(order[first : first + settings.shard_size])
-    return write_shard(out, shard_name(shard), _samples(source, numbers, settings))
+    some = slice(first, first + settings.shard_size)
+    places, numbers = (
+        np.array(np.load(kept.selected / name, mmap_mode="r")[some])
+        for name in ("source.npy", "order.npy")
+    )
+    return write_shard(out, shard_name(shard), _samples(kept, places, numbers, settings))
 
 
-def _samples(source: Source, numbers: Numbers, settings: ExportSettings) -> Iterator[Sample]:
-    facts = source.crawl.facts(numbers).to_pylist()
-    _, similarity, seeds = found(list(source.retrieved), numbers)
-    nearest = source.seed.keys(seeds[:, 0])
-    parts = source.crawl.part_of(numbers)
+def _samples(
+    kept: Kept, places: Int16[np.ndarray, " n"], numbers: Numbers, settings: ExportSettings
+) -> Iterator[Sample]:
+    """Yield the samples of images, each the number of one in the source at its place."""
+    reads: dict[int, Callable[[], Sample]] = {}
+    for place in np.unique(places).tolist():
+        where = np.flatnonzero(places == place)
+        own = _reads(kept, place, numbers[where], settings)
+        reads.update(zip(where.tolist(), own, strict=True))
+    ahead: deque = deque()
+    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
+        for at in range(len(numbers)):
+            ahead.append(pool.submit(reads[at]))
+            if len(ahead) > 2 * FETCH_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
-    def make(at: int) -> Sample:
-        fact = facts[at]
-        data = _bytes(source, int(numbers[at]), int(parts[at]), fact)
+
+def _reads(
+    kept: Kept, place: int, numbers: Numbers, settings: ExportSettings
+) -> Iterator[Callable[[], Sample]]:
+    """Yield what reads the sample of each image of a source."""
+    source = kept.sources[place]
+    facts = source.data.facts(numbers).to_pylist()
+    parts = source.data.part_of(numbers).tolist()
+    nearest: list[tuple[str, float] | tuple[None, None]] = [(None, None)] * len(numbers)
+    if place == 0:
+        near = kept.nearest.find(numbers)
+        keys = kept.nearest.keys(near.places[:, 0], near.images[:, 0])
+        nearest = list(zip(keys, near.similarity[:, 0].tolist(), strict=True))
+
+    def read(number: int, part: int, fact: dict, nearest: tuple) -> Sample:
+        data = _bytes(source, number, part, fact)
         try:
-            data, extension = to_jpeg(data, settings.encode, max_pixels=source.max_pixels)
+            data, extension = to_jpeg(data, settings.encode, max_pixels=kept.max_pixels)
         except ImageError as error:
             raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
         row = {
@@ -155,19 +191,13 @@ def _samples(source: Source, numbers: Numbers, settings: ExportSettings) -> Iter
             "sha256": fact["sha256"],
             "source_part": fact["part"],
             "source_member": fact["member"],
-            "seed_similarity": float(similarity[at, 0]),
-            "nearest_seed": nearest[at],
+            "seed_similarity": nearest[1],
+            "nearest_seed": nearest[0],
         }
         return Sample(key=fact["key"], data=data, extension=extension, row=row)
 
-    ahead: deque = deque()
-    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
-        for at in range(len(numbers)):
-            ahead.append(pool.submit(make, at))
-            if len(ahead) > 2 * FETCH_AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    for each in zip(numbers.tolist(), parts, facts, nearest, strict=True):
+        yield partial(read, *each)
 
 
 def _bytes(source: Source, number: int, index: int, fact: dict) -> bytes:

@@ -59,7 +59,7 @@ def _inputs(request: LoopRequest) -> str:
     """Return a fingerprint of the images and the first embedder."""
     plan = make_plan(request.curation, request.work.absolute())
     network = [identity(each) for each in plan.embedders.values()]
-    parts = [[part.fingerprint for part in data.parts] for data in plan.datasets]
+    parts = [[part.fingerprint for part in data.parts] or data.texts for data in plan.datasets]
     return fingerprint([network, parts])
 
 

@@ -30,7 +30,7 @@ class LoopRequest:
     """Of the first round, already checked."""
     embedder: str | None
     crawl: str | None
-    seed: str | None
+    seeds: Sequence[str]
     holdouts: Sequence[str]
     config: Path
     work: Path
@@ -51,12 +51,13 @@ class LoopRequest:
 
         What finds copies stays what was asked for: a model trained for meaning is worse at that.
         """
-        named = {"--embedder": self.embedder, "--crawl": self.crawl, "--seed": self.seed}
+        named = {"--embedder": self.embedder, "--crawl": self.crawl}
         judge = [f"retrieve.embedder={json.dumps(str(model))}"] if model else []  # quoted, as YAML
         return [
             *("lvd-curate", "run", "--config", str(self.config), "--work", str(self.work)),
             *("--pipeline", self.curation.pipeline, "--executor", self.executor),
             *(word for name, value in named.items() if value for word in (name, value)),
+            *(word for name in self.seeds for word in ("--seed", name)),
             *(word for name in self.holdouts for word in ("--holdout", name)),
             *(word for text in (*self.curate_set, *judge) for word in ("--set", text)),
             *("--out", str(out), "--replace"),  # OUT is the loop's own, whatever another model kept
@@ -134,12 +135,12 @@ def loop_request(
 
     Raises LvdError, in one line, for what is wrong with it.
     """
-    named = {name: options[name] for name in ("embedder", "crawl", "seed", "holdouts")}
+    named = {name: options[name] for name in ("embedder", "crawl", "seeds", "holdouts")}
     request = read_request(config, pipeline, overrides=curate_set, **named)
     if (knn_train is None) != (knn_test is None):
         raise LvdError("--knn-train and --knn-test go together: say both, or neither")
     if out is None:
-        own = named["crawl"] is None and named["seed"] is None
+        own = named["crawl"] is None and not named["seeds"]
         out = Path("runs") / "loop" / (pipeline if own else default_out(request).name)
     recipe_as_written(config, recipe)
     return LoopRequest(

@@ -20,6 +20,8 @@ from curate.report.thumbnails import ReadImage, thumbnails
 from shared.images import decode
 
 ABSENT = "cannot be read any more"
+SEED = "seed"
+"""What the tiles call the one seed."""
 
 
 def draw_sides(
@@ -56,7 +58,7 @@ def draw_sides(
         folder.mkdir(parents=True, exist_ok=True)
         for name, (sheet, read) in drawn.items():
             tiles = [tile for strip in sheet.strips for tile in strip.tiles]
-            found = thumbnails(folder, tiles, read, read_seed)
+            found = thumbnails(folder, tiles, read, {SEED: read_seed})
             (folder / f"{name}.png").write_bytes(sheet_png(sheet, found))
 
 
@@ -121,7 +123,7 @@ def _strip(heading: str, pairs: list[dict[str, Any]], *, seed: bool = False) -> 
             first = Tile(pair["key"], "", mark="reference", absent=ABSENT)
             second = Tile(_edited_key(pair), f"{pair['edit']} · {caption}", absent=ABSENT)
         elif seed:
-            first = Tile(pair["other"], "seed", seed=True, mark="reference", absent=ABSENT)
+            first = Tile(pair["other"], "seed", seed=SEED, mark="reference", absent=ABSENT)
             second = Tile(pair["key"], caption, absent=ABSENT)
         else:
             first = Tile(pair["key"], "", mark="reference", absent=ABSENT)

@@ -23,7 +23,7 @@ class Tile:
     detail: str = ""  # shown when the pointer is over it
     shard: str | None = None  # of a kept image
     shard_key: str | None = None
-    seed: bool = False  # `key` names a seed image, not a crawled one
+    seed: str | None = None  # the seed of which `key` names an image; None: a crawled one
     mark: str = ""  # "reference": the tiles after it are compared with it
     hidden: bool = False  # it must not be drawn
     absent: str = "no picture"  # text in place of a picture
@@ -115,25 +115,28 @@ def _retrieval(tables: duckdb.DuckDBPyConnection) -> Sheet:
     found = rows(
         tables,
         """
-        WITH brought AS (
-            SELECT nearest_seed, count(*) AS images FROM images WHERE decision = 'kept' GROUP BY 1
+        WITH kept AS (
+            SELECT images.*, seed FROM images JOIN retrieval USING (key)
+            WHERE decision = 'kept' AND rank = 0
+        ), brought AS (
+            SELECT nearest_seed, seed, count(*) AS images FROM kept GROUP BY 1, 2
         ), chosen AS (
-            (FROM brought ORDER BY images DESC, nearest_seed LIMIT 4)
-            UNION (FROM brought ORDER BY md5(nearest_seed), nearest_seed LIMIT 6)
+            (FROM brought ORDER BY images DESC, nearest_seed, seed LIMIT 4)
+            UNION (FROM brought ORDER BY md5(nearest_seed), nearest_seed, seed LIMIT 6)
         )
-        SELECT * FROM images JOIN chosen USING (nearest_seed) WHERE decision = 'kept'
+        SELECT * FROM kept JOIN chosen USING (nearest_seed, seed)
         QUALIFY row_number() OVER (
-            PARTITION BY nearest_seed ORDER BY seed_similarity DESC, key
+            PARTITION BY nearest_seed, seed ORDER BY seed_similarity DESC, key
         ) < ?
-        ORDER BY images DESC, nearest_seed, seed_similarity DESC, key
+        ORDER BY images DESC, nearest_seed, seed, seed_similarity DESC, key
         """,
         [COLUMNS],
     )
     strips = []
-    for seed in dict.fromkeys(row["nearest_seed"] for row in found):
-        mine = [row for row in found if row["nearest_seed"] == seed]
-        heading = f"{seed}: the nearest seed of {_count(mine[0]['images'], 'kept image')}"
-        reference = Tile(seed, "seed", detail=f"seed {seed}", seed=True, mark="reference")
+    for key, seed in dict.fromkeys((row["nearest_seed"], row["seed"]) for row in found):
+        mine = [row for row in found if (row["nearest_seed"], row["seed"]) == (key, seed)]
+        heading = f"{key}: the nearest seed of {_count(mine[0]['images'], 'kept image')}"
+        reference = Tile(key, "seed", detail=f"seed {key}", seed=seed, mark="reference")
         strips.append((heading, [reference, *(_similarity_tile(row) for row in mine)]))
     return Sheet(
         "retrieval",

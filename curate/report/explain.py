@@ -21,7 +21,7 @@ def life(out: Path, key: str) -> dict[str, Any]:
     `key`, `decision`, `reason`, `why` (a sentence); `facts`; `cluster`; `thresholds` by stage;
     `group`: None, or its `id`, `size`, `representative` (with that one's `decision`) and the first
     `MEMBERS` of its `members`: the representative, this image, the others by similarity;
-    `seeds`: the nearest, best first; `written`: None, or the `shard` and the `key` in it.
+    `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it; `written`: None, or the `shard` and the `key` in it.
     LvdError, with the nearest keys, where no crawled image has this key.
     """
     funnel = read_funnel(out)
@@ -33,7 +33,7 @@ def life(out: Path, key: str) -> dict[str, Any]:
         group = None if image["group"] is None else _group(tables, image["group"], key)
         seeds = rows(
             tables,
-            "SELECT seed_key, similarity, strategy FROM retrieval WHERE key = ? ORDER BY rank",
+            "SELECT seed, seed_key, similarity, strategy FROM retrieval WHERE key = ? ORDER BY rank",
             [key],
         )
     thresholds = {name: threshold(funnel, name) for name in ("dedup", "retrieve", "holdout")}
@@ -50,6 +50,7 @@ def life(out: Path, key: str) -> dict[str, Any]:
         "cluster": image["cluster"],
         "group": group,
         "seeds": seeds,
+        "wanted_by": image.get("seeds") or [],
         "thresholds": thresholds,
         "written": written,
     }
@@ -119,10 +120,7 @@ def _why(
     if wanted is not None and decision == "kept":
         return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
     if decision == "irrelevant":
-        # a tie at the threshold of a target, or another strategy, which has no threshold or a floor
-        if wanted is None or similarity >= wanted:
-            return reason
-        return f"{nearest} is under the threshold {wanted:.6g}"
+        return reason
     return f"{reason}; {nearest}" if reason else nearest
 
 
@@ -130,6 +128,8 @@ def _why_duplicate(
     image: dict[str, Any], group: dict[str, Any] | None, wanted: float | None
 ) -> str:
     of, similarity = image["duplicate_of"], image["duplicate_similarity"]
+    if group is None or (group["representative"] or {}).get("key") == image["key"]:
+        return str(image["reason"])  # of an image of an included seed
     members = group["members"] if group else []
     method = next((one["method"] for one in members if one["key"] == image["key"]), "near")
     if method == "exact" and similarity == 1.0:
@@ -168,7 +168,16 @@ def _seed_lines(told: dict[str, Any]) -> list[str]:
     wanted = told["thresholds"]["retrieve"]
     against = "" if wanted is None else f" (threshold {wanted:.6g})"
     lines = ["", f"Nearest seed images{against}"]
-    return lines + _table([(f"{s['similarity']:.4f}", s["seed_key"]) for s in told["seeds"]])
+    several = len({s["seed"] for s in told["seeds"]}) > 1
+    lines += _table(
+        [
+            (f"{s['similarity']:.4f}", s["seed_key"] + (f" of {s['seed']}" if several else ""))
+            for s in told["seeds"]
+        ]
+    )
+    if told["wanted_by"]:
+        lines.append(f"Wanted by {', '.join(told['wanted_by'])}")
+    return lines
 
 
 def _table(pairs: list[tuple[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ def report_page(
     run: dict[str, Any],
     charts: Mapping[str, bytes],
     sheets: Sequence[Sheet],
-    thumbs: Mapping[tuple[bool, str], bytes],
+    thumbs: Mapping[tuple[str | None, str], bytes],
 ) -> str:
     """Return the whole page.
 
@@ -65,11 +65,14 @@ def _figures(funnel: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _settings(funnel: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the rows of the table of thresholds."""
+    """Yield the rows of the table of thresholds and seeds."""
     for name, setting in funnel.get("thresholds", {}).items():
         if setting and setting.get("value") is not None:
             source = SOURCES.get(setting.get("source"), setting.get("source") or "")
             yield name, f"cosine ≥ {setting['value']:.6g}", source
+    for name, seed in funnel.get("seeds", {}).items():
+        kind = "bars" if seed["negative"] else f"{seed['strategy']} retrieves"
+        yield f"seed {name}", f"{kind} {seed['retrieved']:,} images", seed["description"]
     recall = funnel.get("dedup_recall") or {}
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"

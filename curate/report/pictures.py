@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from curate.report.charts import copy_bins, funnel_chart, histogram_chart, similarity_bins
@@ -25,11 +26,13 @@ PICTURES = (
 )
 
 
-def pictures(out: Path, read_image: ReadImage, read_seed: ReadImage | None = None) -> Path:
+def pictures(
+    out: Path, read_image: ReadImage, read_seeds: Mapping[str, ReadImage] | None = None
+) -> Path:
     """Write `out/reports/*.png` and `out/reports/index.html`, and return the page's path.
 
-    `read_image(key)` returns the bytes of a crawled image that was not kept, `read_seed(key)` those
-    of a seed image, and None where they are no longer to be had: then words stand in its place.
+    `read_image(key)` returns the bytes of a crawled image that was not kept, `read_seeds[name](key)`
+    those of a seed's, and None where they are no longer to be had: then words stand in its place.
     The same run and the same images give the same bytes. LvdError where no run has finished.
     """
     funnel, run = read_funnel(out), read_optional(out / "run.json")
@@ -38,7 +41,7 @@ def pictures(out: Path, read_image: ReadImage, read_seed: ReadImage | None = Non
         sheets = contact_sheets(tables, relevance, dedup)
         similarities, copies = similarity_bins(tables, relevance), copy_bins(tables, dedup)
     tiles = [tile for sheet in sheets for strip in sheet.strips for tile in strip.tiles]
-    thumbs = thumbnails(out, tiles, read_image, read_seed)
+    thumbs = thumbnails(out, tiles, read_image, read_seeds or {})
 
     charts = {"funnel": funnel_chart(funnel)}
     if similarities:

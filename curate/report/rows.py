@@ -8,6 +8,7 @@ sorted and follow one another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from curate.filters.picture import MEASURES
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
-from curate.retrieval.nearest_seeds import found
+from curate.retrieval.answers import Answers
+from curate.retrieval.nearest_seeds import NearestSeeds
+from curate.selection.decide import OVER_BUDGET
+from curate.selection.include import Included
 from shared.shards import output_key, shard_name
 
-VERSION = 4
+VERSION = 5
 
 IMAGES = pa.schema(
     [
@@ -50,6 +54,7 @@ IMAGES = pa.schema(
         ("duplicate_similarity", pa.float32()),
         ("nearest_seed", pa.string()),
         ("seed_similarity", pa.float32()),
+        ("seeds", pa.list_(pa.string())),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
         *MEASURES,
@@ -63,6 +68,7 @@ RETRIEVAL = pa.schema(
         ("seed_key", pa.string()),
         ("similarity", pa.float32()),
         ("strategy", pa.string()),
+        ("seed", pa.string()),
     ]
 )
 DUPLICATES = pa.schema(
@@ -93,21 +99,31 @@ class Decided:
     """Everything that the report's units read: where the stages left their arrays."""
 
     crawl: Collection
-    seed: Collection
+    answers: Answers
     holdouts: tuple[tuple[str, Collection], ...]
     assigned: tuple[Path, ...]
     groups: Path
     held: tuple[Path, ...]
-    retrieved: tuple[Path, ...]
+    included: Included
     selected: Path
     quality: QualitySettings
     filters: tuple[FilterSettings, ...]
     dedup_threshold: float
     max_images: int | None
-    strategy: str
-    misses: tuple[str, ...]
-    """What the strategy says of irrelevant images, by its codes from 1 on."""
     shard_size: int
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image of another dataset that one is a copy of."""
+
+    name: str
+    """Of the dataset."""
+    key: str
+    similarity: float
+
+    def __str__(self) -> str:
+        return f"cosine {self.similarity:.4f} with {self.key}"
 
 
 def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
@@ -132,8 +148,9 @@ class _Block:
             return np.load(path, mmap_mode="r")[self.numbers]
 
         self.decision = of(decided.selected / "decision.npy")
-        self.position = of(decided.selected / "position.npy")
-        self.missed = of(decided.selected / "missed.npy")
+        self.position = of(decided.selected / "position-0.npy")
+        self.barred = of(decided.selected / "barred.npy")
+        self.missed = np.load(decided.selected / "missed.npy", mmap_mode="r")[:, self.numbers]
         self.representative = of(decided.groups / "representative.npy")
         self.grouped = of(decided.groups / "grouped.npy")
         self.cluster = self._of_blocks(decided.assigned, "cluster.npy")
@@ -143,10 +160,11 @@ class _Block:
         self.group = crawl.place[chosen]
         self.similarity = self._similarity_in_group()
         listed = np.isin(self.decision, [CODE[x] for x in ("irrelevant", "over_budget", "kept")])
-        seen, self.seed_similarity, self.seeds = found(list(decided.retrieved), self.numbers)
-        self.listed = listed & seen & (self.seeds.shape[1] > 0)
+        self.nearest = decided.answers.nearest.find(self.numbers)
+        self.listed = listed & self.nearest.seen & (self.nearest.images.shape[1] > 0)
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
-        self.held = self._held()
+        self.held = self._hits(decided.held, decided.holdouts)
+        self.included = self._copies_of_seeds()
 
     def _of_blocks(self, folders: tuple[Path, ...], name: str) -> Int32[np.ndarray, " n"]:
         """Return by image what the units of blocks of numbers hold in their files `name`."""
@@ -169,18 +187,33 @@ class _Block:
             result[some] = np.where(same, 1, cosine(own, other))
         return result
 
-    def _held(self) -> dict[int, str]:
-        said = {}
+    def _hits(
+        self, folders: tuple[Path, ...], sets: tuple[tuple[str, Collection], ...]
+    ) -> dict[int, Hit]:
+        """Return by number what the images of the block are copies of, among other datasets'."""
+        found = {}
         for block in np.unique([self.numbers // BLOCK, self.canonical // BLOCK]).tolist():
-            if block < 0 or not self.decided.held:
+            if block < 0 or not folders:
                 continue
-            folder = self.decided.held[block]
-            hits, similarity = np.load(folder / "hits.npy"), np.load(folder / "similarity.npy")
+            hits = np.load(folders[block] / "hits.npy")
+            similarity = np.load(folders[block] / "similarity.npy")
             for (number, place, row), cosine_ in zip(hits.tolist(), similarity, strict=True):
-                name, holdout = self.decided.holdouts[place]
-                key = holdout.keys(np.array([row]))[0]
-                said[number] = f"cosine {cosine_:.4f} with {key} of holdout {name}"
-        return said
+                name, data = sets[place]
+                found[number] = Hit(name, data.keys(np.array([row]))[0], float(cosine_))
+        return found
+
+    def _copies_of_seeds(self) -> dict[int, Hit]:
+        """Return by row which image of an included seed one is a copy of that stands for itself."""
+        included = self.decided.included
+        sets = tuple((seed.name, seed.collection) for seed in included.seeds)
+        hits = self._hits(included.copies.folders, sets)
+        return {
+            row: hits[number]
+            for row, number in enumerate(self.numbers.tolist())
+            if number in hits
+            and self.representative[row] == number
+            and self.decision[row] == CODE["duplicate"]
+        }
 
     def tables(self) -> dict[str, pa.Table]:
         return {
@@ -205,10 +238,13 @@ class _Block:
             "reason": pa.array(self._reasons(), pa.string()),
             "cluster": pa.array(self.cluster, pa.int32(), mask=self.cluster < 0),
             "group": pa.array(self.group, pa.int64(), mask=~self.grouped),
-            "duplicate_of": _masked(self.representative_key, duplicate, pa.string()),
-            "duplicate_similarity": pa.array(self.similarity, pa.float32(), mask=~duplicate),
+            "duplicate_of": _masked(self._duplicate_of(), duplicate, pa.string()),
+            "duplicate_similarity": pa.array(
+                self._duplicate_similarity(), pa.float32(), mask=~duplicate
+            ),
             "nearest_seed": _masked(self._nearest_seed(), self.listed, pa.string()),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
+            "seeds": _masked(self._seeds_that_want(), self.listed, pa.list_(pa.string())),
             "output_shard": pa.array(shards, pa.string()),
             "output_key": pa.array(outputs, pa.string()),
             **{field.name: self._measure(field) for field in MEASURES},
@@ -221,14 +257,36 @@ class _Block:
             return self.facts[field.name]
         return pa.nulls(len(self.facts), field.type)
 
+    def _duplicate_of(self) -> list[str]:
+        keys = list(self.representative_key)
+        for row, hit in self.included.items():
+            keys[row] = hit.key
+        return keys
+
+    def _duplicate_similarity(self) -> Float32[np.ndarray, " n"]:
+        result = self.similarity.copy()
+        for row, hit in self.included.items():
+            result[row] = hit.similarity
+        return result
+
     def _first_similarity(self) -> Float32[np.ndarray, " n"]:
         none = np.full(len(self.numbers), np.nan, np.float32)
-        return self.seed_similarity[:, 0] if self.seeds.shape[1] else none
+        return self.nearest.similarity[:, 0] if self.nearest.images.shape[1] else none
 
     def _nearest_seed(self) -> list[str]:
-        if not self.seeds.shape[1]:
-            return [""] * len(self.numbers)
-        return self.decided.seed.keys(np.where(self.listed, self.seeds[:, 0], 0))
+        keys = [""] * len(self.numbers)
+        rows = np.flatnonzero(self.listed)
+        found = self.decided.answers.nearest.keys(
+            self.nearest.places[rows, 0], self.nearest.images[rows, 0]
+        )
+        for row, key in zip(rows.tolist(), found, strict=True):
+            keys[row] = key
+        return keys
+
+    def _seeds_that_want(self) -> list[list[str]]:
+        names = [each.name for each in self.decided.answers.wanted]
+        wants = (self.missed == 0) & (self.barred < 0)
+        return [[name for name, yes in zip(names, row, strict=True) if yes] for row in wants.T]
 
     def _reasons(self) -> list[str]:
         decided, valid = self.decided, self.facts["valid"].to_numpy()
@@ -236,14 +294,18 @@ class _Block:
             *(self.facts, self.facts, valid, decided.quality, decided.filters),
             decided.crawl.resolved,
         )
-        nearest, similarity = self._nearest_seed(), self._first_similarity()
+        irrelevant, over_budget = self._why_irrelevant(), self._why_over_budget()
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]
             if name == "holdout":
                 own, same = int(self.numbers[row]), int(self.canonical[row])
                 of = self.representative_key[row]
                 alone = f"in the group of {of}, which a holdout image hits"
-                result[row] = self.held.get(own) or self.held.get(same) or alone
+                hit = self.held.get(own) or self.held.get(same)
+                result[row] = f"{hit} of holdout {hit.name}" if hit else alone
+            elif row in self.included:
+                hit = self.included[row]
+                result[row] = f"{hit} of seed {hit.name}, which is included"
             elif name == "duplicate" and self.exact[row]:
                 result[row] = f"the same bytes as {self.representative_key[row]}"
             elif name == "duplicate":
@@ -251,24 +313,75 @@ class _Block:
                 short = self.similarity[row] < np.float32(decided.dedup_threshold)
                 result[row] = said + (", through others" if short else "")
             elif name == "irrelevant":
-                said = f"cosine {similarity[row]:.4f} with its nearest seed {nearest[row]}"
-                result[row] = said + decided.misses[self.missed[row] - 1]
+                result[row] = irrelevant(row)
             elif name == "over_budget":
-                best = f"not among the {decided.max_images} most similar"
-                result[row] = f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
+                result[row] = over_budget(row)
         return result
 
+    def _why_irrelevant(self) -> Callable[[int], str]:
+        """Return what says why no seed wants an image, or which negative seed bars it."""
+        wanted = self.decided.answers.wanted
+        barred, nearest, similarity = self._barred(), self._nearest_seed(), self._first_similarity()
+
+        def say(row: int) -> str:
+            if row in barred:
+                return barred[row]
+            place = int(self.nearest.places[row, 0])
+            miss = wanted[place].chosen.misses[self.missed[place, row] - 1]
+            said = f"cosine {similarity[row]:.4f} with its nearest seed {nearest[row]}"
+            if len(wanted) == 1:
+                return said + miss
+            return f"{said} of {wanted[place].name}{miss}; no other seed retrieves it"
+
+        return say
+
+    def _barred(self) -> dict[int, str]:
+        """Return by row what says that a negative seed bars an image."""
+        said = {}
+        for place, answer in enumerate(self.decided.answers.barred):
+            rows = np.flatnonzero(self.barred == place)
+            near = NearestSeeds((answer.retrieved,), 1)
+            found = near.find(self.numbers[rows])
+            keys = near.keys(found.places[:, 0], found.images[:, 0])
+            for row, key, cosine_ in zip(rows.tolist(), keys, found.similarity[:, 0], strict=True):
+                said[row] = (
+                    f"cosine {cosine_:.4f} with {key} of negative seed {answer.name} reaches "
+                    f"{answer.threshold.value:.4f}"
+                )
+        return said
+
+    def _why_over_budget(self) -> Callable[[int], str]:
+        """Return what says for whose budget an image is not similar enough."""
+        wanted, similarity = self.decided.answers.wanted, self._first_similarity()
+
+        def say(row: int) -> str:
+            best = f"not among the {self.decided.max_images} most similar"
+            if not (self.missed[:, row] == 0).any():
+                budgets = [
+                    f"the {each.settings.max_images} most similar to {each.name}"
+                    for each, code in zip(wanted, self.missed[:, row], strict=True)
+                    if code == OVER_BUDGET
+                ]
+                best = f"not among {', nor '.join(budgets)}"
+            return f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
+
+        return say
+
     def _retrieval(self) -> pa.Table:
-        rows, k = np.flatnonzero(self.listed), self.seeds.shape[1]
-        seeds = self.seeds[rows].reshape(-1)
+        rows, k = np.flatnonzero(self.listed), self.nearest.images.shape[1]
+        places, images = (
+            found[rows].reshape(-1) for found in (self.nearest.places, self.nearest.images)
+        )
+        wanted, of = self.decided.answers.wanted, places.tolist()
         keys = [self.keys[row] for row in rows for _ in range(k)]
         return pa.table(
             [
                 pa.array(keys, pa.string()),
                 pa.array(np.tile(np.arange(k), len(rows)), pa.int16()),
-                pa.array(self.decided.seed.keys(seeds), pa.string()),
-                pa.array(self.seed_similarity[rows].reshape(-1), pa.float32()),
-                pa.array([self.decided.strategy] * len(keys), pa.string()),
+                pa.array(self.decided.answers.nearest.keys(places, images), pa.string()),
+                pa.array(self.nearest.similarity[rows].reshape(-1), pa.float32()),
+                pa.array([wanted[place].settings.strategy for place in of], pa.string()),
+                pa.array([wanted[place].name for place in of], pa.string()),
             ],
             schema=RETRIEVAL,
         )

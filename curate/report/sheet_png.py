@@ -13,7 +13,7 @@ from curate.report.thumbnails import SIDE
 from shared.sheets import Strip, Tile, draw_sheet, png
 
 
-def sheet_png(sheet: Sheet, thumbs: Mapping[tuple[bool, str], bytes]) -> bytes:
+def sheet_png(sheet: Sheet, thumbs: Mapping[tuple[str | None, str], bytes]) -> bytes:
     """Return the PNG of a sheet, `thumbs` being its thumbnails as JPEGs by `(seed, key)`."""
 
     def tile(of: contact_sheets.Tile) -> Tile:

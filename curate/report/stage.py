@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from curate.catalogue.collection import Collection
+from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals
-from curate.report import rows
+from curate.report import rows, seed_images
 from curate.report.pictures import pictures
 from curate.report.rows import Decided
 from curate.stage import Runner, Unit
-from shared.datasets import Part
 
 
 @runtime_checkable
@@ -23,31 +22,37 @@ class ReportFolders(Protocol):
     tables: Path
     scratch: Path
 
-    def lay_tables(self, units: list[Path]) -> None:
-        """Put the units' tables where the contract says."""
+    def lay_tables(self, names: Iterable[str], units: list[Path]) -> None:
+        """Put the units' tables of these names where the contract says."""
         ...
 
 
 def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> None:
-    """Write the Parquet tables, a unit for each block of images in the order of their keys."""
+    """Write the Parquet tables, a unit for each block of images in the order of their keys.
+
+    There is a table of the images of seeds where some are included.
+    """
     units = [
         Unit(f"{block:05d}", (decided, start, stop), stop - start)
         for block, (start, stop) in enumerate(decided.crawl.blocks())
     ]
     runner.run(folders.tables, rows.tables, units, scratch=folders.scratch)
-    folders.lay_tables([folders.tables / unit.name for unit in units])
+    folders.lay_tables(rows.TABLES, [folders.tables / unit.name for unit in units])
+    units = seed_images.units_of_seeds(decided.included, decided.selected, decided.shard_size)
+    if units:
+        runner.run(folders.tables, seed_images.table, units, scratch=folders.scratch)
+        folders.lay_tables([seed_images.NAME], [folders.tables / unit.name for unit in units])
 
 
-def draw(out: Path, datasets: dict[str, tuple[Collection, list[Part]]], scratch: Path) -> None:
-    """Draw the pictures and the page of the result in `out`, from the images of crawl and seed."""
+def draw(out: Path, crawl: Catalogued, seeds: Sequence[Catalogued], scratch: Path) -> None:
+    """Draw the pictures and the page of the result in `out`, from the images of crawl and seeds."""
     with ExitStack() as stack:
-        readers = {
-            role: read_by_key(
-                stack.enter_context(Originals(collection, parts, scratch)), collection
-            )
-            for role, (collection, parts) in datasets.items()
-        }
-        pictures(out, readers["crawl"], readers["seed"])
+
+        def reader(data: Catalogued) -> Callable[[str], bytes | None]:
+            originals = stack.enter_context(Originals(data.collection, data.parts, scratch))
+            return read_by_key(originals, data.collection)
+
+        pictures(out, reader(crawl), {seed.name: reader(seed) for seed in seeds if seed.parts})
 
 
 def read_by_key(originals: Originals, collection: Collection) -> Callable[[str], bytes | None]:

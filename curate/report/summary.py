@@ -14,6 +14,7 @@ from rich.text import Text
 
 from curate.filters.decisions import DECISIONS
 from curate.report.false_copies import advice, false_copies
+from curate.report.seeds import seed_table
 from curate.report.tables import read_funnel
 from shared.progress import WIDTH, duration, printable, rate
 from shared.storage import read_optional
@@ -60,6 +61,9 @@ def _blocks(
     yield Text(headline(funnel, run), style="bold")
     yield ""
     yield _indented(_funnel_table(funnel))
+    if seeds := funnel.get("seeds"):
+        yield Text("\nSeeds", style="bold")
+        yield _indented(seed_table(seeds))
     if timings.get("stages"):
         yield Text("\nTime", style="bold")
         yield _indented(_time_table(timings))
@@ -156,8 +160,6 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
             source = SOURCES.get(setting.get("source"), setting.get("source") or "")
             value = f"cosine >= {setting['value']:.6g}"
             table.add_row(printable(name), value, printable(source))
-    if retrieval := funnel.get("retrieval"):
-        table.add_row("strategy", retrieval["strategy"], retrieval["description"])
     groups = funnel.get("groups") or {}
     if groups:
         members = f"{groups['members']:,} images in {groups['count']:,} groups of copies"

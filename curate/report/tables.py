@@ -27,7 +27,10 @@ def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
     )
     connection.execute("SET enable_progress_bar = false")
     for name in ("images", "retrieval", "duplicates"):
-        connection.read_parquet(table_files(out, name)).create_view(name)
+        table = connection.read_parquet(table_files(out, name))
+        if name == "retrieval" and "seed" not in table.columns:  # of a run before several seeds
+            table = table.project("*, '' AS seed")
+        table.create_view(name)
     return connection
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from curate.report.contact_sheets import Tile
@@ -19,21 +19,21 @@ ReadImage = Callable[[str], bytes | None]
 
 
 def thumbnails(
-    out: Path, tiles: Iterable[Tile], read_image: ReadImage, read_seed: ReadImage | None = None
-) -> dict[tuple[bool, str], bytes]:
+    out: Path, tiles: Iterable[Tile], read_image: ReadImage, read_seeds: Mapping[str, ReadImage]
+) -> dict[tuple[str | None, str], bytes]:
     """Return JPEG bytes by `(seed, key)` for the tiles whose images can be read and decoded.
 
     Kept images are read from `out/shards`, each shard opened once; others through `read_image`,
-    seeds through `read_seed`. Either returns None where the bytes are gone.
+    those of a seed through what `read_seeds` has for it. Either returns None where the bytes are gone.
     """
     wanted = {(tile.seed, tile.key): tile for tile in tiles if not tile.hidden}
-    by_shard: dict[str, dict[str, tuple[bool, str]]] = defaultdict(dict)
+    by_shard: dict[str, dict[str, tuple[str | None, str]]] = defaultdict(dict)
     found = {}
-    for name, tile in sorted(wanted.items()):
+    for name, tile in sorted(wanted.items(), key=lambda item: (item[0][0] or "", item[0][1])):
         if tile.shard is not None and tile.shard_key is not None:
             by_shard[tile.shard][tile.shard_key] = name
         else:
-            read = read_seed if tile.seed else read_image
+            read = read_image if tile.seed is None else read_seeds.get(tile.seed)
             found[name] = _thumbnail(_read(read, tile.key)) if read else None
     for shard, names in sorted(by_shard.items()):
         for shard_key, data in _members(out / "shards" / f"{shard}.tar", set(names)).items():

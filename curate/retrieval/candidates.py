@@ -17,12 +17,15 @@ from curate.dedup.holdout import Held
 from curate.retrieval.nearest_seeds import Retrieved
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of one seed, as `find` leaves them in `folder`, and how many there are."""
+    """The candidates of one seed, as `find` leaves them in `folder`, and how many there are.
+
+    All seeds have the same ones, and each its own similarities to them.
+    """
 
     folder: Path
     count: int
@@ -34,17 +37,28 @@ def find_candidates(
     crawl: Collection,
     groups: Path,
     held: Held,
+    copies: Held,
     retrieved: Retrieved,
 ) -> Candidates:
-    """Find the images that stand for groups which no holdout image touches."""
-    stage = Stage("choose", ["candidates", VERSION], [retrieved.address, held.address])
-    args = (crawl, groups, list(held.folders), list(retrieved.folders))
+    """Find the images that stand for groups which no holdout image touches.
+
+    `copies` are those of the images of included seeds, and no candidates.
+    """
+    addresses = [retrieved.address, held.address, copies.address]
+    stage = Stage("choose", ["candidates", VERSION], addresses)
+    args = (crawl, groups, list(held.folders), list(copies.folders), list(retrieved.folders))
     [result] = runner.run(stage, find, [Unit("candidates", args)])
     return Candidates(runner.folder(stage) / "candidates", result["candidates"], stage.address)
 
 
 def find(
-    crawl: Collection, groups: Path, holdout: list[Path], nearest: list[Path], *, out: Path
+    crawl: Collection,
+    groups: Path,
+    holdout: list[Path],
+    copies: list[Path],
+    nearest: list[Path],
+    *,
+    out: Path,
 ) -> dict:
     """Write `numbers.npy` int64, in key order, and `similarity.npy` float32 to the nearest seed.
 
@@ -52,6 +66,8 @@ def find(
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
     free = (representative == np.arange(len(crawl))) & ~touched_by_holdouts(representative, holdout)
+    for folder in copies:
+        free[np.load(folder / "hits.npy")[:, 0]] = False
     similarity = np.full(len(crawl), -1, np.float32)
     for folder in nearest:
         found = np.load(folder / "similarity.npy", mmap_mode="r")

@@ -1,11 +1,12 @@
 """Stage retrieve: the nearest seed images of every image that stands for itself.
 
-A map over blocks of numbers. Every strategy ranks by it and every report lists it; `threshold` needs
-no other search.
+A map over blocks of numbers, for each seed by itself, so that one seed more searches no other again.
+Every strategy ranks by it and every report lists it; `threshold` needs no other search.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,10 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The nearest seeds of the images of each block, as `search` leaves them."""
+    """The nearest images of one seed to the images of each block, as `search` leaves them."""
 
+    name: str
+    seed: Collection
     folders: tuple[Path, ...]
     address: str
 
@@ -32,28 +35,33 @@ def retrieve(
     crawl: Catalogued,
     groups: Path,
     grouped: str,
-    seed: Catalogued,
+    seeds: Sequence[Catalogued],
     k: int,
     threads: int,
-) -> Retrieved:
-    """Find the `k` nearest seed images of every image that stands for its group.
+) -> tuple[Retrieved, ...]:
+    """Find the `k` nearest images of each seed to every image that stands for its group.
 
-    `crawl` and `seed` are as the embedder for meaning sees them; `groups`, at the address
+    `crawl` and `seeds` are as the embedder for meaning sees them; `groups`, at the address
     `grouped`, is what dedup left.
     """
-    addresses = [grouped, crawl.address, seed.address]
-    stage = Stage("retrieve", VERSION, addresses, [k, threads])
-    units = [
-        Unit(
-            f"{start:012d}",
-            (crawl.collection, groups, seed.collection, start, stop, k, threads),
-            stop - start,
-        )
-        for start, stop in crawl.collection.blocks()
-    ]
+    retrieved = []
     with runner.at_work("retrieve"):
-        runner.run(stage, search, units, gpus=gpus_wanted())
-    return Retrieved(tuple(runner.folder(stage) / unit.name for unit in units), stage.address)
+        for seed in seeds:
+            addresses = [grouped, crawl.address, seed.address]
+            stage = Stage("retrieve", VERSION, addresses, [k, threads])
+            units = [
+                Unit(
+                    f"{start:012d}",
+                    (crawl.collection, groups, seed.collection, start, stop, k, threads),
+                    stop - start,
+                )
+                for start, stop in crawl.collection.blocks()
+            ]
+            note = seed.name if len(seeds) > 1 else ""
+            runner.run(stage, search, units, gpus=gpus_wanted(), note=note)
+            folders = tuple(runner.folder(stage) / unit.name for unit in units)
+            retrieved.append(Retrieved(seed.name, seed.collection, folders, stage.address))
+    return tuple(retrieved)
 
 
 def search(
@@ -77,6 +85,51 @@ def search(
     np.save(out / "similarity.npy", similarity)
     np.save(out / "seeds.npy", images[row])
     return {"images": len(numbers)}
+
+
+@dataclass(frozen=True)
+class NearestSeeds:
+    """The nearest seed images of crawled images over several seeds, at most `k`.
+
+    Ties go to the first seed, and in it to the first key.
+    """
+
+    seeds: tuple[Retrieved, ...]
+    k: int
+
+    def find(self, numbers: Numbers) -> Neighbours:
+        """Return the nearest seed images of images, given by number."""
+        seen = np.zeros(len(numbers), bool)
+        parts = []
+        for place, each in enumerate(self.seeds):
+            seen, similarity, images = found(list(each.folders), numbers)
+            parts.append((similarity, np.full_like(images, place), images))
+        similarity, places, images = (np.hstack(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
+        return Neighbours(
+            seen, *(np.take_along_axis(x, order, 1) for x in (similarity, places, images))
+        )
+
+    def keys(self, places: Int64[np.ndarray, " n"], images: Int64[np.ndarray, " n"]) -> list[str]:
+        """Return the keys of seed images: the seed of each, and its number there."""
+        result = np.empty(len(places), object)
+        for place in np.unique(places).tolist():
+            mine = places == place
+            result[mine] = self.seeds[place].seed.keys(images[mine])
+        return result.tolist()
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest seed images of images, best first."""
+
+    seen: Bool[np.ndarray, " n"]
+    """Whether they were searched for; else their rows are nan and -1."""
+    similarity: Float32[np.ndarray, "n k"]
+    places: Int64[np.ndarray, "n k"]
+    """Which of the seeds."""
+    images: Int64[np.ndarray, "n k"]
+    """Numbers in that seed."""
 
 
 def found(

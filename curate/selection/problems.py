@@ -1,45 +1,45 @@
-"""What is odd about a selection, and what to do about it."""
+"""What is odd about what a seed retrieves, and what to do about it."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 FEW = 20
 """Images of fewer than which no share is odd."""
 NEARLY_ALL, NEARLY_NONE = 0.95, 0.01
 REMEDIES_FOR_NONE = {
-    "knn": "--set retrieve.threshold=null, as no image reaches that floor",
-    "cluster": "--set retrieve.cluster.clusters=... with fewer of them, or a lower "
-    "retrieve.cluster.more_than or retrieve.threshold",
+    "knn": "--set {0}.threshold=null, as no image reaches that floor",
+    "cluster": "--set {0}.cluster.clusters=... with fewer of them, or a lower "
+    "{0}.cluster.more_than or {0}.threshold",
 }
 REMEDIES_FOR_ALL = {
-    "knn": "--set retrieve.knn.neighbours=... with something lower",
-    "cluster": "--set retrieve.cluster.images=... or retrieve.cluster.cap=... with something lower",
+    "knn": "--set {0}.knn.neighbours=... with something lower",
+    "cluster": "--set {0}.cluster.images=... or {0}.cluster.cap=... with something lower",
 }
 
 
 def selection_problems(
-    decisions: Mapping[str, int],
+    relevant: int,
+    judged: int,
     threshold: float,
     target: int | None,
     strategy: str = "threshold",
+    section: str = "retrieve",
 ) -> list[str]:
     """Return a line where a target was not met, or nearly all or none of the images are relevant.
 
-    `decisions` are counts. A share is of the images that could be relevant: those that nothing else
-    dropped. A threshold of -1 asks for all of them.
+    `relevant` of the `judged` images that nothing else dropped are what the strategy of a seed finds.
+    A threshold of -1 asks for all of them. `section` is where the seed's settings stand.
     """
-    relevant = decisions["kept"] + decisions["over_budget"]
-    judged = relevant + decisions["irrelevant"]
+    if strategy == "none":
+        return []
     if target is not None:
         if relevant == target:
             return []
         return [
-            f"retrieve.target asks for {target:,} images, and {judged:,} could be relevant: all of "
+            f"{section}.target asks for {target:,} images, and {judged:,} could be relevant: all of "
             "them are; lower the target, or crawl more"
         ]
     if strategy != "threshold":
-        return _of_strategy(strategy, relevant, judged)
+        return _of_strategy(strategy, relevant, judged, section)
     if judged < FEW or threshold <= -1:
         return []
     if relevant > NEARLY_ALL * judged:
@@ -49,13 +49,13 @@ def selection_problems(
     else:
         return []
     return [
-        f"retrieve finds {word} images relevant ({relevant:,} of {judged:,} that could be): say "
-        f"--set retrieve.threshold=... with something {way} than {threshold:.4g}, "
-        "--set retrieve.target=... for so many images, or another retrieve.embedder"
+        f"{section} finds {word} images relevant ({relevant:,} of {judged:,} that could be): say "
+        f"--set {section}.threshold=... with something {way} than {threshold:.4g}, "
+        f"--set {section}.target=... for so many images, or another retrieve.embedder"
     ]
 
 
-def _of_strategy(strategy: str, relevant: int, judged: int) -> list[str]:
+def _of_strategy(strategy: str, relevant: int, judged: int, section: str) -> list[str]:
     """Return a line where a strategy that takes what is nearest finds all, or nothing."""
     if judged and not relevant:
         word, remedies = "none", REMEDIES_FOR_NONE
@@ -64,6 +64,6 @@ def _of_strategy(strategy: str, relevant: int, judged: int) -> list[str]:
     else:
         return []
     return [
-        f"retrieve.strategy {strategy} finds {word} of the images relevant ({relevant:,} of "
-        f"{judged:,} that could be): say {remedies[strategy]}"
+        f"{section}.strategy {strategy} finds {word} of the images relevant ({relevant:,} of "
+        f"{judged:,} that could be): say {remedies[strategy].format(section)}"
     ]

@@ -36,6 +36,7 @@ IMAGES = pa.schema(
         ("duplicate_similarity", "float32"),
         ("nearest_seed", "string"),
         ("seed_similarity", "float32"),
+        ("seeds", pa.list_(pa.string())),
         ("output_shard", "string"),
         ("output_key", "string"),
     ]
@@ -47,6 +48,7 @@ RETRIEVAL = pa.schema(
         ("seed_key", "string"),
         ("similarity", "float32"),
         ("strategy", "string"),
+        ("seed", "string"),
     ]
 )
 DUPLICATES = pa.schema(
@@ -79,6 +81,7 @@ def finished_run(out: Path, *, images: int = 60, folder: bool = False) -> Path:
             "seed_key": f"seed{(index + rank) % 3}.jpg",
             "similarity": row["seed_similarity"] - rank / 100,
             "strategy": "threshold",
+            "seed": "animals",
         }
         for index, row in enumerate(rows)
         if row["seed_similarity"] is not None
@@ -119,6 +122,7 @@ def _rows(images: int) -> list[dict]:
             low = 0.0 if decision == "irrelevant" else RETRIEVE
             row["seed_similarity"] = low + 0.4 * index / images
             row["nearest_seed"] = f"seed{index % 3}.jpg"
+            row["seeds"] = [] if decision == "irrelevant" else ["animals"]
         rows.append(row)
     rows.sort(key=lambda row: row["key"])
     kept = [row for row in rows if row["decision"] == "kept"]

@@ -219,7 +219,7 @@ def candidates_of(
 ) -> Path:
     """Return the folder of the candidates of a seed."""
     out = _folder(_fresh(work / "candidates"))
-    candidates.find(crawl, groups, list(held), list(retrieved), out=out)
+    candidates.find(crawl, groups, list(held), [], list(retrieved), out=out)
     return out
 
 

@@ -34,8 +34,9 @@ from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
 from curate.embedding.request import EmbedSettings
-from curate.export.shards import ExportSettings, Source, export_shard, needs_spill, spill
-from curate.selection.decide import select
+from curate.export.shards import ExportSettings, Kept, Source, export_shard, needs_spill, spill
+from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
+from curate.selection.decide import Wish, select
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 
@@ -45,7 +46,7 @@ MEMBERS["20.gif"] = b"GIF89a, or so it says"
 KEPT = 18
 
 
-def source_of(work, path):
+def kept_of(work, path):
     """Take a crawl through all stages up to select, where everything readable is kept."""
     parts = list_parts("crawl", DatasetSettings(path=str(path), folder_parts=3))
     parts = sorted(parts, key=lambda part: part.name + "/")
@@ -70,26 +71,29 @@ def source_of(work, path):
     selected.mkdir()
     candidates = candidates_of(crawl, groups, held, retrieved, work)
     chosen, _ = chosen_by_threshold(candidates, -1.0, None, work)
-    select(crawl, groups, held, candidates, chosen, None, 0, out=selected)
+    select(crawl, groups, held, [Wish(candidates, chosen, None)], [], [], None, 0, out=selected)
     file = save_parts(parts, work / "parts.json")
     limit = EmbedSettings().max_pixels
-    return Source(crawl, file, selected, tuple(retrieved), seed, {}, limit), parts
+    nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r"),), 5)
+    source = Source(crawl, file, selected / "position-0.npy", {})
+    return Kept((source,), selected, nearest, limit), parts
 
 
 def exported(work, path, settings=None):
     """Return the files of all shards of a crawl."""
     settings = settings or ExportSettings(shard_size=8)
-    source, parts = source_of(work, path)
-    lay_down(source, parts, work)
+    kept, parts = kept_of(work, path)
+    lay_down(kept, parts, work)
     shards = work / "shards"
     shards.mkdir()
-    kept = len(np.load(source.selected / "order.npy"))
-    for shard in range(-(-kept // settings.shard_size)):
-        export_shard(source, shard, settings, out=shards)
-    return files_of(shards), source
+    count = len(np.load(kept.selected / "order.npy"))
+    for shard in range(-(-count // settings.shard_size)):
+        export_shard(kept, shard, settings, out=shards)
+    return files_of(shards), kept.sources[0]
 
 
-def lay_down(source, parts, work):
+def lay_down(kept, parts, work):
+    [source] = kept.sources
     for index, part in enumerate(parts):
         if needs_spill(part):
             source.spills[index] = work / f"spill-{index}"
@@ -120,9 +124,9 @@ def plain(tmp_path_factory):
 
 def test_every_kept_image_is_in_one_shard_in_the_order_of_select(plain):
     files, source = plain
-    order = np.load(source.selected / "order.npy")
+    order = np.load(source.position.parent / "order.npy")
     samples = samples_of(files)
-    assert [row["source_key"] for row, *_ in samples] == source.crawl.keys(order)
+    assert [row["source_key"] for row, *_ in samples] == source.data.keys(order)
     assert len(samples) == len({row["source_key"] for row, *_ in samples}) == KEPT
     assert [row["key"] for row, *_ in samples] == [
         f"{place // 8:05d}{place % 8:04d}" for place in range(KEPT)
@@ -148,7 +152,7 @@ def test_a_sample_says_where_it_is_from_and_which_seed_it_is_near(plain):
     rows = {row["source_key"]: row for row, *_ in samples_of(files)}
     assert rows["p/05"]["nearest_seed"] == "s/1"
     assert rows["p/05"]["seed_similarity"] == pytest.approx(1, abs=1e-2)
-    everyone = source.crawl.facts(np.arange(len(source.crawl))).to_pylist()
+    everyone = source.data.facts(np.arange(len(source.data))).to_pylist()
     for fact in everyone:
         if not fact["problem"]:
             row = rows[fact["key"]]
@@ -196,7 +200,7 @@ def test_a_folder_gives_every_file_once(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     files, source = exported(tmp_path, tmp_path / "in", ExportSettings(encode="never"))
-    assert len(source.crawl.parts) > 1
+    assert len(source.data.parts) > 1
     assert {row["source_key"]: data for row, _, data in samples_of(files)} == {
         f"deep {name[0]}/{name}": data for name, data in MEMBERS.items() if name != "20.gif"
     }
@@ -218,13 +222,13 @@ def test_many_parts_whose_names_and_keys_sort_differently(tmp_path):
 @pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz")])
 def test_bytes_that_changed_since_they_were_embedded_stop_the_export(tmp_path, ending, mode):
     path = write_tar(tmp_path / "in" / f"p.{ending}", MEMBERS, mode)
-    source, parts = source_of(tmp_path, path)
+    kept, parts = kept_of(tmp_path, path)
     other = {name: data[:-9] + b"tampered!" for name, data in MEMBERS.items()}
     write_tar(path, other, mode)
 
     def export():
-        lay_down(source, parts, tmp_path)
-        export_shard(source, 0, ExportSettings(), out=tmp_path)
+        lay_down(kept, parts, tmp_path)
+        export_shard(kept, 0, ExportSettings(), out=tmp_path)
 
     with pytest.raises(LvdError, match=r"part p changed .* run the same command again") as caught:
         export()
@@ -234,29 +238,29 @@ def test_bytes_that_changed_since_they_were_embedded_stop_the_export(tmp_path, e
 @pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz")])
 def test_a_part_that_lost_its_members_stops_the_export(tmp_path, ending, mode):
     path = write_tar(tmp_path / "in" / f"p.{ending}", MEMBERS, mode)
-    source, parts = source_of(tmp_path, path)
+    kept, parts = kept_of(tmp_path, path)
     write_tar(path, {"00.jpg": MEMBERS["00.jpg"]}, mode)
 
     def export():
-        lay_down(source, parts, tmp_path)
-        export_shard(source, 0, ExportSettings(), out=tmp_path)
+        lay_down(kept, parts, tmp_path)
+        export_shard(kept, 0, ExportSettings(), out=tmp_path)
 
     with pytest.raises(LvdError, match=r"it changed after|part p changed"):
         export()
 
 
 def test_pictures_are_encoded_under_the_limit_that_they_were_admitted_under(tmp_path):
-    source, _ = source_of(tmp_path, write_tar(tmp_path / "in" / "p.tar", MEMBERS))
+    kept, _ = kept_of(tmp_path, write_tar(tmp_path / "in" / "p.tar", MEMBERS))
     with pytest.raises(LvdError, match="over the limit of 10 pixels"):
-        export_shard(replace(source, max_pixels=10), 0, ExportSettings(), out=tmp_path)
+        export_shard(replace(kept, max_pixels=10), 0, ExportSettings(), out=tmp_path)
 
 
 def test_a_shard_that_failed_leaves_no_mark(tmp_path):
     path = write_tar(tmp_path / "in" / "p.tar", MEMBERS)
-    source, _ = source_of(tmp_path, path)
+    kept, _ = kept_of(tmp_path, path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"p\.tar"):
-        export_shard(source, 0, ExportSettings(), out=tmp_path)
+        export_shard(kept, 0, ExportSettings(), out=tmp_path)
     assert not list(tmp_path.glob("*_stats.json"))
 
 
@@ -265,20 +269,20 @@ def test_storage_that_fails_for_a_moment_costs_an_export_nothing(tmp_path, monke
     path = write_tar(tmp_path / "in" / f"p.{ending}", MEMBERS, "w:gz" if "gz" in ending else "w")
     monkeypatch.setenv("FAILING_STORAGE", script(tmp_path)["FAILING_STORAGE"])
     expected, _ = exported(tmp_path / "plain", path)
-    source, parts = source_of(tmp_path / "failing", failing(path))
+    kept, parts = kept_of(tmp_path / "failing", failing(path))
     script(tmp_path, Rule("read", "throttled", skip=1, times=4), Rule("open", "lost", times=2))
-    lay_down(source, parts, tmp_path)
+    lay_down(kept, parts, tmp_path)
     (tmp_path / "shards").mkdir()
     for shard in range(3):
-        export_shard(source, shard, ExportSettings(shard_size=8), out=tmp_path / "shards")
+        export_shard(kept, shard, ExportSettings(shard_size=8), out=tmp_path / "shards")
     assert files_of(tmp_path / "shards") == expected
 
 
 def test_storage_that_goes_on_failing_is_no_final_error_of_an_export(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "in" / "p.tar", MEMBERS)
     monkeypatch.setenv("FAILING_STORAGE", script(tmp_path)["FAILING_STORAGE"])
-    source, _ = source_of(tmp_path, failing(path))
+    kept, _ = kept_of(tmp_path, failing(path))
     script(tmp_path, Rule("read", "timed out"))
     with pytest.raises(TimeoutError):
-        export_shard(source, 0, ExportSettings(), out=tmp_path)
+        export_shard(kept, 0, ExportSettings(), out=tmp_path)
     assert not list(tmp_path.glob("*_stats.json"))

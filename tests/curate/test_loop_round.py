@@ -65,7 +65,8 @@ def request_in(folder, **asked):
     """Return the request of a loop in `folder`; `asked` are options of the command."""
     (folder / "pipelines.yaml").write_text(CONFIG)
     options = {
-        **dict.fromkeys(("embedder", "crawl", "seed", "truth", "knn_train", "knn_test")),
+        **dict.fromkeys(("embedder", "crawl", "truth", "knn_train", "knn_test")),
+        "seeds": (),
         **dict.fromkeys(("holdouts", "curate_set", "train_set"), ()),
         **asked,
     }
@@ -123,7 +124,7 @@ def test_a_model_judges_meaning_and_what_finds_copies_stays(tmp_path, asked, cop
         named["--pipeline"],
         embedder=named.get("--embedder"),
         crawl=None,
-        seed=None,
+        seeds=(),
         holdouts=(),
         overrides=[value for option, value in pairwise(words) if option == "--set"],
     )

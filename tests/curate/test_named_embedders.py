@@ -32,7 +32,7 @@ def named(config: Path, pipeline: str, *overrides: str, embedder: str | None = N
         pipeline,
         embedder=embedder,
         crawl=None,
-        seed=None,
+        seeds=[],
         holdouts=[],
         overrides=overrides,
     )
@@ -83,7 +83,7 @@ def test_the_shipped_pipelines_find_copies_and_judge_meaning_with_models_of_thei
 def test_a_bundled_model_is_its_entry_where_the_file_has_one_of_its_name(config):
     def settings(name):
         request = read_request(
-            config, "silent", embedder=name, crawl=None, seed=None, holdouts=[], overrides=[]
+            config, "silent", embedder=name, crawl=None, seeds=[], holdouts=[], overrides=[]
         )
         return request.embedders["dedup"].settings
 

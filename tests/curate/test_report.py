@@ -16,7 +16,7 @@ from shared.errors import LvdError
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = finished_run(tmp_path_factory.mktemp("run") / "out [1]*")
-    pictures(out, picture, picture)
+    pictures(out, picture, {"animals": picture})
     return out
 
 
@@ -61,7 +61,7 @@ def test_crawled_text_is_escaped(run):
 
 def test_the_same_run_gives_the_same_bytes(run, tmp_path):
     again = finished_run(tmp_path / "another name", folder=True)
-    pictures(again, picture, picture)
+    pictures(again, picture, {"animals": picture})
     assert files(again) == files(run)
 
 
@@ -82,7 +82,7 @@ def test_images_that_are_gone_leave_words(run, tmp_path):
 def test_unsafe_and_kept_images_are_never_asked_for(tmp_path):
     asked = set()
     out = finished_run(tmp_path / "out")
-    pictures(out, lambda key: asked.add(key), picture)
+    pictures(out, lambda key: asked.add(key), {"animals": picture})
     with open_tables(out) as tables:
         rows = tables.execute("SELECT key, decision FROM images").fetchall()
     decisions = {decision for key, decision in rows if key in asked}

@@ -19,13 +19,20 @@ from made_collection import (
     searched,
 )
 
+from curate.calibration.thresholds import Threshold
 from curate.dedup.near import DedupSettings
 from curate.filters.decisions import DECISIONS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.report.rows import DUPLICATES, IMAGES, RETRIEVAL, Decided, tables
+from curate.retrieval.answers import Answer, Answers
+from curate.retrieval.candidates import Candidates
+from curate.retrieval.nearest_seeds import Retrieved
+from curate.retrieval.question import Chosen
+from curate.retrieval.settings import SeedSettings
 from curate.retrieval.threshold import misses_of
-from curate.selection.decide import select
+from curate.selection.decide import Wish, select
+from curate.selection.include import Included
 
 DEDUP, RETRIEVE, HOLDOUT = 0.95, 0.5, 0.97
 FILTERS = (FilterSettings(column="nsfw", max=0.5),)
@@ -75,22 +82,29 @@ class Finished:
             chosen.mkdir()
             candidates = candidates_of(self.crawl, groups, held, retrieved, work)
             taken, self.reached = chosen_by_threshold(candidates, RETRIEVE, target, work)
-            select(self.crawl, groups, held, candidates, taken, most, 0, out=chosen)
+            wishes = [Wish(candidates, taken, None)]
+            select(self.crawl, groups, held, wishes, [], [], most, 0, out=chosen)
+            answer = Answer(
+                SeedSettings(),
+                len(seeds),
+                Threshold(self.reached["threshold"], "pipeline"),
+                Retrieved("animals", self.seed, tuple(retrieved), "r"),
+                Candidates(candidates, 0, "c"),
+                Chosen(taken, misses_of(**self.reached), "t"),
+            )
             decided = Decided(
                 crawl=self.crawl,
-                seed=self.seed,
+                answers=Answers((answer,), (), 5),
                 holdouts=(("evaluation", holdout),),
                 assigned=tuple(assigned),
                 groups=groups,
                 held=tuple(held),
-                retrieved=tuple(retrieved),
+                included=Included(),
                 selected=chosen,
                 quality=quality,
                 filters=FILTERS,
                 dedup_threshold=DEDUP,
                 max_images=most,
-                strategy="threshold",
-                misses=misses_of(**self.reached),
                 shard_size=7,
             )
             folders = []
@@ -140,7 +154,7 @@ def test_columns_are_set_exactly_where_the_contract_says(run):
             assert row["group"] is None
         for column in ("duplicate_of", "duplicate_similarity"):
             assert (row[column] is not None) == (decision == "duplicate")
-        for column in ("nearest_seed", "seed_similarity"):
+        for column in ("nearest_seed", "seed_similarity", "seeds"):
             assert (row[column] is not None) == listed
         for column in ("output_shard", "output_key"):
             assert (row[column] is not None) == (decision == "kept")
@@ -194,7 +208,7 @@ def test_the_nearest_seeds_are_those_of_brute_force(run):
     assert [(row["key"], row["rank"]) for row in rows] == [
         (key, rank) for key in listed for rank in range(5)
     ]
-    assert {row["strategy"] for row in rows} == {"threshold"}
+    assert {(row["strategy"], row["seed"]) for row in rows} == {("threshold", "animals")}
     exact = exact_cosines(np.array([run.made[key].vector for key in listed]), SEEDS)
     for place, key in enumerate(listed):
         mine = rows[5 * place : 5 * place + 5]

@@ -24,7 +24,7 @@ from curate.filters.decisions import DECISIONS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
-from curate.selection.decide import select
+from curate.selection.decide import Wish, select
 
 DEDUP, RETRIEVE = 0.95, 0.6
 FILTERS = [FilterSettings(column="nsfw", max=0.5)]
@@ -62,11 +62,12 @@ def selected(
         out.mkdir()
         found = candidates_of(crawl, groups, *folders, work)
         chosen, reached = chosen_by_threshold(found, threshold, target, work)
-        result = select(crawl, groups, folders[0], found, chosen, most, seed, out=out) | reached
+        wishes = [Wish(found, chosen, None)]
+        result = select(crawl, groups, folders[0], wishes, [], [], most, seed, out=out) | reached
         counts = result["decisions"]
         keys = crawl.keys(np.arange(len(crawl)))
     decision = np.load(out / "decision.npy")
-    order, position = np.load(out / "order.npy"), np.load(out / "position.npy")
+    order, position = np.load(out / "order.npy"), np.load(out / "position-0.npy")
     (out / "result.json").write_text(json.dumps(result))
     assert sum(counts.values()) == len(images)
     assert counts == {name: int((decision == code).sum()) for code, name in enumerate(DECISIONS)}

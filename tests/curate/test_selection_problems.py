@@ -3,13 +3,13 @@
 import pytest
 from pydantic import ValidationError
 
-from curate.filters.decisions import DECISIONS
 from curate.retrieval.settings import RetrieveSettings
 from curate.selection.problems import selection_problems
 
 
-def counts(**some: int) -> dict[str, int]:
-    return dict.fromkeys(DECISIONS, 0) | {"duplicate": 500, "corrupt": 100} | some
+def counts(kept: int = 0, over_budget: int = 0, irrelevant: int = 0) -> tuple[int, int]:
+    """Return how many images are relevant, and how many could be."""
+    return kept + over_budget, kept + over_budget + irrelevant
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def counts(**some: int) -> dict[str, int]:
     ],
 )
 def test_a_threshold_that_sorts_nothing_out_is_told_with_the_remedy(decisions, word):
-    found = selection_problems(counts(**decisions), 0.3172, None)
+    found = selection_problems(*counts(**decisions), 0.3172, None)
     assert len(found) == (word is not None)
     for line in found:
         assert word in line
@@ -36,13 +36,13 @@ def test_a_threshold_that_sorts_nothing_out_is_told_with_the_remedy(decisions, w
 
 
 def test_who_asks_for_all_gets_no_warning():
-    assert not selection_problems(counts(kept=1000), -1, None)
+    assert not selection_problems(*counts(kept=1000), -1, None)
 
 
 def test_a_shortfall_is_told_and_a_target_that_is_met_is_not():
-    assert not selection_problems(counts(kept=980, irrelevant=20), 0.1, 980)
-    assert not selection_problems(counts(kept=9, over_budget=1), 0.1, 10)
-    [line] = selection_problems(counts(kept=980), 0.1, 2000)
+    assert not selection_problems(*counts(kept=980, irrelevant=20), 0.1, 980)
+    assert not selection_problems(*counts(kept=9, over_budget=1), 0.1, 10)
+    [line] = selection_problems(*counts(kept=980), 0.1, 2000)
     assert "2,000" in line
     assert "980" in line
 
@@ -60,7 +60,7 @@ def test_a_shortfall_is_told_and_a_target_that_is_met_is_not():
     ],
 )
 def test_other_strategies_say_when_they_find_nothing_or_all(strategy, decisions, word, remedies):
-    found = selection_problems(counts(**decisions), -1.0, None, strategy)
+    found = selection_problems(*counts(**decisions), -1.0, None, strategy)
     assert len(found) == (word is not None)
     for line in found:
         assert f"retrieve.strategy {strategy} finds {word} of the images" in line

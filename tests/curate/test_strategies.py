@@ -139,7 +139,7 @@ def asked(tmp_path_factory):
 
 def test_the_registry_holds_every_strategy_that_can_be_named():
     field = RetrieveSettings.model_fields["strategy"]
-    assert set(get_args(field.annotation)) == set(STRATEGIES)
+    assert set(get_args(field.annotation)) == {*STRATEGIES, "auto"}
 
 
 @pytest.mark.parametrize("collisions", ["once", "deeper"])

@@ -31,9 +31,11 @@ def test_a_run_retrieves_by_its_strategy_and_says_so(small_run, strategy):
     assert status == 0, said
     out = small_run.root / strategy
     told = " ".join(" ".join(said).split())
-    assert f"strategy {strategy} {DESCRIBED[strategy]}" in told
+    assert f"{strategy}: {DESCRIBED[strategy]}" in told
     funnel = json.loads((out / "reports" / "funnel.json").read_text())
-    assert funnel["retrieval"] == {"strategy": strategy, "description": DESCRIBED[strategy]}
+    seed = funnel["seeds"]["seed"]
+    assert (seed["strategy"], seed["description"]) == (strategy, DESCRIBED[strategy])
+    assert (seed["images"], seed["threshold"], seed["negative"]) == (4, None, False)
     assert funnel["settings"]["retrieve"]["strategy"] == strategy
     assert "retrieve" not in funnel["thresholds"]
     found = pq.read_table(out / "reports" / "retrieval.parquet").to_pylist()
@@ -101,7 +103,10 @@ def test_a_dry_run_says_the_strategy(small_run):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["retrieve.strategy=nearest"], ["retrieve.strategy", "'threshold', 'knn' or 'cluster'"]),
+        (
+            ["retrieve.strategy=nearest"],
+            ["retrieve.strategy", "'threshold', 'knn', 'cluster', 'auto' or 'none'"],
+        ),
         (
             ["retrieve.strategy=knn", "retrieve.threshold=null", "retrieve.target=5"],
             ["target is for the strategy threshold", "--set retrieve.target=null"],

@@ -10,7 +10,7 @@ from pictures import encoded, picture
 
 from curate.calibration.stage import judged
 from curate.calibration.stored import StoredThresholds, read_stored, store
-from curate.calibration.thresholds import Threshold, known_thresholds
+from curate.calibration.thresholds import Threshold, known_threshold_of_seed, known_thresholds
 from curate.cli import main
 from curate.settings import read_request
 from shared.embedders import EmbedderSettings
@@ -35,6 +35,10 @@ pipelines:
     dedup: {threshold: 0.55}
     retrieve: {threshold: 0.25}
     holdout: {threshold: 0.5}
+  several:
+    crawl: images
+    seeds: {images: {threshold: 0.3}}
+    embedder: nameless
   measured:
     crawl: images
     seed: images
@@ -85,12 +89,15 @@ def known(root: Path, pipeline: str, embedder: str | None, *overrides: str) -> d
         pipeline,
         embedder=embedder and embedder.replace("ROOT", str(root)),
         crawl=None,
-        seed=None,
+        seeds=[],
         holdouts=[],
         overrides=overrides,
     )
-    return known_thresholds(
-        request.settings, {name: each.settings for name, each in request.embedders.items()}
+    embedders = {name: each.settings for name, each in request.embedders.items()}
+    [seed] = request.seeds
+    of_seed = known_threshold_of_seed(seed.settings, embedders["retrieve"])
+    return known_thresholds(request.settings, embedders) | (
+        {"retrieve": of_seed} if of_seed else {}
     )
 
 
@@ -194,6 +201,10 @@ WRONG = {
             ["retrieve.threshold 0.25", "nameless", "folder", "--set retrieve.threshold=auto"],
             ["holdout.threshold 0.5", "nameless", "folder", "--set holdout.threshold=null"],
         ],
+    ),
+    "a number of one of several seeds": (
+        ["--pipeline=several", "--embedder=folder"],
+        [["seeds.images.threshold 0.3", "nameless", "folder", "--set seeds.images.threshold=auto"]],
     ),
     "another embedder by --set": (
         ["--pipeline=numbers", "--set=embedder=descriptor", "--set=embedders.descriptor.kind=descriptor",
