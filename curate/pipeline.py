@@ -139,7 +139,7 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             for data in plan.datasets
         ]
         crawl, seed, *holdouts = done
-        judged = (settings.quality, settings.filters)
+        judged = (settings.quality, settings.filters, plan.lists)
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
@@ -174,6 +174,7 @@ def _decided(plan: Plan, results: Results) -> Decided:
         selected=results.selected.folder,
         quality=settings.quality,
         filters=tuple(settings.filters),
+        lists=plan.lists,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
         strategy=settings.retrieve.strategy,

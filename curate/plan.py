@@ -14,6 +14,7 @@ from curate.calibration.thresholds import is_number, known_thresholds
 from curate.catalogue.content import forget, recall
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
+from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.quality import needs_measures
 from curate.sample.make import make_sample
 from curate.settings import Named, Request
@@ -54,12 +55,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose datasets were found; `embedders` are those for `dedup` and `retrieve`."""
+    """A request whose datasets and lists were found; `embedders` are for `dedup` and `retrieve`."""
 
     request: Request
     embedders: dict[str, EmbedderSettings]
     datasets: list[Dataset]
     work: Path
+    lists: tuple[CompiledList, ...] = ()
 
     @property
     def crawl(self) -> Dataset:
@@ -95,9 +97,9 @@ class Plan:
 
 
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
-    """Find all parts of all datasets, not in `work` nor `out`.
+    """Find all parts of all datasets, not in `work` nor `out`, and compile all lists in `work`.
 
-    Raises LvdError, in a second, where one has no images.
+    Raises LvdError, in a second, where a dataset has no images, and where a list has a wrong entry.
     """
     own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
     roles = [("seed", request.seed), ("crawl", request.crawl)]
@@ -108,7 +110,15 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
         datasets=[found[1], found[0], *found[2:]],
         work=work,
+        lists=_compile_lists(request, work),
     )
+
+
+def _compile_lists(request: Request, work: Path) -> tuple[CompiledList, ...]:
+    if not request.settings.lists:
+        return ()
+    with scratch_folder(work / "scratch") as scratch:
+        return compile_lists(request.settings.lists, work, scratch)
 
 
 def pinned(plan: Plan) -> Plan:
@@ -207,6 +217,9 @@ def describe(plan: Plan, out: Path) -> str:
             f"{dataset.role:<9}  {dataset.name}: {len(dataset.parts):,} {dataset.parts[0].format} "
             f"parts, {size(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
         )
+    lines += [
+        f"list       {each.name}: {each.entries:,} of kind {each.kind}" for each in plan.lists
+    ]
     known = known_thresholds(settings, plan.embedders)
     for name in ("dedup", "retrieve"):
         value = f"{known[name].value} (inclusive)" if name in known else "auto: measured in the run"

@@ -15,6 +15,7 @@ from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.part_files import SCORES
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest
+from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers
@@ -128,8 +129,9 @@ def catalogued(
     embedder: EmbedderSettings,
     quality: QualitySettings | None = None,
     filters: Sequence[FilterSettings] = (),
+    lists: Sequence[CompiledList] = (),
 ) -> Catalogued:
-    """Return a dataset as an embedder sees it, with what facts and scores decide of its images."""
+    """Return a dataset as an embedder sees it, with what facts, scores and lists decide of its images."""
     request, work = embedded.request, embedded.request.work
     outputs, digests = [], []
     for part, content in zip(embedded.parts, embedded.contents, strict=True):
@@ -157,9 +159,13 @@ def catalogued(
         [
             quality and quality.model_dump(exclude_none=True),
             [entry.model_dump() for entry in filters],
+            *([each.name, each.content] for each in lists),
         ],
     )
-    runner.run(stage, catalogue, [Unit("all", (outputs, work, quality, list(filters)))])
+    for each in lists:
+        runner.use(each.folder)
+    args = (outputs, work, quality, list(filters), tuple(lists))
+    runner.run(stage, catalogue, [Unit("all", args)])
     collection = Collection(runner.folder(stage) / "all")
     return Catalogued(embedded.name, embedded.parts, collection, stage.address)
 

@@ -14,7 +14,7 @@ from shared.locks import scratch_folder
 from shared.storage import digest_file, read_json
 
 STAGES = (
-    *("facts", "scores", "vectors", "catalogue", "calibrate"),
+    *("lists", "facts", "scores", "measures", "vectors", "catalogue", "calibrate"),
     *("cluster", "dedup", "estimate", "holdout", "retrieve", "choose", "select"),
 )
 """The folders of a WORK whose grandchildren are units."""

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.catalogue.collection import BLOCK, Collection
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
+from curate.filters.lists import CompiledList
 from curate.filters.picture import MEASURES
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
@@ -102,6 +103,7 @@ class Decided:
     selected: Path
     quality: QualitySettings
     filters: tuple[FilterSettings, ...]
+    lists: tuple[CompiledList, ...]
     dedup_threshold: float
     max_images: int | None
     strategy: str
@@ -233,7 +235,7 @@ class _Block:
     def _reasons(self) -> list[str]:
         decided, valid = self.decided, self.facts["valid"].to_numpy()
         _, result = judge(
-            *(self.facts, self.facts, valid, decided.quality, decided.filters),
+            *(self.facts, self.facts, valid, decided.quality, decided.filters, decided.lists),
             decided.crawl.resolved,
         )
         nearest, similarity = self._nearest_seed(), self._first_similarity()
