@@ -36,6 +36,7 @@ HEADS, TAILS = "heads.npy", "tails.npy"
 """uint64 [n], sorted, and uint64 [n, 3]: the four big-endian words of each digest."""
 ROWS = 65_536
 """Rows of a Parquet list that are read at a time."""
+_CHUNK = 1 << 20
 
 KindName = Literal["sha256", "url", "domain", "key"]
 
@@ -167,7 +168,10 @@ def compile_lists(
 def _compile(name: str, settings: ListSettings, work: Path, scratch: Path) -> CompiledList:
     place = f"lists.{name}: {settings.path}"
     with reword(place), open_binary(settings.path) as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    content = digest.hexdigest()
     about = fingerprint([VERSION, settings.kind, settings.column, _format(settings.path)])
     unit = work / LISTS / about / content[:32]
     result = committed(unit)

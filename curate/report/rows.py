@@ -57,6 +57,10 @@ IMAGES = pa.schema(
     ]
 )
 FROM_FACTS = IMAGES.names[: IMAGES.names.index("decision")]
+BEHIND_JUDGEMENT = IMAGES.names[
+    IMAGES.names.index("cluster") : IMAGES.names.index("output_key") + 1
+]
+"""What is null of an image that is decided about before any other is looked at."""
 RETRIEVAL = pa.schema(
     [
         ("key", pa.string()),

@@ -1,0 +1,123 @@
+"""Which images go when a list is taken out of a result.
+
+Those that the list names; those of the same bytes, so that no byte of these stays; and the copies
+for which such an image stood: with it they were left out, and nothing takes its place. A copy that
+stands for itself, or for others, stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool
+
+from curate.filters.lists import CompiledList, listed
+from curate.report.tables import table_files
+
+COLUMNS = ("key", "sha256", "url", "decision", "reason", "group", "output_shard", "output_key")
+REMOVED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("sha256", pa.string()),
+        ("decision", pa.string()),
+        ("reason", pa.string()),
+        ("list", pa.string()),
+    ]
+)
+"""`reports/removed.parquet`: what was taken out, sorted by key; `decision` is that of before."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """An image that goes, and why."""
+
+    row: int
+    """Of `images.parquet`; the group of an image that stands for copies has this number."""
+    key: str
+    sha256: str | None
+    was: str
+    """What had been decided about it."""
+    reason: str
+    list: str
+    shard: str | None
+    """Where it was written, with `output_key`; None for both where it was not kept."""
+    output_key: str | None
+
+
+def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
+    """Return all images of a result that go, by row, but for those that went before.
+
+    What is `corrupt` has left no byte in a result, and stays what it is. Reads a few columns of
+    the images' table up to three times or so, a file at a time; holds what goes.
+    """
+    gone: dict[int, Gone] = {}
+    for start, images in _blocks(out):
+        [check] = listed(images, [asked])
+        for row in np.flatnonzero(check.failing & _readable(images)).tolist():
+            gone[start + row] = _gone(images, start, row, check.reason(row), asked.name)
+    fresh = list(gone.values())
+    while fresh:
+        same = {each.sha256: each for each in reversed(fresh) if each.sha256}
+        stood = {each.row: each for each in fresh}
+        fresh = []
+        for start, images in _blocks(out):
+            hit = _is_in(images["sha256"], pa.array(list(same), pa.string()))
+            hit |= _is_in(images["group"], pa.array(list(stood), pa.int64()))
+            for row in np.flatnonzero(hit & _readable(images)).tolist():
+                if start + row in gone:
+                    continue
+                sha256, group = images["sha256"][row].as_py(), images["group"][row].as_py()
+                if sha256 in same:
+                    reason = f"the same bytes as {same[sha256].key}: {same[sha256].reason}"
+                else:
+                    reason = f"a copy of {stood[group].key}: {stood[group].reason}"
+                made = _gone(images, start, row, reason, asked.name)
+                gone[made.row] = made
+                fresh.append(made)
+    before = set(read_removed(out)["key"].to_pylist())
+    return [gone[row] for row in sorted(gone) if gone[row].key not in before]
+
+
+def read_removed(out: Path) -> pa.Table:
+    """Return what was taken out of a result before."""
+    path = out / "reports" / "removed.parquet"
+    return pq.read_table(path) if path.exists() else REMOVED.empty_table()
+
+
+def _blocks(out: Path) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the files of the images' table, each with the number of its first row."""
+    start = 0
+    for path in table_files(out, "images"):
+        images = pq.read_table(path, columns=list(COLUMNS))
+        yield start, images
+        start += len(images)
+
+
+def _readable(images: pa.Table) -> Bool[np.ndarray, " n"]:
+    readable: Bool[np.ndarray, " n"] = pc.not_equal(images["decision"], "corrupt").to_numpy()
+    return readable
+
+
+def _is_in(column: pa.ChunkedArray, values: pa.Array) -> Bool[np.ndarray, " n"]:
+    hit: Bool[np.ndarray, " n"] = pc.is_in(column, values, skip_nulls=True).to_numpy()
+    return hit
+
+
+def _gone(images: pa.Table, start: int, row: int, reason: str, name: str) -> Gone:
+    [image] = images.slice(row, 1).to_pylist()
+    return Gone(
+        row=start + row,
+        key=image["key"],
+        sha256=image["sha256"],
+        was=image["decision"],
+        reason=reason,
+        list=name,
+        shard=image["output_shard"],
+        output_key=image["output_key"],
+    )
