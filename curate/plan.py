@@ -15,6 +15,7 @@ from curate.catalogue.content import forget, recall
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
 from curate.filters.lists import CompiledList, compile_lists
+from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
 from curate.sample.make import make_sample
 from curate.settings import Named, Request
@@ -80,7 +81,7 @@ class Plan:
 
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
-        whether pictures are measured."""
+        what is taken of pictures."""
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning])
         distinct = {fingerprint(identity(each)): each for each in reversed(wanted)}
@@ -92,8 +93,14 @@ class Plan:
             embedders=tuple(reversed(distinct.values())),
             columns=tuple(sorted({entry.column for entry in filters})),
             threads=settings.engine.threads,
-            measured=dataset.role == "crawl" and needs_measures(settings.quality),
+            looks=self._looks if dataset.role == "crawl" else (),
         )
+
+    @property
+    def _looks(self) -> tuple[str, ...]:
+        measured = ["measures"] if needs_measures(self.request.settings.quality) else []
+        hashed = ["pdq"] if any(each.kind == "pdq" for each in self.lists) else []
+        return (*measured, *hashed)
 
 
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
@@ -115,10 +122,13 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
 
 
 def _compile_lists(request: Request, work: Path) -> tuple[CompiledList, ...]:
-    if not request.settings.lists:
+    lists = request.settings.lists
+    if not lists:
         return ()
+    if any(each.kind == "pdq" for each in lists.values()):
+        require_pdqhash()
     with scratch_folder(work / "scratch") as scratch:
-        return compile_lists(request.settings.lists, work, scratch)
+        return compile_lists(lists, work, scratch)
 
 
 def pinned(plan: Plan) -> Plan:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Int64, Integer, Shaped
 
-from curate.catalogue.part_files import FACTS, MEASURED, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
@@ -54,7 +54,8 @@ class PartOutputs:
     vectors: str
     interleaves: bool
     """Whether keys of other parts may stand between its own."""
-    measures: str | None = None
+    looks: Sequence[str] = ()
+    """The files of what was taken of pictures."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Collection:
         return result
 
     def facts(self, numbers: Numbers, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and measures."""
+        """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and looks."""
         tables, places = [], []
         for part, where, rows in self._rows(numbers):
             tables.append(self.facts_of_part(part, columns).take(rows))
@@ -147,11 +148,11 @@ class Collection:
         if columns is None:
             valid = np.load(work / outputs.vectors / VALID)
             table = table.append_column("valid", pa.array(valid))
-            for folder, file in ((outputs.scores, SCORES), (outputs.measures, MEASURED)):
-                if folder is not None:
-                    more = pq.read_table(work / folder / file)
-                    for name in more.column_names:
-                        table = table.append_column(name, more[name])
+            scores = [] if outputs.scores is None else [f"{outputs.scores}/{SCORES}"]
+            for file in (*scores, *outputs.looks):
+                more = pq.read_table(work / file)
+                for name in more.column_names:
+                    table = table.append_column(name, more[name])
         return table
 
     def keys(self, numbers: Numbers) -> list[str]:

@@ -14,11 +14,12 @@ from curate.cli.options import work_option
 @click.option("--list", "path", required=True, help="The list: a path or an fsspec URL.")
 @click.option(
     "--kind",
-    type=click.Choice(["sha256", "url", "domain", "key"]),
+    type=click.Choice(["sha256", "pdq", "url", "domain", "key"]),
     default="sha256",
     show_default=True,
     help="What its entries are.",
 )
+@click.option("--distance", type=int, help="Of pdq, bits that may differ [default: 31].")
 @click.option("--column", help="Of a .csv or .parquet, the column of the entries.")
 @click.option("--name", help="What the reports call it; by default the name of its file.")
 @work_option("The --work of the run.")
@@ -28,6 +29,7 @@ def remove(
     out: Path,
     path: str,
     kind: str,
+    distance: int | None,
     column: str | None,
     name: str | None,
     work: Path,
@@ -45,7 +47,7 @@ def remove(
     from curate.removal.remove import remove
     from shared.config import validate
 
-    asked = {"kind": kind, "path": path, "column": column}
+    asked = {"kind": kind, "path": path, "column": column, "distance": distance}
     settings = validate(ListSettings, asked, file="--list")
     place = None if no_work else work.absolute()
     name = name or Path(path).stem

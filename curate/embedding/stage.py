@@ -16,6 +16,7 @@ from curate.catalogue.part_files import SCORES
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest
 from curate.filters.lists import CompiledList
+from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers
@@ -137,8 +138,8 @@ def catalogued(
     for part, content in zip(embedded.parts, embedded.contents, strict=True):
         units = [request.facts / content, request.vectors(embedder) / content]
         scores = request.scores / content if request.columns else None
-        measures = request.measures / content if request.measured else None
-        units += [unit for unit in (scores, measures) if unit is not None]
+        looks = {name: request.look(name) / content for name in request.looks}
+        units += [*([] if scores is None else [scores]), *looks.values()]
         prefix, interleaves = key_prefix(part), part.format == "folder"
         output = PartOutputs(
             part.name,
@@ -147,7 +148,7 @@ def catalogued(
             None if scores is None else str(scores.relative_to(work)),
             str(units[1].relative_to(work)),
             interleaves,
-            None if measures is None else str(measures.relative_to(work)),
+            [str((unit / LOOKS[name].file).relative_to(work)) for name, unit in looks.items()],
         )
         outputs.append(output)
         # The places too: a catalogue must not lean on units of other settings, which gc may remove.

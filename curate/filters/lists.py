@@ -2,7 +2,8 @@
 
 A list is compiled once into the sorted 32-byte digests of its entries, two files that every task
 maps into its memory: a task's own memory grows with the images that it asks about, not with the
-list. A lookup is a binary search for the first 8 bytes and a comparison of the other 24.
+list. A lookup is a binary search for the first 8 bytes and a comparison of the other 24; PDQ hashes,
+of which near ones count, are compared with all that are listed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, UInt8, UInt64
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from curate.filters import pdq
 from curate.filters.addresses import domains_of, host_of, normalise_domain, normalise_url
 from curate.filters.decisions import Check
 from shared.commits import building, commit, committed
@@ -38,7 +40,7 @@ ROWS = 65_536
 """Rows of a Parquet list that are read at a time."""
 _CHUNK = 1 << 20
 
-KindName = Literal["sha256", "url", "domain", "key"]
+KindName = Literal["sha256", "pdq", "url", "domain", "key"]
 
 
 class ListSettings(BaseModel):
@@ -47,15 +49,21 @@ class ListSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: KindName
-    """`sha256` of the file's bytes, in hex; `url`; `domain`, with those below it; `key`."""
+    """`sha256` of the file's bytes, or `pdq` of the picture (extra `pdq`), in hex; `url`; `domain`,
+    with those below it; `key`."""
     path: str
     """A local path or an fsspec URL: `.csv` and `.parquet` are tables, all else is plain text with
     an entry on each line, where empty lines and those that begin with # do not count."""
     column: str | None = None
     """Of a table, the column of the entries; by default the one called as the kind, or the only one."""
 
+    distance: int | None = Field(None, ge=0, le=255)
+    """Of `pdq`: bits of 256 that may differ, 31 by default, as its authors advise."""
+
     @model_validator(mode="after")
-    def _has_columns(self) -> ListSettings:
+    def _fits(self) -> ListSettings:
+        if self.distance is not None and self.kind != "pdq":
+            raise ValueError(f"distance is for the kind pdq, not for {self.kind}")
         if self.column is not None and not _is_table(self.path):
             raise ValueError("column is for a .csv or .parquet, and path names neither")
         return self
@@ -73,9 +81,9 @@ class Kind:
     """Returns what a value of the column may be listed as."""
 
 
-def _sha256(text: str) -> str:
+def _hash(text: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise ValueError("a sha256 is 64 hexadecimal digits")
+        raise ValueError("a hash (sha256 or pdq) is 64 hexadecimal digits")
     return text.lower()
 
 
@@ -87,7 +95,8 @@ def _url(text: str) -> list[str]:
 
 
 KINDS: dict[KindName, Kind] = {
-    "sha256": Kind("sha256", _sha256, lambda sha256: [sha256]),
+    "sha256": Kind("sha256", _hash, lambda sha256: [sha256]),
+    "pdq": Kind("pdq", _hash, lambda pdq: [pdq]),
     "url": Kind("url", normalise_url, _url),
     "domain": Kind("url", normalise_domain, lambda url: domains_of(host_of(url))),
     "key": Kind("key", lambda key: key, lambda key: [key]),
@@ -105,6 +114,8 @@ class CompiledList:
     """Stands for its entries."""
     entries: int
     """How many different ones it has."""
+    distance: int = 0
+    """Bits that may differ."""
 
     @property
     def column(self) -> str:
@@ -112,7 +123,7 @@ class CompiledList:
         return KINDS[self.kind].column
 
     def find(self, facts: pa.Table) -> list[str | None]:
-        """Return for each image the entry that names it, or None."""
+        """Return for each image by what the list names it, or None."""
         asked: list[str] = []
         rows: list[int] = []
         for row, value in enumerate(facts[self.column].to_pylist()):
@@ -121,17 +132,27 @@ class CompiledList:
                 asked += texts
                 rows += [row] * len(texts)
         found: list[str | None] = [None] * len(facts)
-        hits = self._holds(_digests(self.kind, asked))
+        words = _words(_digests(self.kind, asked))
+        if not self.entries:  # an empty file cannot be mapped
+            return found
+        hits = self._is_near(words) if self.kind == "pdq" else self._holds(words)
         for place in np.flatnonzero(hits).tolist():
             found[rows[place]] = found[rows[place]] or asked[place]
         return found
 
-    def _holds(self, digests: UInt8[np.ndarray, "m 32"]) -> Bool[np.ndarray, " m"]:
-        if not self.entries:  # an empty file cannot be mapped
-            return np.zeros(len(digests), bool)
+    def _is_near(self, words: UInt64[np.ndarray, "m 4"]) -> Bool[np.ndarray, " m"]:
         heads = np.load(self.folder / HEADS, mmap_mode="r")
         tails = np.load(self.folder / TAILS, mmap_mode="r")
-        words = _words(digests)
+        near = np.zeros(len(words), bool)
+        for at in range(0, self.entries, ROWS):
+            some = slice(at, at + ROWS)
+            block = np.column_stack([heads[some], tails[some]])
+            near |= pdq.fewest_bits(words, block) <= self.distance
+        return near
+
+    def _holds(self, words: UInt64[np.ndarray, "m 4"]) -> Bool[np.ndarray, " m"]:
+        heads = np.load(self.folder / HEADS, mmap_mode="r")
+        tails = np.load(self.folder / TAILS, mmap_mode="r")
         at = np.searchsorted(heads, words[:, 0], "left")
         stop = np.searchsorted(heads, words[:, 0], "right")
         holds = np.zeros(len(words), bool)
@@ -149,6 +170,8 @@ def listed(facts: pa.Table, lists: Iterable[CompiledList]) -> Iterator[Check]:
 
         def reason(row: int, each: CompiledList = each, found: list[str | None] = found) -> str:
             entry = f" {found[row]}" if each.kind == "domain" else ""
+            if each.kind == "pdq":
+                return f"pdq is within {each.distance} bits of one on the list {each.name}"
             return f"{each.kind}{entry} is on the list {each.name}"
 
         yield Check("unsafe", failing, reason)
@@ -182,8 +205,11 @@ def _compile(name: str, settings: ListSettings, work: Path, scratch: Path) -> Co
             np.save(beside / HEADS, entries[:, 0])
             np.save(beside / TAILS, entries[:, 1:])
             result = commit(beside, unit, {"entries": len(entries)})
-    stands_for = fingerprint([about, content])
-    return CompiledList(name, settings.kind, unit, stands_for, result["entries"])
+    distance = 0
+    if settings.kind == "pdq":
+        distance = pdq.DISTANCE if settings.distance is None else settings.distance
+    stands_for = fingerprint([about, content, distance])
+    return CompiledList(name, settings.kind, unit, stands_for, result["entries"], distance)
 
 
 def _entries(place: str, settings: ListSettings) -> bytearray:
@@ -268,7 +294,7 @@ def _is_table(path: str) -> bool:
 
 
 def _digest(kind: KindName, text: str) -> bytes:
-    if kind == "sha256":
+    if kind in ("sha256", "pdq"):
         return bytes.fromhex(text)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool
 
 from curate.filters.lists import CompiledList, listed
 from curate.report.tables import table_files
+from shared.errors import LvdError
 
 COLUMNS = ("key", "sha256", "url", "decision", "reason", "group", "output_shard", "output_key")
 REMOVED = pa.schema(
@@ -54,10 +55,12 @@ def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
     """Return all images of a result that go, by row, but for those that went before.
 
     What is `corrupt` has left no byte in a result, and stays what it is. Reads a few columns of
-    the images' table up to three times or so, a file at a time; holds what goes.
+    the images' table up to three times or so, a file at a time; holds what goes. Raises LvdError
+    where no image has what the list is of.
     """
     gone: dict[int, Gone] = {}
-    for start, images in _blocks(out):
+    _require_column(out, asked)
+    for start, images in _blocks(out, asked.column):
         [check] = listed(images, [asked])
         for row in np.flatnonzero(check.failing & _readable(images)).tolist():
             gone[start + row] = _gone(images, start, row, check.reason(row), asked.name)
@@ -90,11 +93,21 @@ def read_removed(out: Path) -> pa.Table:
     return pq.read_table(path) if path.exists() else REMOVED.empty_table()
 
 
-def _blocks(out: Path) -> Iterator[tuple[int, pa.Table]]:
+def _require_column(out: Path, asked: CompiledList) -> None:
+    for path in table_files(out, "images"):
+        if asked.column in pq.read_schema(path).names:
+            column = pq.read_table(path, columns=[asked.column])[asked.column]
+            if column.null_count < len(column):
+                return
+    hint = ": runs with a list of that kind in `lists` have it" if asked.kind == "pdq" else ""
+    raise LvdError(f"{out}: no image has a {asked.column}, by which the list names them{hint}")
+
+
+def _blocks(out: Path, *columns: str) -> Iterator[tuple[int, pa.Table]]:
     """Yield the files of the images' table, each with the number of its first row."""
     start = 0
     for path in table_files(out, "images"):
-        images = pq.read_table(path, columns=list(COLUMNS))
+        images = pq.read_table(path, columns=list(dict.fromkeys([*COLUMNS, *columns])))
         yield start, images
         start += len(images)
 

@@ -22,15 +22,17 @@ from curate.catalogue.collection import BLOCK, Collection
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
-from curate.filters.picture import MEASURES
+from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.retrieval.nearest_seeds import found
 from shared.shards import output_key, shard_name
 
-VERSION = 4
+VERSION = 5
 
+LOOKED = [field for look in LOOKS.values() for field in look.columns]
+"""What looks take of pictures; null where a run does not ask for it."""
 IMAGES = pa.schema(
     [
         ("key", pa.string()),
@@ -53,7 +55,7 @@ IMAGES = pa.schema(
         ("seed_similarity", pa.float32()),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
-        *MEASURES,
+        *LOOKED,
     ]
 )
 FROM_FACTS = IMAGES.names[: IMAGES.names.index("decision")]
@@ -217,12 +219,11 @@ class _Block:
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
             "output_shard": pa.array(shards, pa.string()),
             "output_key": pa.array(outputs, pa.string()),
-            **{field.name: self._measure(field) for field in MEASURES},
+            **{field.name: self._look(field) for field in LOOKED},
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
 
-    def _measure(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
-        """Return a measure of the pictures; null where a run does not ask for it."""
+    def _look(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
         if field.name in self.facts.column_names:
             return self.facts[field.name]
         return pa.nulls(len(self.facts), field.type)

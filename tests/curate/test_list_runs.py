@@ -64,7 +64,10 @@ def test_a_wrong_list_fails_in_one_line_before_anything_is_embedded(small_run):
     (run.root / "bad.txt").write_text("# known\nnot-a-hash\n")
     before = files_of(run.work)
     for path, said in (
-        (run.root / "bad.txt", "line 2: 'not-a-hash': a sha256 is 64 hexadecimal digits"),
+        (
+            run.root / "bad.txt",
+            "line 2: 'not-a-hash': a hash (sha256 or pdq) is 64 hexadecimal digits",
+        ),
         (run.root / "nowhere.txt", "it is not there"),
         ("${LVD_NO_SUCH_VARIABLE}", "needs the environment variable LVD_NO_SUCH_VARIABLE"),
     ):

@@ -135,7 +135,11 @@ def test_the_content_of_a_list_tells_it_from_others_and_its_name_does_not(compil
 
 
 WRONG = [
-    ("sha256", "# x\n" + "a" * 63, "line 2: '" + "a" * 63 + "': a sha256 is 64 hexadecimal digits"),
+    (
+        "sha256",
+        "# x\n" + "a" * 63,
+        "line 2: '" + "a" * 63 + "': a hash (sha256 or pdq) is 64 hexadecimal digits",
+    ),
     ("sha256", "g" * 64, "line 1: "),
     ("url", "http://a.org\n\na.org/x", "line 3: 'a.org/x': a URL is like"),
     ("domain", "a.org\nhttps://b.org", "line 2: 'https://b.org': a domain is like"),
@@ -159,8 +163,8 @@ def test_what_is_wrong_with_tables_and_paths_is_said(compiled, tmp_path):
     csv.write_text(f"n,sha256\n1,{digest('a')}\n2,b\n")
     (tmp_path / "no.parquet").write_text("text")
     for path, more, said in (
-        (table, {}, f"{table}, row 2: 'b': a sha256"),
-        (csv, {}, f"{csv}, line 3: 'b': a sha256"),
+        (table, {}, f"{table}, row 2: 'b': a hash"),
+        (csv, {}, f"{csv}, line 3: 'b': a hash"),
         (table, {"column": "sha25"}, "no column 'sha25' (did you mean 'sha256'?)"),
         (table, {"column": "sha"}, "its column 'sha' holds int64, not text"),
         (tmp_path / "no.parquet", {}, "no Parquet"),

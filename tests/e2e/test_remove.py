@@ -235,26 +235,28 @@ def test_a_whole_domain_by_its_url_empties_shards(copied):
 
 
 MOMENTS = (
-    "out.partial/shards/*",
-    "out.partial/reports/*",
-    "out",
-    ".out.replaced/*",
-    "work/cluster/*",
-    "work/vectors/*",
+    ("out.partial/shards/*", 1),
+    ("out.partial/reports/*", 1),
+    (".out.replaced", 1),
+    ("out", 1),
+    ("work/scratch/*/discarded-*", 1),
+    ("work/scratch/*/discarded-*", 3),
 )
+"""What a removal is about to make or to name when it is killed."""
 
 
 def test_a_removal_that_is_killed_leaves_one_state_and_the_same_call_finishes(copied, finished):
+    keys = str(finished.root / "keys.txt")
     undisturbed = Site(copied.root / "undisturbed", copied.data, copied.root / "undisturbed/work")
     shutil.copytree(finished.root, undisturbed.root)
-    remove(undisturbed)
+    remove(undisturbed, path=keys)
     old, new = content(finished.root / "out"), content(undisturbed.root / "out")
-    for place in MOMENTS:
-        status = run_killed(arguments(copied), copied.root, at=place)
+    for place, count in MOMENTS:
+        status = run_killed(arguments(copied, path=keys), copied.root, at=place, count=count)
         assert status == -signal.SIGKILL, place
         if (copied.root / "out").exists():
             assert content(copied.root / "out") in (old, new), place
-    remove(copied)
+    remove(copied, path=keys)
     assert content(copied.root / "out") == new
     units = {place for place in content(copied.work) if place.split("/")[0] != "scratch"}
     assert units == {p for p in content(undisturbed.work) if p.split("/")[0] != "scratch"}
@@ -265,7 +267,7 @@ def test_a_removal_that_is_killed_leaves_one_state_and_the_same_call_finishes(co
 def test_what_is_no_result_list_or_work_folder_is_refused(copied):
     before = unlocked(copied)
     for words, said in (
-        (["--kind", "sha256"], "a sha256 is 64 hexadecimal digits"),
+        (["--kind", "sha256"], "a hash (sha256 or pdq) is 64 hexadecimal digits"),
         (["--work", str(copied.data)], "--no-work"),
         (["--list", str(copied.root / "nowhere")], "it is not there"),
         (["--column", "key"], "column is for a .csv or .parquet"),
