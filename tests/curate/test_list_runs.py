@@ -31,7 +31,8 @@ def test_listed_images_are_unsafe_with_the_lists_name_and_nothing_is_embedded_ag
     bad.write_text(rows[known]["sha256"] + "\n")
     keys.write_text("00000/003\n")
     lists = f"{{bad: {{kind: sha256, path: {bad}}}, optout: {{kind: key, path: {keys}}}}}"
-    words = f"--set=lists={lists}", "--set=report.pictures=false"
+    crawl = f"--crawl={run.data / 'crawl/00000.tar'}"
+    words = crawl, f"--set=lists={lists}", "--set=report.pictures=false"
     first, second = run.root / "listed", run.root / "longer"
     status, said = run("run", *words, f"--out={first}", "--dry-run")
     assert status == 0

@@ -216,7 +216,7 @@ def test_a_run_with_the_list_decides_anew_who_stands_for_copies(copied):
     remove(copied)
     keys = copied.root / "keys.txt"
     lists = f"--set=lists={{optout: {{kind: key, path: {keys}}}}}"
-    copied.run(*WORDS, lists, "--replace")
+    copied.run(*WORDS, lists, "--replace", "--set=calibrate.originals=10")
     decided = {row["key"]: row["decision"] for row in table(copied.root / "out", "images")}
     assert {key for key, decision in decided.items() if decision == "unsafe"} >= set(NAMED)
     assert decided["00001/near2"] == "kept"
