@@ -165,7 +165,8 @@ class Groups:
     @property
     def kept(self) -> Bool[np.ndarray, " n"]:
         """Tell of each image whether it stands for itself."""
-        return self.representative == np.arange(len(self.representative))
+        own: Bool[np.ndarray, " n"] = self.representative == np.arange(len(self.representative))
+        return own
 
     def members(self) -> dict[int, list[int]]:
         """Return the rows of each group of two or more, by its representative."""

@@ -59,7 +59,8 @@ def fewest_bits(
 ) -> UInt16[np.ndarray, " m"]:
     """Return for each hash how many bits differ from the nearest one listed; 256 if there is none.
 
-    A hash is four words, whose order does not matter. All pairs are compared.
+    A hash is four words, whose order does not matter. All pairs are compared, which takes a second
+    for some tens of millions of them.
     """
     fewest = np.full(len(asked), 256, np.uint16)
     step = max(1, PAIRS // max(1, len(asked)))

@@ -40,26 +40,26 @@ def rewrite(
     """
     out, new = output.out, output.partial
     output.begin(fingerprint([VERSION, source, [each.key for each in gone]]))
-    made = {
-        *(_write_shards(out, new, output.scratch, gone)),
-        *(_write_reports(out, new, gone)),
-        RUN,
-    }
+    made = {RUN, FILES, *_write_shards(out, new, gone), *_write_reports(out, new, gone)}
     run = read_json(out / RUN)
     removed = [*run.get("removed", []), {**source, "images": len(gone)}]
     write_json(new / RUN, {**run, "removed": removed}, output.scratch)
-    linked = _link_others(out, new, made)
-    if (out / "reports" / "index.html").exists():
-        drawn = [path for path in (new / "reports").iterdir() if path.suffix in (".png", ".html")]
-        for path in drawn:  # a link is written through
-            path.unlink()
-        linked -= {path.relative_to(new).as_posix() for path in drawn}
+    drawn = {f"reports/{path.name}" for path in _pictures(out)}
+    linked = _link_others(out, new, made | drawn)
+    if drawn:
         _draw(new, work)
     hashes = read_json(out / FILES) if (out / FILES).exists() else {}
     output.publish({name: entry for name, entry in hashes.items() if name in linked})
 
 
-def _write_shards(out: Path, new: Path, scratch: Path, gone: Sequence[Gone]) -> Iterator[str]:
+def _pictures(out: Path) -> list[Path]:
+    """Return the page of a result and the pictures beside it; none where none were drawn."""
+    if not (out / "reports" / "index.html").exists():
+        return []
+    return [path for path in (out / "reports").iterdir() if path.suffix in (".png", ".html")]
+
+
+def _write_shards(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     """Write the shards that lose images; yield the names of the files that are not to be linked."""
     keys: dict[str, set[str]] = defaultdict(set)
     for each in gone:
@@ -168,11 +168,10 @@ def _write(out: Path, new: Path, path: Path, table: pa.Table) -> None:
 def _link_others(out: Path, new: Path, made: set[str]) -> set[str]:
     """Link the files of a result that are not `made` anew; return their names."""
     files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
-    linked = {name for name in files if name not in made and name != FILES}
-    for name in sorted(linked):
+    for name in sorted(files.keys() - made):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(files[name], new / name)
-    return linked
+    return files.keys() - made
 
 
 def _draw(new: Path, work: Path | None) -> None:

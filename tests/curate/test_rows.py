@@ -87,6 +87,7 @@ class Finished:
                 selected=chosen,
                 quality=quality,
                 filters=FILTERS,
+                lists=(),
                 dedup_threshold=DEDUP,
                 max_images=most,
                 strategy="threshold",
