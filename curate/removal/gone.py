@@ -2,7 +2,8 @@
 
 Those that the list names; those of the same bytes, so that no byte of these stays; and the copies
 for which such an image stood: with it they were left out, and nothing takes its place. A copy that
-stands for itself, or for others, stays.
+stands for itself, or for others, stays. Images of seeds that were written to the shards go like
+crawled ones.
 """
 
 from __future__ import annotations
@@ -21,9 +22,26 @@ from curate.filters.lists import CompiledList, listed
 from curate.report.tables import table_files
 from shared.errors import LvdError
 
-COLUMNS = ("key", "sha256", "url", "decision", "reason", "group", "output_shard", "output_key")
+SEEDS = "seed_images"
+"""The table of the images of seeds that went into the shards themselves, where there are such."""
+COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("sha256", pa.string()),
+        ("url", pa.string()),
+        ("pdq", pa.string()),
+        ("decision", pa.string()),
+        ("reason", pa.string()),
+        ("group", pa.int64()),
+        ("output_shard", pa.string()),
+        ("output_key", pa.string()),
+        ("seed", pa.string()),
+    ]
+)
+"""What is read of the tables of images, null where one of them has no such column."""
 REMOVED = pa.schema(
     [
+        ("seed", pa.string()),
         ("key", pa.string()),
         ("sha256", pa.string()),
         ("decision", pa.string()),
@@ -31,15 +49,19 @@ REMOVED = pa.schema(
         ("list", pa.string()),
     ]
 )
-"""`reports/removed.parquet`: what was taken out, sorted by key; `decision` is that of before."""
+"""`reports/removed.parquet`: what was taken out, sorted by key; `seed` is null for what was crawled,
+`decision` that of before."""
 
 
 @dataclass(frozen=True)
 class Gone:
     """An image that goes, and why."""
 
+    table: str
+    """`images`, or `SEEDS`."""
     row: int
-    """Of `images.parquet`; the group of an image that stands for copies has this number."""
+    """Of that table; the group of a crawled image that stands for copies has this number."""
+    seed: str | None
     key: str
     sha256: str | None
     was: str
@@ -52,39 +74,50 @@ class Gone:
 
 
 def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
-    """Return all images of a result that go, by row, but for those that went before.
+    """Return all images of a result that go, by table and row, but for those that went before.
 
     What is `corrupt` has left no byte in a result, and stays what it is. Reads a few columns of
-    the images' table up to three times or so, a file at a time; holds what goes. Raises LvdError
-    where no image has what the list is of.
+    the tables of images up to three times or so, a file at a time; holds what goes. Raises LvdError
+    where no crawled image has what the list is of.
     """
-    gone: dict[int, Gone] = {}
+    gone: dict[tuple[str, int], Gone] = {}
     _require_column(out, asked)
-    for start, images in _blocks(out, asked.column):
+    for name, start, images in _blocks(out):
         [check] = listed(images, [asked])
         for row in np.flatnonzero(check.failing & _readable(images)).tolist():
-            gone[start + row] = _gone(images, start, row, check.reason(row), asked.name)
+            made = _gone(name, images, start, row, check.reason(row), asked.name)
+            gone[name, made.row] = made
     fresh = list(gone.values())
     while fresh:
         same = {each.sha256: each for each in reversed(fresh) if each.sha256}
-        stood = {each.row: each for each in fresh}
+        stood = {each.row: each for each in fresh if each.table == "images"}
         fresh = []
-        for start, images in _blocks(out):
+        for name, start, images in _blocks(out):
             hit = _is_in(images["sha256"], pa.array(list(same), pa.string()))
             hit |= _is_in(images["group"], pa.array(list(stood), pa.int64()))
             for row in np.flatnonzero(hit & _readable(images)).tolist():
-                if start + row in gone:
+                if (name, start + row) in gone:
                     continue
                 sha256, group = images["sha256"][row].as_py(), images["group"][row].as_py()
                 if sha256 in same:
                     reason = f"the same bytes as {same[sha256].key}: {same[sha256].reason}"
                 else:
                     reason = f"a copy of {stood[group].key}: {stood[group].reason}"
-                made = _gone(images, start, row, reason, asked.name)
-                gone[made.row] = made
+                made = _gone(name, images, start, row, reason, asked.name)
+                gone[name, made.row] = made
                 fresh.append(made)
-    before = set(read_removed(out)["key"].to_pylist())
-    return [gone[row] for row in sorted(gone) if gone[row].key not in before]
+    before = {(row["seed"], row["key"]) for row in read_removed(out).to_pylist()}
+    return [gone[at] for at in sorted(gone) if (gone[at].seed, gone[at].key) not in before]
+
+
+def image_files(out: Path) -> Iterator[tuple[str, int, Path]]:
+    """Yield the files of the tables of images, each with its table and the number of its first row."""
+    tables = ["images", *([SEEDS] if (out / "reports" / f"{SEEDS}.parquet").exists() else [])]
+    for name in tables:
+        start = 0
+        for path in table_files(out, name):
+            yield name, start, path
+            start += pq.read_metadata(path).num_rows
 
 
 def read_removed(out: Path) -> pa.Table:
@@ -103,13 +136,15 @@ def _require_column(out: Path, asked: CompiledList) -> None:
     raise LvdError(f"{out}: no image has a {asked.column}, by which the list names them{hint}")
 
 
-def _blocks(out: Path, *columns: str) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the files of the images' table, each with the number of its first row."""
-    start = 0
-    for path in table_files(out, "images"):
-        images = pq.read_table(path, columns=list(dict.fromkeys([*COLUMNS, *columns])))
-        yield start, images
-        start += len(images)
+def _blocks(out: Path) -> Iterator[tuple[str, int, pa.Table]]:
+    for name, start, path in image_files(out):
+        there = set(pq.read_schema(path).names)
+        read = pq.read_table(path, columns=[column for column in COLUMNS.names if column in there])
+        columns = [
+            read[field.name] if field.name in there else pa.nulls(len(read), field.type)
+            for field in COLUMNS
+        ]
+        yield name, start, pa.table(columns, schema=COLUMNS)
 
 
 def _readable(images: pa.Table) -> Bool[np.ndarray, " n"]:
@@ -122,10 +157,12 @@ def _is_in(column: pa.ChunkedArray, values: pa.Array) -> Bool[np.ndarray, " n"]:
     return hit
 
 
-def _gone(images: pa.Table, start: int, row: int, reason: str, name: str) -> Gone:
+def _gone(table: str, images: pa.Table, start: int, row: int, reason: str, name: str) -> Gone:
     [image] = images.slice(row, 1).to_pylist()
     return Gone(
+        table=table,
         row=start + row,
+        seed=image["seed"],
         key=image["key"],
         sha256=image["sha256"],
         was=image["decision"],

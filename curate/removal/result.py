@@ -21,7 +21,7 @@ from jaxtyping import Int64
 
 from curate.execution.output import FILES, RUN, Output
 from curate.redraw import redraw
-from curate.removal.gone import REMOVED, Gone, read_removed
+from curate.removal.gone import REMOVED, Gone, image_files, read_removed
 from curate.report.rows import BEHIND_JUDGEMENT
 from curate.report.tables import read_funnel, table_files
 from shared.shards import drop_samples
@@ -72,15 +72,14 @@ def _write_shards(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
 
 def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     """Write tables and counts; yield the names of the files that are not to be linked."""
-    keys = pa.array([each.key for each in gone], pa.string())
+    crawled = [each for each in gone if each.table == "images"]
+    keys = pa.array([each.key for each in crawled], pa.string())
     left = _groups_left(out, keys)
     alone = pa.array([group for group, members in left.items() if members == 1], pa.int64())
-    start = 0
-    for path in table_files(out, "images"):
-        table = pq.read_table(path)
-        here = [each for each in gone if start <= each.row < start + len(table)]
+    for name, start, path in image_files(out):
+        table, own = pq.read_table(path), [each for each in gone if each.table == name]
+        here = [each for each in own if start <= each.row < start + len(table)]
         _write(out, new, path, _without_images(table, start, here, alone))
-        start += len(table)
         yield path.relative_to(out).as_posix()
     for name in ("retrieval", "duplicates"):
         for path in table_files(out, name):
@@ -93,6 +92,7 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     said = pa.Table.from_pylist(
         [
             {
+                "seed": each.seed,
                 "key": each.key,
                 "sha256": each.sha256,
                 "decision": each.was,
@@ -107,7 +107,7 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     pq.write_table(removed, new / "reports" / "removed.parquet", compression="zstd")
     yield "reports/removed.parquet"
     groups = {group: members for group, members in left.items() if members > 1}
-    funnel = _count(read_funnel(out), gone, removed, groups)
+    funnel = _count(read_funnel(out), crawled, removed, groups)
     write_json(new / "reports" / "funnel.json", funnel)
     yield "reports/funnel.json"
 
@@ -125,7 +125,7 @@ def _groups_left(out: Path, keys: pa.Array) -> dict[int, int]:
 def _without_images(
     images: pa.Table, start: int, gone: Sequence[Gone], alone: pa.Array
 ) -> pa.Table:
-    """Return a file of the images' table in which those that go are `unsafe`."""
+    """Return a file of a table of images in which those that go are `unsafe`."""
     mask = np.zeros(len(images), bool)
     mask[[each.row - start for each in gone]] = True
     goes = pa.array(mask)
@@ -134,11 +134,12 @@ def _without_images(
         "decision": pc.if_else(goes, "unsafe", images["decision"]),
         "reason": pc.replace_with_mask(images["reason"].combine_chunks(), goes, reasons),
     }
-    for name in BEHIND_JUDGEMENT:
+    for name in filter(images.column_names.__contains__, BEHIND_JUDGEMENT):
         empty = pa.scalar(None, images.schema.field(name).type)
         changed[name] = pc.if_else(goes, empty, images[name])
-    lonely = pc.is_in(changed["group"], alone, skip_nulls=True)
-    changed["group"] = pc.if_else(lonely, pa.scalar(None, pa.int64()), changed["group"])
+    if "group" in changed:
+        lonely = pc.is_in(changed["group"], alone, skip_nulls=True)
+        changed["group"] = pc.if_else(lonely, pa.scalar(None, pa.int64()), changed["group"])
     columns = [changed.get(name, images[name]) for name in images.column_names]
     return pa.table(columns, schema=images.schema)
 
@@ -146,7 +147,7 @@ def _without_images(
 def _count(
     funnel: dict[str, Any], gone: Sequence[Gone], removed: pa.Table, groups: dict[int, int]
 ) -> dict[str, Any]:
-    """Return the funnel with the counts of what is left."""
+    """Return the funnel with the counts of what is left of the crawl."""
     decisions = Counter(funnel["decisions"])
     decisions.subtract(each.was for each in gone)
     decisions["unsafe"] += len(gone)

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -212,6 +213,30 @@ def test_tables_of_several_files_lose_the_same_rows(copied, finished):
     for name in ("images", "retrieval", "duplicates", "removed"):
         assert table(out, name) == table(single.root / "out", name)
     assert CliRunner().invoke(main, ["verify", str(out)]).exit_code == 0
+
+
+def test_an_image_of_a_seed_that_was_written_goes_like_a_crawled_one(copied):
+    out = copied.root / "out"
+    path = out / "reports/images.parquet"
+    rows = table(out, "images")
+    chosen = next(row for row in rows if row["decision"] == "kept" and row["group"] is None)
+    rest = [row for row in rows if row["key"] != chosen["key"]]
+    names = ("key", "sha256", "url", "decision", "reason", "output_shard", "output_key")
+    schema = pa.schema([("seed", pa.string()), *(pq.read_schema(path).field(n) for n in names)])
+    pq.write_table(pa.Table.from_pylist(rest, pq.read_schema(path)), path)
+    seeds = [{"seed": "animals", **{name: chosen[name] for name in names}}]
+    pq.write_table(pa.Table.from_pylist(seeds, schema), out / "reports/seed_images.parquet")
+    (copied.root / "hashes.txt").write_text(chosen["sha256"])
+    said = remove(copied, path="hashes.txt", kind="sha256")
+    assert said[1].startswith("1 images, 1 of them kept, in 1 shards")
+    [row] = table(out, "seed_images")
+    assert (row["decision"], row["reason"]) == ("unsafe", "sha256 is on the list hashes")
+    assert (row["output_shard"], row["output_key"]) == (None, None)
+    assert table(out, "images") == rest
+    assert not any(name.startswith(chosen["output_key"]) for name in members(out))
+    [removed] = table(out, "removed")
+    assert (removed["seed"], removed["key"]) == ("animals", chosen["key"])
+    assert remove(copied, path="hashes.txt", kind="sha256")[0].startswith("0 images")
 
 
 def test_a_dry_run_says_what_a_removal_does_and_changes_nothing(copied):
