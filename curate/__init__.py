@@ -1,1 +1,38 @@
-"""Stage one, curate: from a crawl and a seed dataset to shards and reports."""
+"""Stage one, curate: from a crawl and a seed dataset to shards and reports.
+
+`from curate import embed, dedup, retrieve` gives the stages as functions on arrays and folders
+(`curate.api`), without Ray. They are imported when they are asked for. `curate.dedup` names the
+function: what is in the package of that name is imported as `from curate.dedup import ...`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curate.api import dedup, embed, retrieve
+
+__all__ = ["dedup", "embed", "retrieve"]
+
+
+class _Package(ModuleType):
+    """This package, whose functions count more than a package of the same name inside it."""
+
+    @property
+    def dedup(self) -> Any:
+        return import_module("curate.api").dedup
+
+    @dedup.setter
+    def dedup(self, module: ModuleType) -> None:
+        """Python names each package inside another where it imports it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in __all__:
+            return getattr(import_module("curate.api"), name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Package

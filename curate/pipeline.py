@@ -137,7 +137,7 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             if not data.texts
         ]
         crawl = done[0]
-        judged = (settings.quality, settings.filters)
+        judged = (settings.quality, settings.filters, plan.lists)
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
@@ -193,6 +193,7 @@ def _decided(plan: Plan, results: Results) -> Decided:
         selected=results.selected.folder,
         quality=settings.quality,
         filters=tuple(settings.filters),
+        lists=plan.lists,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
         shard_size=settings.export.shard_size,

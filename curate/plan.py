@@ -19,6 +19,8 @@ from curate.calibration.thresholds import (
 from curate.catalogue.content import forget, recall
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
+from curate.filters.lists import CompiledList, compile_lists
+from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
 from curate.sample.make import make_sample
 from curate.settings import Named, Request, Seed
@@ -61,12 +63,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose datasets were found; `embedders` are those for `dedup` and `retrieve`."""
+    """A request whose datasets and lists were found; `embedders` are for `dedup` and `retrieve`."""
 
     request: Request
     embedders: dict[str, EmbedderSettings]
     datasets: list[Dataset]
     work: Path
+    lists: tuple[CompiledList, ...] = ()
 
     @property
     def crawl(self) -> Dataset:
@@ -85,7 +88,7 @@ class Plan:
 
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
-        whether pictures are measured."""
+        what is taken of pictures."""
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning])
         if _is_included(dataset, self.request):
@@ -99,14 +102,20 @@ class Plan:
             embedders=tuple(reversed(distinct.values())),
             columns=tuple(sorted({entry.column for entry in filters})),
             threads=settings.engine.threads,
-            measured=dataset.role == "crawl" and needs_measures(settings.quality),
+            looks=self._looks if dataset.role == "crawl" else (),
         )
+
+    @property
+    def _looks(self) -> tuple[str, ...]:
+        measured = ["measures"] if needs_measures(self.request.settings.quality) else []
+        hashed = ["pdq"] if any(each.kind == "pdq" for each in self.lists) else []
+        return (*measured, *hashed)
 
 
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
-    """Find all parts of all datasets, not in `work` nor `out`.
+    """Find all parts of all datasets, not in `work` nor `out`, and compile all lists in `work`.
 
-    Raises LvdError, in a second, where one has no images.
+    Raises LvdError, in a second, where a dataset has no images, and where a list has a wrong entry.
     """
     own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
 
@@ -121,7 +130,18 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
         datasets=[crawl, *seeds, *holdouts],
         work=work,
+        lists=_compile_lists(request, work),
     )
+
+
+def _compile_lists(request: Request, work: Path) -> tuple[CompiledList, ...]:
+    lists = request.settings.lists
+    if not lists:
+        return ()
+    if any(each.kind == "pdq" for each in lists.values()):
+        require_pdqhash()
+    with scratch_folder(work / "scratch") as scratch:
+        return compile_lists(lists, work, scratch)
 
 
 def pinned(plan: Plan) -> Plan:
@@ -234,6 +254,9 @@ def describe(plan: Plan, out: Path) -> str:
             f"{dataset.role:<9}  {dataset.name}: {len(dataset.parts):,} {dataset.parts[0].format} "
             f"parts, {size(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
         )
+    lines += [
+        f"list       {each.name}: {each.entries:,} of kind {each.kind}" for each in plan.lists
+    ]
     known = known_thresholds(settings, plan.embedders)
     value = _inclusive(known.get("dedup"))
     if "dedup" in known and known["dedup"].source == "embedder":

@@ -17,6 +17,7 @@ from curate.dedup.holdout import HoldoutSettings
 from curate.dedup.near import DedupSettings
 from curate.embedding.request import EmbedSettings
 from curate.export.shards import ExportSettings
+from curate.filters.lists import ListSettings
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
@@ -59,6 +60,8 @@ class PipelineSettings(BaseModel):
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
     quality: QualitySettings = Field(default_factory=QualitySettings)
     filters: list[FilterSettings] = Field(default_factory=list)
+    lists: dict[str, ListSettings] = Field(default_factory=dict)
+    """Known-bad images and opt-outs, by names that the reasons give."""
     calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     dedup: DedupSettings = Field(default_factory=DedupSettings)
@@ -198,6 +201,8 @@ def read_request(
         names = _Names(config, pipeline, whole, tree, absolute)
         settings = whole.pipelines[pipeline]
         embedders = {name: names.embedder(name, embedder) for name in ("dedup", "retrieve")}
+        for name, entry in settings.lists.items():
+            require_expanded(entry.path, f"pipelines.{pipeline}.lists.{name}.path", config)
         return Request(
             pipeline=pipeline,
             settings=settings,

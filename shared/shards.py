@@ -14,7 +14,7 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -109,8 +109,6 @@ def write_shard(out: Path, name: str, samples: Iterable[Sample]) -> dict[str, An
     `height` are those of the written bytes. All three files are fsynced, the stats file is written
     last, and the same samples give the same bytes. The folder itself is the caller's to commit.
     """
-    import pyarrow.parquet as pq
-
     stats_path = out / f"{name}_stats.json"
     stats_path.unlink(missing_ok=True)
 
@@ -129,11 +127,45 @@ def write_shard(out: Path, name: str, samples: Iterable[Sample]) -> dict[str, An
         _sync(file)
         nbytes = file.tell()
 
+    return _write_tables(out, name, _table(columns), nbytes)
+
+
+def drop_samples(shard: Path, keys: Collection[str], out: Path) -> dict[str, Any] | None:
+    """Write a shard into the folder `out` without the samples of `keys`; return its stats.
+
+    `shard` is its tar. What stays keeps its bytes, its place and its key, so the keys have gaps.
+    None, and nothing is written, where no sample is left.
+    """
+    import pyarrow.parquet as pq
+
+    name = shard.stem
+    table = pq.read_table(shard.with_suffix(".parquet"))
+    stays = [key not in keys for key in table["key"].to_pylist()]
+    if not any(stays):
+        return None
+    with (
+        tarfile.open(shard, "r:") as source,
+        (out / shard.name).open("wb") as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for member in source:
+            if member.name.partition(".")[0] not in keys:
+                tar.addfile(member, source.extractfile(member))
+        tar.close()
+        _sync(file)
+        nbytes = file.tell()
+    return _write_tables(out, name, table.filter(stays), nbytes)
+
+
+def _write_tables(out: Path, name: str, table: pa.Table, nbytes: int) -> dict[str, Any]:
+    """Write what stands beside a shard's tar of `nbytes`, and return what its stats file holds."""
+    import pyarrow.parquet as pq
+
     with (out / f"{name}.parquet").open("wb") as file:
-        pq.write_table(_table(columns), file, compression="zstd")
+        pq.write_table(table, file, compression="zstd")
         _sync(file)
 
-    count = len(columns["key"])
+    count = len(table)
     stats = {
         "count": count,
         "successes": count,
@@ -142,7 +174,7 @@ def write_shard(out: Path, name: str, samples: Iterable[Sample]) -> dict[str, An
         "status_dict": {"success": count},
         "bytes": nbytes,
     }
-    with stats_path.open("wb") as file:
+    with (out / f"{name}_stats.json").open("wb") as file:
         file.write(_json_bytes(stats))
         _sync(file)
     return stats

@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Int64, Integer, Shaped
 
-from curate.catalogue.part_files import FACTS, MEASURED, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
+from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings, active
 from curate.filters.scores import FilterSettings, score_column
 from shared.datasets import Part
@@ -53,7 +54,8 @@ class PartOutputs:
     vectors: str
     interleaves: bool
     """Whether keys of other parts may stand between its own."""
-    measures: str | None = None
+    looks: Sequence[str] = ()
+    """The files of what was taken of pictures."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Collection:
         return result
 
     def facts(self, numbers: Numbers, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and measures."""
+        """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and looks."""
         tables, places = [], []
         for part, where, rows in self._rows(numbers):
             tables.append(self.facts_of_part(part, columns).take(rows))
@@ -146,11 +148,11 @@ class Collection:
         if columns is None:
             valid = np.load(work / outputs.vectors / VALID)
             table = table.append_column("valid", pa.array(valid))
-            for folder, file in ((outputs.scores, SCORES), (outputs.measures, MEASURED)):
-                if folder is not None:
-                    more = pq.read_table(work / folder / file)
-                    for name in more.column_names:
-                        table = table.append_column(name, more[name])
+            scores = [] if outputs.scores is None else [f"{outputs.scores}/{SCORES}"]
+            for file in (*scores, *outputs.looks):
+                more = pq.read_table(work / file)
+                for name in more.column_names:
+                    table = table.append_column(name, more[name])
         return table
 
     def keys(self, numbers: Numbers) -> list[str]:
@@ -220,6 +222,7 @@ def catalogue(
     work: Path,
     quality: QualitySettings | None,
     filters: Sequence[FilterSettings],
+    lists: Sequence[CompiledList] = (),
     *,
     out: Path,
 ) -> dict[str, int]:
@@ -236,7 +239,8 @@ def catalogue(
     write_json(out / PARTS, [vars(part) for part in parts])
     collection = Collection(out)
     object.__setattr__(collection, "_work", work)
-    write_json(out / RESOLVED, _resolve(collection, total, quality))
+    _require_columns(collection, total, quality, lists)
+    write_json(out / RESOLVED, _resolve(collection, quality))
     unscored = {entry.column for entry in filters}
     digest = np.zeros(total, "V32")
     pixels, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
@@ -247,7 +251,8 @@ def catalogue(
             keys.write(facts["key"].cast(KEY))
             valid = facts["valid"].to_numpy()
             unscored -= {c for c in unscored if facts[score_column(c)].null_count < len(facts)}
-            decision[own] = judge(facts, facts, valid, quality, filters, collection.resolved)[0]
+            judged = judge(facts, facts, valid, quality, filters, lists, collection.resolved)
+            decision[own] = judged[0]
             sha256 = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
             digest[own] = np.frombuffer(bytes.fromhex(sha256), "V32")
             width, height = (
@@ -271,23 +276,35 @@ def catalogue(
     return {"images": total, "open": int((decision == OPEN).sum()), "usable": usable}
 
 
-def _resolve(collection: Collection, total: int, quality: QualitySettings | None) -> dict[str, Any]:
+def _require_columns(
+    collection: Collection,
+    total: int,
+    quality: QualitySettings | None,
+    lists: Sequence[CompiledList],
+) -> None:
+    """Raise LvdError where no image has a value in a column that a filter or a list looks at."""
+    wanted = {f"quality.{each.setting}": each.may_lack for each in active(quality)}
+    wanted |= {f"lists.{each.name}": each.column for each in lists if each.column == "url"}
+    for setting, column in wanted.items() if total else ():
+        if column and all(
+            facts[column].null_count == len(facts)
+            for part in range(len(collection.parts))
+            for facts in [collection.facts_of_part(part, [column])]
+        ):
+            raise LvdError(
+                f"{setting}: no image of the crawl has a {column}: drop the setting, or name a "
+                "crawl with one in its tables or JSON members"
+            )
+
+
+def _resolve(collection: Collection, quality: QualitySettings | None) -> dict[str, Any]:
     """Return what filters of quality make of all images, by their settings.
 
-    Holds the columns of one such filter at a time. Raises LvdError where no image has a value in a
-    column that a filter needs.
+    Holds the columns of one such filter at a time.
     """
     parts = range(len(collection.parts))
     resolved = {}
     for each in active(quality):
-        if each.may_lack and total:
-            tables = (collection.facts_of_part(part, [each.may_lack]) for part in parts)
-            columns = (table[each.may_lack] for table in tables)
-            if all(column.null_count == len(column) for column in columns):
-                raise LvdError(
-                    f"quality.{each.setting}: no image of the crawl has a {each.may_lack}: drop "
-                    "the setting, or name a crawl with one in its tables or JSON members"
-                )
         if each.resolve and parts:
             tables = (collection.facts_of_part(part, each.columns) for part in parts)
             facts = pa.concat_tables([table.select(list(each.columns)) for table in tables])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-FACTS, SCORES, MEASURED = "facts.parquet", "scores.parquet", "measures.parquet"
+FACTS, SCORES = "facts.parquet", "scores.parquet"
 VECTORS, VALID = "vectors.npy", "valid.npy"
 """float16 [n, d], zeros where an image has none; bool [n], whether it has one."""
 
@@ -25,4 +25,4 @@ COLUMNS = pa.schema(
     ]
 )
 """`name` is the key without what the part puts before it (`content.key_prefix`); `contrast` the
-luminance's standard deviation. The columns of `MEASURED` are `filters.picture.MEASURES`."""
+luminance's standard deviation. What looks take of pictures has files of its own (`filters.look`)."""

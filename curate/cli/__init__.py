@@ -9,6 +9,7 @@ from curate.cli.demo import demo
 from curate.cli.explain import explain
 from curate.cli.gc import gc
 from curate.cli.loop import loop
+from curate.cli.remove import remove
 from curate.cli.report import report
 from curate.cli.run import run
 from curate.cli.status import status
@@ -29,5 +30,5 @@ def main() -> None:
     """
 
 
-for command in (demo, run, calibrate, loop, report, explain, status, verify, gc):
+for command in (demo, run, calibrate, loop, report, explain, status, verify, gc, remove):
     main.add_command(command)

@@ -155,6 +155,27 @@ def greedy(
     return sum(value == UNDECIDED for value in state.values())
 
 
+def decide(
+    edges: Edges,
+    truncated: Int64[np.ndarray, " t"],
+    mode: Literal["greedy", "components"],
+    per_image: int,
+    status: Int8[np.ndarray, " n"],
+    representative: Int64[np.ndarray, " n"],
+) -> int:
+    """Decide undecided ranks in place, by either way; return how many remain undecided.
+
+    `edges` are sorted and distinct; `truncated` are the ranks that have more.
+    """
+    if mode == "greedy":
+        held, more = best_edges(edges, per_image)
+        return greedy(held, np.union1d(more, truncated), status, representative)
+    forest, undecided = spanning_forest(edges), np.flatnonzero(status == UNDECIDED)
+    status[undecided], representative[undecided] = REPRESENTATIVE, undecided
+    status[forest[:, 0]], representative[forest[:, 0]] = COVERED, forest[:, 1]
+    return 0
+
+
 def group(
     collection: Collection,
     searched: list[Path],
@@ -183,17 +204,9 @@ def group(
         status = np.load(before / "status.npy")[number_of]
         held = np.load(before / "representative.npy")[number_of]
         chosen = np.where(held >= 0, rank[held], -1)
-    if mode == "components":
-        forest = spanning_forest(edges)
-        status[takes_part[number_of]] = REPRESENTATIVE
-        chosen[takes_part[number_of]] = np.flatnonzero(takes_part[number_of])
-        status[forest[:, 0]] = COVERED
-        chosen[forest[:, 0]] = forest[:, 1]
-        left = 0
-    else:
-        held, more = best_edges(edges, per_image)
-        cut = [np.load(folder / "truncated.npy") for folder in searched]
-        left = greedy(held, np.unique(np.concatenate([more, *cut])), status, chosen)
+    cut = [np.load(folder / "truncated.npy") for folder in searched]
+    truncated = np.unique(np.concatenate([np.empty(0, np.int64), *cut]))
+    left = decide(edges, truncated, mode, per_image, status, chosen)
     by_number = np.where(chosen >= 0, number_of[chosen], -1)[rank]
     copies = (canonical >= 0) & ~takes_part
     by_number[copies] = by_number[canonical[copies]]

@@ -1,11 +1,11 @@
 """Stage embed: the images of a part become a table of facts and, for each embedder, vectors.
 
 A map over parts. What is made of a part is addressed by its content (`catalogue.content`) and by
-what makes it: `facts/`, `scores/` (columns of the crawl's own tables), `measures/` (of pictures, for
-filters) and `vectors/` (one folder an embedder) hold a unit for each content. One pass over the part
-makes whichever are missing, with one decode of an image for all that look at it at the same scale:
-embedders, and what measures it. Rows in = rows out: what
-cannot be read or decoded is a row with a problem. Rows are sorted by name, so by key.
+what makes it: `facts/`, `scores/` (columns of the crawl's own tables), a folder for each look (what
+filters and lists want of pictures) and `vectors/` (one folder an embedder) hold a unit for each
+content. One pass over the part makes whichever are missing, with one decode of an image for all that
+see it at the same scale: embedders and looks. Rows in = rows out: what cannot be read or decoded is a
+row with a problem. Rows are sorted by name, so by key.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float16, Float32, UInt8
+from jaxtyping import Bool, Float, Float16, Float32, UInt8
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
-from curate.catalogue.part_files import COLUMNS, FACTS, MEASURED, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.embedding.decoder import Decoder
 from curate.embedding.journal import Journal
 from curate.embedding.previous import Previous, find_previous
 from curate.embedding.request import EmbedRequest
-from curate.filters.picture import MEASURES, SIDE, measure
+from curate.filters.look import Look
+from curate.filters.looks import LOOKS
 from curate.filters.scores import score_column
 from curate.state import Pending, State
 from shared.commits import PROGRESS, building, commit, committed
@@ -90,6 +91,14 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         return {"images": facts["images"], "content": copy.content}
 
 
+def to_stored(
+    vectors: Float[np.ndarray, "n d"],
+) -> tuple[Float16[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
+    """Return vectors as they are stored, and which of them are finite and not zero."""
+    stored = np.asarray(vectors, np.float32).astype(np.float16)
+    return stored, np.isfinite(stored).all(1) & (stored != 0).any(1)
+
+
 def preparation(embedder: EmbedderSettings) -> Preparation:
     """Return what prepares images for an embedder; made once in a process."""
     return _preparation(embedder.model_dump_json(exclude_unset=True))
@@ -112,8 +121,8 @@ class _Row:
     """The row of the same bytes in an earlier state of the part, whose results stand."""
     prepared: dict[int, Prepared] = field(default_factory=dict)
     """What each embedder is to see, by its place in the request."""
-    measures: dict[str, float | None] = field(default_factory=dict)
-    """Of the picture, where they are wanted and there is one."""
+    looks: dict[str, Any] = field(default_factory=dict)
+    """What was taken of the picture, by column."""
 
 
 def _make(
@@ -125,9 +134,8 @@ def _make(
         for place, each in enumerate(request.embedders)
         if request.vectors(each) / content in missing
     ]
-    facts, scores, measures = (
-        folder / content for folder in (request.facts, request.scores, request.measures)
-    )
+    facts, scores = request.facts / content, request.scores / content
+    looks = [LOOKS[name] for name in request.looks if request.look(name) / content in missing]
     with ExitStack() as stack:
         reader = stack.enter_context(PartReader(copy.part, scratch, request.columns))
         if request.columns and scores in missing:
@@ -162,7 +170,7 @@ def _make(
             tuple(wanted),
             previous,
             facts in missing,
-            request.measured and measures in missing,
+            tuple(looks),
         )
         forward = _Forward(state, request, outputs)
         rows: list[_Row] = []
@@ -185,10 +193,11 @@ def _make(
             folder = request.vectors(request.embedders[place]) / content
             used = state.call("runtime", place).result()
             commit(output.folder, folder, {"images": len(rows), "vectors": valid}, used)
-        if read.measures:
-            with building(measures, scratch) as beside:
-                _write_measures(rows, beside)
-                commit(beside, measures, {"images": len(rows)})
+        for look in looks:
+            unit = request.look(look.name) / content
+            with building(unit, scratch) as beside:
+                _write_look(rows, look, beside)
+                commit(beside, unit, {"images": len(rows)})
         if facts in missing:
             _write_facts(rows, copy.part, count)
             result = {
@@ -216,8 +225,7 @@ class _Vectors:
 
     def put(self, rows: list[int], vectors: Float[np.ndarray, "n d"]) -> None:
         """Store vectors in these rows; what is not finite stays zero."""
-        stored = np.asarray(vectors, np.float32).astype(np.float16)
-        usable = np.isfinite(stored).all(1) & (stored != 0).any(1)
+        stored, usable = to_stored(vectors)
         places = np.asarray(rows)[usable]
         self._file[places] = stored[usable]
         self._valid[places] = True
@@ -276,8 +284,8 @@ class _Reading:
     previous: Previous | None
     measured: bool
     """Whether the facts are missing, and so the contrast."""
-    measures: bool
-    """Whether the measures are missing."""
+    looks: tuple[Look, ...]
+    """Those whose units are missing."""
 
     def __call__(self, member: Member) -> _Row:
         row = _Row(member, size=member.size, problem=member.problem)
@@ -289,8 +297,7 @@ class _Reading:
             row.sha256 = hashlib.sha256(data).hexdigest()
             if self.previous is not None and (earlier := self.previous.rows.get(row.sha256)):
                 row.earlier, row.header, row.problem, row.contrast = earlier
-                if self.measures:
-                    self._measure_again(row, data)
+                self._look_again(row, data)
                 return row
             header = read_header(data)
             if max(header.width, header.height) > LONGEST_SIDE:
@@ -301,15 +308,16 @@ class _Reading:
             row.problem = str(error) or "unreadable"
         return row
 
-    def _measure_again(self, row: _Row, data: bytes) -> None:
-        """Take the measures of an earlier state, or take them of the picture where it has none."""
+    def _look_again(self, row: _Row, data: bytes) -> None:
+        """Take what was taken of an earlier state, or take it of the picture where nothing was."""
         assert self.previous is not None
-        if self.previous.measures is not None:
-            row.measures = self.previous.measures[row.earlier]
-        elif row.header is not None:
-            with suppress(ImageError):
-                image = self.decoder.decode(row.member.key, data, row.header, SIDE)
-                row.measures = {**measure(image)}
+        for look in self.looks:
+            if look.name in self.previous.looks:
+                row.looks |= self.previous.looks[look.name][row.earlier]
+            elif row.header is not None:
+                with suppress(ImageError):
+                    image = self.decoder.decode(row.member.key, data, row.header, look.side)
+                    row.looks |= look.take(image)
 
     def _decode(self, row: _Row, header: Header, data: bytes) -> None:
         """Prepare the image for each embedder, from one decode for each scale they look at."""
@@ -318,19 +326,20 @@ class _Reading:
         for place in self.wanted:
             scale = self.preparations[place].reduce_to
             by_scale.setdefault(scale, []).append(place)
-        scales = [*by_scale, *([SIDE] if self.measures and SIDE not in by_scale else [])]
+        scales = dict.fromkeys([*by_scale, *(look.side for look in self.looks)])
         for same in _same_scale(header, scales):
             try:
                 image = self.decoder.decode(row.member.key, data, header, same[0])
             except ImageError:
-                if by_scale.keys().isdisjoint(same):  # only measured: that is no fact of the image
+                if by_scale.keys().isdisjoint(same):  # only for looks: that is no fact of the image
                     continue
                 raise
             for scale in same:
                 if scale == first.reduce_to:
                     row.contrast = _contrast(image)
-                if scale == SIDE and self.measures:
-                    row.measures = {**measure(image)}
+                for look in self.looks:
+                    if look.side == scale:
+                        row.looks |= look.take(image)
                 for place in by_scale.get(scale, ()):
                     row.prepared[place] = self.preparations[place].prepare(image)
 
@@ -385,9 +394,9 @@ def _write_facts(rows: list[_Row], part: Part, folder: Path) -> None:
     pq.write_table(pa.table(values, COLUMNS), folder / FACTS, compression="zstd")
 
 
-def _write_measures(rows: list[_Row], folder: Path) -> None:
-    values = {name: [row.measures.get(name) for row in rows] for name in MEASURES.names}
-    pq.write_table(pa.table(values, MEASURES), folder / MEASURED, compression="zstd")
+def _write_look(rows: list[_Row], look: Look, folder: Path) -> None:
+    values = {name: [row.looks.get(name) for row in rows] for name in look.columns.names}
+    pq.write_table(pa.table(values, look.columns), folder / look.file, compression="zstd")
 
 
 def _write_scores(members: list[Member], columns: tuple[str, ...], folder: Path) -> None:

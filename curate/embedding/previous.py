@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16
 
 from curate.catalogue.content import Copy, earlier_content
-from curate.catalogue.part_files import FACTS, MEASURED, VECTORS
+from curate.catalogue.part_files import FACTS, VECTORS
 from curate.embedding.request import EmbedRequest
+from curate.filters.looks import LOOKS
 from shared.commits import committed
 from shared.embedders import EmbedderSettings
 from shared.images import Header
@@ -21,13 +22,13 @@ from shared.images import Header
 
 @dataclass(frozen=True)
 class Previous:
-    """The facts of an earlier state by sha256, its vectors by each embedder that is wanted, measures."""
+    """The facts of an earlier state by sha256, its vectors by each embedder that is wanted, looks."""
 
     rows: dict[str, tuple[int, Header | None, str, float]]
     """Row, header, problem and contrast of an image."""
     vectors: tuple[Float16[np.ndarray, "_ _"], ...]
-    measures: list[dict[str, float | None]] | None
-    """By row; None where that state was not measured."""
+    looks: dict[str, list[dict[str, Any]]]
+    """By name and row; without those that were not taken of that state."""
 
 
 def find_previous(
@@ -47,10 +48,12 @@ def find_previous(
         for row, fact in enumerate(facts)
         if fact["sha256"] and not fact["problem"]
     }
-    measures = None
-    if committed(request.measures / content) is not None:
-        measures = pq.read_table(request.measures / content / MEASURED).to_pylist()
-    return Previous(rows, tuple(_load(folder / VECTORS) for folder in folders), measures)
+    looks = {
+        name: pq.read_table(unit / LOOKS[name].file).to_pylist()
+        for name in request.looks
+        if committed(unit := request.look(name) / content) is not None
+    }
+    return Previous(rows, tuple(_load(folder / VECTORS) for folder in folders), looks)
 
 
 def _header(fact: dict[str, Any]) -> Header | None:

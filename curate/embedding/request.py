@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.filters.picture import VERSION as MEASURES_VERSION
+from curate.filters.looks import LOOKS
 from shared.embedders import EmbedderSettings, identity
 from shared.storage import fingerprint
 
@@ -45,8 +45,8 @@ class EmbedRequest:
     columns: tuple[str, ...]
     """Columns of the crawl's own tables that are kept as scores."""
     threads: int
-    measured: bool = False
-    """Whether the pictures are measured for filters of quality."""
+    looks: tuple[str, ...] = ()
+    """What is taken of the pictures for filters and lists: names of `LOOKS`."""
 
     @cached_property
     def facts(self) -> Path:
@@ -58,10 +58,9 @@ class EmbedRequest:
         """The folder of the scores' units."""
         return self._folder("scores", self.columns)
 
-    @cached_property
-    def measures(self) -> Path:
-        """The folder of the measures' units: no embedder has a say in them."""
-        return self._folder("measures", self.settings.limits, MEASURES_VERSION)
+    def look(self, name: str) -> Path:
+        """Return the folder of a look's units: no embedder has a say in them."""
+        return self._folder(name, self.settings.limits, LOOKS[name].version)
 
     def vectors(self, embedder: EmbedderSettings) -> Path:
         """Return the folder of an embedder's units."""
@@ -79,9 +78,9 @@ class EmbedRequest:
         return self._folder("vectors", self.settings.limits, identity(embedder))
 
     def units(self, content: str) -> list[Path]:
-        """Return the units of a content: facts, scores and measures where asked for, and vectors."""
+        """Return the units of a content: facts, scores and looks where asked for, and vectors."""
         folders = [self.facts, *([self.scores] if self.columns else [])]
-        folders += [self.measures] if self.measured else []
+        folders += map(self.look, self.looks)
         folders += [self.vectors(embedder) for embedder in self.embedders]
         return [folder / content for folder in folders]
 

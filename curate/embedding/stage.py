@@ -15,6 +15,8 @@ from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.part_files import SCORES
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest
+from curate.filters.lists import CompiledList
+from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers
@@ -128,15 +130,16 @@ def catalogued(
     embedder: EmbedderSettings,
     quality: QualitySettings | None = None,
     filters: Sequence[FilterSettings] = (),
+    lists: Sequence[CompiledList] = (),
 ) -> Catalogued:
-    """Return a dataset as an embedder sees it, with what facts and scores decide of its images."""
+    """Return a dataset as an embedder sees it, with what facts, scores and lists decide of its images."""
     request, work = embedded.request, embedded.request.work
     outputs, digests = [], []
     for part, content in zip(embedded.parts, embedded.contents, strict=True):
         units = [request.facts / content, request.vectors(embedder) / content]
         scores = request.scores / content if request.columns else None
-        measures = request.measures / content if request.measured else None
-        units += [unit for unit in (scores, measures) if unit is not None]
+        looks = {name: request.look(name) / content for name in request.looks}
+        units += [*([] if scores is None else [scores]), *looks.values()]
         prefix, interleaves = key_prefix(part), part.format == "folder"
         output = PartOutputs(
             part.name,
@@ -145,7 +148,7 @@ def catalogued(
             None if scores is None else str(scores.relative_to(work)),
             str(units[1].relative_to(work)),
             interleaves,
-            None if measures is None else str(measures.relative_to(work)),
+            [str((unit / LOOKS[name].file).relative_to(work)) for name, unit in looks.items()],
         )
         outputs.append(output)
         # The places too: a catalogue must not lean on units of other settings, which gc may remove.
@@ -157,9 +160,13 @@ def catalogued(
         [
             quality and quality.model_dump(exclude_none=True),
             [entry.model_dump() for entry in filters],
+            *([each.name, each.content] for each in lists),
         ],
     )
-    runner.run(stage, catalogue, [Unit("all", (outputs, work, quality, list(filters)))])
+    for each in lists:
+        runner.use(each.folder)
+    args = (outputs, work, quality, list(filters), tuple(lists))
+    runner.run(stage, catalogue, [Unit("all", args)])
     collection = Collection(runner.folder(stage) / "all")
     return Catalogued(embedded.name, embedded.parts, collection, stage.address)
 

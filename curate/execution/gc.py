@@ -30,11 +30,12 @@ def collect(work: Path, keep: Iterable[Path], *, dry_run: bool) -> Iterator[str]
             raise LvdError(f"{out} is no finished run of this version: name the --out of one")
         used.update(read_json(out / USED)["used"])
     with scratch_folder(work / "scratch") as scratch:
-        _refuse_while_at_work(work, scratch)
+        refuse_while_at_work(work, scratch)
         yield from _collect(work, used, scratch, dry_run)
 
 
-def _refuse_while_at_work(work: Path, scratch: Path) -> None:
+def refuse_while_at_work(work: Path, scratch: Path) -> None:
+    """Raise LvdError where a run is at work on `work`; `scratch` is this process's own."""
     locks = [path for path in scratch.parent.glob("*.lock") if path.stem != scratch.name]
     if any(map(holder, locks)) or runs_at_work(work):
         raise LvdError(f"a run is at work on {work}: wait for it, and run the same command again")

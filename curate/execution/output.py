@@ -6,9 +6,10 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from curate.neighbours.search import installed_faiss
@@ -17,13 +18,15 @@ from shared.config import flat
 from shared.errors import LvdError
 from shared.locks import busy, locked
 from shared.progress import warn
-from shared.storage import digest_file, read_json, sync_tree, write_json
+from shared.storage import digest_file, read_json, read_optional, sync_tree, write_json
 
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
 TIMINGS = "timings.json"
 ADDRESS = ".address"
 OWN = {RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", ".scratch", ".spill", ".tables"}
+FileHash = dict[str, Any]
+"""`bytes` and `sha256` of a file."""
 LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
 
 
@@ -83,7 +86,16 @@ class Output:
         return path.exists() and read_json(path)["address"] == address
 
     def begin(self, address: str) -> None:
-        """Prepare the partial folder; what it holds of another address is removed."""
+        """Prepare the partial folder; what it holds of another address is removed.
+
+        Raises LvdError where images that were removed from `out` would come back.
+        """
+        if not self._replace and (removed := read_optional(self.out / RUN).get("removed")):
+            raise LvdError(
+                f"--out {self.out} is without images that lvd-curate remove took out, and this run "
+                f"may bring them back: add {removed[-1]['path']} to the pipeline's `lists` and say "
+                "--replace, or name another --out"
+            )
         note = self.partial / ADDRESS
         there = {path.name for path in self.partial.iterdir()} if self.partial.exists() else set()
         if foreign := sorted(there - OWN):
@@ -125,7 +137,12 @@ class Output:
         """Write `timings.json`, drop what was only for building, and move the folder to its place."""
         timings = {"stages": [asdict(stage) for stage in stages], "seconds": seconds}
         write_json(self.partial / TIMINGS, timings, self.scratch)
-        write_json(self.partial / FILES, file_hashes(self.partial), self.scratch)
+        self.publish()
+
+    def publish(self, known: Mapping[str, FileHash] = MappingProxyType({})) -> None:
+        """Hash the files of the partial folder that are not `known`, and move it to its place."""
+        hashes = file_hashes(self.partial, known)
+        write_json(self.partial / FILES, hashes, self.scratch)
         for folder in (self.scratch, self.spill, self.tables):
             shutil.rmtree(folder, ignore_errors=True)
         (self.partial / ADDRESS).unlink()
@@ -136,11 +153,16 @@ class Output:
         shutil.rmtree(self._old, ignore_errors=True)
 
 
-def file_hashes(out: Path) -> dict[str, dict[str, Any]]:
-    """Return size and sha256 of every file of a result but its timings and this list."""
+def file_hashes(
+    out: Path, known: Mapping[str, FileHash] = MappingProxyType({})
+) -> dict[str, FileHash]:
+    """Return size and sha256 of every file of a result but its timings and this list.
+
+    What `known` says of a file is taken from there.
+    """
     files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
     return {
-        name: {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+        name: known.get(name) or {"bytes": path.stat().st_size, "sha256": digest_file(path)}
         for name, path in sorted(files.items())
         if name not in (FILES, TIMINGS) and not name.startswith(".")
     }

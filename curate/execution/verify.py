@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.execution.output import FILES, RUN, TIMINGS
+from curate.filters.looks import LOOKS
 from shared.commits import MANIFEST, discard, read_manifest
 from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
@@ -14,7 +15,7 @@ from shared.locks import scratch_folder
 from shared.storage import digest_file, read_json
 
 STAGES = (
-    *("facts", "scores", "vectors", "text", "catalogue", "calibrate", "include"),
+    *("lists", "facts", "scores", *LOOKS, "vectors", "text", "catalogue", "calibrate", "include"),
     *("cluster", "dedup", "estimate", "holdout", "retrieve", "choose", "select"),
 )
 """The folders of a WORK whose grandchildren are units."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -11,19 +10,13 @@ import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from curate.filters.addresses import domains_of, host_of, normalise_domain
 from curate.filters.filter import Filter, Finding
 
 Format = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"]
 
 
-def _plain_domain(text: str) -> str:
-    domain = text.lower().rstrip(".")
-    if not domain or domain != urlsplit(f"//{domain}").hostname:
-        raise ValueError("a domain is like example.org: no scheme, port or path")
-    return domain
-
-
-Domain = Annotated[str, AfterValidator(_plain_domain)]
+Domain = Annotated[str, AfterValidator(normalise_domain)]
 
 
 class FactsSettings(BaseModel):
@@ -125,22 +118,12 @@ def _find_other_formats(facts: pa.Table, wanted: list[str]) -> Finding:
 
 
 def _hosts(facts: pa.Table) -> list[str]:
-    return [_host(url) for url in facts["url"].to_pylist()]
-
-
-def _host(url: str | None) -> str:
-    """Return the lower-case host of a URL; "" where there is none."""
-    try:
-        return (urlsplit(url or "").hostname or "").rstrip(".")
-    except ValueError:  # no URL
-        return ""
+    return [host_of(url) for url in facts["url"].to_pylist()]
 
 
 def _domain_among(host: str, domains: set[str]) -> str:
     """Return which of the domains a host is, or is below; "" where none."""
-    labels = host.split(".")
-    above = (".".join(labels[at:]) for at in range(len(labels)))
-    return next((domain for domain in above if domain in domains), "")
+    return next((domain for domain in domains_of(host) if domain in domains), "")
 
 
 def _find_other_domains(facts: pa.Table, wanted: list[str]) -> Finding:

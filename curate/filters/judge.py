@@ -10,6 +10,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Int8
 
 from curate.filters.decisions import CODE, OPEN, Check
+from curate.filters.lists import CompiledList, listed
 from curate.filters.quality import QualitySettings, corrupt, quality
 from curate.filters.scores import FilterSettings, unsafe
 
@@ -20,6 +21,7 @@ def judge(
     valid: Bool[np.ndarray, " n"],
     settings: QualitySettings | None,
     filters: Sequence[FilterSettings] = (),
+    lists: Sequence[CompiledList] = (),
     resolved: Mapping[str, Any] | None = None,
 ) -> tuple[Int8[np.ndarray, " n"], list[str]]:
     """Return the decision codes (`OPEN` where no check fails) and the reasons of n images.
@@ -30,7 +32,7 @@ def judge(
     """
     codes = np.full(len(facts), OPEN, np.int8)
     reasons = [""] * len(facts)
-    checks: list[Check] = [corrupt(facts)]
+    checks: list[Check] = [corrupt(facts), *listed(facts, lists)]
     if filters:
         assert scores is not None
         checks += unsafe(scores, filters)

@@ -7,6 +7,8 @@ but that blur is told by the Laplacian and entropy is that of the luminance.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, UInt8
@@ -14,8 +16,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.filters.filter import Filter, Finding
+from curate.filters.look import Look
 
-VERSION = 1
 SIDE = 256
 """The longer side in pixels that a picture is reduced to; a smaller one stays as it is."""
 MEASURES = pa.schema(
@@ -47,7 +49,7 @@ class PictureSettings(BaseModel):
     """Variance of the Laplacian: below it the image is blurry."""
 
 
-def measure(image: Image.Image) -> dict[str, float]:
+def measure(image: Image.Image) -> dict[str, Any]:
     """Return the `MEASURES` of an RGB picture; a picture gives the same ones on any thread."""
     small = _reduce(image)
     brightness = _brightness(np.asarray(small, np.uint8))
@@ -112,6 +114,7 @@ def _bounded(setting: str, column: str, what: str, *, above: bool = False) -> Fi
     return Filter(setting, (column,), find)
 
 
+LOOK = Look("measures", 1, SIDE, MEASURES, measure)
 MIN_BRIGHTNESS = _bounded("min_brightness", "brightness_p99", "dark: brightness (99th percentile)")
 MAX_BRIGHTNESS = _bounded(
     "max_brightness", "brightness_p5", "bright: brightness (5th percentile)", above=True

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from curate.execution.output import RUN
-from curate.report.tables import open_tables, read_funnel, rows, table_files
+from curate.report.tables import open_tables, read_funnel, rows, table_patterns
 from shared.errors import LvdError
 from shared.progress import printable
 from shared.storage import read_optional, write_json, written_whole
@@ -160,7 +160,7 @@ def _open(finished: Sequence[Finished]) -> duckdb.DuckDBPyConnection:
     """Return a connection with the images of each round as the views `images_1`, `images_2`, ..."""
     tables = open_tables(finished[0].curation)
     for number, of in enumerate(finished, start=1):
-        tables.read_parquet(table_files(of.curation, "images")).create_view(f"images_{number}")
+        tables.read_parquet(table_patterns(of.curation, "images")).create_view(f"images_{number}")
     return tables
 
 

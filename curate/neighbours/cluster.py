@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from jaxtyping import Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection
@@ -109,19 +110,33 @@ def centroids(
     """
     use_threads(threads)
     usable = collection.usable
-    wanted = settings.clusters
-    k = round(len(usable) ** 0.5) if wanted == "auto" else wanted
-    k = max(1, min(k, len(usable)))
-    size = min(len(usable), k * settings.points_per_cluster)
-    sample = np.random.default_rng(settings.seed).choice(usable, size, replace=False)
-    vectors = unit(collection.vectors(np.sort(sample)))
-    if len(vectors):
-        centers = spherical_kmeans(vectors, k, settings.iterations, settings.seed)
-    else:
-        centers = np.empty((0, collection.dim), np.float32)
+    vectors = unit(collection.vectors(usable[sample_rows(len(usable), settings)]))
+    centers = find_centroids(vectors, len(usable), settings)
     np.save(out / "centroids.npy", centers)
     np.save(out / "axes.npy", principal_axes(vectors, collection.dim // 3 - 1))
-    return {"clusters": len(centers), "sample": size}
+    return {"clusters": len(centers), "sample": len(vectors)}
+
+
+def sample_rows(images: int, settings: ClusterSettings) -> Int64[np.ndarray, " s"]:
+    """Return the rows, of so many images, of the sample that k-means sees, in their order."""
+    size = min(images, _count_clusters(images, settings) * settings.points_per_cluster)
+    return np.sort(np.random.default_rng(settings.seed).choice(images, size, replace=False))
+
+
+def find_centroids(
+    sample: Float32[np.ndarray, "s d"], images: int, settings: ClusterSettings
+) -> Float32[np.ndarray, "k d"]:
+    """Return the unit centroids of so many images, of whose unit vectors `sample` are some."""
+    if not len(sample):
+        return np.empty((0, sample.shape[1]), np.float32)
+    k = _count_clusters(images, settings)
+    return spherical_kmeans(sample, k, settings.iterations, settings.seed)
+
+
+def _count_clusters(images: int, settings: ClusterSettings) -> int:
+    wanted = settings.clusters
+    k = round(images**0.5) if wanted == "auto" else wanted
+    return max(1, min(k, images))
 
 
 def assign(

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.catalogue.collection import BLOCK, Collection
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
-from curate.filters.picture import MEASURES
+from curate.filters.lists import CompiledList
+from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
@@ -34,6 +35,8 @@ from shared.shards import output_key, shard_name
 
 VERSION = 5
 
+LOOKED = [field for look in LOOKS.values() for field in look.columns]
+"""What looks take of pictures; null where a run does not ask for it."""
 IMAGES = pa.schema(
     [
         ("key", pa.string()),
@@ -57,10 +60,14 @@ IMAGES = pa.schema(
         ("seeds", pa.list_(pa.string())),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
-        *MEASURES,
+        *LOOKED,
     ]
 )
 FROM_FACTS = IMAGES.names[: IMAGES.names.index("decision")]
+BEHIND_JUDGEMENT = IMAGES.names[
+    IMAGES.names.index("cluster") : IMAGES.names.index("output_key") + 1
+]
+"""What is null of an image that is decided about before any other is looked at."""
 RETRIEVAL = pa.schema(
     [
         ("key", pa.string()),
@@ -108,6 +115,7 @@ class Decided:
     selected: Path
     quality: QualitySettings
     filters: tuple[FilterSettings, ...]
+    lists: tuple[CompiledList, ...]
     dedup_threshold: float
     max_images: int | None
     shard_size: int
@@ -247,12 +255,11 @@ class _Block:
             "seeds": _masked(self._seeds_that_want(), self.listed, pa.list_(pa.string())),
             "output_shard": pa.array(shards, pa.string()),
             "output_key": pa.array(outputs, pa.string()),
-            **{field.name: self._measure(field) for field in MEASURES},
+            **{field.name: self._look(field) for field in LOOKED},
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
 
-    def _measure(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
-        """Return a measure of the pictures; null where a run does not ask for it."""
+    def _look(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
         if field.name in self.facts.column_names:
             return self.facts[field.name]
         return pa.nulls(len(self.facts), field.type)
@@ -291,7 +298,7 @@ class _Block:
     def _reasons(self) -> list[str]:
         decided, valid = self.decided, self.facts["valid"].to_numpy()
         _, result = judge(
-            *(self.facts, self.facts, valid, decided.quality, decided.filters),
+            *(self.facts, self.facts, valid, decided.quality, decided.filters, decided.lists),
             decided.crawl.resolved,
         )
         irrelevant, over_budget = self._why_irrelevant(), self._why_over_budget()

@@ -168,6 +168,9 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     if ignored.get("files"):
         count = f"{ignored['files']:,} files that are no images"
         table.add_row("ignored", count, printable("as " + ", ".join(ignored["examples"])))
+    if removed := funnel.get("removed"):
+        lists = printable(", ".join(sorted(removed["lists"])))
+        table.add_row("removed", f"{removed['images']:,} images by lvd-curate remove", lists)
     recall = funnel.get("dedup_recall") or {}
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"

@@ -27,20 +27,25 @@ def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
     )
     connection.execute("SET enable_progress_bar = false")
     for name in ("images", "retrieval", "duplicates"):
-        table = connection.read_parquet(table_files(out, name))
+        table = connection.read_parquet(table_patterns(out, name))
         if name == "retrieval" and "seed" not in table.columns:  # of a run before several seeds
             table = table.project("*, '' AS seed")
         table.create_view(name)
     return connection
 
 
-def table_files(out: Path, name: str) -> list[str]:
-    """Return the files of one of the tables of `out`, as DuckDB's patterns."""
+def table_files(out: Path, name: str) -> list[Path]:
+    """Return the files of one of the tables of `out`, in the order of their rows."""
     path = out / "reports" / f"{name}.parquet"
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise _unfinished(out, path)
-    return [glob.escape(str(file)) for file in files]
+    return files
+
+
+def table_patterns(out: Path, name: str) -> list[str]:
+    """Return `table_files` as DuckDB's patterns."""
+    return [glob.escape(str(path)) for path in table_files(out, name)]
 
 
 def rows(

@@ -19,6 +19,7 @@ from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import holdout
 from curate.dedup.groups import group
 from curate.dedup.near import DedupSettings, search
+from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
@@ -100,6 +101,7 @@ def made_collection(
     name: str = "crawl",
     quality: QualitySettings | None = None,
     filters: Sequence[FilterSettings] = (),
+    lists: Sequence[CompiledList] = (),
     dim: int = 4,
 ) -> Collection:
     """Return the catalogue of images, each in the part that its key names up to the last slash.
@@ -126,7 +128,7 @@ def made_collection(
     ]
     home = _fresh(work / "catalogue" / name)
     home.mkdir(parents=True)
-    catalogue(outputs, work, quality, list(filters), out=home)
+    catalogue(outputs, work, quality, list(filters), tuple(lists), out=home)
     return Collection(home)
 
 

@@ -11,12 +11,12 @@ from pictures import encoded, picture, write_tar
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from curate.catalogue.part_files import FACTS, MEASURED
+from curate.catalogue.part_files import FACTS
 from curate.embedding.decoder import Decoder
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.filters.judge import judge
-from curate.filters.picture import MEASURES, SIDE, measure
+from curate.filters.picture import LOOK, MEASURES, SIDE, measure
 from curate.filters.quality import QualitySettings
 from curate.state import LocalState
 from shared.datasets import DatasetSettings, list_parts
@@ -164,7 +164,8 @@ class Counted:
         self.decoded.clear()
         self.batches = 0
         [part] = list_parts("crawl", DatasetSettings(path=str(path), folder_parts=1))
-        request = EmbedRequest(work, EmbedSettings(), (self.embedder,), (), threads, measured)
+        looks = ("measures",) if measured else ()
+        request = EmbedRequest(work, EmbedSettings(), (self.embedder,), (), threads, looks)
         (work / "scratch").mkdir(parents=True, exist_ok=True)
         content = embed_part(self.state, part, request, scratch=work / "scratch")["content"]
         return request, content
@@ -193,7 +194,7 @@ def test_measures_that_are_wanted_later_are_those_of_one_pass_and_embed_nothing(
     counted(path, tmp_path / "two", measured=True)
     assert counted.decoded == []
     facts = pq.read_table(request.facts / content / FACTS)
-    table = pq.read_table(request.measures / content / MEASURED)
+    table = pq.read_table(request.look("measures") / content / LOOK.file)
     assert table.schema == MEASURES
     rows = dict(zip(facts["name"].to_pylist(), table.to_pylist(), strict=True))
     assert {name for name, row in rows.items() if None in row.values()} == {"cut", "text"}
@@ -233,7 +234,7 @@ def test_a_picture_that_cannot_be_measured_is_told_so_and_changes_no_fact(tmp_pa
     made = made_files(request, content)
     assert {kind: made[kind] for kind in plain} == plain
     facts = pq.read_table(request.facts / content / FACTS)
-    table = pq.read_table(request.measures / content / MEASURED)
+    table = pq.read_table(request.look("measures") / content / LOOK.file)
     for name, values in table.to_pydict().items():
         facts = facts.append_column(name, pa.array(values, pa.float32()))
     quality = QualitySettings(min_entropy=0)
@@ -246,10 +247,10 @@ def test_a_picture_that_cannot_be_measured_is_told_so_and_changes_no_fact(tmp_pa
 def test_no_embedder_has_a_say_in_the_measures(tmp_path):
     full = EmbedderSettings(kind="descriptor", decode="full")
     one, other = (
-        EmbedRequest(tmp_path, EmbedSettings(), embedders, (), 1, True)
+        EmbedRequest(tmp_path, EmbedSettings(), embedders, (), 1, ("measures",))
         for embedders in ((DESCRIPTOR,), (full, DESCRIPTOR))
     )
     assert one.facts != other.facts
-    assert one.measures == other.measures
-    limited = EmbedRequest(tmp_path, EmbedSettings(max_pixels=9), (full,), (), 1, True)
-    assert limited.measures != one.measures
+    assert one.look("measures") == other.look("measures")
+    limited = EmbedRequest(tmp_path, EmbedSettings(max_pixels=9), (full,), (), 1, ("measures",))
+    assert limited.look("measures") != one.look("measures")

@@ -103,6 +103,7 @@ class Finished:
                 selected=chosen,
                 quality=quality,
                 filters=FILTERS,
+                lists=(),
                 dedup_threshold=DEDUP,
                 max_images=most,
                 shard_size=7,

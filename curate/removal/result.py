@@ -1,0 +1,183 @@
+"""A result without some of its images: written beside it, and swapped with it whole at the end.
+
+Images that stay keep their `output_key`: a rewritten shard has gaps in its keys, and a shard that
+loses all of its images goes. Files that hold none of what goes are linked, not copied.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from curate.execution.output import FILES, RUN, Output
+from curate.redraw import redraw
+from curate.removal.gone import REMOVED, Gone, image_files, read_removed
+from curate.report.rows import BEHIND_JUDGEMENT
+from curate.report.tables import read_funnel, table_files
+from shared.shards import drop_samples
+from shared.storage import fingerprint, read_json, write_json
+
+VERSION = 1
+
+
+def rewrite(
+    output: Output, gone: Sequence[Gone], source: dict[str, Any], work: Path | None
+) -> None:
+    """Take images out of a result: its shards, tables, counts and pictures.
+
+    `source` says where the list was (`name`, `kind`, `path`, `content`). The pictures are drawn
+    with what `work` and the crawl still have of the others, without a `work` with the shards alone.
+    """
+    out, new = output.out, output.partial
+    output.begin(fingerprint([VERSION, source, [each.key for each in gone]]))
+    made = {RUN, FILES, *_write_shards(out, new, gone), *_write_reports(out, new, gone)}
+    run = read_json(out / RUN)
+    removed = [*run.get("removed", []), {**source, "images": len(gone)}]
+    write_json(new / RUN, {**run, "removed": removed}, output.scratch)
+    drawn = {f"reports/{path.name}" for path in _pictures(out)}
+    linked = _link_others(out, new, made | drawn)
+    if drawn:
+        _draw(new, work)
+    hashes = read_json(out / FILES) if (out / FILES).exists() else {}
+    output.publish({name: entry for name, entry in hashes.items() if name in linked})
+
+
+def _pictures(out: Path) -> list[Path]:
+    """Return the page of a result and the pictures beside it; none where none were drawn."""
+    if not (out / "reports" / "index.html").exists():
+        return []
+    return [path for path in (out / "reports").iterdir() if path.suffix in (".png", ".html")]
+
+
+def _write_shards(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
+    """Write the shards that lose images; yield the names of the files that are not to be linked."""
+    keys: dict[str, set[str]] = defaultdict(set)
+    for each in gone:
+        if each.shard is not None and each.output_key is not None:
+            keys[each.shard].add(each.output_key)
+    for shard, lost in sorted(keys.items()):
+        drop_samples(out / "shards" / f"{shard}.tar", lost, new / "shards")
+        yield from (f"shards/{shard}{end}" for end in (".tar", ".parquet", "_stats.json"))
+
+
+def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
+    """Write tables and counts; yield the names of the files that are not to be linked."""
+    crawled = [each for each in gone if each.table == "images"]
+    keys = pa.array([each.key for each in crawled], pa.string())
+    left = _groups_left(out, keys)
+    alone = pa.array([group for group, members in left.items() if members == 1], pa.int64())
+    for name, start, path in image_files(out):
+        table, own = pq.read_table(path), [each for each in gone if each.table == name]
+        here = [each for each in own if start <= each.row < start + len(table)]
+        _write(out, new, path, _without_images(table, start, here, alone))
+        yield path.relative_to(out).as_posix()
+    for name in ("retrieval", "duplicates"):
+        for path in table_files(out, name):
+            table = pq.read_table(path)
+            stays = pc.invert(pc.is_in(table["key"], keys))
+            if name == "duplicates":
+                stays = pc.and_(stays, pc.invert(pc.is_in(table["group"], alone)))
+            _write(out, new, path, table.filter(stays))
+            yield path.relative_to(out).as_posix()
+    said = pa.Table.from_pylist(
+        [
+            {
+                "seed": each.seed,
+                "key": each.key,
+                "sha256": each.sha256,
+                "decision": each.was,
+                "reason": each.reason,
+                "list": each.list,
+            }
+            for each in gone
+        ],
+        REMOVED,
+    )
+    removed = pa.concat_tables([read_removed(out), said]).sort_by("key")
+    pq.write_table(removed, new / "reports" / "removed.parquet", compression="zstd")
+    yield "reports/removed.parquet"
+    groups = {group: members for group, members in left.items() if members > 1}
+    funnel = _count(read_funnel(out), crawled, removed, groups)
+    write_json(new / "reports" / "funnel.json", funnel)
+    yield "reports/funnel.json"
+
+
+def _groups_left(out: Path, keys: pa.Array) -> dict[int, int]:
+    """Return how many members each group has that loses none of them, or not all."""
+    groups: list[Int64[np.ndarray, " _"]] = [np.empty(0, np.int64)]
+    for path in table_files(out, "duplicates"):
+        table = pq.read_table(path, columns=["group", "key"])
+        groups.append(table.filter(pc.invert(pc.is_in(table["key"], keys)))["group"].to_numpy())
+    numbers, members = np.unique(np.concatenate(groups), return_counts=True)
+    return dict(zip(numbers.tolist(), members.tolist(), strict=True))
+
+
+def _without_images(
+    images: pa.Table, start: int, gone: Sequence[Gone], alone: pa.Array
+) -> pa.Table:
+    """Return a file of a table of images in which those that go are `unsafe`."""
+    mask = np.zeros(len(images), bool)
+    mask[[each.row - start for each in gone]] = True
+    goes = pa.array(mask)
+    reasons = pa.array([each.reason for each in gone], pa.string())
+    changed = {
+        "decision": pc.if_else(goes, "unsafe", images["decision"]),
+        "reason": pc.replace_with_mask(images["reason"].combine_chunks(), goes, reasons),
+    }
+    for name in filter(images.column_names.__contains__, BEHIND_JUDGEMENT):
+        empty = pa.scalar(None, images.schema.field(name).type)
+        changed[name] = pc.if_else(goes, empty, images[name])
+    if "group" in changed:
+        lonely = pc.is_in(changed["group"], alone, skip_nulls=True)
+        changed["group"] = pc.if_else(lonely, pa.scalar(None, pa.int64()), changed["group"])
+    columns = [changed.get(name, images[name]) for name in images.column_names]
+    return pa.table(columns, schema=images.schema)
+
+
+def _count(
+    funnel: dict[str, Any], gone: Sequence[Gone], removed: pa.Table, groups: dict[int, int]
+) -> dict[str, Any]:
+    """Return the funnel with the counts of what is left of the crawl."""
+    decisions = Counter(funnel["decisions"])
+    decisions.subtract(each.was for each in gone)
+    decisions["unsafe"] += len(gone)
+    by_list = Counter(removed["list"].to_pylist())
+    return {
+        **funnel,
+        "decisions": dict(decisions),
+        "groups": {"count": len(groups), "members": sum(groups.values())},
+        "removed": {"images": len(removed), "lists": dict(by_list)},
+    }
+
+
+def _write(out: Path, new: Path, path: Path, table: pa.Table) -> None:
+    place = new / path.relative_to(out)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, place, compression="zstd")
+
+
+def _link_others(out: Path, new: Path, made: set[str]) -> set[str]:
+    """Link the files of a result that are not `made` anew; return their names."""
+    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    for name in sorted(files.keys() - made):
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(files[name], new / name)
+    return files.keys() - made
+
+
+def _draw(new: Path, work: Path | None) -> None:
+    if work is not None:
+        redraw(new, work)
+        return
+    with tempfile.TemporaryDirectory() as nowhere:
+        redraw(new, Path(nowhere))
