@@ -7,6 +7,7 @@ loses all of its images goes. Files that hold none of what goes are linked, not 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -167,11 +168,14 @@ def _write(out: Path, new: Path, path: Path, table: pa.Table) -> None:
 
 
 def _link_others(out: Path, new: Path, made: set[str]) -> set[str]:
-    """Link the files of a result that are not `made` anew; return their names."""
+    """Link, or copy, the files of a result that are not `made` anew; return their names."""
     files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
     for name in sorted(files.keys() - made):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(files[name], new / name)
+        try:
+            os.link(files[name], new / name)
+        except OSError:  # file systems without links
+            shutil.copyfile(files[name], new / name)
     return files.keys() - made
 
 
