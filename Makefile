@@ -13,7 +13,7 @@ RECIPE ?= tiny
 SHARDS ?= runs/curate/latest/shards
 NPROC ?= 1
 ROUNDS ?= 2
-TESTERS ?= 2
+TESTERS ?= 3
 ARGS ?=
 
 .PHONY: setup demo curate train loop test test-fast lint gpu-check proof clean
@@ -21,7 +21,7 @@ ARGS ?=
 
 help:
 	@echo "make demo     the first minute: curate a made-up crawl, train on it, see what came of it"
-	@echo "make test     run the tests [TESTERS=2 processes]"
+	@echo "make test     run the tests [TESTERS=3 processes]"
 	@echo "make test-fast [PYTHON=python3.13 VENV=.venv-3.13]  those that tell one Python from another"
 	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
 	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
