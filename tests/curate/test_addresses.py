@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from curate.filters.addresses import domains_of, host_of, normalise_domain, normalise_url
@@ -39,6 +39,7 @@ def test_urls_of_other_hosts_paths_or_queries_stay_others(host, path, query, hos
     assert (normalise_url(one) == normalise_url(other)) == same
 
 
+@example("A://0? #")
 @given(st.text(max_size=30) | st.text("ab.:/@[]?#%8xß ", max_size=20).map("http://".__add__))
 def test_normalising_twice_is_normalising_once(text):
     try:
