@@ -324,7 +324,8 @@ def _take_similar(
         if not 0 < target < 1:
             raise ValueError(f"target is {target}: a share lies between 0 and 1")
         target = max(1, round(target * len(similarity)))
-    return _taken(beyond_target(similarity, target)[0])
+    none = np.zeros(len(similarity), bool)
+    return _taken(beyond_target(similarity, none, target)[0])
 
 
 def _take_neighbours(

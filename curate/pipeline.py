@@ -16,6 +16,7 @@ from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
 from curate.export import shards
+from curate.increment import REMOVED_LIST
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
 from curate.report import rows, seed_images
@@ -29,6 +30,7 @@ from curate.selection.include import Included, include
 from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
 from shared.errors import LvdError
+from shared.storage import fingerprint
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Datasets:
     included: list[Catalogued]
     """Seeds whose own images go into the shards, as the embedder for copies sees them."""
     holdouts: list[Catalogued]
+
+    def inputs(self, plan: Plan) -> str:
+        """Return what stands for all that goes into a run but its settings."""
+        parts = [
+            [data.role, data.name, [part.name for part in data.parts], data.contents]
+            for data in self.embedded
+        ]
+        lists = {each.content for each in plan.lists if each.name != REMOVED_LIST}
+        return fingerprint([parts, sorted(lists)])
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,11 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     Raises LvdError, in one line, for whatever the user can mend.
     """
     started = time.monotonic()
-    results = decide_all(plan, runner)
-    settings, datasets = plan.request.settings, results.datasets
+    datasets, before = embed_datasets(plan, runner), plan.before
+    if before is not None and before.inputs == datasets.inputs(plan):
+        return False
+    results = decide_all(plan, runner, datasets)
+    settings = plan.request.settings
     seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
@@ -77,7 +91,10 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     ).address
     if output.stands(address):
         return False
-    output.begin(address)
+    output.begin(address, adding=before is not None)
+    if before is not None:
+        output.keep(before)
+    output.lay_centroids(results.clustered.clusters.centers)
     shards.export(
         *(runner, output, [datasets.crawl, *datasets.included]),
         *(results.selected, results.answers.nearest),
@@ -92,13 +109,13 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     return True
 
 
-def decide_all(plan: Plan, runner: Runner) -> Results:
+def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     """Run the stages up to the decision about every image."""
     settings, threads = plan.request.settings, plan.request.settings.engine.threads
-    datasets = embed_datasets(plan, runner)
+    before = plan.before and plan.before.centroids
     crawl, by_meaning, seeds = datasets.crawl, datasets.crawl_by_meaning, datasets.seeds
     thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
-    clustered = cluster(runner, crawl, settings.cluster, threads)
+    clustered = cluster(runner, crawl, settings.cluster, threads, before)
     copies = dedup(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, threads)
     false_copies = estimate_false_copies(
         runner, crawl, copies, settings.estimate, settings.embed.max_pixels
@@ -137,14 +154,15 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             if not data.texts
         ]
         crawl = done[0]
-        judged = (settings.quality, settings.filters, plan.lists)
+        exported = plan.before.exported if plan.before else {}
+        judged = (settings.quality, settings.filters, plan.lists, exported.get(None))
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
             crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
             seeds=_catalogued_seeds(plan, runner, done),
             included=[
-                catalogued(runner, x, plan.copies)
+                catalogued(runner, x, plan.copies, exported=exported.get(x.name))
                 for x in done
                 if x.role == "seed" and x.name in plan.request.included
             ],
@@ -213,6 +231,8 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
             if each.revision
         },
         "settings": comparable(plan.request),
+        "inputs": datasets.inputs(plan),
+        "clusters": results.clustered.fitted,
         "thresholds": _thresholds(results),
         "calibration": results.thresholds.calibrations,
         "datasets": {

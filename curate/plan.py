@@ -22,8 +22,9 @@ from curate.embedding.stage import is_embedded, set_aside_parts
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
+from curate.increment import Before
 from curate.sample.make import make_sample
-from curate.settings import Named, Request, Seed
+from curate.settings import Named, PipelineSettings, Request, Seed
 from shared.commits import committed, discard
 from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import (
@@ -70,6 +71,8 @@ class Plan:
     datasets: list[Dataset]
     work: Path
     lists: tuple[CompiledList, ...] = ()
+    before: Before | None = None
+    """The finished result that the run adds to."""
 
     @property
     def crawl(self) -> Dataset:
@@ -177,6 +180,16 @@ def comparable(request: Request) -> dict[str, Any]:
         ),
         "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
     }
+
+
+def pipeline_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pipeline that a result was made by, from what `comparable` said of it."""
+    known = {name: settings[name] for name in PipelineSettings.model_fields if name in settings}
+    named = {
+        stage: {**known.get(stage, {}), "embedder": settings["embedders"][stage]["name"]}
+        for stage in ("dedup", "retrieve")
+    }
+    return {**known, **named}
 
 
 def seed_roles(request: Request) -> list[str]:

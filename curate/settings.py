@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,15 +175,19 @@ def read_request(
     seeds: Sequence[str],
     holdouts: Sequence[str],
     overrides: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
 ) -> Request:
     """Read and check the configuration of a run; LvdError, in one line, for all that is wrong.
 
-    An override counts for the pipeline unless it begins with `datasets.`, `embedders.` or
+    With `settings` these are the pipeline's, whatever the file has. An override counts for the pipeline unless it begins with `datasets.`, `embedders.` or
     `pipelines.`.
     """
     file = with_bundled(load_yaml(config))
     pipelines = file.get("pipelines")
     known = pipelines if isinstance(pipelines, dict) else {}
+    if settings is not None:
+        known = {**known, pipeline: dict(settings)}
+        file["pipelines"] = known
     if pipeline not in known:
         raise LvdError(
             f"no pipeline {pipeline!r} in {config}{nearest(pipeline, known)}: "
@@ -199,18 +203,18 @@ def read_request(
         tree = apply_overrides(file, absolute)
         whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
         names = _Names(config, pipeline, whole, tree, absolute)
-        settings = whole.pipelines[pipeline]
+        validated = whole.pipelines[pipeline]
         embedders = {name: names.embedder(name, embedder) for name in ("dedup", "retrieve")}
-        for name, entry in settings.lists.items():
+        for name, entry in validated.lists.items():
             require_expanded(entry.path, f"pipelines.{pipeline}.lists.{name}.path", config)
         return Request(
             pipeline=pipeline,
-            settings=settings,
+            settings=validated,
             seeds=names.seeds(seeds, embedders["retrieve"]),
-            crawl=names.dataset("crawl", crawl or settings.crawl),
+            crawl=names.dataset("crawl", crawl or validated.crawl),
             embedders=embedders,
             holdouts=tuple(
-                names.dataset("holdouts", name) for name in holdouts or settings.holdouts
+                names.dataset("holdouts", name) for name in holdouts or validated.holdouts
             ),
             configuration=Configuration(config, expand(file), tuple(absolute), whole),
         )

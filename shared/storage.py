@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -25,6 +26,16 @@ def dumps(value: Any) -> str:
 def fingerprint(value: Any, size: int = 8) -> str:
     """Return `2 * size` hex digits that address a JSON-able `value`."""
     return hashlib.blake2b(dumps(value).encode(), digest_size=size).hexdigest()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or where the file system has no links a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def digest_file(path: Path) -> str:

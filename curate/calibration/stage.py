@@ -62,23 +62,29 @@ def find_thresholds(
     """Return the thresholds of a run; warns where one is not to be trusted.
 
     The dedup threshold is measured whatever is known of it: what belongs to the embedder is used
-    only where this crawl does not contradict it.
+    only where this crawl does not contradict it. A run that adds to a result uses its thresholds.
     """
     known = known_thresholds(plan.request.settings, plan.embedders)
     calibrations: dict[str, dict[str, Any]] = {}
     few = len(crawl.collection.usable)
     of_seeds: list[Threshold] = []
+    before = plan.before
     with runner.at_work("calibrate"):
-        if "dedup" not in known or few >= FEWEST:
+        if before is not None:
+            known |= {name: before.threshold(name) for name in ("dedup", "holdout")}
+            calibrations = dict(before.calibrations)
+        elif "dedup" not in known or few >= FEWEST:
             found = calibrations["dedup"] = calibrate_dedup(runner, plan, crawl)
             name = plan.request.embedders["dedup"].name
             known["dedup"] = judged(known.get("dedup"), found, name)
         for asked, seed in zip(plan.request.seeds, seeds, strict=True):
             threshold = known_threshold_of_seed(asked.settings, plan.meaning)
             if threshold is None:
-                found = calibrate_retrieve(runner, plan, crawl_by_meaning, seed)
-                calibrations["retrieve" if len(seeds) == 1 else f"seeds.{seed.name}"] = found
-                threshold = Threshold(found["threshold"], "calibrated")
+                name = "retrieve" if len(seeds) == 1 else f"seeds.{seed.name}"
+                if before is None:
+                    calibrations[name] = calibrate_retrieve(runner, plan, crawl_by_meaning, seed)
+                source = "calibrated" if before is None else "kept"
+                threshold = Threshold(calibrations[name]["threshold"], source)
             of_seeds.append(threshold)
     if few < FEW and "calibrated" in {each.source for each in (known["dedup"], *of_seeds)}:
         warn(f"thresholds were calibrated on {few} images only: look at the pictures")

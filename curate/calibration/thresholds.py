@@ -20,7 +20,8 @@ CALIBRATED = ("dedup", "retrieve")
 
 @dataclass(frozen=True)
 class Threshold:
-    """A cosine, and where it comes from: `pipeline`, `embedder`, `calibrated` or `target`.
+    """A cosine, and where it comes from: `pipeline`, `embedder`, `calibrated` or `target`; `kept`, where
+    a run adds to a result in which it was calibrated.
 
     `no floor`: the strategy of retrieval has none, and every cosine will do.
     """

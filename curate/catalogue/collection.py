@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Int64, Integer, Shaped
 
+from curate.catalogue.exported import Exported, Places, find_exported
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
@@ -30,10 +31,11 @@ from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
 
-VERSION = 4
+VERSION = 5
 PARTS = "parts.json"
 RESOLVED = "resolved.json"
 KEYS = "keys.arrow"
+EXPORTED = "exported.npy"
 ARRAYS = ("starts", "decision", "canonical", "rank", "order", "place")
 KEY = pa.large_string()
 BLOCK = 262_144
@@ -98,6 +100,12 @@ class Collection:
     def dim(self) -> int:
         """Dimensions of a vector."""
         return int(self._vectors_of(0).shape[1])
+
+    @cached_property
+    def exported(self) -> Places:
+        """Numbers of the images that the result to add to holds, and their places in its shards."""
+        places: Places = np.load(self.folder / EXPORTED)
+        return places
 
     @cached_property
     def usable(self) -> Numbers:
@@ -223,13 +231,14 @@ def catalogue(
     quality: QualitySettings | None,
     filters: Sequence[FilterSettings],
     lists: Sequence[CompiledList] = (),
+    exported: Exported | None = None,
     *,
     out: Path,
 ) -> dict[str, int]:
     """Write what a `Collection` maps: parts are numbered in the order of `name + "/"`.
 
     With `quality` None nothing but `corrupt` is decided: seeds and holdouts are taken as they are.
-    Two images of one key in different parts are an error that names both.
+    What was `exported` ranks before all else, and stands for all that has its bytes. Two images of one key in different parts are an error that names both.
     """
     parts = sorted(parts, key=lambda part: part.name + "/")
     counts = [pq.read_metadata(work / part.facts / FACTS).num_rows for part in parts]
@@ -267,8 +276,16 @@ def catalogue(
     order = _key_order(parts, starts, collection)
     place, rank = np.empty(total, np.int64), np.empty(total, np.int64)
     place[order] = np.arange(total)
-    rank[np.lexsort((place, -size, -pixels))] = np.arange(total)
-    canonical = _first_copies(digest, decision == OPEN, place)
+    said = (
+        (int(starts[part]), collection.facts_of_part(part, ["key", "sha256"]))
+        for part in range(len(parts))
+    )
+    before = find_exported(exported, said, decision)
+    np.save(out / EXPORTED, before)
+    is_new = np.ones(total, bool)
+    is_new[before[:, 0]] = False
+    rank[np.lexsort((place, -size, -pixels, is_new))] = np.arange(total)
+    canonical = _first_copies(digest, decision == OPEN, np.where(is_new, place, place - total))
     arrays: tuple[np.ndarray, ...] = (starts, decision, canonical, rank, order, place)
     for name, array in zip(ARRAYS, arrays, strict=True):
         np.save(out / f"{name}.npy", array)

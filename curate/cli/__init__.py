@@ -13,6 +13,7 @@ from curate.cli.remove import remove
 from curate.cli.report import report
 from curate.cli.run import run
 from curate.cli.status import status
+from curate.cli.update import update
 from curate.cli.verify import verify
 from shared.commands import Commands
 
@@ -25,10 +26,11 @@ def main() -> None:
     lvd-curate demo                                      all of it, on a made-up crawl
     lvd-curate run --crawl 'crawl/*.tar' --seed my_seed --out runs/mine
     lvd-curate status runs/mine                          how far is it? from another terminal
+    lvd-curate update runs/mine                          the crawl has grown: add what is new
     lvd-curate explain runs/mine 00000/000000017         why is this image in, or out?
     lvd-curate loop --rounds 2                           curate, train, curate with that model
     """
 
 
-for command in (demo, run, calibrate, loop, report, explain, status, verify, gc, remove):
+for command in (demo, run, calibrate, loop, report, explain, status, verify, gc, remove, update):
     main.add_command(command)

@@ -81,6 +81,16 @@ def executor_option() -> Callable:
     )
 
 
+def retry_option() -> Callable:
+    """Return the option --retry."""
+    return click.option(
+        "--retry",
+        type=click.Choice(["corrupt", "parts"]),
+        help="corrupt: read the parts that held corrupt images again. parts: try those again that "
+        "were set aside.",
+    )
+
+
 def make_plan(
     pipeline: str, config: Path, work: Path, out: Path | None = None, **asked: Any
 ) -> tuple[Any, Path]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curate.cli.options import executor_option, folder, make_plan, request_options
+from curate.cli.options import executor_option, folder, make_plan, request_options, retry_option
 
 if TYPE_CHECKING:
+    from curate.execution.output import Output
     from curate.execution.session import ExecutorName
+    from curate.plan import Plan
 
 SET_ASIDE = 3
 """The exit status of a run that is done but for parts that were set aside."""
@@ -27,12 +29,7 @@ SET_ASIDE = 3
 @click.option(
     "--replace", is_flag=True, help="Swap an OUT that holds other settings, whole, at the end."
 )
-@click.option(
-    "--retry",
-    type=click.Choice(["corrupt", "parts"]),
-    help="corrupt: read the parts that held corrupt images again. parts: try those again that were "
-    "set aside.",
-)
+@retry_option()
 def run(
     out: Path | None,
     executor: ExecutorName,
@@ -48,18 +45,9 @@ def run(
     and again for reasons of their own.
     """
     from curate.calibration.pairing import wrong_pairings
-    from curate.execution.output import Output, name_latest
-    from curate.execution.session import open_runner
-    from curate.plan import (
-        comparable,
-        describe,
-        forget_corrupt,
-        forget_set_aside,
-        pinned,
-        writable,
-    )
-    from shared.progress import say, warn
-    from shared.storage import reraise_disk_full
+    from curate.execution.output import Output
+    from curate.plan import comparable, describe, pinned, writable
+    from shared.progress import warn
 
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
@@ -69,7 +57,20 @@ def run(
     if dry_run:
         click.echo(describe(plan, out))
         return
-    plan = pinned(plan)
+    carry_out(pinned(plan), output, out, executor, retry)
+
+
+def carry_out(
+    plan: Plan, output: Output, out: Path, executor: ExecutorName, retry: str | None
+) -> None:
+    """Run a plan into `output`, called `out`; show what came of it; exit with 3 where parts were set
+    aside."""
+    from curate.execution.output import name_latest
+    from curate.execution.session import open_runner
+    from curate.plan import forget_corrupt, forget_set_aside
+    from shared.progress import say, warn
+    from shared.storage import reraise_disk_full
+
     with reraise_disk_full(out), output.locked():
         if retry == "corrupt":
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")

@@ -9,6 +9,8 @@ the threshold with its representative. An image needs only its edges to better i
 there are more), the image stays undecided and the next pass searches again, among what is left.
 
 *components* joins whatever is connected, as the DINOv2 paper does; a spanning forest is enough.
+
+Where a run adds to a result, what that holds ranks first and always stands for itself.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from jaxtyping import Int8, Int64
 
 from curate.catalogue.collection import Collection
 
-VERSION = 1
+VERSION = 2
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
 COMPACT_AT = 4_000_000
 
@@ -206,6 +208,7 @@ def group(
         chosen = np.where(held >= 0, rank[held], -1)
     cut = [np.load(folder / "truncated.npy") for folder in searched]
     truncated = np.unique(np.concatenate([np.empty(0, np.int64), *cut]))
+    edges = edges[edges[:, 0] >= len(collection.exported)]
     left = decide(edges, truncated, mode, per_image, status, chosen)
     by_number = np.where(chosen >= 0, number_of[chosen], -1)[rank]
     copies = (canonical >= 0) & ~takes_part

@@ -12,6 +12,7 @@ from pyarrow.parquet import read_table
 from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix, place_of, recall
+from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import SCORES
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest
@@ -131,8 +132,12 @@ def catalogued(
     quality: QualitySettings | None = None,
     filters: Sequence[FilterSettings] = (),
     lists: Sequence[CompiledList] = (),
+    exported: Exported | None = None,
 ) -> Catalogued:
-    """Return a dataset as an embedder sees it, with what facts, scores and lists decide of its images."""
+    """Return a dataset as an embedder sees it, with what facts, scores and lists decide of its images.
+
+    `exported` are those of its images that the result to add to holds.
+    """
     request, work = embedded.request, embedded.request.work
     outputs, digests = [], []
     for part, content in zip(embedded.parts, embedded.contents, strict=True):
@@ -161,11 +166,12 @@ def catalogued(
             quality and quality.model_dump(exclude_none=True),
             [entry.model_dump() for entry in filters],
             *([each.name, each.content] for each in lists),
+            *([exported.digest] if exported else []),
         ],
     )
     for each in lists:
         runner.use(each.folder)
-    args = (outputs, work, quality, list(filters), tuple(lists))
+    args = (outputs, work, quality, list(filters), tuple(lists), exported)
     runner.run(stage, catalogue, [Unit("all", args)])
     collection = Collection(runner.folder(stage) / "all")
     return Catalogued(embedded.name, embedded.parts, collection, stage.address)

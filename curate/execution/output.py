@@ -12,19 +12,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from curate.increment import CLUSTERS, REMOVED, Before
+from curate.neighbours.cluster import FITTED
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
 from shared.config import flat
 from shared.errors import LvdError
 from shared.locks import busy, locked
 from shared.progress import warn
-from shared.storage import digest_file, read_json, read_optional, sync_tree, write_json
+from shared.storage import digest_file, link_or_copy, read_json, read_optional, sync_tree, write_json
 
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
 TIMINGS = "timings.json"
 ADDRESS = ".address"
-OWN = {RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", ".scratch", ".spill", ".tables"}
+OWN = {
+    *(RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", CLUSTERS),
+    *(".scratch", ".spill", ".tables"),
+}
 FileHash = dict[str, Any]
 """`bytes` and `sha256` of a file."""
 LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
@@ -44,6 +49,7 @@ class Output:
         self.tables = self.partial / ".tables"
         self.shards = self.partial / "shards"
         self.reports = self.partial / "reports"
+        self.clusters = self.partial / CLUSTERS
         self._replace = replace
         self._refuse_foreign()
 
@@ -85,12 +91,13 @@ class Output:
         path = self.out / RUN
         return path.exists() and read_json(path)["address"] == address
 
-    def begin(self, address: str) -> None:
+    def begin(self, address: str, *, adding: bool = False) -> None:
         """Prepare the partial folder; what it holds of another address is removed.
 
-        Raises LvdError where images that were removed from `out` would come back.
+        Raises LvdError where images that were removed from `out` would come back, unless the run is
+        `adding` to it: then they are known.
         """
-        if not self._replace and (removed := read_optional(self.out / RUN).get("removed")):
+        if not (self._replace or adding) and (removed := read_optional(self.out / RUN).get("removed")):
             raise LvdError(
                 f"--out {self.out} is without images that lvd-curate remove took out, and this run "
                 f"may bring them back: add {removed[-1]['path']} to the pipeline's `lists` and say "
@@ -119,11 +126,25 @@ class Output:
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
             if len(units) == 1:
-                os.link(units[0] / f"{name}.parquet", path)
+                link_or_copy(units[0] / f"{name}.parquet", path)
                 continue
             path.mkdir()
             for unit in units:
-                os.link(unit / f"{name}.parquet", path / f"{unit.name}.parquet")
+                link_or_copy(unit / f"{name}.parquet", path / f"{unit.name}.parquet")
+
+    def lay_centroids(self, folder: Path) -> None:
+        """Put the centroids of a unit beside the shards, for a run that adds to this one."""
+        for name in FITTED:
+            link_or_copy(folder / name, self.clusters / name)
+
+    def keep(self, before: Before) -> None:
+        """Take over the shards, and the list of what was removed, of the result that is added to."""
+        if read_json(self.out / RUN) != before.run:
+            raise LvdError(f"{self.out} was changed by another process meanwhile: call this again")
+        kept = [before.out / "reports" / REMOVED, *sorted((before.out / "shards").iterdir())]
+        for path in kept:
+            if path.exists():
+                link_or_copy(path, self.partial / path.relative_to(before.out))
 
     def write(
         self, run: dict[str, Any], funnel: dict[str, Any], address: str, used: list[str]

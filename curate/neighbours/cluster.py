@@ -1,5 +1,7 @@
 """Stage cluster: spherical k-means on a seeded sample, then every vector beside its neighbours.
 
+Where a run adds to a result, the centroids of that are kept until its images have drifted from them.
+
 Units: `centroids` (reduce), `assign` (map over blocks of numbers: every vector gets its cluster)
 and `members` (regroup: the vectors of a range of clusters, one of each distinct content, side by
 side in one file, so that a search inside clusters reads contiguous memory).
@@ -7,9 +9,10 @@ side in one file, so that a search inside clusters reads contiguous memory).
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -18,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.catalogue.collection import Catalogued, Collection
 from curate.neighbours.search import (
     Searchable,
+    cosine,
     heads,
     nearest,
     principal_axes,
@@ -27,7 +31,9 @@ from curate.neighbours.search import (
 )
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 3
+VERSION = 4
+FITTED = ("centroids.npy", "axes.npy")
+"""What `centroids` leaves."""
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
 BUCKET = 65_536
@@ -45,6 +51,27 @@ class ClusterSettings(BaseModel):
     """Size of the k-means sample, in points for each cluster."""
     iterations: int = Field(10, ge=1)
     seed: int = 0
+    drift: float = Field(0.1, ge=0)
+    """How much farther from its centroid an image may be on average, as a share, than when the
+    centroids were found, before `lvd-curate update` finds new ones. It does so, too, for more than
+    `GROWN` times the images."""
+
+
+GROWN = 4
+"""Clusters are then twice as large as a run that finds them would make them."""
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """The centroids of a result, and how well they fitted the images that they were found for."""
+
+    folder: Path
+    """With `centroids.npy` and `axes.npy`."""
+    digest: str
+    """Stands for these."""
+    images: int
+    distance: float
+    """Mean of 1 - cosine of an image and its centroid."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +83,67 @@ class Clustered:
     """The units `assign` of the collection's blocks."""
     sizes: tuple[int, ...]
     """Vectors in each range of clusters."""
+    fitted: dict[str, Any]
+    """Of the centroids, JSON-able: `images` and `distance`, as in `Centroids`, and whether they were
+    `kept`."""
     address: str
 
 
 def cluster(
-    runner: Runner, crawl: Catalogued, settings: ClusterSettings, threads: int
+    runner: Runner,
+    crawl: Catalogued,
+    settings: ClusterSettings,
+    threads: int,
+    before: Centroids | None,
 ) -> Clustered:
     """Do `cluster_vectors` as a stage of the run of its own."""
     with runner.at_work("cluster"):
-        return cluster_vectors(runner, crawl, settings, threads)
+        return cluster_vectors(runner, crawl, settings, threads, before)
 
 
 def cluster_vectors(
-    runner: Runner, crawl: Catalogued, settings: ClusterSettings, threads: int
+    runner: Runner,
+    crawl: Catalogued,
+    settings: ClusterSettings,
+    threads: int,
+    before: Centroids | None = None,
 ) -> Clustered:
-    """Find centroids, give every vector its cluster, lay clusters side by side."""
+    """Find centroids, or keep those of `before`; give every vector its cluster; lay clusters side by side."""
+    images = len(crawl.collection.usable)
+    if before is not None and images <= GROWN * before.images:
+        kept = _assign_all(runner, crawl, settings, threads, before)
+        if kept.distance <= (1 + settings.drift) * before.distance:
+            fitted = {"images": before.images, "distance": before.distance, "kept": True}
+            return _lay_out(runner, kept, fitted)
+    found = _assign_all(runner, crawl, settings, threads, None)
+    return _lay_out(runner, found, {"images": images, "distance": found.distance, "kept": False})
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """The clusters of all vectors, and the mean of 1 - cosine of an image and its centroid."""
+
+    stage: Stage
+    units: list[Path]
+    distance: float
+
+
+def _assign_all(
+    runner: Runner,
+    crawl: Catalogued,
+    settings: ClusterSettings,
+    threads: int,
+    before: Centroids | None,
+) -> _Assigned:
     collection = crawl.collection
-    stage = Stage("cluster", VERSION, crawl.address, [settings.model_dump(), threads])
+    asked = [settings.model_dump(exclude={"drift"}), threads, *([before.digest] if before else [])]
+    stage = Stage("cluster", VERSION, crawl.address, asked)
     home = runner.folder(stage)
-    args = (collection, settings, threads)
-    runner.run(stage, centroids, [Unit("centroids", args)], note="k-means")
+    if before is None:
+        args: tuple[Any, ...] = (collection, settings, threads)
+        runner.run(stage, centroids, [Unit("centroids", args)], note="k-means")
+    else:
+        runner.run(stage, keep_centroids, [Unit("centroids", (before.folder,))])
     units = [
         Unit(
             f"assign-{start:012d}",
@@ -84,8 +152,15 @@ def cluster_vectors(
         )
         for start, stop in collection.blocks()
     ]
-    runner.run(stage, assign, units, note="assigned")
-    assigned = [home / unit.name for unit in units]
+    results = runner.run(stage, assign, units, note="assigned")
+    distance = sum(each["distance"] for each in results)
+    vectors = sum(each["vectors"] for each in results)
+    return _Assigned(stage, [home / unit.name for unit in units], distance / max(1, vectors))
+
+
+def _lay_out(runner: Runner, done: _Assigned, fitted: dict[str, Any]) -> Clustered:
+    stage, assigned = done.stage, done.units
+    home = runner.folder(stage)
     ranges = buckets(assigned)
     units = [
         Unit(f"members-{first:08d}", (home / "centroids", assigned, first, last))
@@ -97,8 +172,16 @@ def cluster_vectors(
         Clusters(home / "centroids", folders, tuple(ranges)),
         tuple(assigned),
         tuple(stats["images"] for stats in held),
+        fitted,
         stage.address,
     )
+
+
+def keep_centroids(before: Path, *, out: Path) -> dict:
+    """Write what `centroids` wrote for an earlier result."""
+    for name in FITTED:
+        shutil.copyfile(before / name, out / name)
+    return {"clusters": len(np.load(out / FITTED[0], mmap_mode="r"))}
 
 
 def centroids(
@@ -146,6 +229,8 @@ def assign(
 
     Beside it, sorted by cluster and number: the vectors and numbers of the images that stand for
     their content (`vectors.npy`, `numbers.npy`), and where each cluster begins (`offsets.npy`).
+    Returns how many these are, how many images have vectors, and the sum of 1 - cosine of each of
+    those and its centroid.
     """
     use_threads(threads)
     centroid = np.load(centers / "centroids.npy")
@@ -153,9 +238,13 @@ def assign(
     canonical = collection.canonical[start:stop]
     numbers = np.flatnonzero(canonical >= 0) + start
     vectors = collection.vectors(numbers)
+    distance = 0.0
     for at in range(0, len(numbers), ROWS):
         some = slice(at, at + ROWS)
-        clusters[numbers[some] - start] = nearest(unit(vectors[some]), centroid)
+        units = unit(vectors[some])
+        own = nearest(units, centroid)
+        clusters[numbers[some] - start] = own
+        distance += float((1 - cosine(units, centroid[own])).sum(dtype=np.float64))
     stands = canonical[numbers - start] == numbers
     order = np.argsort(clusters[numbers[stands] - start], kind="stable")
     stored = np.flatnonzero(stands)[order]
@@ -164,7 +253,7 @@ def assign(
     np.save(out / "vectors.npy", vectors[stored])
     np.save(out / "numbers.npy", numbers[stored])
     np.save(out / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-    return {"images": len(stored)}
+    return {"images": len(stored), "vectors": len(numbers), "distance": distance}
 
 
 def buckets(assigned: list[Path]) -> list[tuple[int, int]]:

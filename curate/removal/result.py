@@ -6,8 +6,6 @@ loses all of its images goes. Files that hold none of what goes are linked, not 
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ from curate.removal.gone import REMOVED, Gone, image_files, read_removed
 from curate.report.rows import BEHIND_JUDGEMENT
 from curate.report.tables import read_funnel, table_files
 from shared.shards import drop_samples
-from shared.storage import fingerprint, read_json, write_json
+from shared.storage import fingerprint, link_or_copy, read_json, write_json
 
 VERSION = 1
 
@@ -171,11 +169,7 @@ def _link_others(out: Path, new: Path, made: set[str]) -> set[str]:
     """Link, or copy, the files of a result that are not `made` anew; return their names."""
     files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
     for name in sorted(files.keys() - made):
-        (new / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(files[name], new / name)
-        except OSError:  # file systems without links
-            shutil.copyfile(files[name], new / name)
+        link_or_copy(files[name], new / name)
     return files.keys() - made
 
 

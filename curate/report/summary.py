@@ -25,6 +25,7 @@ SOURCES = {
     "calibrated": "calibrated by this run",
     "embedder": "declared with the embedder",
     "pipeline": "set in the pipeline",
+    "kept": "kept from when the result was first made",
     "target": "solved for retrieve.target",
 }
 

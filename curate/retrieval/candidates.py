@@ -17,7 +17,7 @@ from curate.dedup.holdout import Held
 from curate.retrieval.nearest_seeds import Retrieved
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def find(
 ) -> dict:
     """Write `numbers.npy` int64, in key order, and `similarity.npy` float32 to the nearest seed.
 
-    A reduce, of about 20 bytes an image beside what is memory-mapped.
+    `exported.npy` bool says which of them the result to add to holds. A reduce, of about 20 bytes an image beside what is memory-mapped.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
     free = (representative == np.arange(len(crawl))) & ~touched_by_holdouts(representative, holdout)
@@ -77,6 +77,7 @@ def find(
     numbers = order[free[order]]
     np.save(out / "numbers.npy", numbers)
     np.save(out / "similarity.npy", similarity[numbers])
+    np.save(out / "exported.npy", np.isin(numbers, crawl.exported[:, 0]))
     return {"candidates": len(numbers)}
 
 
@@ -84,6 +85,12 @@ def load_candidates(folder: Path) -> tuple[Numbers, Float32[np.ndarray, " n"]]:
     """Return the memory-mapped numbers of the candidates, and their similarity to the seed."""
     numbers: np.ndarray = np.load(folder / "numbers.npy", mmap_mode="r")
     return numbers, np.load(folder / "similarity.npy", mmap_mode="r")
+
+
+def load_exported(folder: Path) -> Bool[np.ndarray, " n"]:
+    """Return which of the candidates the result to add to holds."""
+    exported: np.ndarray = np.load(folder / "exported.npy")
+    return exported
 
 
 def touched_by_holdouts(representative: Numbers, holdout: Sequence[Path]) -> Bool[np.ndarray, " n"]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int8
+from jaxtyping import Bool, Float32, Int8
 
-from curate.retrieval.candidates import load_candidates
+from curate.retrieval.candidates import load_candidates, load_exported
 from curate.retrieval.question import Chosen, Question, below
 from curate.stage import Stage, Unit
 
-VERSION = 1
+VERSION = 2
 BELOW, TIED = 1, 2
 
 
@@ -39,14 +39,17 @@ def misses_of(threshold: float, target: int | None) -> tuple[str, ...]:
 
 
 def choose_relevant(candidates: Path, threshold: float, target: float | None, *, out: Path) -> dict:
-    """Write `missed.npy`. A share is rounded, and of one image at least."""
+    """Write `missed.npy`. A share is rounded, and of one image at least.
+
+    Where a run adds to a result, what that holds counts towards the target.
+    """
     similarity = load_candidates(candidates)[1][:]
     if isinstance(target, float):
         target = max(1, round(target * len(similarity)))
     if target is None:
         missed = below_threshold(similarity, threshold)
     else:
-        missed, threshold = beyond_target(similarity, int(target))
+        missed, threshold = beyond_target(similarity, load_exported(candidates), int(target))
     np.save(out / "missed.npy", missed)
     return {"threshold": threshold, "target": target}
 
@@ -59,11 +62,23 @@ def below_threshold(
 
 
 def beyond_target(
-    similarity: Float32[np.ndarray, " n"], count: int
+    similarity: Float32[np.ndarray, " n"], first: Bool[np.ndarray, " n"], count: int
 ) -> tuple[Int8[np.ndarray, " n"], float]:
-    """Return 0 for the `count` most similar, ties by row, else `BELOW` or `TIED`, and the threshold."""
-    ranked = np.argsort(-similarity, kind="stable")
-    threshold = float(similarity[ranked[:count][-1]]) if len(ranked) else -1.0
-    missed = np.where(similarity < np.float32(threshold), BELOW, TIED).astype(np.int8)
+    """Return 0 for the `count` most similar, ties by row, else `BELOW` or `TIED`, and the threshold.
+
+    Those that come `first` are among them before any other. The threshold is the least similarity
+    of the others, or just above all that are left where there is no room for one.
+    """
+    ranked = np.lexsort((-similarity, ~first))
+    others = ranked[int(first.sum()) :]
+    taken = others[: max(0, count - int(first.sum()))]
+    missed = np.full(len(similarity), BELOW, np.int8)
     missed[ranked[:count]] = 0
+    if len(taken):
+        threshold = float(similarity[taken[-1]])
+    elif len(others):
+        threshold = float(np.nextafter(similarity[others[0]], np.float32(2)))
+    else:
+        threshold = float(similarity.min()) if len(similarity) else -1.0
+    missed[(missed != 0) & (similarity >= np.float32(threshold))] = TIED
     return missed, threshold

@@ -18,12 +18,13 @@ from curate.catalogue.keyed_order import hash_keys
 from curate.dedup.holdout import Held
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
-from curate.retrieval.candidates import load_candidates, touched_by_holdouts
+from curate.retrieval.candidates import load_candidates, load_exported, touched_by_holdouts
 from curate.selection.include import Included
 from curate.stage import Runner, Stage, Unit
+from shared.errors import LvdError
 
 Decisions = Int8[np.ndarray, " n"]
-VERSION = 5
+VERSION = 6
 OVER_BUDGET = -1
 """The code of an image that a seed retrieves and has no budget for."""
 
@@ -112,9 +113,14 @@ def select(
 
     What a negative seed bars is irrelevant and uses up no budget, but is not replaced: no strategy
     goes on for it.
+
+    Where the run adds to a result, what that holds is kept whatever seeds and budgets say, counts
+    towards these, and comes first, in its order there.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
     numbers, _ = load_candidates(wanted[0].candidates)
+    stays = load_exported(wanted[0].candidates)
+    _require_free(crawl, int(stays.sum()))
     bars = [np.load(wish.chosen / "missed.npy") == 0 for wish in barred]
     barred_by = np.full(len(numbers), -1, np.int16)
     for place, hit in reversed(list(enumerate(bars))):
@@ -126,7 +132,7 @@ def select(
         missed[place, numbers] = code
     missed.flush()
     wishes = [(code == 0) & (barred_by < 0) for code in codes]
-    is_wanted = np.any(wishes, axis=0)
+    is_wanted = np.any(wishes, axis=0) | stays
     is_found = np.any([(code == OVER_BUDGET) for code in codes], axis=0)
 
     decision = np.array(crawl.decision)
@@ -135,8 +141,9 @@ def select(
     otherwise = np.where(is_found, CODE["over_budget"], CODE["irrelevant"])
     decision[numbers] = np.where(is_wanted, CODE["kept"], otherwise)
     similarity = reduce(np.maximum, (load_candidates(wish.candidates)[1] for wish in wanted))
-    too_many = beyond(np.flatnonzero(is_wanted), similarity, max_images)
+    too_many = beyond(np.flatnonzero(is_wanted), similarity, stays, max_images)
     decision[numbers[too_many]] = CODE["over_budget"]
+    decision[numbers[stays]] = CODE["kept"]
     np.save(out / "decision.npy", decision)
     of_seeds = [(own, np.load(folder / "decision.npy")) for own, folder in included]
     exported = _deal([(crawl, decision), *of_seeds], seed, out)
@@ -152,13 +159,29 @@ def select(
     }
 
 
+def _require_free(crawl: Collection, candidates: int) -> None:
+    """Raise LvdError where exported images are no candidates, of which there are so many."""
+    lost = len(crawl.exported) - candidates
+    if lost:
+        raise LvdError(
+            f"{lost:,} images of the result to add to are copies of holdout images, or of images of "
+            "an included seed, that were not there before: curate anew into another OUT"
+        )
+
+
 def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) -> int:
-    """Write the order of the kept images of all datasets; return how many there are."""
+    """Write the order of the kept images of all datasets; return how many there are.
+
+    What is exported already comes first, as it is there.
+    """
     kept = [np.flatnonzero(decision == CODE["kept"]) for _, decision in datasets]
     hashes = [hash_keys(data, mine, seed) for (data, _), mine in zip(datasets, kept, strict=True)]
     source = np.repeat(np.arange(len(kept), dtype=np.int16), [len(mine) for mine in kept])
     numbers = np.concatenate(kept)
-    order = np.lexsort((numbers, source, np.concatenate(hashes)))
+    place = np.concatenate(
+        [_places(data, mine) for (data, _), mine in zip(datasets, kept, strict=True)]
+    )
+    order = np.lexsort((numbers, source, np.concatenate(hashes), place))
     source, numbers = source[order], numbers[order]
     for place, (data, _) in enumerate(datasets):
         position = np.full(len(data), -1, np.int64)
@@ -170,21 +193,37 @@ def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) ->
     return len(order)
 
 
+def _places(data: Collection, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Return where images stand in the shards of the result to add to; behind all others if nowhere."""
+    places = np.full(len(numbers), np.iinfo(np.int64).max)
+    known, there = data.exported.T
+    found = np.isin(numbers, known)
+    places[found] = there[np.searchsorted(known, numbers[found])]
+    return places
+
+
 def _codes(wish: Wish, free: Bool[np.ndarray, " n"]) -> Int8[np.ndarray, " n"]:
     """Return the strategy's codes of all candidates, those over the seed's budget marked."""
     codes: np.ndarray = np.load(wish.chosen / "missed.npy")
     similarity = load_candidates(wish.candidates)[1]
-    codes[beyond(np.flatnonzero((codes == 0) & free), similarity, wish.max_images)] = OVER_BUDGET
+    stays, asked = load_exported(wish.candidates), np.flatnonzero((codes == 0) & free)
+    codes[beyond(asked, similarity, stays, wish.max_images)] = OVER_BUDGET
     return codes
 
 
 def beyond(
-    rows: Int64[np.ndarray, " r"], similarity: Float32[np.ndarray, " n"], most: int | None
+    rows: Int64[np.ndarray, " r"],
+    similarity: Float32[np.ndarray, " n"],
+    first: Bool[np.ndarray, " n"],
+    most: int | None,
 ) -> Int64[np.ndarray, " _"]:
-    """Return those of `rows` that are not among the `most` most similar, ties by row."""
+    """Return those of `rows` that are not among the `most` most similar, ties by row.
+
+    Those that come `first` are the most similar.
+    """
     if most is None:
         return rows[:0]
-    return rows[np.argsort(-similarity[rows], kind="stable")][most:]
+    return rows[np.lexsort((-similarity[rows], ~first[rows]))][most:]
 
 
 def _count(

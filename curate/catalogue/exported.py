@@ -1,0 +1,81 @@
+"""Which images of a dataset stand in the shards of a result already, where a run adds to it.
+
+Such an image stays: it ranks before all others, stands for itself and for its copies, and is kept
+whatever else is better or was measured since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int8, Int64
+
+from curate.filters.decisions import DECISIONS, OPEN
+from shared.errors import LvdError
+
+EXPORTED = pa.schema([("key", pa.large_string()), ("sha256", pa.string()), ("place", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The exported images of one dataset; travels to the workers as a path."""
+
+    out: str
+    """The result, as errors call it."""
+    file: Path
+    """Parquet with the columns of `EXPORTED`; `place` counts through all shards of the result."""
+    digest: str
+    """Stands for what the file says."""
+
+
+Places = Int64[np.ndarray, "m 2"]
+"""Numbers of images, ascending, each with its place in the shards of the result."""
+
+
+def find_exported(
+    exported: Exported | None,
+    parts: Iterator[tuple[int, pa.Table]],
+    decision: Int8[np.ndarray, " n"],
+) -> Places:
+    """Return where the exported images are among those of a dataset.
+
+    `parts` yields the number of each part's first image, with its `key` and `sha256`; `decision` is
+    what the facts decide. Raises LvdError where an exported image is there no more, has other bytes,
+    or would not be kept now.
+    """
+    if exported is None:
+        return np.empty((0, 2), np.int64)
+    known = pq.read_table(exported.file, schema=EXPORTED)
+    places = np.full(len(known), -1, np.int64)
+    for start, facts in parts:
+        found = pc.index_in(known["key"], facts["key"].cast(pa.large_string()).combine_chunks())
+        here = np.flatnonzero(found.is_valid().to_numpy())
+        rows = found.fill_null(0).to_numpy()[here]
+        own = facts["sha256"].combine_chunks().take(pa.array(rows))
+        there = known["sha256"].combine_chunks().take(pa.array(here))
+        same = pc.equal(own, there).fill_null(False).to_numpy(zero_copy_only=False)
+        places[here[same]] = start + rows[same]
+    _require(exported, known, places < 0, "are gone from the crawl, or have other bytes now")
+    closed = decision[places] != OPEN
+    if closed.any():
+        name = DECISIONS[decision[places[np.argmax(closed)]]]
+        _require(exported, known, closed, f"would not be kept now: the first is {name}")
+    order = np.argsort(places)
+    return np.stack([places[order], known["place"].to_numpy()[order]], 1)
+
+
+def _require(exported: Exported, known: pa.Table, wrong: np.ndarray, what: str) -> None:
+    """Raise LvdError where some of the exported images are wrong."""
+    if not wrong.any():
+        return
+    key = known["key"][int(np.argmax(wrong))].as_py()
+    raise LvdError(
+        f"{int(wrong.sum()):,} images that {exported.out} holds, as {key!r}, {what}: take them out "
+        "with `lvd-curate remove` first (a list of keys), or curate anew into another OUT"
+    )

@@ -1,0 +1,74 @@
+"""`lvd-curate update`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from curate.cli.options import SET, executor_option, folder, retry_option, work_option
+from curate.cli.run import carry_out
+
+if TYPE_CHECKING:
+    from curate.execution.session import ExecutorName
+
+
+@click.command()
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@folder(
+    "--config", default=Path("pipelines.yaml"), show_default=True, help="Datasets and embedders."
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET)
+@work_option("Where all runs keep what can be used again.")
+@executor_option()
+@click.option("--dry-run", is_flag=True, help="Say what there is to embed.")
+@retry_option()
+def update(
+    out: Path,
+    config: Path,
+    overrides: tuple[str, ...],
+    work: Path,
+    executor: ExecutorName,
+    dry_run: bool,
+    retry: str | None,
+) -> None:
+    """Add to a finished result what is new in its crawl, as shards of their own.
+
+    Settings and measured thresholds are those of OUT; only what is new is embedded, and it is
+    compared with all that is old. What OUT holds stays as it is and where it is: it stands for its
+    copies, old and new, and counts towards budgets and targets. Clusters keep their centroids until
+    the images have drifted from them (cluster.drift). The tables then speak of the whole crawl.
+    What the crawl has lost, or what became corrupt or unsafe since, is refused while OUT holds it:
+    take it out with `lvd-curate remove` first. To judge everything anew, use `lvd-curate run`.
+    """
+    from curate.execution.output import Output
+    from curate.increment import list_removed, read_before, read_run
+    from curate.plan import comparable, describe, make_plan, pinned, pipeline_of, writable
+    from curate.settings import read_request
+    from shared.locks import scratch_folder
+
+    settings = read_run(out)["settings"]
+    request = read_request(
+        config,
+        settings["pipeline"],
+        embedder=None,
+        crawl=None,
+        seeds=(),
+        holdouts=(),
+        overrides=overrides,
+        settings=pipeline_of(settings),
+    )
+    writable(work, "--work")
+    writable(out, "OUT")
+    plan = make_plan(request, work.absolute(), out.absolute())
+    output = Output(out.absolute(), comparable(request), replace=False)
+    if dry_run:
+        click.echo(describe(plan, out))
+        return
+    with scratch_folder(plan.work / "scratch") as scratch:
+        before = read_before(out.absolute(), scratch)
+        removed = list_removed(before, plan.work, scratch)
+        plan = replace(plan, before=before, lists=(*plan.lists, *removed))
+        carry_out(pinned(plan), output, out, executor, retry)

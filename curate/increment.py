@@ -1,0 +1,139 @@
+"""A finished result that a run adds to: what it holds, and what its images were decided by.
+
+`lvd-curate update` keeps all of that: the exported images stay, thresholds and centroids are those of
+the result, and new images are judged beside the old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.calibration.thresholds import Threshold
+from curate.catalogue.exported import EXPORTED, Exported
+from curate.filters.lists import CompiledList, ListSettings, compile_lists
+from curate.neighbours.cluster import FITTED, Centroids
+from curate.report.tables import table_files
+from shared.errors import LvdError
+from shared.storage import digest_file, fingerprint, read_json
+
+CLUSTERS = "clusters"
+"""The folder of a result with the centroids of its clusters."""
+REMOVED = "removed.parquet"
+"""The report of what `lvd-curate remove` took out."""
+REMOVED_LIST = "removed"
+"""The name of the list of these, by which a run that adds to the result knows them."""
+SEEDS = "seed_images"
+OUTPUTS = ["output_shard", "output_key"]
+
+
+@dataclass(frozen=True)
+class Before:
+    """A finished result, as a run that adds to it needs it."""
+
+    out: Path
+    run: dict[str, Any]
+    """Its `run.json`."""
+    exported: dict[str | None, Exported]
+    """By the name of the included seed that the images are of; None: of the crawl."""
+    outputs: Path
+    """Parquet with shard and key of the exported images, in their order."""
+    shards: int
+    """How many shard numbers it has used."""
+    centroids: Centroids
+
+    @property
+    def inputs(self) -> str:
+        """What stands for everything that went into it."""
+        return str(self.run["inputs"])
+
+    @property
+    def calibrations(self) -> dict[str, dict[str, Any]]:
+        """How its thresholds were measured."""
+        measured: dict[str, dict[str, Any]] = self.run["calibration"]
+        return measured
+
+    def threshold(self, name: str) -> Threshold:
+        """Return the threshold of `dedup`, or that of `holdout`, which it used."""
+        found = self.run["thresholds"].get(name) or self.run["thresholds"]["dedup"]
+        return Threshold(
+            found["value"], "kept" if found["source"] == "calibrated" else found["source"]
+        )
+
+
+def read_before(out: Path, scratch: Path) -> Before:
+    """Read a finished result, and lay what workers need of it below `scratch`.
+
+    A reduce that holds the keys and hashes of what was exported. Raises LvdError where `out` is no
+    result, or one that nothing can be added to.
+    """
+    run = read_run(out)
+    kept = pa.concat_tables(_exported(out))
+    places = [pc.cast(kept[name], pa.int64()) for name in OUTPUTS]
+    kept = kept.take(np.lexsort([column.to_numpy() for column in reversed(places)]))
+    kept = kept.append_column("place", pa.array(np.arange(len(kept)), pa.int64()))
+    gone = [x for x in pc.unique(kept["output_shard"]).to_pylist() if not _shard(out, x).exists()]
+    if gone:
+        raise LvdError(f"{_shard(out, gone[0])} is not there: see `lvd-curate verify {out}`")
+    exported = {}
+    for number, seed in enumerate(pc.unique(kept["seed"]).to_pylist()):
+        mine = pc.equal(kept["seed"], seed) if seed is not None else pc.is_null(kept["seed"])
+        file = scratch / f"exported-{number}.parquet"
+        pq.write_table(kept.filter(mine).select(EXPORTED.names).cast(EXPORTED), file)
+        exported[seed] = Exported(str(out), file, digest_file(file))
+    outputs = scratch / "outputs.parquet"
+    pq.write_table(kept.select(OUTPUTS), outputs)
+    numbers = [int(path.stem) for path in (out / "shards").glob("*.tar")]
+    fitted = run["clusters"]
+    files = [out / CLUSTERS / name for name in FITTED]
+    centroids = Centroids(
+        out / CLUSTERS,
+        fingerprint([digest_file(file) for file in files]),
+        fitted["images"],
+        fitted["distance"],
+    )
+    return Before(out, run, exported, outputs, max(numbers, default=-1) + 1, centroids)
+
+
+def list_removed(before: Before, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
+    """Return what was removed from a result as a list; none where nothing was."""
+    path = before.out / "reports" / REMOVED
+    if not path.exists():
+        return ()
+    settings = ListSettings(kind="sha256", path=str(path), column="sha256")
+    return compile_lists({REMOVED_LIST: settings}, work, scratch)
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Return the `run.json` of a result; LvdError where nothing can be added to it."""
+    path = out / "run.json"
+    if not path.exists():
+        raise LvdError(f"{out} is no finished run: name the --out of one")
+    run: dict[str, Any] = read_json(path)
+    if "inputs" not in run or "clusters" not in run:
+        raise LvdError(f"{out} was made by an earlier version: curate anew, with --replace")
+    return run
+
+
+def _shard(out: Path, name: str) -> Path:
+    return out / "shards" / f"{name}.tar"
+
+
+def _exported(out: Path) -> Iterator[pa.Table]:
+    """Yield the kept images of a result, with the seed that they are of, or null."""
+    tables = ["images", *([SEEDS] if (out / "reports" / f"{SEEDS}.parquet").exists() else [])]
+    for name in tables:
+        for path in table_files(out, name):
+            columns = ["key", "sha256", "decision", *OUTPUTS, *(["seed"] if name == SEEDS else [])]
+            table = pq.read_table(path, columns=columns)
+            table = table.filter(pc.equal(table["decision"], "kept")).drop_columns("decision")
+            if name != SEEDS:
+                table = table.append_column("seed", pa.nulls(len(table), pa.string()))
+            yield table
