@@ -16,6 +16,7 @@ from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
 from curate.export import shards
+from curate.export.bounds import ShardBounds
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
 from curate.report import rows, seed_images
@@ -78,13 +79,13 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     if output.stands(address):
         return False
     output.begin(address)
-    shards.export(
+    bounds = shards.export(
         *(runner, output, [datasets.crawl, *datasets.included]),
         *(results.selected, results.answers.nearest),
         *(settings.export, settings.embed.max_pixels),
     )
     with runner.at_work("report"):
-        write_tables(runner, output, _decided(plan, results))
+        write_tables(runner, output, _decided(plan, results, bounds))
         output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))
         if settings.report.pictures:
             draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)
@@ -180,7 +181,7 @@ def _catalogued_seeds(
     ]
 
 
-def _decided(plan: Plan, results: Results) -> Decided:
+def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
     datasets, settings = results.datasets, plan.request.settings
     return Decided(
         crawl=datasets.crawl.collection,
@@ -196,7 +197,7 @@ def _decided(plan: Plan, results: Results) -> Decided:
         lists=plan.lists,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
-        shard_size=settings.export.shard_size,
+        bounds=bounds,
     )
 
 

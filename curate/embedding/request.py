@@ -13,7 +13,7 @@ from curate.filters.looks import LOOKS
 from shared.embedders import EmbedderSettings, identity
 from shared.storage import fingerprint
 
-VERSION = 2
+VERSION = 3
 
 
 class EmbedSettings(BaseModel):
