@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.exported import EXPORTED, Exported
+from curate.export.bounds import Written
 from curate.filters.lists import CompiledList, ListSettings, compile_lists
 from curate.neighbours.cluster import FITTED, Centroids
 from curate.report.tables import table_files
@@ -43,10 +44,8 @@ class Before:
     """Its `run.json`."""
     exported: dict[str | None, Exported]
     """By the name of the included seed that the images are of; None: of the crawl."""
-    outputs: Path
-    """Parquet with shard and key of the exported images, in their order."""
-    shards: int
-    """How many shard numbers it has used."""
+    written: Written
+    """What its shards hold."""
     centroids: Centroids
 
     @property
@@ -59,6 +58,11 @@ class Before:
         """How its thresholds were measured."""
         measured: dict[str, dict[str, Any]] = self.run["calibration"]
         return measured
+
+    def removals(self, file: str) -> dict[str, Any]:
+        """Return what one of its JSON files says of `lvd-curate remove`, if anything."""
+        said = read_json(self.out / file)
+        return {"removed": said["removed"]} if "removed" in said else {}
 
     def threshold(self, name: str) -> Threshold:
         """Return the threshold of `dedup`, or that of `holdout`, which it used."""
@@ -99,7 +103,8 @@ def read_before(out: Path, scratch: Path) -> Before:
         fitted["images"],
         fitted["distance"],
     )
-    return Before(out, run, exported, outputs, max(numbers, default=-1) + 1, centroids)
+    written = Written(outputs, len(kept), max(numbers, default=-1) + 1)
+    return Before(out, run, exported, written, centroids)
 
 
 def list_removed(before: Before, work: Path, scratch: Path) -> tuple[CompiledList, ...]:

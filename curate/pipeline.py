@@ -16,6 +16,7 @@ from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
 from curate.export import shards
+from curate.export.bounds import ShardBounds
 from curate.increment import REMOVED_LIST
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
@@ -95,13 +96,13 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     if before is not None:
         output.keep(before)
     output.lay_centroids(results.clustered.clusters.centers)
-    shards.export(
+    bounds = shards.export(
         *(runner, output, [datasets.crawl, *datasets.included]),
         *(results.selected, results.answers.nearest),
-        *(settings.export, settings.embed.max_pixels),
+        *(settings.export, settings.embed.max_pixels, before and before.written),
     )
     with runner.at_work("report"):
-        write_tables(runner, output, _decided(plan, results))
+        write_tables(runner, output, _decided(plan, results, bounds))
         output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))
         if settings.report.pictures:
             draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)
@@ -198,7 +199,7 @@ def _catalogued_seeds(
     ]
 
 
-def _decided(plan: Plan, results: Results) -> Decided:
+def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
     datasets, settings = results.datasets, plan.request.settings
     return Decided(
         crawl=datasets.crawl.collection,
@@ -214,7 +215,7 @@ def _decided(plan: Plan, results: Results) -> Decided:
         lists=plan.lists,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
-        shard_size=settings.export.shard_size,
+        bounds=bounds,
     )
 
 
@@ -249,6 +250,7 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
             )
         },
         "versions": versions(),
+        **(plan.before.removals("run.json") if plan.before else {}),
     }
 
 
@@ -271,6 +273,7 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "set_aside": [each.part for data in embedded for each in data.aside],
         "settings": comparable(plan.request),
         "versions": versions(),
+        **(plan.before.removals("reports/funnel.json") if plan.before else {}),
     }
 
 

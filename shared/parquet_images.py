@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from shared.errors import nearest
-from shared.sidecars import Note, note_from_row, rows_of
+from shared.sidecars import SAID, Note, note_from_row, rows_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +28,8 @@ class ImageRow:
     offset: int
     size: int
     problem: str
+    beside: dict[str, bytes] = field(default_factory=dict)
+    """What the asked-for columns hold, as files of these extensions would hold it."""
 
 
 def image_column(schema: pa.Schema, wanted: str | None) -> str:
@@ -73,19 +76,22 @@ def spool_rows(
     wanted: str | None,
     key_column: str | None,
     problems: list[str],
+    beside: Sequence[str] = (),
 ) -> Iterator[ImageRow]:
     """Copy the images of a Parquet file to `spool` and yield a row for each, in the file's order.
 
+    What is written to `spool` between two rows stays there. `beside` are the columns of a row's.
+
     Keys are the key column's values where they are all there and unique, else the row numbers.
-    Raises ValueError for a file with no image column, or columns of different lengths, and whatever pyarrow raises for a damaged
-    one.
+    Raises ValueError for a file with no image column, or columns of different lengths, and whatever
+    pyarrow raises for a damaged one.
     """
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(source) as table:
         column = image_column(table.schema_arrow, wanted)
         keys = _keys(table, key_column, problems)
-        names = [name for name in ("url", "caption", *columns) if name != column]
+        names = [name for name in (*SAID, *columns, *beside) if name != column]
         rows = (row for some in rows_of(table, names) for row in some)
         for number, (image, row) in enumerate(zip(_images(table, column), rows, strict=True)):
             if keys is not None and number == len(keys):
@@ -99,7 +105,16 @@ def spool_rows(
                 offset=offset,
                 size=0 if image is None else len(image),
                 problem="the row holds no image bytes" if image is None else "",
+                beside={name: _as_file(row[name]) for name in beside if row.get(name) is not None},
             )
+
+
+def _as_file(value: object) -> bytes:
+    """Return what a file would hold in whose place a value stands: text as it is, or JSON."""
+    if isinstance(value, bytes):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -63,9 +63,17 @@ class PartReader:
     wrong with the part itself. `ignored` counts the files that are no images by name or content,
     nor sidecars; `ignored_examples` names a few. Remote tars, compressed ones and the images of
     Parquet files are copied to a nameless file in `scratch`, which is gone when the reader is.
+    `beside` are the extensions of files beside an image that `read_beside` is to find, or in a
+    Parquet file its columns.
     """
 
-    def __init__(self, part: Part, scratch: Path, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        part: Part,
+        scratch: Path,
+        columns: Sequence[str] = (),
+        beside: Sequence[str] = (),
+    ) -> None:
         self.part = part
         self.members: list[Member] = []
         self.problems: list[str] = []
@@ -73,6 +81,8 @@ class PartReader:
         self.ignored_examples: list[str] = []
         self._scratch = scratch
         self._columns = tuple(columns)
+        self._beside = tuple(beside)
+        self._ranges: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         self._file: IO[bytes] | None = None
         self._place: dict[str, int] = {}
         self._path: dict[str, str] = {}
@@ -107,6 +117,25 @@ class PartReader:
         assert self._file is not None  # opened by `members`
         return _pread(self._file.fileno(), self._place[member.key], member.size, self._location)
 
+    def read_beside(self, member: Member) -> dict[str, bytes]:
+        """Return by extension what lies beside one of `members`, of what the reader was asked for.
+
+        What is larger than `LARGEST_NOTE`, and what is a picture, is left out.
+        """
+        if self.part.format == "folder":
+            found = {end: self._read_sidecar(self._path[member.key], end) for end in self._beside}
+        else:
+            assert self._file is not None  # opened by `members`
+            found = {
+                end: _pread(self._file.fileno(), offset, size, self._location)
+                for end, (offset, size) in self._ranges[member.key].items()
+            }
+        return {
+            end: data
+            for end, data in found.items()
+            if data is not None and len(data) <= LARGEST_NOTE and not is_image(data[:SIGNATURE])
+        }
+
     @cached_property
     def _location(self) -> str:
         return locate(self.part.root, self.part.paths[0])
@@ -125,15 +154,15 @@ class PartReader:
         images: list[TarEntry] = []
         notes: dict[str, list[TarEntry]] = defaultdict(list)
         for entry in list_tar(descriptor, self.problems):
-            kind = kind_of(entry.name)
-            if kind == "note":
-                if not entry.problem and entry.size <= LARGEST_NOTE:
-                    notes[f"{stem(entry.name)}.{extension(entry.name)}"].append(entry)
-            elif kind == "image" or (
+            kind, end = kind_of(entry.name), extension(entry.name)
+            if kind == "image" or (
                 kind == "unknown"
                 and is_image(os.pread(descriptor, min(SIGNATURE, entry.size), entry.offset))
             ):
                 images.append(entry)
+            elif kind == "note" or end in self._beside:
+                if not entry.problem and entry.size <= LARGEST_NOTE:
+                    notes[f"{stem(entry.name)}.{end}"].append(entry)
             elif kind != "hidden":
                 self._ignore(entry.name)
         table = self._table()
@@ -142,13 +171,20 @@ class PartReader:
         for entry, key in zip(images, keys, strict=True):
             trunk = stem(entry.name)
             note = table.get(trunk.rpartition("/")[2], Note())
+            beside = {
+                # of repeated samples, each image has the sidecar of its own turn
+                end: found[min(seen[entry.name], len(found) - 1)]
+                for end in dict.fromkeys(("json", "txt", *self._beside))
+                if (found := notes.get(f"{trunk}.{end}"))
+            }
             for end in ("json", "txt"):
-                found = notes.get(f"{trunk}.{end}")
-                if found:  # of repeated samples, each image has the sidecar of its own turn
-                    turn = found[min(seen[entry.name], len(found) - 1)]
+                if turn := beside.get(end):
                     note = note.over(self._note(end, os.pread(descriptor, turn.size, turn.offset)))
             seen[entry.name] += 1
             member = self._member(f"{self.part.name}/{key}", entry.name, entry.size, note)
+            for end in self._beside:
+                if turn := beside.get(end):
+                    self._ranges[member.key][end] = turn.offset, turn.size
             self._place[member.key] = entry.offset
             yield replace(
                 member,
@@ -214,12 +250,16 @@ class PartReader:
                 part.image_column,
                 part.key_column,
                 self.problems,
+                self._beside,
             )
             try:
                 for number, row in enumerate(rows):
                     key = f"{part.name}/{row.key}"
                     member = self._member(key, str(number), row.size, row.note)
                     self._place[key] = row.offset
+                    for end, data in row.beside.items():
+                        self._ranges[key][end] = self._file.tell(), len(data)
+                        self._file.write(data)
                     yield replace(member, problem=row.problem or member.problem)
             except (ArrowException, ValueError, OSError) as error:
                 raise_if_storage(error)
@@ -237,6 +277,14 @@ class PartReader:
 
     def _note(self, end: str, data: bytes) -> Note:
         return note_from_json(data, self._columns) if end == "json" else note_from_text(data)
+
+    def _read_sidecar(self, path: str, end: str) -> bytes | None:
+        """Return the first bytes of the file beside an image of a folder, more than it may hold."""
+        try:
+            with open_binary(locate(self.part.root, f"{stem(path)}.{end}")) as source:
+                return source.read(LARGEST_NOTE + 1)
+        except (FileNotFoundError, IsADirectoryError):
+            return None
 
     def _table(self) -> dict[str, Note]:
         if self.part.table is None:

@@ -4,7 +4,8 @@ A shard is `00000.tar` (members `000000000.jpg` and `000000000.json`, and so on)
 row for each sample) and `00000_stats.json`, which is written last and so marks the shard as whole.
 The JSON and the Parquet row of a sample hold the same fields, and every field always has a value
 of its own type: Hugging Face `datasets` takes the types from a shard's first samples, and
-fails where a null stands in one of them and text in a later one.
+fails where a null stands in one of them and text in a later one. It also wants the same members in all
+of these. What a sample has beside its image, and keys of its own in the JSON, follow these.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tarfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +36,8 @@ FIELDS: dict[str, str | int | float] = {
     "error_message": "",
     "width": 0,
     "height": 0,
+    "original_width": 0,
+    "original_height": 0,
     "sha256": "",
     "source_key": "",
     "source_part": "",
@@ -45,8 +48,6 @@ FIELDS: dict[str, str | int | float] = {
 """Every field of a sample with what stands in for an unknown value; its type is the field's type."""
 
 _OURS = {"key", "status", "error_message", "width", "height", "source_key"}
-_EXTENSIONS = {"jpeg": "jpg"}
-_JPEG_LONGEST_SIDE = 65_500
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,16 @@ class Sample:
     key: str
     """The image's stable key in the crawl; it becomes `source_key`."""
     data: bytes
-    """The bytes to write, as `to_jpeg` returns them."""
+    """The bytes to write, whose picture is as large as the row will say."""
     extension: str
     """Their extension without the dot."""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """Any of url, caption, sha256 (of the source bytes), source_part, source_member,
-    seed_similarity and nearest_seed; None and NaN count as unknown."""
+    """Any of url, caption, original_width, original_height, sha256 (of the source bytes), source_part,
+    source_member, seed_similarity and nearest_seed; None and NaN count as unknown."""
+    members: Mapping[str, bytes] = field(default_factory=dict)
+    """What goes beside the image, by extension: `txt` for a caption, and so on."""
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """What the JSON member says besides, as far as the fields are not called so; JSON-able."""
 
 
 def shard_name(shard: int) -> str:
@@ -74,32 +79,6 @@ def output_key(name: str, index: int) -> str:
     if not 0 <= index < SHARD_CAPACITY:
         raise ValueError(f"shard {name}: no key for sample {index}: the limit is {SHARD_CAPACITY}")
     return f"{name}{index:04d}"
-
-
-def to_jpeg(
-    data: bytes, encode: Literal["auto", "never"] = "auto", *, max_pixels: int
-) -> tuple[bytes, str]:
-    """Return the bytes to export for an image file's bytes, and their extension.
-
-    JPEG is never re-encoded. With `auto`, anything else becomes a JPEG of quality 95 without
-    chroma subsampling (readers choke on mixed extensions), made smaller only where a side exceeds
-    the 65,500 pixels that a JPEG can have. With `never`, the bytes stay, and the extension is
-    that of their real format. Raises `shared.images.ImageError` for bytes that are no image, and
-    for more than `max_pixels` where they are decoded.
-    """
-    from PIL import Image
-
-    from shared.images import decode, read_header
-
-    image_format = read_header(data).format
-    if image_format == "jpeg" or encode == "never":
-        return data, _EXTENSIONS.get(image_format, image_format)
-    picture = decode(data, max_pixels=max_pixels)
-    if max(picture.size) > _JPEG_LONGEST_SIDE:
-        picture.thumbnail((_JPEG_LONGEST_SIDE, _JPEG_LONGEST_SIDE), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue(), "jpg"
 
 
 def write_shard(out: Path, name: str, samples: Iterable[Sample]) -> dict[str, Any]:
@@ -120,7 +99,9 @@ def write_shard(out: Path, name: str, samples: Iterable[Sample]) -> dict[str, An
         for index, sample in enumerate(samples):
             row = _complete_row(output_key(name, index), sample)
             _add_member(tar, f"{row['key']}.{sample.extension}", sample.data)
-            _add_member(tar, f"{row['key']}.json", _json_bytes(row))
+            _add_member(tar, f"{row['key']}.json", _json_bytes({**sample.keys, **row}))
+            for extension, data in sample.members.items():
+                _add_member(tar, f"{row['key']}.{extension}", data)
             for column, value in row.items():
                 columns[column].append(value)
         tar.close()
@@ -208,7 +189,7 @@ def _typed(value: Any, default: str | int | float) -> str | int | float:
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate stands as JSON's escape
 
 
 def _table(columns: Mapping[str, list[Any]]) -> pa.Table:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LARGEST_NOTE = 1 << 20
 """Bytes of the largest sidecar that is read."""
 
+SAID = ("url", "caption", "text")
+"""The columns, or keys, that a note is made of; `text` is a caption where there is no `caption`."""
+
 _ROWS_AT_ONCE = 4096
 
 
@@ -48,6 +51,19 @@ def note_from_json(data: bytes, columns: Sequence[str]) -> Note:
     return note_from_row(content, columns) if isinstance(content, dict) else Note()
 
 
+def read_object(data: bytes) -> dict[str, Any]:
+    """Return the object that a `.json` sidecar is; {} for what is none, or no JSON.
+
+    NaN and the infinities, which JSON does not have and Python writes, are null.
+    """
+    try:
+        content = json.loads(data, parse_constant=lambda name: None)
+        json.dumps(content, allow_nan=False)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def note_from_text(data: bytes) -> Note:
     """Return the caption that a `.txt` sidecar is."""
     return Note(caption=data.decode("utf-8", "replace").strip() or None)
@@ -55,13 +71,9 @@ def note_from_text(data: bytes) -> Note:
 
 def note_from_row(row: dict[str, Any], columns: Sequence[str]) -> Note:
     """Return what a table row or a JSON object says; fields of other types say nothing."""
-    said = {name: scalar(row.get(name)) for name in {"url", "caption", *columns}}
-    url, caption = said["url"], said["caption"]
-    return Note(
-        url if isinstance(url, str) else None,
-        caption if isinstance(caption, str) else None,
-        {name: said[name] for name in columns},
-    )
+    said = {name: scalar(row.get(name)) for name in {*SAID, *columns}}
+    url, *captions = (said[name] if isinstance(said[name], str) else None for name in SAID)
+    return Note(url, next(filter(None, captions), None), {name: said[name] for name in columns})
 
 
 def scalar(value: object) -> object:
@@ -85,7 +97,7 @@ def read_table(source: Any, columns: Sequence[str]) -> dict[str, Note]:
 
     notes: dict[str, Note] = {}
     with pq.ParquetFile(source) as table:
-        for rows in rows_of(table, ["key", "url", "caption", *columns]):
+        for rows in rows_of(table, ["key", *SAID, *columns]):
             for row in rows:
                 if row.get("key") is not None:
                     notes.setdefault(str(row["key"]), note_from_row(row, columns))

@@ -47,6 +47,8 @@ def update(
     from curate.increment import list_removed, read_before, read_run
     from curate.plan import comparable, describe, make_plan, pinned, pipeline_of, writable
     from curate.settings import read_request
+    from shared.config import flat
+    from shared.errors import LvdError
     from shared.locks import scratch_folder
 
     settings = read_run(out)["settings"]
@@ -60,6 +62,12 @@ def update(
         overrides=overrides,
         settings=pipeline_of(settings),
     )
+    for name, value in flat(comparable(request)).items():
+        if flat(settings).get(name) != value:
+            raise LvdError(
+                f"{out} has {name}={flat(settings).get(name)!r}, not {value!r}, and what is added to "
+                "it is judged by its settings: curate anew into another OUT with `lvd-curate run`"
+            )
     writable(work, "--work")
     writable(out, "OUT")
     plan = make_plan(request, work.absolute(), out.absolute())

@@ -13,7 +13,7 @@ from curate.filters.looks import LOOKS
 from shared.embedders import EmbedderSettings, identity
 from shared.storage import fingerprint
 
-VERSION = 2
+VERSION = 3
 
 
 class EmbedSettings(BaseModel):
@@ -23,7 +23,7 @@ class EmbedSettings(BaseModel):
 
     max_pixels: int = Field(178_956_970, ge=1)
     """Images of more pixels by their header are `corrupt`, undecoded."""
-    decode_seconds: float = Field(60, gt=0)
+    decode_seconds: float = Field(60.0, gt=0)
     """Images that take longer to decode are `corrupt`."""
     decode_threads: int | None = Field(None, ge=1)
     """Threads that decode ahead of the forward pass; by default the task's threads."""

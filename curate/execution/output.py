@@ -20,7 +20,14 @@ from shared.config import flat
 from shared.errors import LvdError
 from shared.locks import busy, locked
 from shared.progress import warn
-from shared.storage import digest_file, link_or_copy, read_json, read_optional, sync_tree, write_json
+from shared.storage import (
+    digest_file,
+    link_or_copy,
+    read_json,
+    read_optional,
+    sync_tree,
+    write_json,
+)
 
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
@@ -97,7 +104,9 @@ class Output:
         Raises LvdError where images that were removed from `out` would come back, unless the run is
         `adding` to it: then they are known.
         """
-        if not (self._replace or adding) and (removed := read_optional(self.out / RUN).get("removed")):
+        if not (self._replace or adding) and (
+            removed := read_optional(self.out / RUN).get("removed")
+        ):
             raise LvdError(
                 f"--out {self.out} is without images that lvd-curate remove took out, and this run "
                 f"may bring them back: add {removed[-1]['path']} to the pipeline's `lists` and say "

@@ -1,62 +1,75 @@
 """Stage export: the kept images as WebDataset shards, in the order that `selection/decide.py` dealt them.
 
-Units: `spill` (map over the parts whose bytes cannot be fetched by offset: compressed tars and
-Parquet; their kept members are laid down once) and one unit a shard, which fetches its images from
-wherever they are. A shard is three files side by side, of which `_stats.json` is renamed last.
+Units: `spill` (map over the parts whose bytes cannot be fetched by offset, compressed tars and
+Parquet, or beside whose images something is asked for: that is laid down once) and one unit a shard,
+which fetches its images from wherever they are. A shard is three files side by side, of which
+`_stats.json` is renamed last.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int16
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
-from curate.catalogue.collection import Catalogued, Collection, Numbers
-from curate.catalogue.originals import Originals, changed, load_parts, save_parts
+from curate.catalogue.collection import Catalogued, Numbers
+from curate.catalogue.originals import changed, load_parts, save_parts
+from curate.export.bounds import ShardBounds, Written, bound_shards
+from curate.export.encode import PictureSettings, encode
+from curate.export.spill import Source, needs_spill, read_spilled, spill
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
 from shared.errors import LvdError
+from shared.filetypes import kind_of
 from shared.images import ImageError
-from shared.parts import Part, direct, fetch
-from shared.shards import SHARD_CAPACITY, Sample, shard_name, to_jpeg, write_shard
+from shared.parts import fetch
+from shared.shards import SHARD_CAPACITY, Sample, write_shard
+from shared.sidecars import read_object
 
-VERSION = 1
+VERSION = 2
 FETCH_AHEAD = 8
+UNPICKLED = ("pickle", "pkl", "pt", "pth", "pyd")
+"""Extensions of what readers of shards unpickle unasked, which runs what it likes."""
 
 
-class ExportSettings(BaseModel):
+class ExportSettings(PictureSettings):
     """How the kept images are written."""
 
-    model_config = ConfigDict(extra="forbid")
-
     shard_size: int = Field(1_000, ge=1, le=SHARD_CAPACITY)
-    """Images of one shard."""
-    encode: Literal["auto", "never"] = "auto"
-    """auto: what is not a JPEG becomes one, of quality 95. never: all bytes are kept."""
+    """Images of one shard, at most."""
+    shard_bytes: int | None = Field(None, ge=1)
+    """Bytes of one shard's images, at most, unless one image has more. Counted are the images' files as
+    they were crawled, whatever they are encoded to, without what goes beside them."""
+    members: list[str] = Field(default_factory=list)
+    """Extensions of what goes into a sample as it lies beside its image, or stands in that Parquet
+    column, where it has no more than 1 MiB: `[txt, cls]`. The keys of a `json` become keys of the
+    sample's own, but for those that this has. A caption goes out as `.txt` anyway. Parts are gone
+    through once more for these."""
     seed: int = 0
     """Seed of the hash that orders the images."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset with kept images: the crawl, or a seed that is included."""
-
-    data: Collection
-    parts: Path
-    """What `originals.save_parts` wrote."""
-    position: Path
-    """Where `select` says which images are kept."""
-    spills: dict[int, Path]
+    @field_validator("members")
+    @classmethod
+    def _are_harmless(cls, members: list[str]) -> list[str]:
+        for member in members:
+            if not re.fullmatch(r"[a-z0-9_]+", member):
+                raise ValueError(f"{member!r} is no extension in lower case, such as txt or cls")
+            if kind_of(f"x.{member}") == "image":
+                raise ValueError(f"{member} is an image's: what goes beside one is no image")
+            if member in UNPICKLED:
+                raise ValueError(f"{member} is of what readers unpickle: nothing of a crawl is")
+        return list(dict.fromkeys(members))
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Kept:
     sources: tuple[Source, ...]
     """The crawl first."""
     selected: Path
+    bounds: ShardBounds
     nearest: NearestSeeds
     max_pixels: int
     """What the pictures were admitted under."""
@@ -79,35 +93,46 @@ def export(
     nearest: NearestSeeds,
     settings: ExportSettings,
     max_pixels: int,
-) -> None:
-    """Write the kept images of the crawl and the included seeds as shards below `folders.shards`."""
-    exported, size = selected.exported, settings.shard_size
+    written: Written | None = None,
+) -> ShardBounds:
+    """Write the kept images of the crawl and the included seeds as shards below `folders.shards`.
+
+    Returns which of them each shard holds. What is `written` already lies there.
+    """
     with runner.at_work("export"):
+        bounds = bound_shards(
+            *(runner.scratch / "bounds.npy", [each.collection for each in datasets]),
+            *(selected.folder, selected.exported, settings.shard_size, settings.shard_bytes),
+            written,
+        )
         sources = tuple(
             Source(
                 data=each.collection,
                 parts=save_parts(each.parts, runner.scratch / f"parts-{each.address}.json"),
                 position=selected.folder / f"position-{place}.npy",
+                first=written.images if written else 0,
                 spills={},
             )
             for place, each in enumerate(datasets)
         )
+        members = tuple(settings.members)
         spilled = [
-            (Unit(f"spill-{place}-{index:08d}", (source, index, part)), source, index)
+            (Unit(f"spill-{place}-{index:08d}", (source, index, part, members)), source, index)
             for place, (source, each) in enumerate(zip(sources, datasets, strict=True))
             for index, part in enumerate(each.parts)
-            if exported and needs_spill(part)
+            if len(bounds) and (members or needs_spill(part))
         ]
         units = [unit for unit, _, _ in spilled]
         runner.run(folders.spill, spill, units, scratch=folders.scratch)
         for unit, source, index in spilled:
             source.spills[index] = folders.spill / unit.name
-        kept = Kept(sources, selected.folder, nearest, max_pixels)
+        kept = Kept(sources, selected.folder, bounds, nearest, max_pixels)
         units = [
-            Unit(shard_name(shard), (kept, shard, settings), min(size, exported - shard * size))
-            for shard in range(-(-exported // size))
+            Unit(bounds.name(shard), (kept, shard, settings), int(images))
+            for shard, images in enumerate(np.diff(bounds.edges))
         ]
         runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
+    return bounds
 
 
 @runtime_checkable
@@ -119,42 +144,33 @@ class ExportFolders(Protocol):
     scratch: Path
 
 
-def spill(source: Source, index: int, part: Part, *, out: Path) -> dict:
-    """Lay the kept images of a part side by side in `images.bin`, with their `offsets.npy`."""
-    position = np.load(source.position, mmap_mode="r")
-    first, last = source.data.starts[index : index + 2].tolist()
-    numbers = np.flatnonzero(position[first:last] >= 0) + first
-    offsets = [0]
-    with (
-        Originals(source.data, load_parts(source.parts), out.parent) as originals,
-        (out / "images.bin").open("wb") as stream,
-    ):
-        for number in numbers:
-            offsets.append(offsets[-1] + stream.write(originals.read(number)))
-    np.save(out / "numbers.npy", numbers)
-    np.save(out / "offsets.npy", np.array(offsets, np.int64))
-    return {"images": len(numbers)}
-
-
 def export_shard(kept: Kept, shard: int, settings: ExportSettings, *, out: Path) -> dict:
     """Write one shard into `out`; the images' bytes are checked against their sha256."""
-    first = shard * settings.shard_size
-    some = slice(first, first + settings.shard_size)
+    some = kept.bounds.places(shard)
     places, numbers = (
         np.array(np.load(kept.selected / name, mmap_mode="r")[some])
         for name in ("source.npy", "order.npy")
     )
-    return write_shard(out, shard_name(shard), _samples(kept, places, numbers, settings))
+    return write_shard(out, kept.bounds.name(shard), _samples(kept, places, numbers, settings))
 
 
 def _samples(
     kept: Kept, places: Int16[np.ndarray, " n"], numbers: Numbers, settings: ExportSettings
 ) -> Iterator[Sample]:
-    """Yield the samples of images, each the number of one in the source at its place."""
+    """Yield the samples of images, each the number of one in the source at its place.
+
+    Where one of them has a caption, all have a `.txt`, which is empty where there is none: so
+    img2dataset writes them, and readers want the same members in every sample.
+    """
+    wheres = {place: np.flatnonzero(places == place) for place in np.unique(places).tolist()}
+    facts = {
+        place: kept.sources[place].data.facts(numbers[where]).to_pylist()
+        for place, where in wheres.items()
+    }
+    has_captions = any(fact["caption"] for own in facts.values() for fact in own)
     reads: dict[int, Callable[[], Sample]] = {}
-    for place in np.unique(places).tolist():
-        where = np.flatnonzero(places == place)
-        own = _reads(kept, place, numbers[where], settings)
+    for place, where in wheres.items():
+        own = _reads(kept, place, numbers[where], facts[place], settings, has_captions)
         reads.update(zip(where.tolist(), own, strict=True))
     ahead: deque = deque()
     with ThreadPoolExecutor(FETCH_AHEAD) as pool:
@@ -167,11 +183,15 @@ def _samples(
 
 
 def _reads(
-    kept: Kept, place: int, numbers: Numbers, settings: ExportSettings
+    kept: Kept,
+    place: int,
+    numbers: Numbers,
+    facts: list[dict[str, Any]],
+    settings: ExportSettings,
+    has_captions: bool,
 ) -> Iterator[Callable[[], Sample]]:
     """Yield what reads the sample of each image of a source."""
     source = kept.sources[place]
-    facts = source.data.facts(numbers).to_pylist()
     parts = source.data.part_of(numbers).tolist()
     nearest: list[tuple[str, float] | tuple[None, None]] = [(None, None)] * len(numbers)
     if place == 0:
@@ -179,47 +199,41 @@ def _reads(
         keys = kept.nearest.keys(near.places[:, 0], near.images[:, 0])
         nearest = list(zip(keys, near.similarity[:, 0].tolist(), strict=True))
 
-    def read(number: int, part: int, fact: dict, nearest: tuple) -> Sample:
-        data = _bytes(source, number, part, fact)
+    def read(number: int, part: int, fact: dict[str, Any], nearest: tuple) -> Sample:
+        data, found = _bytes(source, number, part, fact)
         try:
-            data, extension = to_jpeg(data, settings.encode, max_pixels=kept.max_pixels)
+            data, extension = encode(data, settings, max_pixels=kept.max_pixels)
         except ImageError as error:
             raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
         row = {
             "url": fact["url"],
             "caption": fact["caption"],
+            "original_width": fact["width"],
+            "original_height": fact["height"],
             "sha256": fact["sha256"],
             "source_part": fact["part"],
             "source_member": fact["member"],
             "seed_similarity": nearest[1],
             "nearest_seed": nearest[0],
         }
-        return Sample(key=fact["key"], data=data, extension=extension, row=row)
+        beside = {end: x for end, x in zip(settings.members, found, strict=False) if x is not None}
+        said = read_object(beside.pop("json", b"{}"))
+        if has_captions and not beside.get("txt"):
+            beside["txt"] = (fact["caption"] or "").encode("utf-8", "backslashreplace")
+        return Sample(fact["key"], data, extension, row, beside, said)
 
     for each in zip(numbers.tolist(), parts, facts, nearest, strict=True):
         yield partial(read, *each)
 
 
-def _bytes(source: Source, number: int, index: int, fact: dict) -> bytes:
-    """Return the bytes of an image, which must be those that were embedded."""
+def _bytes(
+    source: Source, number: int, index: int, fact: Mapping[str, Any]
+) -> tuple[bytes, list[bytes | None]]:
+    """Return the bytes of an image, which must be those that were embedded, and of its members."""
     part = load_parts(source.parts)[index]
-    if index in source.spills:
-        data = _spilled(source.spills[index], number)
-    else:
+    data, *found = read_spilled(source.spills[index], number) if index in source.spills else [None]
+    if data is None:
         data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
     if hashlib.sha256(data).hexdigest() != fact["sha256"]:
         raise changed(part.name)
-    return data
-
-
-def _spilled(folder: Path, number: int) -> bytes:
-    row = int(np.searchsorted(np.load(folder / "numbers.npy", mmap_mode="r"), number))
-    offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-    with (folder / "images.bin").open("rb") as stream:
-        stream.seek(offsets[row])
-        return stream.read(int(offsets[row + 1] - offsets[row]))
-
-
-def needs_spill(part: Part) -> bool:
-    """Return whether a part's bytes must be laid down before shards can fetch them."""
-    return not direct(part)
+    return data, found

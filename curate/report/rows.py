@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float32, Int32, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import BLOCK, Collection
+from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
@@ -31,7 +32,6 @@ from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import OVER_BUDGET
 from curate.selection.include import Included
-from shared.shards import output_key, shard_name
 
 VERSION = 5
 
@@ -118,7 +118,7 @@ class Decided:
     lists: tuple[CompiledList, ...]
     dedup_threshold: float
     max_images: int | None
-    shard_size: int
+    bounds: ShardBounds
 
 
 @dataclass(frozen=True)
@@ -233,12 +233,7 @@ class _Block:
     def _images(self) -> pa.Table:
         kept = self.decision == CODE["kept"]
         duplicate = self.decision == CODE["duplicate"]
-        size = self.decided.shard_size
-        shards = [shard_name(p // size) if p >= 0 else None for p in self.position.tolist()]
-        outputs = [
-            output_key(shard, p % size) if shard else None
-            for shard, p in zip(shards, self.position.tolist(), strict=True)
-        ]
+        outputs = self.decided.bounds.outputs(self.position)
         assert np.array_equal(kept, self.position >= 0)
         values = {
             **{name: self.facts[name] for name in FROM_FACTS},
@@ -253,8 +248,8 @@ class _Block:
             "nearest_seed": _masked(self._nearest_seed(), self.listed, pa.string()),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
             "seeds": _masked(self._seeds_that_want(), self.listed, pa.list_(pa.string())),
-            "output_shard": pa.array(shards, pa.string()),
-            "output_key": pa.array(outputs, pa.string()),
+            "output_shard": pa.array([shard for shard, _ in outputs], pa.string()),
+            "output_key": pa.array([key for _, key in outputs], pa.string()),
             **{field.name: self._look(field) for field in LOOKED},
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.catalogue.collection import Collection
+from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
 from curate.report.rows import IMAGES
 from curate.selection.include import Included
 from curate.stage import Unit
-from shared.shards import output_key, shard_name
 
 VERSION = 1
 NAME = "seed_images"
@@ -23,14 +23,14 @@ OUTPUTS = ("decision", "reason", "output_shard", "output_key")
 SCHEMA = pa.schema([("seed", pa.string()), *(IMAGES.field(name) for name in (*FACTS, *OUTPUTS))])
 
 
-def units_of_seeds(included: Included, selected: Path, shard_size: int) -> list[Unit]:
+def units_of_seeds(included: Included, selected: Path, bounds: ShardBounds) -> list[Unit]:
     """Return the units that write the table, in the order of seed and key."""
     return [
         Unit(
             f"seed-{place:05d}-{block:05d}",
             (
                 *(seed.name, seed.collection, folder, selected / f"position-{place + 1}.npy"),
-                *(shard_size, start, stop),
+                *(bounds, start, stop),
             ),
             stop - start,
         )
@@ -44,7 +44,7 @@ def table(
     seed: Collection,
     included: Path,
     positions: Path,
-    shard_size: int,
+    bounds: ShardBounds,
     start: int,
     stop: int,
     *,
@@ -54,24 +54,20 @@ def table(
     numbers = np.array(seed.order[start:stop])
     facts = seed.facts(numbers)
     decision = np.load(included / "decision.npy", mmap_mode="r")[numbers]
-    position = np.load(positions, mmap_mode="r")[numbers].tolist()
+    outputs = bounds.outputs(np.load(positions, mmap_mode="r")[numbers])
     _, reasons = judge(facts, None, facts["valid"].to_numpy(), None)
     for row, code in enumerate(decision.tolist()):
         if code == CODE["duplicate"]:
             reasons[row] = "the same bytes as an image of an included seed that comes first"
         elif code == CODE["holdout"]:
             reasons[row] = "a copy of a holdout image"
-    shards = [shard_name(p // shard_size) if p >= 0 else None for p in position]
     values = {
         "seed": [name] * len(numbers),
         **{column: facts[column] for column in FACTS},
         "decision": [DECISIONS[code] for code in decision],
         "reason": reasons,
-        "output_shard": shards,
-        "output_key": [
-            output_key(shard, p % shard_size) if shard else None
-            for shard, p in zip(shards, position, strict=True)
-        ],
+        "output_shard": [shard for shard, _ in outputs],
+        "output_key": [key for _, key in outputs],
     }
     written = pa.table([values[column] for column in SCHEMA.names], schema=SCHEMA)
     pq.write_table(written, out / f"{NAME}.parquet", compression="zstd")

@@ -38,7 +38,7 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
     ]
     runner.run(folders.tables, rows.tables, units, scratch=folders.scratch)
     folders.lay_tables(rows.TABLES, [folders.tables / unit.name for unit in units])
-    units = seed_images.units_of_seeds(decided.included, decided.selected, decided.shard_size)
+    units = seed_images.units_of_seeds(decided.included, decided.selected, decided.bounds)
     if units:
         runner.run(folders.tables, seed_images.table, units, scratch=folders.scratch)
         folders.lay_tables([seed_images.NAME], [folders.tables / unit.name for unit in units])

@@ -34,7 +34,9 @@ from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
 from curate.embedding.request import EmbedSettings
-from curate.export.shards import ExportSettings, Kept, Source, export_shard, needs_spill, spill
+from curate.export.bounds import bound_shards
+from curate.export.shards import ExportSettings, Kept, export_shard
+from curate.export.spill import Source, needs_spill, spill
 from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
 from curate.selection.decide import Wish, select
 from shared.datasets import DatasetSettings, list_parts
@@ -46,7 +48,7 @@ MEMBERS["20.gif"] = b"GIF89a, or so it says"
 KEPT = 18
 
 
-def kept_of(work, path):
+def kept_of(work, path, settings=None):
     """Take a crawl through all stages up to select, where everything readable is kept."""
     parts = list_parts("crawl", DatasetSettings(path=str(path), folder_parts=3))
     parts = sorted(parts, key=lambda part: part.name + "/")
@@ -71,34 +73,37 @@ def kept_of(work, path):
     selected.mkdir()
     candidates = candidates_of(crawl, groups, held, retrieved, work)
     chosen, _ = chosen_by_threshold(candidates, -1.0, None, work)
-    select(crawl, groups, held, [Wish(candidates, chosen, None)], [], [], None, 0, out=selected)
+    wishes = [Wish(candidates, chosen, None)]
+    dealt = select(crawl, groups, held, wishes, [], [], None, 0, out=selected)
     file = save_parts(parts, work / "parts.json")
     limit = EmbedSettings().max_pixels
     nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r"),), 5)
-    source = Source(crawl, file, selected / "position-0.npy", {})
-    return Kept((source,), selected, nearest, limit), parts
+    source = Source(crawl, file, selected / "position-0.npy", 0, {})
+    settings = settings or ExportSettings()
+    limits = settings.shard_size, settings.shard_bytes
+    bounds = bound_shards(work / "bounds.npy", [crawl], selected, dealt["exported"], *limits)
+    return Kept((source,), selected, bounds, nearest, limit), parts
 
 
 def exported(work, path, settings=None):
     """Return the files of all shards of a crawl."""
     settings = settings or ExportSettings(shard_size=8)
-    kept, parts = kept_of(work, path)
-    lay_down(kept, parts, work)
+    kept, parts = kept_of(work, path, settings)
+    lay_down(kept, parts, work, settings.members)
     shards = work / "shards"
     shards.mkdir()
-    count = len(np.load(kept.selected / "order.npy"))
-    for shard in range(-(-count // settings.shard_size)):
+    for shard in range(len(kept.bounds)):
         export_shard(kept, shard, settings, out=shards)
     return files_of(shards), kept.sources[0]
 
 
-def lay_down(kept, parts, work):
+def lay_down(kept, parts, work, members=()):
     [source] = kept.sources
     for index, part in enumerate(parts):
-        if needs_spill(part):
+        if members or needs_spill(part):
             source.spills[index] = work / f"spill-{index}"
             source.spills[index].mkdir()
-            spill(source, index, part, out=source.spills[index])
+            spill(source, index, part, members, out=source.spills[index])
 
 
 def samples_of(files):
@@ -269,12 +274,13 @@ def test_storage_that_fails_for_a_moment_costs_an_export_nothing(tmp_path, monke
     path = write_tar(tmp_path / "in" / f"p.{ending}", MEMBERS, "w:gz" if "gz" in ending else "w")
     monkeypatch.setenv("FAILING_STORAGE", script(tmp_path)["FAILING_STORAGE"])
     expected, _ = exported(tmp_path / "plain", path)
-    kept, parts = kept_of(tmp_path / "failing", failing(path))
+    settings = ExportSettings(shard_size=8)
+    kept, parts = kept_of(tmp_path / "failing", failing(path), settings)
     script(tmp_path, Rule("read", "throttled", skip=1, times=4), Rule("open", "lost", times=2))
     lay_down(kept, parts, tmp_path)
     (tmp_path / "shards").mkdir()
     for shard in range(3):
-        export_shard(kept, shard, ExportSettings(shard_size=8), out=tmp_path / "shards")
+        export_shard(kept, shard, settings, out=tmp_path / "shards")
     assert files_of(tmp_path / "shards") == expected
 
 

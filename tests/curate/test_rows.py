@@ -21,6 +21,7 @@ from made_collection import (
 
 from curate.calibration.thresholds import Threshold
 from curate.dedup.near import DedupSettings
+from curate.export.bounds import ShardBounds, cut
 from curate.filters.decisions import DECISIONS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
@@ -92,6 +93,8 @@ class Finished:
                 Candidates(candidates, 0, "c"),
                 Chosen(taken, misses_of(**self.reached), "t"),
             )
+            kept = len(np.load(chosen / "order.npy"))
+            np.save(bounds := work / "bounds.npy", cut(kept, 7))
             decided = Decided(
                 crawl=self.crawl,
                 answers=Answers((answer,), (), 5),
@@ -106,7 +109,7 @@ class Finished:
                 lists=(),
                 dedup_threshold=DEDUP,
                 max_images=most,
-                shard_size=7,
+                bounds=ShardBounds(bounds),
             )
             folders = []
             for number, (start, stop) in enumerate(self.crawl.blocks()):

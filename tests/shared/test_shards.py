@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tarfile
-from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,10 +14,7 @@ import pytest
 from PIL import Image
 
 from shared import shards
-from shared.images import ImageError
 from shared.shards import Sample, output_key, shard_name, write_shard
-
-to_jpeg = partial(shards.to_jpeg, max_pixels=300_000)
 
 
 def encoded(image_format, size=(40, 30), colour=(200, 30, 90), mode="RGB", **options):
@@ -28,11 +24,9 @@ def encoded(image_format, size=(40, 30), colour=(200, 30, 90), mode="RGB", **opt
 
 
 def samples(count=12):
-    """Samples of several source formats whose optional fields come and go."""
-    formats = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+    """Samples whose optional fields come and go."""
     for number in range(count):
-        source = encoded(formats[number % 6], size=(40 + number, 30), colour=(20 * number, 9, 99))
-        data, extension = to_jpeg(source)
+        data = encoded("JPEG", size=(40 + number, 30), colour=(20 * number, 9, 99))
         row = {
             "url": None if number % 3 == 0 else f"https://example.org/{number}",
             "caption": "a “cat”" if number % 4 == 3 else None,
@@ -42,7 +36,7 @@ def samples(count=12):
             "seed_similarity": math.nan if number == 5 else np.float32(number / 10),
             "nearest_seed": "cats/1.jpg",
         }
-        yield Sample(f"00001/{number}", data, extension, row)
+        yield Sample(f"00001/{number}", data, "jpg", row)
 
 
 @pytest.fixture
@@ -121,41 +115,23 @@ def test_an_empty_shard_is_a_valid_one(tmp_path):
         assert tar.getnames() == []
 
 
-def test_jpeg_bytes_are_copied_untouched():
-    data = encoded("JPEG", quality=31) + b"trailing"
-    assert to_jpeg(data) == (data, "jpg")
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_other_formats_become_jpeg_or_keep_their_bytes(image_format):
-    data = encoded(image_format, size=(31, 17))
-    written, extension = to_jpeg(data)
-    with Image.open(io.BytesIO(written)) as picture:
-        assert (picture.format, picture.size, extension) == ("JPEG", (31, 17), "jpg")
-        assert np.abs(np.array(picture.getpixel((5, 5))) - (200, 30, 90)).max() <= 6
-    assert to_jpeg(data, "never") == (data, image_format.lower())
-
-
-def test_the_pixel_limit_is_the_caller_s():
-    data = encoded("PNG", size=(20, 10))
-    assert shards.to_jpeg(data, max_pixels=200)[1] == "jpg"
-    with pytest.raises(ImageError, match="too large: 20x10 is over the limit of 199"):
-        shards.to_jpeg(data, max_pixels=199)
-
-
-def test_a_side_too_long_for_jpeg_is_shrunk():
-    written, _ = to_jpeg(encoded("PNG", size=(70_000, 4)))
-    with Image.open(io.BytesIO(written)) as picture:
-        assert picture.width == 65_500
-
-
 def test_size_in_the_row_is_that_of_the_written_picture(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
-    data, extension = to_jpeg(encoded("PNG", size=(40, 20), exif=exif))
-    write_shard(tmp_path, "00000", [Sample("a", data, extension)])
+    write_shard(tmp_path, "00000", [Sample("a", encoded("JPEG", size=(20, 40)), "jpg")])
     row = pq.read_table(tmp_path / "00000.parquet").to_pylist()[0]
     assert (row["width"], row["height"]) == (20, 40)
+
+
+def test_what_lies_beside_an_image_and_keys_of_its_json_go_with_it(tmp_path):
+    members, keys = {"txt": b"a cat", "cls": b"\0\xff"}, {"key": "mine", "nsfw": 0.5, "x": "\ud800"}
+    sample = Sample("a", encoded("JPEG"), "jpg", members=members, keys=keys)
+    write_shard(tmp_path, "00000", [sample])
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        written = {member.name: tar.extractfile(member).read() for member in tar}
+    assert list(written) == [f"000000000.{end}" for end in ("jpg", "json", "txt", "cls")]
+    assert written["000000000.cls"] == members["cls"]
+    said = json.loads(written["000000000.json"])
+    assert (said["key"], said["nsfw"], said["x"]) == ("000000000", 0.5, "\ud800")
+    assert set(said) == {*shards.FIELDS, "nsfw", "x"}
 
 
 def test_text_that_is_no_unicode_is_written_with_escapes(tmp_path):

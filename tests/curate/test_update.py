@@ -1,0 +1,374 @@
+"""`lvd-curate update`: a finished result takes in what is new in its crawl, and keeps what it holds."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from pictures import encoded, picture, write_tar
+
+from curate.catalogue.collection import Collection
+from curate.catalogue.keyed_order import keyed_hash
+from curate.cli import main
+
+CONFIG = """
+datasets:
+  crawl: {path: ROOT/crawl}
+  seed: {path: ROOT/seed}
+  held: {path: ROOT/held}
+  own: {path: ROOT/own}
+embedders:
+  descriptor: {kind: descriptor}
+pipelines:
+  default:
+    crawl: crawl
+    seed: seed
+    embedder: descriptor
+    calibrate: {originals: 8}
+    cluster: {clusters: 3}
+    dedup: {threshold: 0.95}
+    retrieve: {threshold: -1}
+    report: {pictures: false}
+"""
+LARGE = (96, 80)
+
+
+class Site:
+    """A crawl that grows, and where commands leave their results."""
+
+    def __init__(self, root, monkeypatch):
+        self.root, self.data, self.work, self.out = root, root / "data", root / "work", root / "out"
+        monkeypatch.chdir(root)
+        old = {f"{n:03d}.jpg": encoded(picture(n)) for n in range(12)}
+        write_tar(self.data / "crawl" / "00001.tar", old)
+        more = {f"{n:03d}.jpg": encoded(picture(n)) for n in range(12, 24)}
+        write_tar(
+            self.data / "crawl" / "00002.tar", more | {"copy.png": encoded(picture(3), "PNG")}
+        )
+        for name, numbers in {"seed": range(100, 109), "held": [50], "own": [60, 61]}.items():
+            (self.data / name).mkdir()
+            for n in numbers:
+                (self.data / name / f"{n}.jpg").write_bytes(encoded(picture(n)))
+        (root / "pipelines.yaml").write_text(CONFIG.replace("ROOT", str(self.data)))
+
+    def grow(self):
+        """Add a part whose keys come first: new pictures, and better copies of old ones."""
+        new = {f"{n:03d}.jpg": encoded(picture(n)) for n in range(30, 40)}
+        better = {f"better{n}.jpg": encoded(picture(n, LARGE)) for n in (1, 14)}
+        same = {"same2.jpg": encoded(picture(2)), "same31.png": encoded(picture(31, LARGE), "PNG")}
+        write_tar(self.data / "crawl" / "00000.tar", new | better | same)
+
+    def __call__(self, command, *words, status=0):
+        asked = [command, *map(str, words)]
+        if command in ("run", "update"):
+            asked += ["--executor=inline"]
+            asked += [] if any("--work" in word for word in asked) else [f"--work={self.work}"]
+        if command == "run":
+            asked += [f"--out={self.out}", "--set=export.shard_size=7"]
+        result = CliRunner().invoke(main, asked)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result.output
+
+    def rows(self, table="images"):
+        found = pq.read_table(self.out / "reports" / f"{table}.parquet").to_pylist()
+        return {row["key"]: row for row in found}
+
+    def files(self):
+        return {
+            path.relative_to(self.out).as_posix(): path.read_bytes()
+            for path in self.out.rglob("*")
+            if path.is_file() and path.name != "timings.json"
+        }
+
+    def json(self, name):
+        return json.loads((self.out / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """Return a work folder that holds the vectors and the calibration of all that the tests see."""
+    with pytest.MonkeyPatch.context() as patch:
+        site = Site(tmp_path_factory.mktemp("computed"), patch)
+        site("run")
+        site.grow()
+        site("update", site.out)
+    return site.work
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch, computed):
+    shutil.copytree(computed, tmp_path / "work")
+    return Site(tmp_path, monkeypatch)
+
+
+def decide_by_the_rule(site, exported, threshold, floor):
+    """Return decision and representative of every key, from all pairs of stored vectors in float64.
+
+    What is exported comes first, in the order of rank, and stands for itself; then the best first.
+    """
+    content = site.json("run.json")["datasets"]
+    crawl, seed = (
+        Collection(site.work / "catalogue" / content[role]["content"] / "all")
+        for role in ("crawl", "seed")
+    )
+    keys = crawl.keys(np.arange(len(crawl)))
+    facts = crawl.facts(np.arange(len(crawl)), ["sha256", "width", "height", "bytes"]).to_pylist()
+    vectors, seeds = (
+        each / np.linalg.norm(each, axis=1, keepdims=True)
+        for each in (
+            data.vectors(np.arange(len(data))).astype(np.float64) for data in (crawl, seed)
+        )
+    )
+
+    def rank(n):
+        fact = facts[n]
+        pixels = fact["width"] * fact["height"]
+        return keys[n] not in exported, -pixels, -fact["bytes"], keys[n]
+
+    by_bytes, stands, decided = {}, [], {}
+    for n in sorted(range(len(keys)), key=lambda n: (keys[n] not in exported, keys[n])):
+        by_bytes.setdefault(facts[n]["sha256"], n)
+    for n in sorted(by_bytes.values(), key=rank):
+        near = [r for r in stands if vectors[n] @ vectors[r] >= threshold]
+        if near and keys[n] not in exported:
+            decided[keys[n]] = "duplicate", keys[near[0]]
+        else:
+            stands.append(n)
+            relevant = keys[n] in exported or (seeds @ vectors[n]).max() >= floor
+            decided[keys[n]] = "kept" if relevant else "irrelevant", None
+    for n, key in enumerate(keys):
+        first = by_bytes[facts[n]["sha256"]]
+        if first != n:
+            decided[key] = "duplicate", decided[keys[first]][1] or keys[first]
+    return decided
+
+
+def test_an_update_keeps_what_is_there_and_adds_what_is_new(site):
+    site("run", "--set=retrieve.threshold=0.2")
+    old_rows, old_files = site.rows(), site.files()
+    exported = {key: row for key, row in old_rows.items() if row["decision"] == "kept"}
+    old_shards = {name for name in old_files if name.startswith("shards/")}
+    site.grow()
+    said = site("update", site.out)
+    rows, files = site.rows(), site.files()
+
+    for name in old_shards:
+        assert files[name] == old_files[name], name
+    for key, row in exported.items():
+        now = rows[key]
+        assert (now["output_shard"], now["output_key"]) == (row["output_shard"], row["output_key"])
+    expected = decide_by_the_rule(site, exported, 0.95, 0.2)
+    assert {k: (r["decision"], r["duplicate_of"]) for k, r in rows.items()} == expected
+    assert rows["00000/better1"]["duplicate_of"] == "00001/001"
+    assert rows["00000/same2"]["duplicate_of"] == "00001/002"
+    assert rows["00000/031"]["duplicate_of"] == "00000/same31"
+
+    added = [row for key, row in rows.items() if row["decision"] == "kept" and key not in exported]
+    first = len(old_shards) // 3
+    in_order = sorted(added, key=lambda row: keyed_hash(row["key"], 0))
+    assert 1 < len(in_order)
+    for place, row in enumerate(in_order):
+        assert row["output_shard"] == f"{first + place // 7:05d}"
+        assert row["output_key"] == f"{row['output_shard']}{place % 7:04d}"
+    decisions = site.json("reports/funnel.json")["decisions"]
+    assert sum(decisions.values()) == len(rows) == 13 + 12 + 14
+    assert site.json("reports/funnel.json")["thresholds"]["dedup"]["value"] == 0.95
+    assert f"{decisions['kept']} of {len(rows)} images kept" in said
+    site("verify", site.out)
+
+
+def test_an_update_equals_one_that_computes_everything_anew(site):
+    shutil.rmtree(site.work)
+    site("run")
+    shutil.copytree(site.out, site.root / "copy")
+    site.grow()
+    assert "(25 done before)" in site("update", site.out)
+    made = site.files()
+    shutil.rmtree(site.out)
+    (site.root / "copy").rename(site.out)
+    said = site("update", site.out, f"--work={site.root / 'fresh'}")
+    assert "(25 done before)" not in said
+    again = site.files()
+    assert again.keys() == made.keys()
+    for name in made:
+        assert again[name] == made[name], name
+
+
+def test_an_update_that_was_cut_off_is_finished_by_the_next(site, monkeypatch):
+    site("run")
+    old = site.files()
+    shutil.copytree(site.out, site.root / "copy")
+    site.grow()
+    with monkeypatch.context() as patch:
+        patch.setattr("curate.pipeline.write_tables", fail)
+        site("update", site.out, status=2)
+    assert site.files() == old
+    site("update", site.out)
+    made = site.files()
+    shutil.rmtree(site.out)
+    (site.root / "copy").rename(site.out)
+    site("update", site.out)
+    assert site.files() == made
+
+
+def fail(*_):
+    raise RuntimeError("killed")
+
+
+def test_nothing_new_changes_nothing(site):
+    site("run")
+    stamp = (site.out / "run.json").stat().st_mtime_ns
+    assert "nothing to do" in site("update", site.out)
+    assert (site.out / "run.json").stat().st_mtime_ns == stamp
+
+
+def test_budget_and_target_count_what_is_there(site):
+    site("run", "--set=retrieve.max_images=10")
+    exported = {key for key, row in site.rows().items() if row["decision"] == "kept"}
+    assert len(exported) == 10
+    site.grow()
+    site("update", site.out)
+    rows = site.rows()
+    assert {key for key, row in rows.items() if row["decision"] == "kept"} == exported
+    assert all(
+        "not among the 10" in row["reason"]
+        for row in rows.values()
+        if row["decision"] == "over_budget"
+    )
+
+
+def test_a_share_of_the_grown_crawl_is_reached_with_what_is_there(site):
+    site("run", "--set=retrieve.target=0.5", "--set=retrieve.threshold=null")
+    exported = {key for key, row in site.rows().items() if row["decision"] == "kept"}
+    assert len(exported) == 12  # of 24
+    site.grow()
+    site("update", site.out)
+    rows = site.rows()
+    kept = {key for key, row in rows.items() if row["decision"] == "kept"}
+    assert exported < kept
+    assert len(kept) == 17  # of 34
+    others = {key: row["seed_similarity"] for key, row in rows.items() if row["seed_similarity"]}
+    added = min(others[key] for key in kept - exported)
+    assert all(others[key] <= added for key in others.keys() - kept)
+
+
+@pytest.mark.parametrize("drift", [0, 10])
+def test_drift_decides_whether_centroids_are_found_anew(site, drift):
+    site("run", f"--set=cluster.drift={drift}")
+    before, fitted = site.files()["clusters/centroids.npy"], site.json("run.json")["clusters"]
+    site.grow()
+    site("update", site.out)
+    now = site.json("run.json")["clusters"]
+    if drift:
+        assert now == {**fitted, "kept": True}
+        assert site.files()["clusters/centroids.npy"] == before
+        assert mean_distance(site) > fitted["distance"]
+    else:
+        assert now["images"] == 38  # of other bytes
+        assert not now["kept"]
+        assert now["distance"] == pytest.approx(mean_distance(site), abs=1e-6)
+
+
+def mean_distance(site):
+    """Return the mean of 1 - cosine of every crawled image and its nearest centroid, in float64."""
+    content = site.json("run.json")["datasets"]["crawl"]["content"]
+    crawl = Collection(site.work / "catalogue" / content / "all")
+    vectors = crawl.vectors(np.arange(len(crawl))).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    centroids = np.load(site.out / "clusters" / "centroids.npy").astype(np.float64)
+    return float((1 - (vectors @ centroids.T).max(1)).mean())
+
+
+def test_measured_thresholds_are_kept(site):
+    site("run", "--set=dedup.threshold=auto", "--set=retrieve.threshold=auto")
+    before = site.json("reports/funnel.json")["thresholds"]
+    assert {each["source"] for each in before.values()} == {"calibrated"}
+    site.grow()
+    said = site("update", site.out)
+    now = site.json("reports/funnel.json")["thresholds"]
+    assert {name: each["value"] for name, each in now.items()} == {
+        name: each["value"] for name, each in before.items()
+    }
+    assert {each["source"] for each in now.values()} == {"kept"}
+    assert "kept from when the result was first made" in said
+
+
+def test_what_was_removed_does_not_come_back(site):
+    site("run")
+    row = site.rows()["00001/004"]
+    (site.root / "out.txt").write_text("00001/004\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    removed = site.rows("removed")
+    site.grow()
+    site("update", site.out)
+    now = site.rows()["00001/004"]
+    assert row["decision"] == "kept"
+    assert (now["decision"], now["output_key"]) == ("unsafe", None)
+    assert now["reason"] == "sha256 is on the list removed"
+    assert site.rows("removed") == removed
+    assert site.json("reports/funnel.json")["removed"]["images"] == 1
+    assert site.json("run.json")["removed"][0]["images"] == 1
+    site.grow()
+    assert "nothing to do" in site("update", site.out)
+
+
+def test_a_result_is_updated_again_and_again(site):
+    site("run")
+    site.grow()
+    site("update", site.out)
+    first = {k: r["output_key"] for k, r in site.rows().items() if r["decision"] == "kept"}
+    write_tar(site.data / "crawl" / "00003.tar", {"070.jpg": encoded(picture(70))})
+    site("update", site.out)
+    now = {k: r["output_key"] for k, r in site.rows().items() if r["decision"] == "kept"}
+    assert now.keys() - first.keys() == {"00003/070"}
+    assert {key: now[key] for key in first} == first
+    shards = sorted(path.stem for path in (site.out / "shards").glob("*.tar"))
+    assert now["00003/070"] == f"{shards[-1]}0000"
+
+
+def test_images_of_an_included_seed_stay_too(site):
+    seeds = "--set=seeds={own: {include: true, strategy: none}, seed: {threshold: -1}}"
+    site("run", seeds, "--set=seed=null")
+    before = site.rows("seed_images")
+    assert {row["decision"] for row in before.values()} == {"kept"}
+    site.grow()
+    (site.data / "own" / "62.jpg").write_bytes(encoded(picture(62)))
+    site("update", site.out)
+    now = site.rows("seed_images")
+    assert {key: now[key] for key in before} == before
+    assert now["62.jpg"]["decision"] == "kept"
+    assert now["62.jpg"]["output_shard"] > max(row["output_shard"] for row in before.values())
+
+
+def test_what_the_crawl_has_lost_or_changed_is_refused(site):
+    site("run")
+    made = site.files()
+    kept = [key for key, row in site.rows().items() if row["output_key"] and key < "00002"]
+    write_tar(site.data / "crawl" / "00001.tar", {"001.jpg": encoded(picture(90))})
+    said = " ".join(site("update", site.out, status=2).split())
+    assert f"{len(kept)} images that" in said
+    assert "are gone from the crawl, or have other bytes now" in said
+    assert "lvd-curate remove" in said
+    assert site.files() == made
+
+
+def test_copies_of_new_holdout_images_are_refused(site):
+    site("run", "--holdout=held")
+    (site.data / "held" / "4.jpg").write_bytes(encoded(picture(4)))
+    said = " ".join(site("update", site.out, status=2).split())
+    assert "1 images of the result to add to are copies of holdout images" in said
+
+
+def test_other_settings_and_what_is_no_result_are_one_line(site):
+    site("run")
+    said = site("update", site.out, "--set=dedup.threshold=0.9", status=2)
+    assert "has dedup.threshold=0.95, not 0.9" in said
+    assert "is no finished run" in site("update", site.root / "none", status=2)
+    old = site.json("run.json")
+    del old["clusters"]
+    (site.out / "run.json").write_text(json.dumps(old))
+    assert "earlier version" in site("update", site.out, status=2)
