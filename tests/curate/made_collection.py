@@ -15,6 +15,7 @@ import pytest
 from curate.catalogue import collection, keyed_order
 from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
+from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import holdout
 from curate.dedup.groups import group
@@ -103,6 +104,7 @@ def made_collection(
     filters: Sequence[FilterSettings] = (),
     lists: Sequence[CompiledList] = (),
     dim: int = 4,
+    exported: Exported | None = None,
 ) -> Collection:
     """Return the catalogue of images, each in the part that its key names up to the last slash.
 
@@ -128,7 +130,7 @@ def made_collection(
     ]
     home = _fresh(work / "catalogue" / name)
     home.mkdir(parents=True)
-    catalogue(outputs, work, quality, list(filters), tuple(lists), out=home)
+    catalogue(outputs, work, quality, list(filters), tuple(lists), exported, out=home)
     return Collection(home)
 
 

@@ -14,28 +14,33 @@ from curate.selection.decide import OVER_BUDGET, Wish, select
 COSINES = (0.1, 0.5, 0.9)
 
 
-def wish(folder, similarity, codes, most=None):
+def wish(folder, similarity, codes, most=None, stays=frozenset()):
     """Write what a strategy leaves for one seed."""
     folder.mkdir()
     np.save(folder / "numbers.npy", np.arange(len(similarity)))
     np.save(folder / "similarity.npy", np.array(similarity, np.float32))
+    np.save(folder / "exported.npy", np.array([i in stays for i in range(len(codes))]))
     np.save(folder / "missed.npy", np.array(codes, np.int8))
     return Wish(folder, folder, most)
 
 
-def by_definition(wanted, barred, most):
-    """Decide image by image; return decisions, who wants whom, and counts of each seed."""
+def by_definition(wanted, barred, most, stays):
+    """Decide image by image; return decisions, who wants whom, and counts of each seed.
+
+    What `stays` comes first, and is kept in any case.
+    """
     images = range(len(wanted[0][0]))
     out = {i for i in images if any(codes[i] == 0 for _, codes in barred)}
     wants = []
     for similarity, codes, budget in wanted:
         mine = [i for i in images if codes[i] == 0 and i not in out]
-        wants.append(set(sorted(mine, key=lambda i: (-similarity[i], i))[:budget]))
+        mine.sort(key=lambda i: (i not in stays, -similarity[i], i))
+        wants.append(set(mine[:budget]))
     best = {i: max(similarity[i] for similarity, _, _ in wanted) for i in images}
-    everyone = sorted(set().union(*wants), key=lambda i: (-best[i], i))
+    everyone = sorted(set(stays).union(*wants), key=lambda i: (i not in stays, -best[i], i))
     decided = {}
     for i in images:
-        if i in everyone[:most]:
+        if i in everyone[:most] or i in stays:
             decided[i] = "kept"
         elif i not in out and any(codes[i] == 0 for _, codes, _ in wanted):
             decided[i] = "over_budget"
@@ -53,25 +58,27 @@ def questions(draw):
     budget = st.none() | st.integers(1, 4)
     wanted = draw(st.lists(st.tuples(similarity, codes, budget), min_size=1, max_size=3))
     barred = draw(st.lists(st.tuples(similarity, codes), max_size=2))
-    return wanted, barred, draw(budget)
+    return wanted, barred, draw(budget), draw(st.sets(st.integers(0, count - 1)))
 
 
 @settings(max_examples=25, deadline=None)
 @given(questions())
 def test_decisions_are_those_of_the_definition(tmp_path_factory, question):
-    wanted, barred, most = question
+    wanted, barred, most, stays = question
     work = tmp_path_factory.mktemp("work")
     count = len(wanted[0][0])
     crawl = made_collection(work, [Made(f"p/{row}", np.eye(8)[row]) for row in range(count)], dim=8)
+    places = np.random.default_rng(0).permutation(len(stays))
+    np.save(crawl.folder / "exported.npy", np.stack([np.array(sorted(stays), int), places], 1))
     groups = work / "groups"
     groups.mkdir()
     np.save(groups / "representative.npy", np.arange(count))
-    wishes = [wish(work / f"w{place}", *each) for place, each in enumerate(wanted)]
+    wishes = [wish(work / f"w{place}", *each, stays=stays) for place, each in enumerate(wanted)]
     bars = [wish(work / f"b{place}", *each) for place, each in enumerate(barred)]
     out = work / "out"
     out.mkdir()
     result = select(crawl, groups, [], wishes, bars, [], most, 0, out=out)
-    decided, wants, alone = by_definition(wanted, barred, most)
+    decided, wants, alone = by_definition(wanted, barred, most, stays)
     found = [DECISIONS[code] for code in np.load(out / "decision.npy")]
     assert found == [decided[i] for i in range(count)]
     missed, bars_of = np.load(out / "missed.npy"), np.load(out / "barred.npy")
@@ -95,6 +102,8 @@ def test_decisions_are_those_of_the_definition(tmp_path_factory, question):
     ]
     assert sum(result["decisions"].values()) == count
     json.dumps(result)
+    order = np.load(out / "order.npy")[: len(stays)]
+    assert order.tolist() == [sorted(stays)[i] for i in np.argsort(places)]
     assert "order.npy" in files_of(out)
 
 
