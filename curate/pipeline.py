@@ -99,7 +99,8 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     bounds = shards.export(
         *(runner, output, [datasets.crawl, *datasets.included]),
         *(results.selected, results.answers.nearest),
-        *(settings.export, settings.embed.max_pixels, before and before.written),
+        *(settings.export, settings.embed.max_pixels),
+        before.written if before else None,
     )
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
@@ -113,7 +114,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
 def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     """Run the stages up to the decision about every image."""
     settings, threads = plan.request.settings, plan.request.settings.engine.threads
-    before = plan.before and plan.before.centroids
+    before = plan.before.centroids if plan.before else None
     crawl, by_meaning, seeds = datasets.crawl, datasets.crawl_by_meaning, datasets.seeds
     thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
     clustered = cluster(runner, crawl, settings.cluster, threads, before)

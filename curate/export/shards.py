@@ -101,9 +101,10 @@ def export(
     """
     with runner.at_work("export"):
         bounds = bound_shards(
-            *(runner.scratch / "bounds.npy", [each.collection for each in datasets]),
-            *(selected.folder, selected.exported, settings.shard_size, settings.shard_bytes),
-            written,
+            runner.scratch / "bounds.npy",
+            [each.collection for each in datasets],
+            *(selected.folder, selected.exported),
+            *(settings.shard_size, settings.shard_bytes, written),
         )
         sources = tuple(
             Source(

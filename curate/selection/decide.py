@@ -178,10 +178,9 @@ def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) ->
     hashes = [hash_keys(data, mine, seed) for (data, _), mine in zip(datasets, kept, strict=True)]
     source = np.repeat(np.arange(len(kept), dtype=np.int16), [len(mine) for mine in kept])
     numbers = np.concatenate(kept)
-    place = np.concatenate(
-        [_places(data, mine) for (data, _), mine in zip(datasets, kept, strict=True)]
-    )
-    order = np.lexsort((numbers, source, np.concatenate(hashes), place))
+    there = [_places(data, mine) for (data, _), mine in zip(datasets, kept, strict=True)]
+    keys = numbers, source, np.concatenate(hashes), np.concatenate(there)
+    order = np.lexsort(keys)
     source, numbers = source[order], numbers[order]
     for place, (data, _) in enumerate(datasets):
         position = np.full(len(data), -1, np.int64)
