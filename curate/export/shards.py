@@ -104,7 +104,9 @@ def export(
             runner.scratch / "bounds.npy",
             [each.collection for each in datasets],
             *(selected.folder, selected.exported),
-            *(settings.shard_size, settings.shard_bytes, written),
+            settings.shard_size,
+            settings.shard_bytes,
+            written,
         )
         sources = tuple(
             Source(
