@@ -14,6 +14,7 @@ from typing import Any
 
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
+from curate.report.datasheet import DATASHEET
 from shared.config import flat
 from shared.errors import LvdError
 from shared.locks import busy, locked
@@ -24,7 +25,10 @@ FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
 TIMINGS = "timings.json"
 ADDRESS = ".address"
-OWN = {RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", ".scratch", ".spill", ".tables"}
+OWN = {
+    *(RUN, USED, FILES, ADDRESS, TIMINGS, DATASHEET),
+    *("shards", "embeddings", "reports", ".scratch", ".spill", ".tables"),
+}
 FileHash = dict[str, Any]
 """`bytes` and `sha256` of a file."""
 LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
@@ -44,6 +48,7 @@ class Output:
         self.tables = self.partial / ".tables"
         self.shards = self.partial / "shards"
         self.reports = self.partial / "reports"
+        self.embeddings = self.partial / "embeddings"
         self._replace = replace
         self._refuse_foreign()
 

@@ -56,6 +56,9 @@ class ExportSettings(PictureSettings):
     column, where it has no more than 1 MiB: `[txt, cls]`. The keys of a `json` become keys of the
     sample's own, but for those that this has. A caption goes out as `.txt` anyway. Parts are gone
     through once more for these."""
+    embeddings: bool = False
+    """Write the kept images' vectors by the embedder for meaning as well, in clip-retrieval's layout
+    (`OUT/embeddings`)."""
     seed: int = 0
     """Seed of the hash that orders the images."""
 
