@@ -248,6 +248,7 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
                 strict=True,
             )
         },
+        "also": request.settings.export.also,
         "versions": versions(),
     }
 

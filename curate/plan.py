@@ -172,7 +172,7 @@ def comparable(request: Request) -> dict[str, Any]:
             exclude={
                 **dict.fromkeys(("crawl", "seed", "seeds", "holdouts", "embedder"), True),
                 **{"engine": {"workers", "patience"}, "embed": {"decode_threads"}},
-                **{"dedup": {"embedder"}, "retrieve": {"embedder"}},
+                **{"dedup": {"embedder"}, "retrieve": {"embedder"}, "export": {"also"}},
             },
         ),
         "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},

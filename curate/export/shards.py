@@ -59,6 +59,8 @@ class ExportSettings(PictureSettings):
     embeddings: bool = False
     """Write the kept images' vectors by the embedder for meaning as well, in clip-retrieval's layout
     (`OUT/embeddings`)."""
+    also: list[str] = Field(default_factory=list)
+    """Further places that the finished result is copied to: folders, or fsspec URLs."""
     seed: int = 0
     """Seed of the hash that orders the images."""
 
@@ -103,8 +105,12 @@ def export(
     """
     with runner.at_work("export"):
         bounds = bound_shards(
-            *(runner.scratch / "bounds.npy", [each.collection for each in datasets]),
-            *(selected.folder, selected.exported, settings.shard_size, settings.shard_bytes),
+            runner.scratch / "bounds.npy",
+            [each.collection for each in datasets],
+            selected.folder,
+            selected.exported,
+            settings.shard_size,
+            settings.shard_bytes,
         )
         sources = tuple(
             Source(
@@ -231,7 +237,10 @@ def _bytes(
 ) -> tuple[bytes, list[bytes | None]]:
     """Return the bytes of an image, which must be those that were embedded, and of its members."""
     part = load_parts(source.parts)[index]
-    data, *found = read_spilled(source.spills[index], number) if index in source.spills else [None]
+    data: bytes | None = None
+    found: list[bytes | None] = []
+    if index in source.spills:
+        data, *found = read_spilled(source.spills[index], number)
     if data is None:
         data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
     if hashlib.sha256(data).hexdigest() != fact["sha256"]:

@@ -56,25 +56,18 @@ def datasheet(out: Path) -> Iterator[str]:
 
 
 def _sources(run: dict[str, Any]) -> Iterator[str]:
-    names = ("role", "dataset", "images", "licence", "source", "homepage", "path")
+    notes = ("licence", "source", "homepage")
     described = []
     for role, about in run["datasets"].items():
-        settings = about["settings"]
-        place = settings["path"] or [f"{len(settings['text']):,} captions"]
-        described.append(
-            (
-                role.partition(" ")[0],
-                about["name"],
-                f"{about['images']:,}",
-                *(settings.get(name) or "not stated" for name in ("licence", "source", "homepage")),
-                place if isinstance(place, str) else ", ".join(place),
-            )
-        )
-    yield from _table(names, described)
+        of = " captions" if about["settings"]["text"] else ""
+        said = (about["settings"].get(note) or "not stated" for note in notes)
+        described.append((role.partition(" ")[0], about["name"], f"{about['images']:,}{of}", *said))
+    yield from _table(("role", "dataset", "images", *notes), described)
     yield ""
     yield (
-        "Licences, sources and homepages are those of `datasets` in the configuration. Each image "
-        "has its URL in `reports/images.parquet` where the crawl says it, and rights of its own."
+        "Licences, sources and homepages are those of `datasets` in the configuration; where the data "
+        "lay, `run.json` says. Each image has its URL in `reports/images.parquet` where the crawl says "
+        "it, and rights of its own."
     )
 
 
