@@ -15,12 +15,14 @@ from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
-from curate.export import shards
+from curate.export import embeddings, shards
 from curate.export.bounds import ShardBounds
+from curate.export.embeddings import export_embeddings
 from curate.increment import REMOVED_LIST
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
-from curate.report import rows, seed_images
+from curate.report import datasheet, rows, seed_images
+from curate.report.datasheet import write_datasheet
 from curate.report.rows import Decided
 from curate.report.seeds import describe_seeds
 from curate.report.stage import draw, write_tables
@@ -30,6 +32,7 @@ from curate.selection.decide import Selected, decide
 from curate.selection.include import Included, include
 from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
+from shared.embedders import identity
 from shared.errors import LvdError
 from shared.storage import fingerprint
 
@@ -55,6 +58,12 @@ class Datasets:
         ]
         lists = {each.content for each in plan.lists if each.name != REMOVED_LIST}
         return fingerprint([parts, sorted(lists)])
+
+    @property
+    def included_by_meaning(self) -> list[Catalogued]:
+        """The included seeds as the embedder for meaning sees them."""
+        by_name = {seed.name: seed for seed in self.seeds}
+        return [by_name[seed.name] for seed in self.included]
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
-        [shards.VERSION, rows.VERSION, seed_images.VERSION],
+        [shards.VERSION, embeddings.VERSION, rows.VERSION, seed_images.VERSION, datasheet.VERSION],
         [results.selected.address, seeds, results.false_copies.address],
         [output.settings, [each.problems for each in datasets.embedded]],
     ).address
@@ -102,9 +111,14 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
         *(settings.export, settings.embed.max_pixels),
         before.written if before else None,
     )
+    if settings.export.embeddings:
+        by_meaning = [datasets.crawl_by_meaning, *datasets.included_by_meaning]
+        collections = [each.collection for each in by_meaning]
+        export_embeddings(runner, output, collections, results.selected.folder, bounds)
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
         output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))
+        write_datasheet(output.partial)
         if settings.report.pictures:
             draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)
     output.finish(runner.times, time.monotonic() - started)
@@ -232,6 +246,10 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
             for stage, each in plan.embedders.items()
             if each.revision
         },
+        "embedders": {
+            stage: {"name": request.embedders[stage].name, "identity": identity(each)}
+            for stage, each in plan.embedders.items()
+        },
         "settings": comparable(plan.request),
         "inputs": datasets.inputs(plan),
         "clusters": results.clustered.fitted,
@@ -242,14 +260,16 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
                 "name": named.name,
                 "settings": named.settings.model_dump(mode="json"),
                 "content": data.address,
+                "images": len(data.collection),
             }
             for role, named, data in zip(
-                ["crawl", *seed_roles(request)],
-                [request.crawl, *(seed.dataset for seed in request.seeds)],
-                [datasets.crawl, *datasets.seeds],
+                ["crawl", *seed_roles(request), *(f"holdout {x.name}" for x in request.holdouts)],
+                [request.crawl, *(seed.dataset for seed in request.seeds), *request.holdouts],
+                [datasets.crawl, *datasets.seeds, *datasets.holdouts],
                 strict=True,
             )
         },
+        "also": request.settings.export.also,
         "versions": versions(),
         **(plan.before.removals("run.json") if plan.before else {}),
     }

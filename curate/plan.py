@@ -175,21 +175,23 @@ def comparable(request: Request) -> dict[str, Any]:
             exclude={
                 **dict.fromkeys(("crawl", "seed", "seeds", "holdouts", "embedder"), True),
                 **{"engine": {"workers", "patience"}, "embed": {"decode_threads"}},
-                **{"dedup": {"embedder"}, "retrieve": {"embedder"}},
+                **{"dedup": {"embedder"}, "retrieve": {"embedder"}, "export": {"also"}},
             },
         ),
         "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
     }
 
 
-def pipeline_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pipeline that a result was made by, from what `comparable` said of it."""
+def pipeline_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pipeline that a result was made by, from its `run.json`."""
+    settings = run["settings"]
     known = {name: settings[name] for name in PipelineSettings.model_fields if name in settings}
     named = {
         stage: {**known.get(stage, {}), "embedder": settings["embedders"][stage]["name"]}
         for stage in ("dedup", "retrieve")
     }
-    return {**known, **named}
+    export = {**known["export"], "also": run["also"]}
+    return {**known, **named, "export": export}
 
 
 def seed_roles(request: Request) -> list[str]:

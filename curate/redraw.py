@@ -33,6 +33,8 @@ def redraw(out: Path, work: Path) -> None:
         scratch = stack.enter_context(scratch_folder(work / "scratch"))
         for name, about in read_json(path)["datasets"].items():
             role = name.partition(" ")[0]
+            if role not in readers:
+                continue
             try:
                 collection = Collection(work / "catalogue" / about["content"] / "all")
                 named = Named(about["name"], DatasetSettings(**about["settings"]))

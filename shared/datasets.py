@@ -42,7 +42,11 @@ class DatasetSettings(BaseModel):
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
     """What to read there; `auto` looks."""
     licence: str = ""
-    """A note on the rights in the images, for the reader of the configuration."""
+    """The rights in the images, for the reader of the configuration and the datasheet."""
+    source: str = ""
+    """Where the images are from and who collected them, for the datasheet."""
+    homepage: str = ""
+    """The dataset's page, for the datasheet."""
     image_column: str | None = None
     """The Parquet column that holds image bytes; by default the only one that can."""
     key_column: str | None = None

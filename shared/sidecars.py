@@ -72,8 +72,12 @@ def note_from_text(data: bytes) -> Note:
 def note_from_row(row: dict[str, Any], columns: Sequence[str]) -> Note:
     """Return what a table row or a JSON object says; fields of other types say nothing."""
     said = {name: scalar(row.get(name)) for name in {*SAID, *columns}}
-    url, *captions = (said[name] if isinstance(said[name], str) else None for name in SAID)
-    return Note(url, next(filter(None, captions), None), {name: said[name] for name in columns})
+    url, caption, text = (_text(said[name]) for name in SAID)
+    return Note(url, caption or text, {name: said[name] for name in columns})
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def scalar(value: object) -> object:

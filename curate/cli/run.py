@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from curate.execution.session import ExecutorName
     from curate.plan import Plan
 
-SET_ASIDE = 3
-"""The exit status of a run that is done but for parts that were set aside."""
+FAILED, SET_ASIDE = 1, 3
+"""The exit status of a run whose result could not be copied everywhere, and of one that is done but
+for parts that were set aside."""
 
 
 @click.command()
@@ -45,12 +46,14 @@ def run(
     and again for reasons of their own.
     """
     from curate.calibration.pairing import wrong_pairings
+    from curate.execution.copies import require_places
     from curate.execution.output import Output
     from curate.plan import comparable, describe, pinned, writable
     from shared.progress import warn
 
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
+    require_places(plan.request.settings.export.also, out, plan.work)
     output = Output(out.absolute(), comparable(plan.request), replace)
     for line in wrong_pairings(plan.request):
         warn(line)
@@ -71,6 +74,7 @@ def carry_out(
     from shared.progress import say, warn
     from shared.storage import reraise_disk_full
 
+    also = plan.request.settings.export.also
     with reraise_disk_full(out), output.locked():
         if retry == "corrupt":
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")
@@ -88,9 +92,27 @@ def carry_out(
             say(f"{out} is complete and up to date: nothing to do")
         else:
             click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)
+        failed = [line for place in also if (line := _copy(output.out, place))]
+        if failed:
+            click.echo(f"lvd-curate: {'; '.join(failed)} ({out} is whole)", err=True)
+            sys.exit(FAILED)
         if aside := read_funnel(out).get("set_aside"):
             warn(
                 f"{len(aside):,} parts were set aside, as {aside[0]}: what is wrong with each is "
                 "listed above and in reports/funnel.json; --retry parts tries them again"
             )
             sys.exit(SET_ASIDE)
+
+
+def _copy(out: Path, place: str) -> str:
+    """Copy a result to a place, and return what went wrong, in one line, or ""."""
+    from curate.execution.copies import copy_result
+    from shared.errors import LvdError
+    from shared.progress import say
+
+    try:
+        copied = copy_result(out, place)
+    except LvdError as error:
+        return str(error)
+    say(f"{place} holds a copy" + (f": {copied:,} files were copied" if copied else " already"))
+    return ""

@@ -51,7 +51,8 @@ def update(
     from shared.errors import LvdError
     from shared.locks import scratch_folder
 
-    settings = read_run(out)["settings"]
+    run = read_run(out)
+    settings = run["settings"]
     request = read_request(
         config,
         settings["pipeline"],
@@ -60,7 +61,7 @@ def update(
         seeds=(),
         holdouts=(),
         overrides=overrides,
-        settings=pipeline_of(settings),
+        settings=pipeline_of(run),
     )
     for name, value in flat(comparable(request)).items():
         if flat(settings).get(name) != value:

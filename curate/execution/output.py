@@ -16,6 +16,7 @@ from curate.increment import CLUSTERS, REMOVED, Before
 from curate.neighbours.cluster import FITTED
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
+from curate.report.datasheet import DATASHEET
 from shared.config import flat
 from shared.errors import LvdError
 from shared.locks import busy, locked
@@ -34,8 +35,8 @@ RUN, USED, FILES = "run.json", "used.json", "files.json"
 TIMINGS = "timings.json"
 ADDRESS = ".address"
 OWN = {
-    *(RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", CLUSTERS),
-    *(".scratch", ".spill", ".tables"),
+    *(RUN, USED, FILES, ADDRESS, TIMINGS, DATASHEET, CLUSTERS),
+    *("shards", "embeddings", "reports", ".scratch", ".spill", ".tables"),
 }
 FileHash = dict[str, Any]
 """`bytes` and `sha256` of a file."""
@@ -57,6 +58,7 @@ class Output:
         self.shards = self.partial / "shards"
         self.reports = self.partial / "reports"
         self.clusters = self.partial / CLUSTERS
+        self.embeddings = self.partial / "embeddings"
         self._replace = replace
         self._refuse_foreign()
 

@@ -56,6 +56,11 @@ class ExportSettings(PictureSettings):
     column, where it has no more than 1 MiB: `[txt, cls]`. The keys of a `json` become keys of the
     sample's own, but for those that this has. A caption goes out as `.txt` anyway. Parts are gone
     through once more for these."""
+    embeddings: bool = False
+    """Write the kept images' vectors by the embedder for meaning as well, in clip-retrieval's layout
+    (`OUT/embeddings`)."""
+    also: list[str] = Field(default_factory=list)
+    """Further places that the finished result is copied to: folders, or fsspec URLs."""
     seed: int = 0
     """Seed of the hash that orders the images."""
 
@@ -103,7 +108,8 @@ def export(
         bounds = bound_shards(
             runner.scratch / "bounds.npy",
             [each.collection for each in datasets],
-            *(selected.folder, selected.exported),
+            selected.folder,
+            selected.exported,
             settings.shard_size,
             settings.shard_bytes,
             written,
@@ -234,7 +240,10 @@ def _bytes(
 ) -> tuple[bytes, list[bytes | None]]:
     """Return the bytes of an image, which must be those that were embedded, and of its members."""
     part = load_parts(source.parts)[index]
-    data, *found = read_spilled(source.spills[index], number) if index in source.spills else [None]
+    data: bytes | None = None
+    found: list[bytes | None] = []
+    if index in source.spills:
+        data, *found = read_spilled(source.spills[index], number)
     if data is None:
         data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
     if hashlib.sha256(data).hexdigest() != fact["sha256"]:

@@ -1,7 +1,8 @@
 """Takes the images of a list out of a finished result, and out of the work folder it was made in.
 
-First the result, which is swapped whole; then the work folder, unit by unit. `removed.parquet` of
-the result says what is to be gone, so that the same call finishes what was cut off.
+First the result, which is swapped whole, and its copies; then the work folder, unit by unit.
+`removed.parquet` of the result says what is to be gone, so that the same call finishes what was cut
+off.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from curate.execution.copies import copy_result
 from curate.execution.gc import refuse_while_at_work
 from curate.execution.output import RUN, Output
 from curate.filters.lists import ListSettings, compile_lists
@@ -21,6 +23,7 @@ from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
 from shared.locks import scratch_folder
 from shared.progress import size
+from shared.storage import read_json
 
 
 def remove(
@@ -55,6 +58,8 @@ def remove(
             source = {"name": name, "content": compiled.content, **settings.model_dump()}
             rewrite(output, gone, source, work)
         yield _said_of_result(out, gone, dry_run)
+        for place in [] if dry_run else read_json(out / RUN).get("also", []):
+            yield f"{copy_result(out, place):,} files were copied anew to {place}"
         if work is not None and scratch is not None:
             hashes = [*(each.sha256 for each in gone), *read_removed(out)["sha256"].to_pylist()]
             units = units_with(work, filter(None, hashes))

@@ -20,7 +20,9 @@ from jaxtyping import Int64
 
 from curate.execution.output import FILES, RUN, Output
 from curate.redraw import redraw
+from curate.removal.embeddings import drop_embeddings
 from curate.removal.gone import REMOVED, Gone, image_files, read_removed
+from curate.report.datasheet import DATASHEET, write_datasheet
 from curate.report.rows import BEHIND_JUDGEMENT
 from curate.report.tables import read_funnel, table_files
 from shared.shards import drop_samples
@@ -39,7 +41,8 @@ def rewrite(
     """
     out, new = output.out, output.partial
     output.begin(fingerprint([VERSION, source, [each.key for each in gone]]))
-    made = {RUN, FILES, *_write_shards(out, new, gone), *_write_reports(out, new, gone)}
+    made = {RUN, FILES, DATASHEET, *_write_shards(out, new, gone), *_write_reports(out, new, gone)}
+    made |= set(drop_embeddings(out, new, gone))
     run = read_json(out / RUN)
     removed = [*run.get("removed", []), {**source, "images": len(gone)}]
     write_json(new / RUN, {**run, "removed": removed}, output.scratch)
@@ -47,6 +50,8 @@ def rewrite(
     linked = _link_others(out, new, made | drawn)
     if drawn:
         _draw(new, work)
+    if (out / DATASHEET).exists():
+        write_datasheet(new)
     hashes = read_json(out / FILES) if (out / FILES).exists() else {}
     output.publish({name: entry for name, entry in hashes.items() if name in linked})
 

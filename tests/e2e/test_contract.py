@@ -281,7 +281,10 @@ def test_shards_load_with_plain_webdataset(out, by_key, originals):
                 if member.name.endswith(".json"):
                     continue
                 key = next(k for k, row in by_key.items() if row["output_key"] == member.name[:9])
-                if by_key[key]["format"] == "jpeg":
+                if member.name.endswith(".txt"):
+                    caption = by_key[key]["caption"] or ""
+                    assert tar.extractfile(member).read().decode() == caption
+                elif by_key[key]["format"] == "jpeg":
                     assert tar.extractfile(member).read() == originals[key]
 
 
