@@ -15,7 +15,7 @@ from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
-from curate.export import shards
+from curate.export import selection_list, shards
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
 from curate.report import rows, seed_images
@@ -29,6 +29,8 @@ from curate.selection.include import Included, include
 from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
 from shared.errors import LvdError
+
+_EXPORT_VERSIONS = {"shards": shards.VERSION, "list": selection_list.VERSION}
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,22 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
-        [shards.VERSION, rows.VERSION, seed_images.VERSION],
+        [_EXPORT_VERSIONS[settings.export.format], rows.VERSION, seed_images.VERSION],
         [results.selected.address, seeds, results.false_copies.address],
         [output.settings, [each.problems for each in datasets.embedded]],
     ).address
     if output.stands(address):
         return False
     output.begin(address)
-    shards.export(
-        *(runner, output, [datasets.crawl, *datasets.included]),
-        *(results.selected, results.answers.nearest),
-        *(settings.export, settings.embed.max_pixels),
-    )
+    exported = [datasets.crawl, *datasets.included]
+    if settings.export.format == "list":
+        size = settings.export.shard_size
+        selection_list.export_list(runner, output, exported, results.selected, size)
+    else:
+        shards.export(
+            *(runner, output, exported, results.selected, results.answers.nearest),
+            *(settings.export, settings.embed.max_pixels),
+        )
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results))
         output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))

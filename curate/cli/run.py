@@ -41,7 +41,7 @@ def run(
     retry: str | None,
     **asked: Any,
 ) -> None:
-    """Run a pipeline: from a crawl and a seed to shards and reports.
+    """Run a pipeline: from a crawl and a seed to shards, or a list of images, and reports.
 
     What an earlier run left in --work is used again, whoever started it; a run that was killed
     goes on where it stopped. The exit status is 3 where it is done but for parts that failed again
@@ -51,6 +51,7 @@ def run(
     from curate.execution.output import Output, name_latest
     from curate.execution.session import open_runner
     from curate.plan import (
+        check_export,
         comparable,
         describe,
         forget_corrupt,
@@ -64,6 +65,7 @@ def run(
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
     output = Output(out.absolute(), comparable(plan.request), replace)
+    check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
     if dry_run:

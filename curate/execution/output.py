@@ -24,7 +24,10 @@ FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
 TIMINGS = "timings.json"
 ADDRESS = ".address"
-OWN = {RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "reports", ".scratch", ".spill", ".tables"}
+OWN = {
+    *(RUN, USED, FILES, ADDRESS, TIMINGS, "shards", "selection.parquet", "reports"),
+    *(".scratch", ".spill", ".tables"),
+}
 FileHash = dict[str, Any]
 """`bytes` and `sha256` of a file."""
 LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "timm", "torch")
@@ -108,13 +111,13 @@ class Output:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.partial.mkdir(parents=True, exist_ok=True)
         note.write_text(address)
-        for folder in (self.shards, self.reports, self.scratch):
+        for folder in (self.reports, self.scratch):
             folder.mkdir(exist_ok=True)
 
-    def lay_tables(self, names: Iterable[str], units: list[Path]) -> None:
-        """Put the units' tables where the contract says: one file, or a folder of them."""
+    def lay_tables(self, names: Iterable[str], units: list[Path], into: Path) -> None:
+        """Put the units' tables into a folder, each as one file, or as a folder of them."""
         for name in names:
-            path = self.reports / f"{name}.parquet"
+            path = into / f"{name}.parquet"
             if path.is_dir():
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)

@@ -39,8 +39,11 @@ class ExportSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    format: Literal["shards", "list"] = "shards"
+    """shards: the images are copied into WebDataset shards. list: nothing is copied, and
+    `selection.parquet` says where each is; a trainer reads them there, as they are."""
     shard_size: int = Field(1_000, ge=1, le=SHARD_CAPACITY)
-    """Images of one shard."""
+    """Images of one shard, or of one row group of a list."""
     encode: Literal["auto", "never"] = "auto"
     """auto: what is not a JPEG becomes one, of quality 95. never: all bytes are kept."""
     seed: int = 0
@@ -98,6 +101,7 @@ def export(
             for index, part in enumerate(each.parts)
             if exported and needs_spill(part)
         ]
+        folders.shards.mkdir(exist_ok=True)
         units = [unit for unit, _, _ in spilled]
         runner.run(folders.spill, spill, units, scratch=folders.scratch)
         for unit, source, index in spilled:
