@@ -198,11 +198,10 @@ def _batch(select: str, group: pa.Table, listed: ListedFiles) -> pa.RecordBatch:
             raise LvdError(f"--select {select}: the list has rows without {name}: make it anew")
     seeds = group["seed"].is_valid().to_pylist() if "seed" in there else [False] * count
     codes = [listed.code(*of) for of in zip(group["part"].to_pylist(), seeds, strict=True)]
-    sha256 = group["sha256"].fill_null("") if "sha256" in there else pa.array([""] * count)
     columns = {
         **{name: group[name] for name in ("key", "offset", "size")},
         "file": pa.array(codes),
-        "sha256": sha256,
+        "sha256": group["sha256"] if "sha256" in there else pa.nulls(count),
         "weight": pa.array(_weights(select, group)),
     }
     table = pa.table([columns[name].cast(_ROWS.field(name).type) for name in _ROWS.names], _ROWS)
@@ -213,7 +212,7 @@ def _weights(select: str, group: pa.Table) -> NDArray[np.int64]:
     """Return the weights of a row group in units of 1 / UNIT, to the nearest one."""
     if "weight" not in group.column_names:
         return np.full(group.num_rows, UNIT)
-    weights = group["weight"].to_numpy().astype(np.float64)
+    weights = group["weight"].cast(pa.float64()).to_numpy()
     if wrong := np.flatnonzero(~(np.isfinite(weights) & (weights >= 0))).tolist():
         key, weight = group["key"][wrong[0]].as_py(), group["weight"][wrong[0]].as_py()
         raise LvdError(
