@@ -91,7 +91,9 @@ def _check(request: LoopRequest, hold: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Image.new("RGB", (1, 1)).save(Path(folder) / "0.png")
         run_child(
-            request.train_command(["--shards", folder], request.out / "round-1" / "train", "--dry-run"),
+            request.train_command(
+                ["--shards", folder], request.out / "round-1" / "train", "--dry-run"
+            ),
             log=request.out / CHECKED,
             title=f"check recipe {request.recipe}",
             hold=[hold],

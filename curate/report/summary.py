@@ -182,7 +182,9 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
 def _file_table(out: Path) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     if list_files(out):
-        table.add_row("selection.parquet", "where the kept images lie: lvd-train run --select trains on them")
+        table.add_row(
+            "selection.parquet", "where the kept images lie: lvd-train run --select trains on them"
+        )
     else:
         tars = sum(1 for _ in (out / "shards").glob("*.tar"))
         table.add_row("shards/", f"{tars:,} WebDataset shards, to train on")

@@ -51,7 +51,7 @@ def test_a_list_says_where_the_bytes_of_what_is_kept_are_and_nothing_is_copied(s
     out = site.root / "list"
     listed = rows(out)
     for row in listed:
-        with open(row["part"], "rb") as file:
+        with Path(row["part"]).open("rb") as file:
             file.seek(row["offset"])
             data = file.read(row["size"])
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
@@ -86,7 +86,9 @@ def test_two_steps_are_trained_from_a_list(site, tmp_path):
     sets = [word for value in small for word in ("--set", value)]
     where = ("--config", CONFIG, "--recipe", "tiny", "--out", tmp_path / "out", *sets)
     dry = run(train.cli.main, "run", *where, "--select", site.root / "list", "--dry-run")
-    assert any(line.startswith("selection ") and str(len(rows(site.root / "list"))) in line for line in dry)
+    assert any(
+        line.startswith("selection ") and str(len(rows(site.root / "list"))) in line for line in dry
+    )
     run(train.cli.main, "run", *where, "--select", site.root / "list")
     assert (tmp_path / "out/model/model.safetensors").is_file()
     again = run(

@@ -143,7 +143,9 @@ def test_an_index_of_several_datasets_reads_each_where_it_lies(tmp_path):
 def test_a_recipe_mixes_and_its_images_may_move(tmp_path):
     for name in ("a", "b"):
         write_shards(tmp_path / name)
-    mix = f"data.mix={{a: {{shards: {tmp_path}/a, ratio: 3}}, b: {{shards: {tmp_path}/b, ratio: 1}}}}"
+    mix = (
+        f"data.mix={{a: {{shards: {tmp_path}/a, ratio: 3}}, b: {{shards: {tmp_path}/b, ratio: 1}}}}"
+    )
     recipe = read_recipe(write_config(tmp_path), "small", [mix])
     index = open_index(recipe, None, None, tmp_path / "index")
     order = make_order(recipe, index)
@@ -151,5 +153,7 @@ def test_a_recipe_mixes_and_its_images_may_move(tmp_path):
     samples = order.batch(0).samples
     assert sum(index.key(sample).startswith("b: ") for sample in samples.tolist()) == 2
     (tmp_path / "b").rename(tmp_path / "c")
-    moved = read_recipe(tmp_path / "pipelines.yaml", "small", [mix, f"data.mix.b.shards={tmp_path}/c"])
+    moved = read_recipe(
+        tmp_path / "pipelines.yaml", "small", [mix, f"data.mix.b.shards={tmp_path}/c"]
+    )
     assert open_index(moved, None, None, tmp_path / "index").fingerprint == index.fingerprint

@@ -126,7 +126,9 @@ def test_a_crawl_may_have_moved_and_seeds_are_where_they_were(crawl, tmp_path):
     rows, seed = rows_of(crawl), tmp_path / "seed" / "00001.tar"
     seed.parent.mkdir()
     (write_shards(tmp_path / "other") / "00001.tar").rename(seed)
-    of_seed = [row | {"key": f"seed {row['key']}", "seed": "photos"} for row in rows_of(seed.parent)]
+    of_seed = [
+        row | {"key": f"seed {row['key']}", "seed": "photos"} for row in rows_of(seed.parent)
+    ]
     first = read(tmp_path, rows + of_seed)
     before = content(first)
     (tmp_path / "new").mkdir()
@@ -163,7 +165,8 @@ def test_a_folder_of_images_and_a_remote_crawl_are_read_too(crawl, tmp_path):
     memory = fsspec.filesystem("memory")
     memory.put(str(crawl), "/test_selection", recursive=True)
     away = [
-        row | {"part": f"memory://test_selection/{Path(row['part']).name}"} for row in rows_of(crawl)
+        row | {"part": f"memory://test_selection/{Path(row['part']).name}"}
+        for row in rows_of(crawl)
     ]
     both = rows + away
     expected = {row["sha256"] for row in both}
@@ -210,7 +213,10 @@ def test_an_image_takes_100_bytes_and_its_key(crawl, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rows: [{**row, "weight": -1} for row in rows], "the weight of 00000/000000000 is -1"),
+        (
+            lambda rows: [{**row, "weight": -1} for row in rows],
+            "the weight of 00000/000000000 is -1",
+        ),
         (lambda rows: [{**row, "weight": None} for row in rows[1:]] + rows[:1], "is None: give"),
         (lambda rows: [{"key": row["key"]} for row in rows], "it has no column part"),
         (lambda rows: [*rows, rows[0] | {"size": None}], "rows without size"),

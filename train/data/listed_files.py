@@ -58,7 +58,9 @@ class ListedFiles:
         steps = _steps(recorded)
         candidates = self._there.get(steps[-1], [])
         if candidates:
-            return max(candidates, key=lambda each: (_alike(_steps(each), steps), -len(_steps(each))))
+            return max(
+                candidates, key=lambda each: (_alike(_steps(each), steps), -len(_steps(each)))
+            )
         if there:
             return recorded
         where = "" if self._shards is None else f", nor below --shards {self._shards}"

@@ -148,9 +148,7 @@ class _MicroBatches(Dataset):
         except LvdError as error:  # a worker's exception arrives as many lines
             return str(error)
 
-    def _made(
-        self, samples: list[int], turns: list[int], batch: partial[Batch]
-    ) -> Batch | _Draft:
+    def _made(self, samples: list[int], turns: list[int], batch: partial[Batch]) -> Batch | _Draft:
         """Return `batch` with keys, views and what is broken; LvdError if all of it is."""
         raise NotImplementedError
 

@@ -141,7 +141,9 @@ def _open(select: str, place: Place, file: File) -> pq.ParquetFile:
     try:
         table = pq.ParquetFile(open_binary(location))
     except pa.ArrowException as error:
-        raise LvdError(f"--select {select}: {shown(location)} is no Parquet file: {_REMEDY}") from error
+        raise LvdError(
+            f"--select {select}: {shown(location)} is no Parquet file: {_REMEDY}"
+        ) from error
     if missing := [name for name in _NEEDED if name not in table.schema_arrow.names]:
         raise LvdError(
             f"--select {select}: {shown(location)} is no selection list (it has no column "

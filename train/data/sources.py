@@ -16,9 +16,7 @@ from train.recipe import Recipe
 from train.seeds import derive
 
 
-def open_index(
-    recipe: Recipe, shards: str | None, select: str | None, folder: Path
-) -> SampleIndex:
+def open_index(recipe: Recipe, shards: str | None, select: str | None, folder: Path) -> SampleIndex:
     """Return the index of the images of a run, made in `folder` where it is not there.
 
     `shards` and `select` are the options of `lvd-train run`, None for both where the recipe mixes.
