@@ -155,8 +155,8 @@ class _MicroBatches(Dataset):
     def _all_broken(self, samples: list[int], reason: str) -> LvdError:
         return LvdError(
             f"all {len(samples)} images of a micro-batch are broken, the first, "
-            f"{self.index.key(samples[0])}: {reason}: see that --shards is whole and within reach, "
-            "and run the same command again"
+            f"{self.index.key(samples[0])}: {reason}: see that the images are whole and within "
+            "reach, and run the same command again"
         )
 
 

@@ -52,7 +52,7 @@ class Order:
 
     Parts are shuffled and cut in windows of `window`, and samples are shuffled inside a window, so
     that only so many shards are being read at a time. An epoch's last, partial batch is left out;
-    it is another one in each epoch. Only the windows that a batch lies in are ever worked out: 8
+    it is another one in each epoch. Only the windows that a batch lies in are ever worked out: 16
     bytes for each of their samples, whatever the size of the dataset.
 
     With `weights` a sample of weight w stands in an epoch floor(w) times or once more, as an offset
