@@ -10,7 +10,8 @@ CRAWL ?=
 OUT ?=
 PIPELINE ?= default
 RECIPE ?= tiny
-SHARDS ?= runs/curate/latest/shards
+SHARDS ?= $(if $(SELECT),,runs/curate/latest/shards)
+SELECT ?=
 NPROC ?= 1
 ROUNDS ?= 2
 TESTERS ?= 3
@@ -26,7 +27,8 @@ help:
 	@echo "make curate SEED=imagenet22k [CRAWL=... OUT=... PIPELINE=default ARGS='--set key=value']"
 	@echo "              SEED and CRAWL: datasets of pipelines.yaml, or paths; OUT: where the result goes"
 	@echo "make train [RECIPE=tiny SHARDS=... OUT=... NPROC=1 ARGS='--set key=value']"
-	@echo "              RECIPE: one of pipelines.yaml; SHARDS: by default those of the last make curate;"
+	@echo "              RECIPE: one of pipelines.yaml; SHARDS: by default those of the last make curate,"
+	@echo "              none (SHARDS=) for a recipe with data.mix; SELECT: a selection list of them;"
 	@echo "              CONTINUE_FROM=run for RECIPE=...-highres, TEACHER=run or model for ...-distilled"
 	@echo "make loop [ROUNDS=2 CRAWL=... SEED=... RECIPE=tiny NPROC=1 OUT=... ARGS='--curate-set key=value']"
 	@echo "              curate, train, and curate with that model; on the built-in sample unless you name data"
@@ -60,10 +62,10 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 600
 LAUNCH = $(if $(filter 1,$(NPROC)),$(BIN)/lvd-train,$(BIN)/torchrun --nproc-per-node '$(NPROC)' -m train.launch)
 
 train: setup
-ifeq ($(origin SHARDS),file)
+ifeq ($(origin SHARDS)$(SELECT),file)
 	@test -e '$(SHARDS)' || { echo "make train: no shards at $(SHARDS): run make demo or make curate first, or say SHARDS=..."; exit 2; }
 endif
-	@$(LAUNCH) run --config '$(CONFIG)' --recipe '$(RECIPE)' --shards '$(SHARDS)' --out '$(or $(OUT),runs/train/$(RECIPE))' $(ARGS)
+	@$(LAUNCH) run --config '$(CONFIG)' --recipe '$(RECIPE)' $(if $(SHARDS),--shards '$(SHARDS)') $(if $(SELECT),--select '$(SELECT)') --out '$(or $(OUT),runs/train/$(RECIPE))' $(ARGS)
 
 # Without a word on data, the loop runs on the built-in sample.
 LOOPED = $(if $(filter file,$(origin PIPELINE)),$(if $(CRAWL)$(SEED),$(PIPELINE),sample),$(PIPELINE))

@@ -83,7 +83,12 @@ def read_before(out: Path, scratch: Path) -> Before:
     places = [pc.cast(kept[name], pa.int64()) for name in OUTPUTS]
     kept = kept.take(np.lexsort([column.to_numpy() for column in reversed(places)]))
     kept = kept.append_column("place", pa.array(np.arange(len(kept)), pa.int64()))
-    gone = [x for x in pc.unique(kept["output_shard"]).to_pylist() if not _shard(out, x).exists()]
+    is_list = run["settings"]["export"]["format"] == "list"
+    gone = (
+        []
+        if is_list
+        else [x for x in pc.unique(kept["output_shard"]).to_pylist() if not _shard(out, x).exists()]
+    )
     if gone:
         raise LvdError(f"{_shard(out, gone[0])} is not there: see `lvd-curate verify {out}`")
     exported = {}
@@ -94,7 +99,7 @@ def read_before(out: Path, scratch: Path) -> Before:
         exported[seed] = Exported(str(out), file, digest_file(file))
     outputs = scratch / "outputs.parquet"
     pq.write_table(kept.select(OUTPUTS), outputs)
-    numbers = [int(path.stem) for path in (out / "shards").glob("*.tar")]
+    numbers = [int(name) for name in pc.unique(kept["output_shard"]).to_pylist()]
     fitted = run["clusters"]
     files = [out / CLUSTERS / name for name in FITTED]
     centroids = Centroids(

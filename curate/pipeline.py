@@ -15,8 +15,8 @@ from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
 from curate.execution.runner import StageRunner
-from curate.export import embeddings, shards
-from curate.export.bounds import ShardBounds
+from curate.export import embeddings, selection_list, shards
+from curate.export.bounds import ShardBounds, bound_shards
 from curate.export.embeddings import export_embeddings
 from curate.increment import REMOVED_LIST
 from curate.neighbours.cluster import Clustered, cluster
@@ -35,6 +35,8 @@ from curate.stage import Runner, Stage
 from shared.embedders import identity
 from shared.errors import LvdError
 from shared.storage import fingerprint
+
+_EXPORT_VERSIONS = {"shards": shards.VERSION, "list": selection_list.VERSION}
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
-        [shards.VERSION, embeddings.VERSION, rows.VERSION, seed_images.VERSION, datasheet.VERSION],
+        [
+            *(_EXPORT_VERSIONS[settings.export.format], embeddings.VERSION),
+            *(rows.VERSION, seed_images.VERSION, datasheet.VERSION),
+        ],
         [results.selected.address, seeds, results.false_copies.address],
         [output.settings, [each.problems for each in datasets.embedded]],
     ).address
@@ -105,16 +110,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     if before is not None:
         output.keep(before)
     output.lay_centroids(results.clustered.clusters.centers)
-    bounds = shards.export(
-        *(runner, output, [datasets.crawl, *datasets.included]),
-        *(results.selected, results.answers.nearest),
-        *(settings.export, settings.embed.max_pixels),
-        before.written if before else None,
-    )
-    if settings.export.embeddings:
-        by_meaning = [datasets.crawl_by_meaning, *datasets.included_by_meaning]
-        collections = [each.collection for each in by_meaning]
-        export_embeddings(runner, output, collections, results.selected.folder, bounds)
+    bounds = export(plan, output, runner, results)
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
         output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))
@@ -123,6 +119,34 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
             draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)
     output.finish(runner.times, time.monotonic() - started)
     return True
+
+
+def export(plan: Plan, output: Output, runner: StageRunner, results: Results) -> ShardBounds:
+    """Write the kept images, or a list of them; return which of them each shard holds."""
+    settings, datasets, selected = plan.request.settings, results.datasets, results.selected
+    sources = [datasets.crawl, *datasets.included]
+    with runner.at_work("export"):
+        bounds = bound_shards(
+            runner.scratch / "bounds.npy",
+            [each.collection for each in sources],
+            selected.folder,
+            selected.exported,
+            settings.export.shard_size,
+            settings.export.shard_bytes,
+            plan.before.written if plan.before else None,
+        )
+        if settings.export.format == "list":
+            selection_list.export_list(runner, output, sources, selected, bounds)
+        else:
+            shards.export_shards(
+                *(runner, output, sources, selected, bounds, results.answers.nearest),
+                *(settings.export, settings.embed.max_pixels),
+            )
+        if settings.export.embeddings:
+            by_meaning = [datasets.crawl_by_meaning, *datasets.included_by_meaning]
+            collections = [each.collection for each in by_meaning]
+            export_embeddings(runner, output, collections, selected.folder, bounds)
+    return bounds
 
 
 def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:

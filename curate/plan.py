@@ -19,6 +19,7 @@ from curate.calibration.thresholds import (
 from curate.catalogue.content import forget, recall
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
+from curate.export.selection_list import require_direct
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
@@ -282,16 +283,28 @@ def describe(plan: Plan, out: Path) -> str:
         images = _count_readable(seed, plan) if is_pinned else None
         lines.append(f"retrieve  {name} {_describe_seed(seed, images, plan.meaning)}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
-    written = [x for x in plan.datasets if x is plan.crawl or _is_included(x, request)]
-    shards = sum(part.nbytes for dataset in written for part in dataset.parts)
+    shards = sum(part.nbytes for dataset in written(plan) for part in dataset.parts)
+    copies = [(out, shards, "needed for shards, at most about")]
     for folder, need, what in (
         (plan.work, work, "needed for facts and vectors, about"),
-        (out, shards, "needed for shards, at most about"),
+        *(copies if settings.export.format == "shards" else []),
     ):
         free = shutil.disk_usage(_there(folder)).free
         lines.append(f"space      {folder}: {what} {size(need)}; {size(free)} free")
     lines.append(f"output     {out}" + (" (exists)" if out.exists() else ""))
     return "\n".join(lines)
+
+
+def check_export(plan: Plan) -> None:
+    """Raise LvdError, before anything is computed, where the images cannot go out as asked for."""
+    if plan.request.settings.export.format == "list":
+        for dataset in written(plan):
+            require_direct(dataset.name, dataset.parts)
+
+
+def written(plan: Plan) -> list[Dataset]:
+    """Return the datasets of which images go out: the crawl, and seeds that are included."""
+    return [x for x in plan.datasets if x is plan.crawl or _is_included(x, plan.request)]
 
 
 def _is_included(dataset: Dataset, request: Request) -> bool:

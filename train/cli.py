@@ -20,6 +20,7 @@ def main() -> None:
     \b
     lvd-train run --recipe tiny --shards runs/curate/latest/shards --out runs/train/tiny
     lvd-train run --recipe vits16 --shards 's3://bucket/shards' --out runs/train/s --dry-run
+    lvd-train run --recipe vits16 --shards crawl --select runs/curate/latest --out runs/train/l
     torchrun --nproc-per-node 8 -m train.launch run --recipe vitl14 --shards ... --out ...
     lvd-train eval knn linear --model runs/train/tiny --model pixels --train A --test B
     lvd-train visualise --model runs/train/tiny --images photos/ --out runs/look
@@ -37,9 +38,15 @@ def main() -> None:
 )
 @click.option(
     "--shards",
-    required=True,
     help="The images: a folder of shards or of images, a tar, a glob, a brace list, an fsspec URL. "
-    "Labels are not needed and not read.",
+    "Labels are not needed and not read. A recipe with data.mix names them itself.",
+)
+@click.option(
+    "--select",
+    metavar="LIST",
+    help="Only those images that a selection list names, as often as its weights say: the OUT of "
+    "lvd-curate run --set export.format=list, or its selection.parquet. --shards is then where the "
+    "crawl is now; without it, it is where it was when it was curated.",
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Where the run's folder is."
@@ -82,7 +89,8 @@ def main() -> None:
 )
 def run(
     name: str,
-    shards: str,
+    shards: str | None,
+    select: str | None,
     out: Path,
     config: Path,
     overrides: tuple[str, ...],
@@ -90,7 +98,7 @@ def run(
     start_from: str | None,
     dry_run: bool,
 ) -> None:
-    """Train a recipe on a folder of shards.
+    """Train a recipe on a folder of shards, on what a list selects of a crawl, or on a mixture.
 
     OUT gets model/ (the teacher: loadable by timm, and by lvd-curate --embedder), checkpoints/,
     metrics.jsonl, tensorboard/ and run.json. A run that was killed goes on where it stopped:
@@ -101,15 +109,16 @@ def run(
 
     recipe = read_recipe(config, name, overrides)
     recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
+    recipe.check_sources(shards, select)
     if dry_run:
         from train.preview import preview
 
-        click.echo(preview(recipe, name, shards))
+        click.echo(preview(recipe, name, shards, select))
         return
     from train.loop import train
 
     with reraise_disk_full(out):
-        train(recipe, shards, out, resume=resume, start_from=start_from)
+        train(recipe, shards, out, select=select, resume=resume, start_from=start_from)
 
 
 main.add_command(evaluate)

@@ -11,11 +11,13 @@ import click
 
 from shared.progress import say
 from train.data.crops import Views
-from train.data.index import ShardIndex, read_index
+from train.data.index import SampleIndex
 from train.data.loader import Batch, make_loader, reduced_side
 from train.data.masks import batch_masks
+from train.data.mixture import Mixture
 from train.data.order import Order
 from train.data.resident import ResidentImages, read_resident
+from train.data.sources import make_order, open_index
 from train.distributed.parallelise import autocast
 from train.distributed.ranks import Ranks, any_rank, barrier, process_group
 from train.distributed.signals import StopRequest
@@ -33,10 +35,17 @@ ENDLESS = 2**31
 
 
 def train(
-    recipe: Recipe, shards: str, out: Path, *, resume: str = "auto", start_from: str | None = None
+    recipe: Recipe,
+    shards: str | None,
+    out: Path,
+    *,
+    select: str | None = None,
+    resume: str = "auto",
+    start_from: str | None = None,
 ) -> None:
     """Train `recipe` on the images of `shards`, in every process that torchrun started.
 
+    With `select`, a selection list, on those that it names; without both, on what the recipe mixes.
     Goes on from the newest whole checkpoint below `out`; asked to stop by SIGTERM or SIGUSR1, it
     saves and returns. Raises LvdError, in one line, for settings that do not fit.
     """
@@ -47,10 +56,8 @@ def train(
         StopRequest() as stop,
     ):
         recipe.micro_batch(ranks.world)
-        index = _index(shards, folder, ranks)
-        order = Order(
-            index.sizes, batch_size=recipe.batch_size, window=recipe.data.window, seed=recipe.seed
-        )
+        index = _index(recipe, shards, select, folder, ranks)
+        order = make_order(recipe, index)
         schedules = recipe.schedules(order.batches_per_epoch)
         steps = schedules.total_steps
         if resume == "auto":
@@ -97,11 +104,13 @@ def train(
             click.echo(summary(folder), nl=False)
 
 
-def _index(shards: str, folder: RunFolder, ranks: Ranks) -> ShardIndex:
+def _index(
+    recipe: Recipe, shards: str | None, select: str | None, folder: RunFolder, ranks: Ranks
+) -> SampleIndex:
     """Return the index of the images; the first process makes it, the others wait and read."""
-    index = read_index(shards, folder.index) if ranks.first else None
+    index = open_index(recipe, shards, select, folder.index) if ranks.first else None
     barrier()
-    return index or read_index(shards, folder.index)
+    return index or open_index(recipe, shards, select, folder.index)
 
 
 def _say(ranks: Ranks, text: str) -> None:
@@ -109,7 +118,7 @@ def _say(ranks: Ranks, text: str) -> None:
         say(text)
 
 
-def _resident(system: System, index: ShardIndex) -> ResidentImages:
+def _resident(system: System, index: SampleIndex) -> ResidentImages:
     """Return all images, decoded, on this process's device."""
     recipe = system.recipe
     return read_resident(
@@ -122,7 +131,11 @@ def _resident(system: System, index: ShardIndex) -> ResidentImages:
 
 
 def _load(
-    system: System, index: ShardIndex, order: Order, resident: ResidentImages | None, steps: range
+    system: System,
+    index: SampleIndex,
+    order: Order | Mixture,
+    resident: ResidentImages | None,
+    steps: range,
 ) -> Iterator[list[Batch]]:
     """Return for each step the micro-batches of this process."""
     recipe, ranks = system.recipe, system.ranks

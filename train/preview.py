@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from shared.datasets import DatasetSettings, list_parts
 from train.data.crops import GLOBAL_VIEWS, Views
-from train.data.index import read_index
 from train.data.loader import reduced_side
 from train.data.masks import group_counts
 from train.data.resident import resident_bytes
+from train.data.sources import describe_sources, open_index
 from train.distributed.parallelise import resolve_precision
 from train.estimate import Load, estimate
 from train.model.network import Network
@@ -24,13 +23,13 @@ from train.recipe import Recipe
 from train.system import frozen_teacher, new_network
 
 
-def preview(recipe: Recipe, name: str, shards: str) -> str:
+def preview(recipe: Recipe, name: str, shards: str | None, select: str | None) -> str:
     """Return the resolved recipe, the images' place, and parameters, tokens, FLOPs and memory.
 
     For as many processes as `WORLD_SIZE` of the environment says. Raises LvdError for settings that
     do not fit together, and where no images are.
     """
-    parts = list_parts("--shards", DatasetSettings(path=shards))
+    sources = describe_sources(recipe, shards, select)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     images = recipe.micro_batch(processes)
     if recipe.continue_from is not None:
@@ -43,16 +42,15 @@ def preview(recipe: Recipe, name: str, shards: str) -> str:
     grid = network.backbone.grid(recipe.crops.global_size, recipe.crops.global_size)
     frozen = frozen_teacher(recipe, grid, torch.device("cpu"))
     settings = yaml.safe_dump({name: recipe.model_dump(mode="json")}, sort_keys=False)
-    volume = sum(part.nbytes for part in parts)
     each = f"{processes} process{'es' if processes > 1 else ''} of {recipe.accumulate} x {images}"
     return "\n".join(
         [
             settings.rstrip(),
             "",
-            f"{'shards':<20}{len(parts):,} ({volume / 1e6:,.1f} MB) at {shards}",
+            *sources,
             f"{'images of a step':<20}{recipe.batch_size:,}: {each}",
             f"{'device':<20}{device}, {str(load.precision).removeprefix('torch.')}",
-            *_resident(recipe, shards),
+            *_resident(recipe, shards, select),
             estimate(network, load, frozen).table(),
         ]
     )
@@ -84,13 +82,13 @@ def load_of(recipe: Recipe, network: Network, processes: int, device: torch.devi
     )
 
 
-def _resident(recipe: Recipe, shards: str) -> list[str]:
+def _resident(recipe: Recipe, shards: str | None, select: str | None) -> list[str]:
     """Return the line about images that are to lie on the device; none where they are not to."""
     if not recipe.data.resident:
         return []
     reduce_to = reduced_side(recipe.data, Views(recipe.crops, recipe.seed))
     with tempfile.TemporaryDirectory() as scratch:
-        index = read_index(shards, Path(scratch))
+        index = open_index(recipe, shards, select, Path(scratch))
         needed = resident_bytes(index, reduce_to)
     return [
         f"{'resident images':<20}{len(index):,}, about {needed / 2**30:.2f} GiB on each process's "

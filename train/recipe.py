@@ -26,6 +26,9 @@ FREE_ON_RESUME = (
 )
 """What may change between a run and its resumption: it decides no sample and no loss."""
 
+PLACES = (".shards", ".select")
+"""Ends of the settings that say where images are, which may have moved: what they are is compared."""
+
 LENGTH = ("epochs", "epoch_steps", "steps")
 
 
@@ -131,6 +134,19 @@ class Recipe(BaseModel):
         self.micro_batch(processes)
         if self.steps is not None or self.epoch_steps is not None:
             self.schedules(data_epoch=1)  # not read: the recipe itself says how long the run is
+
+    def check_sources(self, shards: str | None, select: str | None) -> None:
+        """Raise LvdError unless either the options of a run or the recipe say where the images are."""
+        named = shards is not None or select is not None
+        if self.data.mix and named:
+            raise LvdError(
+                "data.mix of the recipe names the images: leave out --shards and --select, or say "
+                "--set data.mix={}"
+            )
+        if not self.data.mix and not named:
+            raise LvdError(
+                "nothing says which images to train on: give --shards, or --select with a list"
+            )
 
     def micro_batch(self, processes: int) -> int:
         """Return the images of one forward pass; LvdError where they do not come out even."""

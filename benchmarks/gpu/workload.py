@@ -164,7 +164,7 @@ def _masks(system: System, samples: Sequence[int], step: int) -> torch.Tensor | 
         samples,
         first=0,
         step=step,
-        epoch=0,
+        epochs=[0] * len(samples),
         grid=system.grid,
         group_size=recipe.group_size,
         seed=recipe.seed,

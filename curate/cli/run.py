@@ -39,7 +39,7 @@ def run(
     retry: str | None,
     **asked: Any,
 ) -> None:
-    """Run a pipeline: from a crawl and a seed to shards and reports.
+    """Run a pipeline: from a crawl and a seed to shards, or a list of images, and reports.
 
     What an earlier run left in --work is used again, whoever started it; a run that was killed
     goes on where it stopped. The exit status is 3 where it is done but for parts that failed again
@@ -48,13 +48,14 @@ def run(
     from curate.calibration.pairing import wrong_pairings
     from curate.execution.copies import require_places
     from curate.execution.output import Output
-    from curate.plan import comparable, describe, pinned, writable
+    from curate.plan import check_export, comparable, describe, pinned, writable
     from shared.progress import warn
 
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
     require_places(plan.request.settings.export.also, out, plan.work)
     output = Output(out.absolute(), comparable(plan.request), replace)
+    check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
     if dry_run:

@@ -43,9 +43,18 @@ def update(
     What the crawl has lost, or what became corrupt or unsafe since, is refused while OUT holds it:
     take it out with `lvd-curate remove` first. To judge everything anew, use `lvd-curate run`.
     """
+    from curate.execution.copies import require_places
     from curate.execution.output import Output
     from curate.increment import list_removed, read_before, read_run
-    from curate.plan import comparable, describe, make_plan, pinned, pipeline_of, writable
+    from curate.plan import (
+        check_export,
+        comparable,
+        describe,
+        make_plan,
+        pinned,
+        pipeline_of,
+        writable,
+    )
     from curate.settings import read_request
     from shared.config import flat
     from shared.errors import LvdError
@@ -73,6 +82,8 @@ def update(
     writable(out, "OUT")
     plan = make_plan(request, work.absolute(), out.absolute())
     output = Output(out.absolute(), comparable(request), replace=False)
+    require_places(request.settings.export.also, out, plan.work)
+    check_export(plan)
     if dry_run:
         click.echo(describe(plan, out))
         return

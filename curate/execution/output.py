@@ -36,7 +36,7 @@ TIMINGS = "timings.json"
 ADDRESS = ".address"
 OWN = {
     *(RUN, USED, FILES, ADDRESS, TIMINGS, DATASHEET, CLUSTERS),
-    *("shards", "embeddings", "reports", ".scratch", ".spill", ".tables"),
+    *("shards", "selection.parquet", "embeddings", "reports", ".scratch", ".spill", ".tables"),
 }
 FileHash = dict[str, Any]
 """`bytes` and `sha256` of a file."""
@@ -126,13 +126,13 @@ class Output:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.partial.mkdir(parents=True, exist_ok=True)
         note.write_text(address)
-        for folder in (self.shards, self.reports, self.scratch):
+        for folder in (self.reports, self.scratch):
             folder.mkdir(exist_ok=True)
 
-    def lay_tables(self, names: Iterable[str], units: list[Path]) -> None:
-        """Put the units' tables where the contract says: one file, or a folder of them."""
+    def lay_tables(self, names: Iterable[str], units: list[Path], into: Path) -> None:
+        """Put the units' tables into a folder, each as one file, or as a folder of them."""
         for name in names:
-            path = self.reports / f"{name}.parquet"
+            path = into / f"{name}.parquet"
             if path.is_dir():
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ class Output:
         """Take over the shards, and the list of what was removed, of the result that is added to."""
         if read_json(self.out / RUN) != before.run:
             raise LvdError(f"{self.out} was changed by another process meanwhile: call this again")
-        kept = [before.out / "reports" / REMOVED, *sorted((before.out / "shards").iterdir())]
+        kept = [before.out / "reports" / REMOVED, *sorted((before.out / "shards").glob("*"))]
         for path in kept:
             if path.exists():
                 link_or_copy(path, self.partial / path.relative_to(before.out))

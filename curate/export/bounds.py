@@ -55,6 +55,14 @@ class ShardBounds:
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "written": self.written}
 
+    def all_edges(self) -> Edges:
+        """Return where shards begin, those before these included, and how many images there are."""
+        if self.written is None:
+            return self.edges
+        names = pq.read_table(self.written.outputs, columns=["output_shard"])["output_shard"]
+        codes = names.combine_chunks().dictionary_encode().indices.to_numpy()
+        return np.concatenate([np.flatnonzero(np.diff(codes, prepend=-1)), self.edges])
+
     def name(self, shard: int) -> str:
         """Return what the shard with these places is called."""
         return shard_name(shard + (self.written.shards if self.written else 0))

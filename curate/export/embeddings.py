@@ -58,21 +58,20 @@ def export_embeddings(
 
     `datasets` are the crawl and the included seeds as the embedder sees them whose vectors these are.
     """
-    with runner.at_work("export"):
-        units = [
-            Unit(
-                f"embeddings-{number:05d}",
-                (tuple(datasets), selected, bounds, start, stop),
-                stop - start,
-            )
-            for number, (start, stop) in enumerate(pairwise(_edges(bounds)))
-        ]
-        runner.run(folders.spill, write_embeddings, units, scratch=folders.scratch)
-        digits = len(str(len(units)))
-        for number, unit in enumerate(units):
-            for kind, end in ((VECTORS, "npy"), (METADATA, "parquet")):
-                path = folders.embeddings / kind / f"{kind}_{number:0{digits}d}.{end}"
-                link_or_copy(folders.spill / unit.name / f"{kind}.{end}", path)
+    units = [
+        Unit(
+            f"embeddings-{number:05d}",
+            (tuple(datasets), selected, bounds, start, stop),
+            stop - start,
+        )
+        for number, (start, stop) in enumerate(pairwise(_edges(bounds)))
+    ]
+    runner.run(folders.spill, write_embeddings, units, scratch=folders.scratch)
+    digits = len(str(len(units)))
+    for number, unit in enumerate(units):
+        for kind, end in ((VECTORS, "npy"), (METADATA, "parquet")):
+            path = folders.embeddings / kind / f"{kind}_{number:0{digits}d}.{end}"
+            link_or_copy(folders.spill / unit.name / f"{kind}.{end}", path)
 
 
 def _edges(bounds: ShardBounds) -> list[int]:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int16
@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 
 from curate.catalogue.collection import Catalogued, Numbers
 from curate.catalogue.originals import changed, load_parts, save_parts
-from curate.export.bounds import ShardBounds, Written, bound_shards
+from curate.export.bounds import ShardBounds
 from curate.export.encode import PictureSettings, encode
 from curate.export.spill import Source, needs_spill, read_spilled, spill
 from curate.retrieval.nearest_seeds import NearestSeeds
@@ -46,8 +46,11 @@ UNPICKLED = ("pickle", "pkl", "pt", "pth", "pyd")
 class ExportSettings(PictureSettings):
     """How the kept images are written."""
 
+    format: Literal["shards", "list"] = "shards"
+    """shards: the images are copied into WebDataset shards. list: nothing is copied, and
+    `selection.parquet` says where each is; a trainer reads them there, as they are."""
     shard_size: int = Field(1_000, ge=1, le=SHARD_CAPACITY)
-    """Images of one shard, at most."""
+    """Images of one shard, or of one row group of a list, at most."""
     shard_bytes: int | None = Field(None, ge=1)
     """Bytes of one shard's images, at most, unless one image has more. Counted are the images' files as
     they were crawled, whatever they are encoded to, without what goes beside them."""
@@ -90,58 +93,48 @@ class Kept:
     """What the pictures were admitted under."""
 
 
-def export(
+def export_shards(
     runner: Runner,
     folders: ExportFolders,
     datasets: Sequence[Catalogued],
     selected: Selected,
+    bounds: ShardBounds,
     nearest: NearestSeeds,
     settings: ExportSettings,
     max_pixels: int,
-    written: Written | None = None,
-) -> ShardBounds:
+) -> None:
     """Write the kept images of the crawl and the included seeds as shards below `folders.shards`.
 
-    Returns which of them each shard holds. What is `written` already lies there.
+    Those that stand before the `bounds` lie there already.
     """
-    with runner.at_work("export"):
-        bounds = bound_shards(
-            runner.scratch / "bounds.npy",
-            [each.collection for each in datasets],
-            selected.folder,
-            selected.exported,
-            settings.shard_size,
-            settings.shard_bytes,
-            written,
+    sources = tuple(
+        Source(
+            data=each.collection,
+            parts=save_parts(each.parts, runner.scratch / f"parts-{each.address}.json"),
+            position=selected.folder / f"position-{place}.npy",
+            first=int(bounds.edges[0]),
+            spills={},
         )
-        sources = tuple(
-            Source(
-                data=each.collection,
-                parts=save_parts(each.parts, runner.scratch / f"parts-{each.address}.json"),
-                position=selected.folder / f"position-{place}.npy",
-                first=written.images if written else 0,
-                spills={},
-            )
-            for place, each in enumerate(datasets)
-        )
-        members = tuple(settings.members)
-        spilled = [
-            (Unit(f"spill-{place}-{index:08d}", (source, index, part, members)), source, index)
-            for place, (source, each) in enumerate(zip(sources, datasets, strict=True))
-            for index, part in enumerate(each.parts)
-            if len(bounds) and (members or needs_spill(part))
-        ]
-        units = [unit for unit, _, _ in spilled]
-        runner.run(folders.spill, spill, units, scratch=folders.scratch)
-        for unit, source, index in spilled:
-            source.spills[index] = folders.spill / unit.name
-        kept = Kept(sources, selected.folder, bounds, nearest, max_pixels)
-        units = [
-            Unit(bounds.name(shard), (kept, shard, settings), int(images))
-            for shard, images in enumerate(np.diff(bounds.edges))
-        ]
-        runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
-    return bounds
+        for place, each in enumerate(datasets)
+    )
+    members = tuple(settings.members)
+    spilled = [
+        (Unit(f"spill-{place}-{index:08d}", (source, index, part, members)), source, index)
+        for place, (source, each) in enumerate(zip(sources, datasets, strict=True))
+        for index, part in enumerate(each.parts)
+        if len(bounds) and (members or needs_spill(part))
+    ]
+    folders.shards.mkdir(exist_ok=True)
+    units = [unit for unit, _, _ in spilled]
+    runner.run(folders.spill, spill, units, scratch=folders.scratch)
+    for unit, source, index in spilled:
+        source.spills[index] = folders.spill / unit.name
+    kept = Kept(sources, selected.folder, bounds, nearest, max_pixels)
+    units = [
+        Unit(bounds.name(shard), (kept, shard, settings), int(images))
+        for shard, images in enumerate(np.diff(bounds.edges))
+    ]
+    runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from curate.loop.request import CHECKED, LoopRequest
 from curate.loop.round import Round
 from curate.loop.table import Finished, check_truth, read_table, write_table
 from curate.loop.text import as_text
-from curate.plan import make_plan, writable
+from curate.plan import check_export, make_plan, writable
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import BUILT_IN, identity, in_folder, local_folder, weights_digest
 from shared.locks import busy, locked
@@ -87,11 +87,13 @@ def _check_labels(request: LoopRequest) -> None:
 
 def _check(request: LoopRequest, hold: int | None) -> None:
     """Raise now the errors that would otherwise come when the first training starts."""
-    make_plan(request.curation, request.work.absolute())
+    check_export(make_plan(request.curation, request.work.absolute()))
     with tempfile.TemporaryDirectory() as folder:
         Image.new("RGB", (1, 1)).save(Path(folder) / "0.png")
         run_child(
-            request.train_command(folder, request.out / "round-1" / "train", "--dry-run"),
+            request.train_command(
+                ["--shards", folder], request.out / "round-1" / "train", "--dry-run"
+            ),
             log=request.out / CHECKED,
             title=f"check recipe {request.recipe}",
             hold=[hold],

@@ -63,15 +63,15 @@ class LoopRequest:
             *("--out", str(out), "--replace"),  # OUT is the loop's own, whatever another model kept
         ]
 
-    def train_command(self, shards: str, out: Path, *more: str) -> list[str]:
-        """Return the command that trains the recipe on `shards`."""
+    def train_command(self, images: Sequence[str], out: Path, *more: str) -> list[str]:
+        """Return the command that trains the recipe on what the options `images` name."""
         launch = ["lvd-train"]
         if self.processes > 1:
             many = str(self.processes)
             launch = ["torchrun", "--standalone", "--nproc-per-node", many, "-m", "train.launch"]
         return [
             *(*launch, "run", "--config", str(self.config), "--recipe", self.recipe),
-            *("--shards", shards, "--out", str(out)),
+            *(*images, "--out", str(out)),
             *(word for text in self.train_set for word in ("--set", text)),
             *more,
         ]

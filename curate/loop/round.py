@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.execution.output import RUN
+from curate.export.selection_list import list_files
 from curate.loop.children import RESUMES, run_child
 from curate.loop.request import LoopRequest
 from curate.report.tables import read_funnel
@@ -130,7 +131,10 @@ class Round:
                 aside = set_aside(self.training)
                 say(self._title(f"what was trained on another curation is now in {aside}"))
             self._update(trained_on=self._address)
-        command = self.request.train_command(str(self.curation / "shards"), self.training)
+        images = ["--shards", str(self.curation / "shards")]
+        if list_files(self.curation):
+            images = ["--select", str(self.curation)]
+        command = self.request.train_command(images, self.training)
         self._run("train", f"train {self.request.recipe} on them", command)
 
     @cached_property

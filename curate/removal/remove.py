@@ -15,6 +15,7 @@ from pathlib import Path
 from curate.execution.copies import copy_result
 from curate.execution.gc import refuse_while_at_work
 from curate.execution.output import RUN, Output
+from curate.export.selection_list import list_files
 from curate.filters.lists import ListSettings, compile_lists
 from curate.removal.gone import Gone, find_gone, read_removed
 from curate.removal.result import rewrite
@@ -76,7 +77,8 @@ def remove(
 def _said_of_result(out: Path, gone: list[Gone], dry_run: bool) -> str:
     verb = "would be" if dry_run else "were"
     shards = {each.shard for each in gone} - {None}
+    where = "" if list_files(out) else f" in {len(shards):,} shards,"
     return (
-        f"{len(gone):,} images, {sum(each.was == 'kept' for each in gone):,} of them kept, in "
-        f"{len(shards):,} shards, {verb} taken out of {out}"
+        f"{len(gone):,} images, {sum(each.was == 'kept' for each in gone):,} of them kept,{where} "
+        f"{verb} taken out of {out}"
     )

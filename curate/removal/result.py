@@ -1,7 +1,7 @@
 """A result without some of its images: written beside it, and swapped with it whole at the end.
 
-Images that stay keep their `output_key`: a rewritten shard has gaps in its keys, and a shard that
-loses all of its images goes. Files that hold none of what goes are linked, not copied.
+Images that stay keep their `output_key`: a rewritten shard, or list, has gaps in its keys, and a
+shard that loses all of its images goes. Files that hold none of what goes are linked, not copied.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from curate.execution.output import FILES, RUN, Output
+from curate.export.selection_list import list_files
 from curate.redraw import redraw
 from curate.removal.embeddings import drop_embeddings
 from curate.removal.gone import REMOVED, Gone, image_files, read_removed
@@ -41,7 +42,8 @@ def rewrite(
     """
     out, new = output.out, output.partial
     output.begin(fingerprint([VERSION, source, [each.key for each in gone]]))
-    made = {RUN, FILES, DATASHEET, *_write_shards(out, new, gone), *_write_reports(out, new, gone)}
+    made = {RUN, FILES, DATASHEET, *_write_reports(out, new, gone)}
+    made |= {*_write_shards(out, new, gone), *_write_list(out, new, gone)}
     made |= set(drop_embeddings(out, new, gone))
     run = read_json(out / RUN)
     removed = [*run.get("removed", []), {**source, "images": len(gone)}]
@@ -69,9 +71,30 @@ def _write_shards(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     for each in gone:
         if each.shard is not None and each.output_key is not None:
             keys[each.shard].add(each.output_key)
+    if list_files(out):
+        return
+    (new / "shards").mkdir(exist_ok=True)
     for shard, lost in sorted(keys.items()):
         drop_samples(out / "shards" / f"{shard}.tar", lost, new / "shards")
         yield from (f"shards/{shard}{end}" for end in (".tar", ".parquet", "_stats.json"))
+
+
+def _write_list(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
+    """Write a list without what goes, row group by row group; yield the names of its files."""
+    lost = pa.array([each.output_key for each in gone if each.output_key], pa.string())
+    for path in list_files(out):
+        name = path.relative_to(out).as_posix()
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        with (
+            pq.ParquetFile(path) as there,
+            pq.ParquetWriter(new / name, there.schema_arrow, compression="zstd") as written,
+        ):
+            for number in range(there.num_row_groups):
+                group = there.read_row_group(number)
+                left = group.filter(pc.invert(pc.is_in(group["output_key"], lost)))
+                if len(left):
+                    written.write_table(left, row_group_size=len(left))
+        yield name
 
 
 def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 
+from curate.export.selection_list import list_files
 from curate.report.tables import open_tables, read_funnel, rows, threshold
 from shared.errors import LvdError
 from shared.progress import printable
@@ -21,7 +22,8 @@ def life(out: Path, key: str) -> dict[str, Any]:
     `key`, `decision`, `reason`, `why` (a sentence); `facts`; `cluster`; `thresholds` by stage;
     `group`: None, or its `id`, `size`, `representative` (with that one's `decision`) and the first
     `MEMBERS` of its `members`: the representative, this image, the others by similarity;
-    `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it; `written`: None, or the `shard` and the `key` in it.
+    `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it; `written`:
+    None, or the `shard`, or list, and the `key` in it.
     LvdError, with the nearest keys, where no crawled image has this key.
     """
     funnel = read_funnel(out)
@@ -39,7 +41,8 @@ def life(out: Path, key: str) -> dict[str, Any]:
     thresholds = {name: threshold(funnel, name) for name in ("dedup", "retrieve", "holdout")}
     written = None
     if image["output_shard"] is not None:
-        shard = f"shards/{image['output_shard']}.tar"
+        copied = f"shards/{image['output_shard']}.tar"
+        shard = "selection.parquet" if list_files(out) else copied
         written = {"shard": shard, "key": image["output_key"]}
     return {
         "key": key,

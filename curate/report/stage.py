@@ -17,13 +17,14 @@ from curate.stage import Runner, Unit
 
 @runtime_checkable
 class ReportFolders(Protocol):
-    """Where the tables' units are built."""
+    """Where the tables' units are built, and where the tables go."""
 
+    reports: Path
     tables: Path
     scratch: Path
 
-    def lay_tables(self, names: Iterable[str], units: list[Path]) -> None:
-        """Put the units' tables of these names where the contract says."""
+    def lay_tables(self, names: Iterable[str], units: list[Path], into: Path) -> None:
+        """Put the units' tables of these names into a folder."""
         ...
 
 
@@ -37,11 +38,12 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
         for block, (start, stop) in enumerate(decided.crawl.blocks())
     ]
     runner.run(folders.tables, rows.tables, units, scratch=folders.scratch)
-    folders.lay_tables(rows.TABLES, [folders.tables / unit.name for unit in units])
+    folders.lay_tables(rows.TABLES, [folders.tables / unit.name for unit in units], folders.reports)
     units = seed_images.units_of_seeds(decided.included, decided.selected, decided.bounds)
     if units:
         runner.run(folders.tables, seed_images.table, units, scratch=folders.scratch)
-        folders.lay_tables([seed_images.NAME], [folders.tables / unit.name for unit in units])
+        made = [folders.tables / unit.name for unit in units]
+        folders.lay_tables([seed_images.NAME], made, folders.reports)
 
 
 def draw(out: Path, crawl: Catalogued, seeds: Sequence[Catalogued], scratch: Path) -> None:

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.false_copies import advice, false_copies
 from curate.report.seeds import seed_table
@@ -181,8 +182,13 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
 
 def _file_table(out: Path) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    tars = sum(1 for _ in (out / "shards").glob("*.tar"))
-    table.add_row("shards/", f"{tars:,} WebDataset shards, to train on")
+    if list_files(out):
+        table.add_row(
+            "selection.parquet", "where the kept images lie: lvd-train run --select trains on them"
+        )
+    else:
+        tars = sum(1 for _ in (out / "shards").glob("*.tar"))
+        table.add_row("shards/", f"{tars:,} WebDataset shards, to train on")
     if (out / "reports" / "index.html").exists():
         table.add_row("reports/index.html", "pictures: open it in a browser")
     table.add_row("reports/images.parquet", "what became of every crawled image, and why")

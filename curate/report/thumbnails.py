@@ -23,14 +23,16 @@ def thumbnails(
 ) -> dict[tuple[str | None, str], bytes]:
     """Return JPEG bytes by `(seed, key)` for the tiles whose images can be read and decoded.
 
-    Kept images are read from `out/shards`, each shard opened once; others through `read_image`,
-    those of a seed through what `read_seeds` has for it. Either returns None where the bytes are gone.
+    Kept images are read from `out/shards`, if there are any, each shard opened once; others through
+    `read_image`, those of a seed through what `read_seeds` has for it. Either returns None where the
+    bytes are gone.
     """
+    copied = (out / "shards").is_dir()
     wanted = {(tile.seed, tile.key): tile for tile in tiles if not tile.hidden}
     by_shard: dict[str, dict[str, tuple[str | None, str]]] = defaultdict(dict)
     found = {}
     for name, tile in sorted(wanted.items(), key=lambda item: (item[0][0] or "", item[0][1])):
-        if tile.shard is not None and tile.shard_key is not None:
+        if copied and tile.shard is not None and tile.shard_key is not None:
             by_shard[tile.shard][tile.shard_key] = name
         else:
             read = read_image if tile.seed is None else read_seeds.get(tile.seed)

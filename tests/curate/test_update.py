@@ -372,3 +372,20 @@ def test_other_settings_and_what_is_no_result_are_one_line(site):
     del old["clusters"]
     (site.out / "run.json").write_text(json.dumps(old))
     assert "earlier version" in site("update", site.out, status=2)
+
+
+def test_a_list_is_updated_too(site):
+    site("run", "--set=export.format=list")
+    before = pq.read_table(site.out / "selection.parquet").to_pylist()
+    site.grow()
+    site("update", site.out)
+    table = pq.ParquetFile(site.out / "selection.parquet")
+    now = table.read().to_pylist()
+    assert now[: len(before)] == before
+    rows = site.rows()
+    assert [row["output_key"] for row in now] == [rows[row["key"]]["output_key"] for row in now]
+    assert {row["key"] for row in now} == {k for k, r in rows.items() if r["decision"] == "kept"}
+    groups = [table.read_row_group(n)["output_key"] for n in range(table.num_row_groups)]
+    assert all(len({key.as_py()[:5] for key in group}) == 1 for group in groups)
+    assert len(groups) == len({key.as_py()[:5] for group in groups for key in group})
+    site("verify", site.out)

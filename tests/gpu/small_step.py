@@ -56,8 +56,8 @@ def batch(step: int, photometric_on: str = "cpu") -> Batch:
     draw = Views(crops, 0)
     views = stack_views([draw(image, number, step) for number, image in enumerate(images)])
     masks = batch_masks(
-        range(IMAGES), first=0, step=step, epoch=step, grid=(SIDE // PATCH,) * 2, group_size=4,
-        seed=0, settings=MaskSettings(),
+        range(IMAGES), first=0, step=step, epochs=[step] * IMAGES, grid=(SIDE // PATCH,) * 2,
+        group_size=4, seed=0, settings=MaskSettings(),
     )  # fmt: skip
     return Batch(step, 0, step, [str(n) for n in range(IMAGES)], *views[:2], masks, views[2], [])
 

@@ -97,7 +97,7 @@ def test_more_local_views_change_no_other_view(picture):
 def test_crops_are_torchvisions(picture, interpolation):
     chosen = DEFERRED.model_copy(update={"interpolation": interpolation})
     made = Views(chosen, 1)(picture, 2, 3)
-    draws = Views(chosen, 1).draw([2], 3, np.array([picture.shape[1:]]))
+    draws = Views(chosen, 1).draw([2], [3], np.array([picture.shape[1:]]))
     places, flips = draws.boxes[0], draws.flips[0]
     assert flips.any()
     assert not flips.all()

@@ -78,7 +78,7 @@ def test_samples_have_edits_of_their_own_and_keep_their_crops():
     image = pictures()[0]
     before, after = (Views(settings, seed=3) for settings in (plain, with_edits))
     assert torch.equal(after(image, 5, 1).global_views, after(image, 5, 1).global_views)
-    boxes = [views.draw([5], 1, np.array([[SIDE, SIDE]])).boxes for views in (before, after)]
+    boxes = [views.draw([5], [1], np.array([[SIDE, SIDE]])).boxes for views in (before, after)]
     assert np.array_equal(*boxes)
     changed = [
         not torch.equal(before(image, n, 0).global_views, after(image, n, 0).global_views)

@@ -78,8 +78,8 @@ def batch(recipe: Recipe, device: str = "cpu") -> Batch:
     images = torch.from_numpy(rng.integers(0, 256, (IMAGES, 3, 40, 48), dtype=np.uint8))
     views = stack_views([draw(image, number, 0) for number, image in enumerate(images)])
     masks = recipe.masks and batch_masks(
-        range(IMAGES), first=0, step=0, epoch=0, grid=(4, 4), group_size=2, seed=0,
-        settings=recipe.masks,
+        range(IMAGES), first=0, step=0, epochs=[0] * IMAGES, grid=(4, 4), group_size=2,
+        seed=0, settings=recipe.masks,
     )  # fmt: skip
     return Batch(0, 0, 0, [str(n) for n in range(IMAGES)], *views[:2], masks, views[2], [])
 

@@ -57,8 +57,9 @@ class Deadly(Marks):
 class MaskMarks:
     """Stands in for the masks: they say what was asked for."""
 
-    def __call__(self, *, step, epoch, first, samples):
-        asked = [[step, epoch, first + place, sample] for place, sample in enumerate(samples)]
+    def __call__(self, *, step, epochs, first, samples):
+        drawn = enumerate(zip(epochs, samples, strict=True))
+        asked = [[step, epoch, first + place, sample] for place, (epoch, sample) in drawn]
         return torch.tensor(asked).repeat(2, 1)
 
 
@@ -213,7 +214,7 @@ def test_each_sample_is_seen_once_an_epoch_whatever_ranks_and_accumulation(
         assert [b.micro for b in at_step] == list(range(accumulate)) * world
         assert {(b.step, b.epoch) for b in at_step} == {(step, 1)}
         places = torch.cat([b.masks.chunk(2)[0] for b in at_step])
-        expected = order(index, batch, window).batch(step)[1].tolist()
+        expected = order(index, batch, window).batch(step).samples.tolist()
         assert places.tolist() == [[step, 1, n, sample] for n, sample in enumerate(expected)]
         assert [number for b in at_step for number in numbers(b)] == expected
         seen += expected
@@ -257,7 +258,7 @@ def test_a_broken_sample_is_named_and_its_place_taken_by_the_next_whole_one(tmp_
     broken[47] = b""
     named = []
     for batch in load(index, workers=1):
-        samples = order(index).batch(batch.step)[1].tolist()
+        samples = order(index).batch(batch.step).samples.tolist()
         shown = [
             next(s for s in samples[place:] + samples if s not in broken) for place in range(8)
         ]

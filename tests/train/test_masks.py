@@ -17,7 +17,7 @@ def masks(samples, *, first=0, step=5, epoch=2, seed=0, grid=GRID, group_size=GR
         samples,
         first=first,
         step=step,
-        epoch=epoch,
+        epochs=[epoch] * len(samples),
         grid=grid,
         group_size=group_size,
         seed=seed,

@@ -36,9 +36,10 @@ def test_batches_are_an_epoch_in_pieces_and_leave_out_less_than_one(settings, da
     for epoch in (0, 3):
         first = epoch * whole.batches_per_epoch
         found = [whole.batch(first + n) for n in range(whole.batches_per_epoch)]
-        assert {number for number, _ in found} == {epoch}
-        assert {len(samples) for _, samples in found} == {batch_size}
-        seen = np.concatenate([samples for _, samples in found])
+        assert {batch.epoch for batch in found} == {epoch}
+        assert {turn for batch in found for turn in batch.turns.tolist()} == {epoch}
+        assert {len(batch.samples) for batch in found} == {batch_size}
+        seen = np.concatenate([batch.samples for batch in found])
         assert seen.tolist() == whole.epoch(epoch)[: len(seen)].tolist()
         assert 0 <= sum(settings["sizes"]) - len(seen) < batch_size
 
@@ -51,7 +52,7 @@ def test_a_batch_does_not_depend_on_which_were_asked_for_before(settings, data):
     steps = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=8))
     for step in steps:
         fresh = pickle.loads(pickle.dumps(order(**settings, batch_size=batch_size)))
-        assert fresh.batch(step)[1].tolist() == asked.batch(step)[1].tolist()
+        assert fresh.batch(step).samples.tolist() == asked.batch(step).samples.tolist()
 
 
 @given(orders)
@@ -89,7 +90,7 @@ def test_the_order_is_the_same_on_every_machine_and_with_every_version():
 def test_a_batch_of_a_billion_samples_is_found_without_their_permutation():
     large = order([10_000] * 100_000, batch_size=4096, window=16)
     tracemalloc.start()
-    epoch, samples = large.batch(large.batches_per_epoch * 3 + 123_456)
+    epoch, samples, _ = large.batch(large.batches_per_epoch * 3 + 123_456)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert epoch == 3

@@ -90,7 +90,7 @@ class Views:
         """
         pixels = pil_to_tensor(image) if isinstance(image, Image.Image) else image
         settings = self.settings
-        draws = self.draw([sample], epoch, np.array([pixels.shape[1:]]))
+        draws = self.draw([sample], [epoch], np.array([pixels.shape[1:]]))
         global_views, local_views = (
             _cut(pixels, draws.boxes[0, rows], draws.flips[0, rows], size, settings.interpolation)
             for rows, size in (
@@ -104,10 +104,11 @@ class Views:
         parameters = {name: torch.from_numpy(of[0]) for name, of in draws.parameters.items()}
         return SampleViews(global_views, local_views, parameters, deferred=settings.device == "gpu")
 
-    def draw(self, samples: Sequence[int], epoch: int, shapes: np.ndarray) -> Draws:
-        """Return the draws of n samples in this epoch for images of `shapes` [n, 2], high by wide."""
+    def draw(self, samples: Sequence[int], epochs: Sequence[int], shapes: np.ndarray) -> Draws:
+        """Return the draws of n samples, each in its epoch, for images of `shapes` [n, 2], high by wide."""
         settings, count = self.settings, GLOBAL_VIEWS + self.settings.local_views
-        uniform = _draw([derive(self.seed, "views", epoch, sample) for sample in samples], count)
+        seeds = [derive(self.seed, "views", *of) for of in zip(epochs, samples, strict=True)]
+        uniform = _draw(seeds, count)
         flips = uniform["flip"][..., 0] < settings.flip
         parameters = _photometric_parameters(uniform, settings)
         return Draws(_boxes(uniform, shapes, settings), flips, parameters)

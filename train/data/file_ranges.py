@@ -18,12 +18,12 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Range:
-    """`size` bytes at `offset` of a file that had `file_size` bytes when it was listed."""
+    """`size` bytes at `offset` of a file that had `file_size` bytes when it was listed, if known."""
 
     location: str
     offset: int
     size: int
-    file_size: int
+    file_size: int | None
 
 
 class FileRanges:
@@ -35,15 +35,18 @@ class FileRanges:
     def read(self, ranges: Sequence[Range]) -> Iterator[bytes | ImageError]:
         """Yield for each range its bytes, or the reason why they are not to be had.
 
-        Ranges behind a URL, all of one file system, are asked for many at a time, and again where
-        the network fails.
+        Ranges behind a URL are asked for many at a time, and again where the network fails.
         """
         for start in range(0, len(ranges), _AT_ONCE):
             some = ranges[start : start + _AT_ONCE]
-            if is_remote(some[0].location):
-                yield from _read_remote(some)
-            else:
-                yield from map(self._read_local, some)
+            systems: dict[str, list[Range]] = {}
+            for wanted in some:
+                if is_remote(wanted.location):
+                    systems.setdefault(_protocol(wanted), []).append(wanted)
+            answers = {name: iter(_read_remote(of_one)) for name, of_one in systems.items()}
+            for wanted in some:
+                remote = answers.get(_protocol(wanted))
+                yield self._read_local(wanted) if remote is None else next(remote)
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
@@ -73,7 +76,7 @@ class FileRanges:
             descriptor = os.open(wanted.location, os.O_RDONLY | os.O_CLOEXEC)
             self._open[wanted.location] = descriptor
             now = os.fstat(descriptor).st_size
-            if now != wanted.file_size:
+            if wanted.file_size not in (None, now):
                 self._forget(wanted.location)
                 raise ImageError(
                     f"{shown(wanted.location)} has changed since it was listed: {now} bytes, not "
@@ -87,7 +90,12 @@ class FileRanges:
             os.close(descriptor)
 
 
+def _protocol(wanted: Range) -> str:
+    return wanted.location.partition("://")[0] if is_remote(wanted.location) else ""
+
+
 def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
+    """Return the bytes of ranges of one remote file system, or the reasons."""
     import fsspec
 
     places = [fsspec.core.url_to_fs(wanted.location) for wanted in ranges]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -58,37 +59,52 @@ class IndexedPart:
     samples: int
 
 
-class ShardIndex:
-    """All samples of a dataset, by number: parts sorted by name, in each its samples by key.
+class SampleIndex(Protocol):
+    """The samples of whatever is trained on, by number."""
 
-    The table is a memory-mapped Arrow file of 24 bytes a sample and its key's text (for a folder of
-    images its path's too): processes of one machine share its pages, a copy that is sent to another
-    process is the file's name, and nothing is kept in memory for a sample.
+    fingerprint: str
+    """Says which images these are, wherever they lie."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, number: int) -> str:
+        """Return what a sample is called."""
+
+    def read(self, number: int) -> bytes:
+        """Return a sample's bytes; ImageError with the reason where they are not to be had."""
+
+    def read_each(self, numbers: Sequence[int]) -> Iterator[bytes | ImageError]:
+        """Yield each sample's bytes or the reason why not; remote ones are fetched side by side."""
+
+
+class MappedIndex:
+    """A memory-mapped Arrow file with a record batch for each part and a row for each sample.
+
+    Processes of one machine share its pages, a copy that is sent to another process is the file's
+    name, and nothing is kept in memory for a sample.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Map the file that `read_index` wrote."""
+    def __init__(self, path: Path, sizes: Sequence[int], fingerprint: str) -> None:
+        """Map the file at `path`, whose parts have so many samples."""
         self.path = path
-        self._table = pa.ipc.open_file(pa.memory_map(str(path)))
-        about = json.loads(self._table.schema.metadata[_ABOUT])
-        self.parts = [IndexedPart(**part) for part in about["parts"]]
-        self.fingerprint: str = about["fingerprint"]
-        """Says which images these are: the keys and sizes, wherever the shards lie."""
-        self.sizes: NDArray[np.int64] = np.array([p.samples for p in self.parts], np.int64)
+        self.fingerprint = fingerprint
+        """Says which images these are: the keys and sizes, wherever they lie."""
+        self.sizes: NDArray[np.int64] = np.array(sizes, np.int64)
         """[parts] numbers of samples."""
+        self._table = pa.ipc.open_file(pa.memory_map(str(path)))
         self._ends = np.cumsum(self.sizes)
         self._files = FileRanges()
 
-    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path]]:
-        return ShardIndex, (self.path,)
+    def __reduce__(self) -> tuple[type[MappedIndex], tuple[Path]]:
+        return type(self), (self.path,)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def key(self, number: int) -> str:
         """Return the key of a sample."""
-        _, rows, row = self._row(number)
-        return rows.column("key")[row].as_py()
+        part, row = self._place(number)
+        return self._table.get_batch(part).column("key")[row].as_py()
 
     def read(self, number: int) -> bytes:
         """Return a sample's bytes; ImageError with the reason where they are not to be had."""
@@ -104,16 +120,38 @@ class ShardIndex:
         for range_or_reason in wanted:
             yield next(answers) if isinstance(range_or_reason, Range) else range_or_reason
 
-    def _row(self, number: int) -> tuple[IndexedPart, pa.RecordBatch, int]:
-        place = int(np.searchsorted(self._ends, number, side="right"))
-        row = int(number) - int(self._ends[place] - self.sizes[place])
-        return self.parts[place], self._table.get_batch(place), row
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return the part of a sample, and its row there."""
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return part, int(number) - int(self._ends[part] - self.sizes[part])
+
+    def _row(self, number: int, *columns: str) -> list:
+        """Return what stands in columns of a sample's row."""
+        part, row = self._place(number)
+        rows = self._table.get_batch(part)
+        return [rows.column(name)[row].as_py() for name in columns]
 
     def _range(self, number: int) -> Range | ImageError:
-        part, rows, row = self._row(number)
-        offset, size, path, problem = (
-            rows.column(name)[row].as_py() for name in ("offset", "size", "path", "problem")
-        )
+        raise NotImplementedError
+
+
+class ShardIndex(MappedIndex):
+    """All samples of a dataset, by number: parts sorted by name, in each its samples by key.
+
+    24 bytes a sample and its key's text, for a folder of images its path's too.
+    """
+
+    weights = None
+
+    def __init__(self, path: Path) -> None:
+        """Map the file that `read_index` wrote."""
+        about = json.loads(pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[_ABOUT])
+        self.parts = [IndexedPart(**part) for part in about["parts"]]
+        super().__init__(path, [part.samples for part in self.parts], about["fingerprint"])
+
+    def _range(self, number: int) -> Range | ImageError:
+        part = self.parts[self._place(number)[0]]
+        offset, size, path, problem = self._row(number, "offset", "size", "path", "problem")
         if problem:
             return ImageError(problem)
         if part.folder:
@@ -218,7 +256,7 @@ def _list_part(part: Part, folder: Path) -> list[str]:
         },
         schema=_COLUMNS,
     )
-    with _written(_listing(part, folder)) as beside:
+    with written(_listing(part, folder)) as beside:
         pq.write_table(table, beside)
     return [f"{place}: {problem}" for problem in problems]
 
@@ -238,7 +276,7 @@ def _join(parts: Sequence[Part], path: Path, shards: str) -> None:
         raise LvdError(f"--shards {shards}: no image is in its {len(parts)} shards: name others")
     about = {"parts": [asdict(part) for part in held], "fingerprint": digest.hexdigest()}
     schema = _COLUMNS.with_metadata({_ABOUT: json.dumps(about)})
-    with _written(path) as beside, pa.ipc.new_file(str(beside), schema) as file:
+    with written(path) as beside, pa.ipc.new_file(str(beside), schema) as file:
         for part in parts:
             rows = pq.read_table(_listing(part, path.parent), schema=_COLUMNS)
             if rows.num_rows:
@@ -250,7 +288,7 @@ def _listing(part: Part, folder: Path) -> Path:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[Path]:
+def written(path: Path) -> Iterator[Path]:
     """Yield a path to write; what was written appears at `path` whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

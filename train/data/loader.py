@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from shared.errors import LvdError
 from shared.images import ImageError
 from train.data.crops import Draws, SampleViews, Views, stack_views
-from train.data.index import ShardIndex
+from train.data.index import SampleIndex
+from train.data.mixture import Mixture
 from train.data.order import Order
 from train.data.pictures import picture
 from train.data.resident import ResidentImages
@@ -56,14 +57,14 @@ class Masks(Protocol):
     """Draws the masks of a micro-batch."""
 
     def __call__(
-        self, *, step: int, epoch: int, first: int, samples: Sequence[int]
+        self, *, step: int, epochs: Sequence[int], first: int, samples: Sequence[int]
     ) -> Bool[Tensor, "2n patches"]:
         """Return the masks of `samples`, which stand at `first` in the global batch of `step`."""
 
 
 def make_loader(
-    index: ShardIndex,
-    order: Order,
+    index: SampleIndex,
+    order: Order | Mixture,
     views: Views,
     masks: Masks | None = None,
     *,
@@ -119,8 +120,8 @@ def reduced_side(settings: DataSettings, views: Views) -> int | None:
 class _MicroBatches(Dataset):
     """The micro-batches of one process by number, counted from the first of its first step."""
 
-    index: ShardIndex
-    order: Order
+    index: SampleIndex
+    order: Order | Mixture
     views: Views
     masks: Masks | None
     steps: range
@@ -135,26 +136,27 @@ class _MicroBatches(Dataset):
     def __getitem__(self, number: int) -> Batch | _Draft | str:
         """Return a micro-batch, or the line that says why there is none."""
         step, micro = self.steps[number // self.accumulate], number % self.accumulate
-        epoch, batch = self.order.batch(step)
+        epoch, samples, turns = self.order.batch(step)
         first = self.first + micro * self.size
-        samples = batch[first : first + self.size].tolist()
-        masks = self.masks and self.masks(step=step, epoch=epoch, first=first, samples=samples)
+        own = slice(first, first + self.size)
+        samples, turns = samples[own].tolist(), turns[own].tolist()
+        masks = self.masks and self.masks(step=step, epochs=turns, first=first, samples=samples)
         try:
             return self._made(
-                samples, epoch, partial(Batch, step=step, micro=micro, epoch=epoch, masks=masks)
+                samples, turns, partial(Batch, step=step, micro=micro, epoch=epoch, masks=masks)
             )
         except LvdError as error:  # a worker's exception arrives as many lines
             return str(error)
 
-    def _made(self, samples: list[int], epoch: int, batch: partial[Batch]) -> Batch | _Draft:
+    def _made(self, samples: list[int], turns: list[int], batch: partial[Batch]) -> Batch | _Draft:
         """Return `batch` with keys, views and what is broken; LvdError if all of it is."""
         raise NotImplementedError
 
     def _all_broken(self, samples: list[int], reason: str) -> LvdError:
         return LvdError(
             f"all {len(samples)} images of a micro-batch are broken, the first, "
-            f"{self.index.key(samples[0])}: {reason}: see that --shards is whole and within reach, "
-            "and run the same command again"
+            f"{self.index.key(samples[0])}: {reason}: see that the images are whole and within "
+            "reach, and run the same command again"
         )
 
 
@@ -164,8 +166,8 @@ class _DecodedMicroBatches(_MicroBatches):
 
     reduce_to: int | None
 
-    def _made(self, samples: list[int], epoch: int, batch: partial[Batch]) -> Batch:
-        shown, made, broken = self._views_of(samples, epoch)
+    def _made(self, samples: list[int], turns: list[int], batch: partial[Batch]) -> Batch:
+        shown, made, broken = self._views_of(samples, turns)
         global_views, local_views, parameters = stack_views(made)
         return batch(
             keys=[self.index.key(sample) for sample in shown],
@@ -176,7 +178,7 @@ class _DecodedMicroBatches(_MicroBatches):
         )
 
     def _views_of(
-        self, samples: list[int], epoch: int
+        self, samples: list[int], turns: list[int]
     ) -> tuple[list[int], list[SampleViews], list[tuple[str, str]]]:
         """Return for each place the sample that is shown and its views, and what is broken."""
         made: dict[int, SampleViews] = {}
@@ -186,7 +188,7 @@ class _DecodedMicroBatches(_MicroBatches):
 
         def fill(places: list[int], image: Tensor, sample: int) -> None:
             for place in places:
-                made[place] = self.views(image, samples[place], epoch)
+                made[place] = self.views(image, samples[place], turns[place])
                 shown[place] = sample
 
         first_whole: tuple[Tensor, int] | None = None
@@ -239,7 +241,7 @@ class _DrawnMicroBatches(_MicroBatches):
     shapes: NDArray[np.int32]
     broken: dict[int, str]
 
-    def _made(self, samples: list[int], epoch: int, batch: partial[Batch]) -> _Draft:
+    def _made(self, samples: list[int], turns: list[int], batch: partial[Batch]) -> _Draft:
         shown = self._whole(samples)
         return _Draft(
             partial(
@@ -248,7 +250,7 @@ class _DrawnMicroBatches(_MicroBatches):
                 broken=[(self.index.key(s), self.broken[s]) for s in samples if s in self.broken],
             ),
             np.array(shown),
-            self.views.draw(samples, epoch, self.shapes[shown]),
+            self.views.draw(samples, turns, self.shapes[shown]),
         )
 
     def _whole(self, samples: list[int]) -> list[int]:

@@ -60,7 +60,7 @@ def batch_masks(
     *,
     first: int,
     step: int,
-    epoch: int,
+    epochs: Sequence[int],
     grid: tuple[int, int],
     group_size: int,
     seed: int,
@@ -70,8 +70,8 @@ def batch_masks(
 
     `samples` are consecutive images of the global batch of `step`, from its place `first` on, in
     whole groups of `group_size`. The crops of a group share out the counts of `group_counts` by a
-    draw for this step and group, and the blocks are a draw for epoch, sample and crop: so neither
-    ranks nor micro-batches change any mask. ValueError where a group would be cut.
+    draw for this step and group, and the blocks are a draw for a sample's epoch, sample and crop: so
+    neither ranks nor micro-batches change any mask. ValueError where a group would be cut.
     """
     count = len(samples)
     if first % group_size or count % group_size:
@@ -84,7 +84,8 @@ def batch_masks(
         dealt = _generator(seed, "strata", step, group).permutation(counts)
         for crop, row in np.ndindex(GLOBAL_VIEWS, group_size):
             if wanted := int(dealt[crop * group_size + row]):
-                draw = _generator(seed, "mask", epoch, samples[start + row], crop)
+                drawn_for = epochs[start + row], samples[start + row], crop
+                draw = _generator(seed, "mask", *drawn_for)
                 masks[crop, start + row] = block_mask(grid, wanted, draw, settings)
     return torch.from_numpy(masks.reshape(-1, patches))
 

@@ -22,7 +22,7 @@ from shared.images import ImageError
 from shared.progress import stage_bar
 from train.data.crops import GLOBAL_VIEWS, Draws
 from train.data.device_crops import resized_crops
-from train.data.index import ShardIndex
+from train.data.index import SampleIndex
 from train.data.pictures import picture
 from train.data.settings import CropSettings
 from train.data.workers import made_by_workers
@@ -109,7 +109,7 @@ class ResidentImages:
 
 
 def read_resident(
-    index: ShardIndex, reduce_to: int | None, *, workers: int, prefetch: int, ranks: Ranks
+    index: SampleIndex, reduce_to: int | None, *, workers: int, prefetch: int, ranks: Ranks
 ) -> ResidentImages:
     """Return all images of `index`, decoded as `train.data.pictures.picture` does, on the device.
 
@@ -143,7 +143,7 @@ def read_resident(
     return ResidentImages(pixels, shapes, broken)
 
 
-def resident_bytes(index: ShardIndex, reduce_to: int | None) -> int:
+def resident_bytes(index: SampleIndex, reduce_to: int | None) -> int:
     """Return about how many bytes all images take, decoded, by some of them spread evenly."""
     chosen = np.linspace(0, len(index) - 1, min(_PROBED, len(index))).astype(int)
     block = _decode(index, reduce_to, chosen.tolist())
@@ -161,7 +161,7 @@ class _Block:
 
 @dataclass
 class _Blocks(Dataset):
-    index: ShardIndex
+    index: SampleIndex
     reduce_to: int | None
     samples: range
 
@@ -173,7 +173,7 @@ class _Blocks(Dataset):
         return _decode(self.index, self.reduce_to, some)
 
 
-def _decode(index: ShardIndex, reduce_to: int | None, samples: Sequence[int]) -> _Block:
+def _decode(index: SampleIndex, reduce_to: int | None, samples: Sequence[int]) -> _Block:
     shapes = np.zeros((len(samples), 2), np.int32)
     images: list[Tensor] = []
     broken: dict[int, str] = {}
@@ -192,7 +192,7 @@ def _decode(index: ShardIndex, reduce_to: int | None, samples: Sequence[int]) ->
 
 
 def _read(
-    index: ShardIndex,
+    index: SampleIndex,
     reduce_to: int | None,
     samples: range,
     workers: int,

@@ -11,6 +11,26 @@ BLUR_RADIUS = 4
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(gt=BLUR_RADIUS)]
+MixBatches = Literal["mixed", "homogeneous"]
+
+
+class SourceSettings(BaseModel):
+    """A dataset of a mixture, as `--shards` and `--select` name one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shards: str | None = None
+    """A folder of shards or of images, a tar, a glob, a brace list, an fsspec URL."""
+    select: str | None = None
+    """A selection list of what `shards` holds, or of what lies where the list says."""
+    ratio: float = Field(gt=0)
+    """Its part of the images, in proportion to the other ratios: 0.9 and 0.1, or 9 and 1."""
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> SourceSettings:
+        if self.shards is None and self.select is None:
+            raise ValueError("it names no images: add shards, or select")
+        return self
 
 
 class DataSettings(BaseModel):
@@ -31,6 +51,11 @@ class DataSettings(BaseModel):
     """Whether the images are decoded once, to 3 bytes a pixel in the device's memory (64 px times
     100,000 are 1.2 GB, in each process), and cropped there. The batches are the same; the workers
     only draw them."""
+    mix: dict[str, SourceSettings] = Field(default_factory=dict)
+    """In place of `--shards`: several datasets by name, each with its ratio and epochs of its own."""
+    mix_batches: MixBatches = "mixed"
+    """`mixed`: each batch holds all of `mix` by their ratios. `homogeneous`: each batch, on all
+    processes, is of one of them, of each as often as its ratio says."""
 
 
 class EditSettings(BaseModel):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shared.images import ImageError
 from train.data.crops import Views, normalise, stack_views
-from train.data.index import ShardIndex
+from train.data.index import SampleIndex
 from train.data.pictures import picture
 from train.data.settings import CropSettings
 from train.seeds import derive
@@ -22,7 +22,7 @@ _AT_ONCE = 64
 @torch.no_grad()
 def recognition(
     features: Callable[[Tensor], Tensor],
-    index: ShardIndex,
+    index: SampleIndex,
     crops: CropSettings,
     seed: int,
     device: torch.device,

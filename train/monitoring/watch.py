@@ -15,7 +15,7 @@ from torch import Tensor
 from shared.errors import LvdError
 from shared.progress import say, stage_bar, warn
 from train.data.crops import GLOBAL_VIEWS
-from train.data.index import ShardIndex
+from train.data.index import SampleIndex
 from train.data.loader import Batch
 from train.distributed.parallelise import autocast
 from train.distributed.ranks import sum_over_ranks
@@ -39,7 +39,7 @@ MOST_NAMED = 8
 class Watch:
     """Says and writes what happens in a run. Only the first process writes; all must call it."""
 
-    def __init__(self, system: System, folder: RunFolder, index: ShardIndex, steps: int) -> None:
+    def __init__(self, system: System, folder: RunFolder, index: SampleIndex, steps: int) -> None:
         self.counts: Counter[str] = Counter(skipped=0, broken=0)
         """What is counted over the whole run, interruptions included."""
         self._system, self._recipe, self._ranks = system, system.recipe, system.ranks

@@ -15,7 +15,7 @@ from shared.errors import LvdError
 from shared.locks import busy, locked
 from shared.progress import say, warn
 from shared.storage import read_json, write_json
-from train.recipe import FREE_ON_RESUME, LENGTH, Recipe
+from train.recipe import FREE_ON_RESUME, LENGTH, PLACES, Recipe
 
 LIBRARIES = ("numpy", "pillow", "timm", "torch", "torchvision")
 
@@ -55,7 +55,7 @@ class RunFolder:
         theirs, ours = flat(_whole(before["recipe"])), flat(recipe.model_dump(mode="json"))
         for key in sorted(theirs.keys() | ours.keys()):
             there, here = theirs.get(key), ours.get(key)
-            if there == here or key.startswith(FREE_ON_RESUME):
+            if there == here or key.startswith(FREE_ON_RESUME) or key.endswith(PLACES):
                 continue
             if key in LENGTH:
                 warn(
