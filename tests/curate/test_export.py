@@ -36,7 +36,8 @@ from curate.catalogue.originals import save_parts
 from curate.embedding.request import EmbedSettings
 from curate.export.shards import ExportSettings, Kept, Source, export_shard, needs_spill, spill
 from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
-from curate.selection.decide import Wish, select
+from curate.selection.decide import select
+from curate.selection.wishes import Wish
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 
