@@ -120,27 +120,38 @@ def _count(hierarchy: Hierarchy, weight: np.ndarray) -> pa.Table:
 
 
 def describe_clusters(counts: pa.Table) -> dict[str, Any]:
-    """Return of `balance.parquet` the figures of head and tail: `before`, and `after` as it is drawn."""
-    images, weight = (counts[name].to_numpy() for name in ("images", "weight"))
-    clusters = int((images > 0).sum())
+    """Return of `balance.parquet` how many images there were, are kept and are drawn.
+
+    `levels` has the figures of head and tail at each level, from the top down: `before`, and `after`
+    as images are drawn.
+    """
+    images, kept, weight = (counts[name].to_numpy() for name in ("images", "kept", "weight"))
+    paths = np.array(counts["path"].to_pylist(), np.int64).reshape(len(counts), -1)
+    levels = []
+    for own in paths.T:
+        before, after = (np.bincount(own, each).astype(np.int64) for each in (images, weight))
+        clusters = int((before > 0).sum())
+        levels.append(
+            {
+                "clusters": clusters,
+                "before": measure_evenness(before, clusters),
+                "after": measure_evenness(after, clusters),
+            }
+        )
     return {
-        "clusters": clusters,
-        "kept": int(counts["kept"].to_numpy().sum()),
-        "before": {"images": int(images.sum()), **measure_evenness(images, clusters)},
-        "after": {"images": int(weight.sum()), **measure_evenness(weight, clusters)},
+        "retrieved": int(images.sum()),
+        "kept": int(kept.sum()),
+        "drawn": int(weight.sum()),
+        "levels": levels,
     }
 
 
 def balance_problems(told: dict[str, Any] | None) -> list[str]:
     """Return a line where what balance draws is not what was asked for."""
-    if (
-        told is None
-        or isinstance(told["target"], float)
-        or told["after"]["images"] == told["target"]
-    ):
+    if told is None or isinstance(told["target"], float) or told["drawn"] == told["target"]:
         return []
     return [
-        f"balance.target asks for {told['target']:,} images, and {told['before']['images']:,} are "
+        f"balance.target asks for {told['target']:,} images, and {told['retrieved']:,} are "
         f"retrieved, to be drawn {told['repeats']:,} times at most: all of them are kept; lower the "
         "target, retrieve more, or let images repeat with --set balance.repeats=..."
     ]

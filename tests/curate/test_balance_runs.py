@@ -1,6 +1,7 @@
 """Whole runs with a balance: what is kept, told, drawn and refused."""
 
 import json
+import math
 import shutil
 from collections import Counter
 
@@ -41,7 +42,18 @@ def check_counts(out):
         assert cluster["weight"] == sum(row["weight"] or 0 for row in inside)
     told = funnel["balance"]
     assert told["kept"] == len(kept) == sum(cluster["kept"] for cluster in clusters)
-    assert told["after"]["images"] == sum(row["weight"] for row in kept)
+    assert told["drawn"] == sum(row["weight"] for row in kept)
+    assert told["retrieved"] == sum(cluster["images"] for cluster in clusters)
+    for place, level in enumerate(told["levels"]):
+        for when, column in (("before", "images"), ("after", "weight")):
+            held = Counter()
+            for cluster in clusters:
+                held[cluster["path"][place]] += cluster[column]
+            share = sorted((n / held.total() for n in held.values() if n), reverse=True)
+            entropy = sum(-each * math.log(each) for each in share)
+            assert level[when]["effective_clusters"] == pytest.approx(math.exp(entropy), abs=1e-4)
+            tenth = share[: math.ceil(level["clusters"] / 10)]
+            assert level[when]["largest_tenth"] == pytest.approx(sum(tenth), abs=1e-6)
     shards = [pq.read_table(path) for path in sorted((out / "shards").glob("*.parquet"))]
     assert sorted(row["key"] for row in kept) == sorted(
         key for shard in shards for key in shard["source_key"].to_pylist()
@@ -65,9 +77,11 @@ def test_a_run_keeps_what_the_function_draws_and_says_why_of_the_others(small_ru
     assert [row_of[key]["weight"] or 0 for key in candidates] == drawn.weight.tolist()
     assert [row_of[key]["balance_cluster"] for key in candidates] == drawn.cluster.tolist()
     assert funnel["decisions"]["over_budget"] == len(candidates) - 7
-    assert funnel["balance"]["before"]["images"] == len(candidates)
+    assert funnel["balance"]["retrieved"] == len(candidates)
     text = " ".join(" ".join(said).split())
-    assert f"7 of {len(candidates)} retrieved images kept; the largest tenth of 4 clusters" in text
+    assert f"Balance 7 of {len(candidates)} retrieved images are kept" in text
+    assert "largest tenth holds" in text
+    assert [level["clusters"] for level in funnel["balance"]["levels"]] == [2, 4]
     [out] = [row for row in images if row["decision"] == "over_budget"][:1]
     cluster = clusters[out["balance_cluster"]]
     assert out["reason"] == (
@@ -88,7 +102,7 @@ def test_a_share_stands_behind_the_budget_of_all(small_run):
         "--set=report.pictures=false",
     )
     images, _, funnel = check_counts(small_run.out)
-    assert funnel["balance"]["before"]["images"] == 10
+    assert funnel["balance"]["retrieved"] == 10
     assert funnel["decisions"]["kept"] == 5
     reasons = [row["reason"] for row in images if row["decision"] == "over_budget"]
     assert sum("balance takes" in reason for reason in reasons) == 5
@@ -113,26 +127,22 @@ def test_repeats_meet_a_target_beyond_what_there_is_and_without_them_it_is_a_pro
     assert funnel["decisions"]["over_budget"] == 0
 
 
-def test_a_second_run_in_another_work_folder_gives_the_same_bytes(small_run):
+def test_another_work_folder_gives_the_same_bytes(small_run):
     words = ["--set=balance.target=0.5", LEVELS, "--set=report.pictures=false"]
-    files = []
-    for name in ("one", "two"):
-        work = small_run.root / f"work-{name}"
-        status, said = small_run("run", *words, f"--work={work}", f"--out={small_run.root / name}")
+    hashes = []
+    for work in (small_run.work, small_run.root / "other-work"):
+        out = small_run.root / f"out-of-{work.name}"
+        status, said = small_run("run", *words, f"--work={work}", f"--out={out}")
         assert status == 0, said
-        files.append(json.loads((small_run.root / name / "files.json").read_text()))
-    for each in files:
-        each.pop("used.json", None)
-    assert files[0] == files[1]
-    assert any(
-        "nothing to do" in line
-        for line in small_run("run", *words, f"--work={work}", f"--out={small_run.root / 'two'}")[1]
-    )
+        hashes.append(json.loads((out / "files.json").read_text()))
+    assert hashes[0] == hashes[1]
+    status, said = small_run("run", *words, f"--work={work}", f"--out={out}")
+    assert any("nothing to do" in line for line in said)
 
 
 def test_what_is_removed_counts_no_more(small_run):
     small_run.run("--replace", "--set=balance.target=9", LEVELS)
-    before = funnel_of(small_run.out)["balance"]
+    before = funnel_of(small_run.out)["balance"]["levels"]
     [key, *_] = [row["key"] for row in images_of(small_run.out) if row["decision"] == "kept"]
     (small_run.root / "keys.txt").write_text(key)
     status, said = small_run(
@@ -141,7 +151,9 @@ def test_what_is_removed_counts_no_more(small_run):
     )
     assert status == 0, said
     _, _, funnel = check_counts(small_run.out)
-    assert (funnel["balance"]["kept"], funnel["balance"]["before"]) == (8, before["before"])
+    assert funnel["balance"]["kept"] == 8
+    for level, other in zip(funnel["balance"]["levels"], before, strict=True):
+        assert level["before"] == other["before"]
 
 
 def test_a_dry_run_says_the_balance_and_none_where_none_is_asked(small_run):
