@@ -1,7 +1,7 @@
 """Stage one, curate: from a crawl and a seed dataset to shards and reports.
 
-`from curate import embed, dedup, retrieve` gives the stages as functions on arrays and folders
-(`curate.api`), without Ray. They are imported when they are asked for. `curate.dedup` names the
+`from curate import embed, dedup, retrieve, balance, top_up` gives the stages as functions on arrays and
+folders (`curate.api`, `curate.api_sampling`), without Ray. They are imported when they are asked for. `curate.dedup` names the
 function: what is in the package of that name is imported as `from curate.dedup import ...`.
 """
 
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curate.api import dedup, embed, retrieve
+    from curate.api_sampling import balance, top_up
 
-__all__ = ["dedup", "embed", "retrieve"]
+__all__ = ["balance", "dedup", "embed", "retrieve", "top_up"]
+_SAMPLING = ("balance", "top_up")
 
 
 class _Package(ModuleType):
@@ -31,7 +33,8 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in __all__:
-            return getattr(import_module("curate.api"), name)
+            module = "curate.api_sampling" if name in _SAMPLING else "curate.api"
+            return getattr(import_module(module), name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 

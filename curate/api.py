@@ -194,7 +194,7 @@ def dedup(
     length 1; one of zeros takes no part. Raises ValueError for other shapes, what is not finite,
     and a `best` that is no order of all rows.
     """
-    stored = _checked("vectors", vectors)
+    stored = checked("vectors", vectors)
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}: a cosine lies between -1 and 1")
     row_of = np.arange(len(stored)) if best is None else np.asarray(best, np.int64)
@@ -267,7 +267,7 @@ def retrieve(
     Raises ValueError for other shapes, what is not finite, seeds without a vector, and options that
     the strategy does not have.
     """
-    stored, seeds = _checked("vectors", vectors), _checked("seed_vectors", seed_vectors)
+    stored, seeds = checked("vectors", vectors), checked("seed_vectors", seed_vectors)
     if stored.shape[1] != seeds.shape[1]:
         raise ValueError(f"vectors have {stored.shape[1]} dimensions, seeds {seeds.shape[1]}")
     rows, seed_rows = (np.flatnonzero((array != 0).any(1)) for array in (stored, seeds))
@@ -376,7 +376,7 @@ def _taken(missed: Int8[np.ndarray, " n"]) -> Int64[np.ndarray, " t"]:
     return np.flatnonzero(missed == 0)
 
 
-def _checked(name: str, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+def checked(name: str, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Return vectors as float16 or float32 [n, d]; ValueError for anything else."""
     array = np.asarray(vectors)
     if array.ndim != 2 or array.dtype.kind != "f":

@@ -28,6 +28,7 @@ from curate.report.seeds import describe_seeds
 from curate.report.stage import draw, write_tables
 from curate.retrieval.answers import Answers, ask_seeds
 from curate.retrieval.nearest_seeds import retrieve
+from curate.selection.balance import Balanced, balance, balance_problems
 from curate.selection.decide import Selected, decide
 from curate.selection.include import Included, include
 from curate.selection.problems import selection_problems
@@ -80,6 +81,7 @@ class Results:
     held: Held
     included: Included
     answers: Answers
+    balanced: Balanced
     selected: Selected
 
 
@@ -178,9 +180,13 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
             *(copies.groups, held, included.copies, settings.cluster, top_k, threads),
         )
         most, order = settings.retrieve.max_images, settings.export.seed
-        selected = decide(runner, crawl, copies.groups, held, answers, included, most, order)
+        balanced = balance(runner, by_meaning, answers, most, settings.balance, threads)
+        selected = decide(
+            *(runner, crawl, copies.groups, held, answers, included, most, balanced, order)
+        )
     return Results(
-        *(datasets, thresholds, clustered, copies, false_copies, held, included, answers, selected)
+        *(datasets, thresholds, clustered, copies, false_copies, held, included, answers),
+        *(balanced, selected),
     )
 
 
@@ -255,6 +261,7 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
         bounds=bounds,
+        balanced=results.balanced.folder,
     )
 
 
@@ -301,7 +308,7 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
 
 def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
     counts, embedded = results.copies.counts, results.datasets.embedded
-    selected = results.selected
+    selected, balanced = results.selected, results.balanced
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": selected.decisions,
@@ -310,9 +317,11 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "dedup_precision": results.false_copies.found,
         "thresholds": _thresholds(results),
         "seeds": describe_seeds(results.answers, selected, results.included),
+        "balance": balanced.told,
         "problems": [
             *(text for each in embedded for text in each.problems),
             *_selection_problems(plan, results),
+            *balance_problems(balanced.told),
         ],
         "ignored": embedded[0].ignored,
         "set_aside": [each.part for data in embedded for each in data.aside],

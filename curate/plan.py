@@ -282,6 +282,9 @@ def describe(plan: Plan, out: Path) -> str:
         name = f" {seed.name}:" if len(request.seeds) > 1 else ""
         images = _count_readable(seed, plan) if is_pinned else None
         lines.append(f"retrieve  {name} {_describe_seed(seed, images, plan.meaning)}")
+    if (target := settings.balance.target) is not None:
+        much = f"{target:,} images" if isinstance(target, int) else f"{target} of what is retrieved"
+        lines.append(f"balance    {much}, over clusters ({settings.balance.levels})")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
     shards = sum(part.nbytes for dataset in written(plan) for part in dataset.parts)
     copies = [(out, shards, "needed for shards, at most about")]

@@ -23,6 +23,7 @@ from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
 from curate.retrieval.settings import RetrieveSettings, SeedSettings, settings_of_seed
+from curate.selection.sampling import BalanceSettings
 from curate.stage import EngineSettings
 from shared.config import (
     apply_overrides,
@@ -68,6 +69,7 @@ class PipelineSettings(BaseModel):
     estimate: EstimateSettings = Field(default_factory=EstimateSettings)
     holdout: HoldoutSettings = Field(default_factory=HoldoutSettings)
     retrieve: RetrieveSettings = Field(default_factory=RetrieveSettings)
+    balance: BalanceSettings = Field(default_factory=BalanceSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from benchmarks.proof import table
-from benchmarks.proof.arms import ARMS, choose, precision
+from benchmarks.proof.arms import ARMS, RUNS, choose, precision
 from benchmarks.proof.drawn import drawn_classes
 from benchmarks.proof.pool import (
     HELD_OUT,
@@ -124,15 +124,16 @@ def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
     write_labelled(labelled, pool.wanted, places / LABELLED)
     write_labelled(test, pool.wanted, places / TEST)
     write_labelled(test, pool.wanted[len(pool.wanted) // 2 :], places / TAIL)
-    for name, extra in (("near", ("retrieve.threshold=-1",)), ("retrieved", ())):
-        sets = [word for text in (*plan.curation, *extra) for word in ("--set", text)]
+    runs = {arm: out / "runs" / arm.replace(" ", "-") for arm in RUNS}
+    for arm, own in RUNS.items():
+        sets = [word for text in (*plan.curation, *own) for word in ("--set", text)]
         command(
             *("lvd-curate", "run", "--pipeline", "sample", "--crawl", places / POOL),
-            *("--seed", places / SEED, "--out", out / name, "--work", out / "work"),
+            *("--seed", places / SEED, "--out", runs[arm], "--work", out / "work"),
             *("--executor", "inline", *sets),
         )
     known = {key_of(n): item.data for n, item in enumerate(pool.items)}
-    chosen = choose(known, places / TRUTH, out / "near", out / "retrieved", plan.composition.seed)
+    chosen = choose(known, places / TRUTH, runs, plan.composition.seed)
     for arm, keys in chosen.items():
         folder = _shards(out, arm)
         folder.mkdir(parents=True)

@@ -21,36 +21,33 @@ ARMS = (
     "near dedup + retrieve + balance",
     "oracle",
 )
+ALL, BALANCED = "retrieve.threshold=-1", "balance.target=0.75"
+RUNS = {
+    "near dedup": (ALL,),
+    "near dedup + retrieve": (),
+    "near dedup + balance": (ALL, BALANCED),
+    "near dedup + retrieve + balance": (BALANCED,),
+}
+"""The settings of the arms that are what a run of `lvd-curate` keeps."""
 HASH_DISTANCE = 4
 """Bits of 64 in which the hashes of two copies may differ."""
-BALANCED = 0.75
-"""What balance keeps of the images that it chooses among."""
 
 
 def choose(
-    pictures: Mapping[str, bytes], truth: Path, near: Path, retrieved: Path, seed: int
+    pictures: Mapping[str, bytes], truth: Path, runs: Mapping[str, Path], seed: int
 ) -> dict[str, list[str]]:
     """Return the keys of each arm, sorted.
 
-    `pictures` are the pool's by key; `near` and `retrieved` are OUT folders of `lvd-curate run`,
-    the former with nothing dropped for want of likeness. The random sample is as large as what is
-    retrieved. Balance takes as many images of each cluster as there are, up to a limit for all.
+    `pictures` are the pool's by key; `runs` are the OUT folders of the arms of `RUNS`. The random
+    sample is as large as what is retrieved.
     """
     rng = np.random.default_rng(seed)
-    deduplicated, clusters = _kept(near)
-    relevant, _ = _kept(retrieved)
-    both = sorted(set(deduplicated) & set(relevant))
+    kept = {name: _kept(out) for name, out in runs.items()}
+    some = rng.choice(sorted(pictures), len(kept["near dedup + retrieve"]), replace=False)
     arms = {
-        "random": rng.choice(sorted(pictures), len(relevant), replace=False).tolist(),
+        **kept,
+        "random": some.tolist(),
         "hash dedup": without_hash_copies(pictures),
-        "near dedup": deduplicated,
-        "near dedup + retrieve": relevant,
-        "near dedup + balance": balanced(
-            deduplicated, clusters, round(BALANCED * len(deduplicated)), rng
-        ),
-        "near dedup + retrieve + balance": balanced(
-            both, clusters, round(BALANCED * len(both)), rng
-        ),
         "oracle": _originals(truth),
     }
     return {name: sorted(arms[name]) for name in ARMS}
@@ -81,23 +78,6 @@ def difference_hash(data: bytes) -> np.uint64:
     return np.packbits(levels[:, 1:] > levels[:, :-1]).view(np.uint64)[0]
 
 
-def balanced(
-    keys: Sequence[str], clusters: Mapping[str, int], count: int, rng: np.random.Generator
-) -> list[str]:
-    """Return `count` of the keys, as evenly over their clusters as these allow."""
-    members: dict[int, list[str]] = {}
-    for key in rng.permutation(sorted(keys)).tolist():
-        members.setdefault(clusters[key], []).append(key)
-    chosen: list[str] = []
-    turn = 0
-    while len(chosen) < min(count, len(keys)):
-        left = [of[turn] for _, of in sorted(members.items()) if len(of) > turn]
-        space = count - len(chosen)
-        chosen += left if len(left) <= space else rng.choice(left, space, replace=False).tolist()
-        turn += 1
-    return chosen
-
-
 def precision(keys: Sequence[str], truth: Path) -> float:
     """Return the share of keys that are wanted and no copy of another of them."""
     rows = {row["key"]: row for row in _rows(truth)}
@@ -108,13 +88,9 @@ def precision(keys: Sequence[str], truth: Path) -> float:
     return len(found) / max(1, len(keys))
 
 
-def _kept(out: Path) -> tuple[list[str], dict[str, int]]:
-    table = pq.read_table(
-        out / "reports" / "images.parquet", columns=["key", "decision", "cluster"]
-    )
-    rows = table.to_pylist()
-    kept = [row["key"] for row in rows if row["decision"] == "kept"]
-    return kept, {row["key"]: row["cluster"] for row in rows if row["cluster"] is not None}
+def _kept(out: Path) -> list[str]:
+    table = pq.read_table(out / "reports" / "images.parquet", columns=["key", "decision"])
+    return [row["key"] for row in table.to_pylist() if row["decision"] == "kept"]
 
 
 def _originals(truth: Path) -> list[str]:

@@ -78,6 +78,11 @@ def update(
                 f"{out} has {name}={flat(settings).get(name)!r}, not {value!r}, and what is added to "
                 "it is judged by its settings: curate anew into another OUT with `lvd-curate run`"
             )
+    if request.settings.balance.target is not None:
+        raise LvdError(
+            f"{out} was balanced over its clusters, which the images that are new would change: "
+            "curate anew into another OUT with `lvd-curate run`"
+        )
     writable(work, "--work")
     writable(out, "OUT")
     plan = make_plan(request, work.absolute(), out.absolute())

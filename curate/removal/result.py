@@ -26,10 +26,12 @@ from curate.removal.gone import REMOVED, Gone, image_files, read_removed
 from curate.report.datasheet import DATASHEET, write_datasheet
 from curate.report.rows import BEHIND_JUDGEMENT
 from curate.report.tables import read_funnel, table_files
+from curate.selection.balance import describe_clusters
 from shared.shards import drop_samples
 from shared.storage import fingerprint, link_or_copy, read_json, write_json
 
 VERSION = 1
+BALANCE = "reports/balance.parquet"
 
 
 def rewrite(
@@ -116,6 +118,10 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
                 stays = pc.and_(stays, pc.invert(pc.is_in(table["group"], alone)))
             _write(out, new, path, table.filter(stays))
             yield path.relative_to(out).as_posix()
+    counts = _balance_left(out, new)
+    if counts is not None:
+        pq.write_table(counts, new / BALANCE, compression="zstd")
+        yield BALANCE
     said = pa.Table.from_pylist(
         [
             {
@@ -135,8 +141,25 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     yield "reports/removed.parquet"
     groups = {group: members for group, members in left.items() if members > 1}
     funnel = _count(read_funnel(out), crawled, removed, groups)
+    if counts is not None:
+        funnel["balance"] |= describe_clusters(counts)
     write_json(new / "reports" / "funnel.json", funnel)
     yield "reports/funnel.json"
+
+
+def _balance_left(out: Path, new: Path) -> pa.Table | None:
+    """Return the counts of clusters with what is left to be drawn in the tables of `new`."""
+    if not (out / BALANCE).exists():
+        return None
+    counts = pq.read_table(out / BALANCE)
+    kept, weight = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
+    for path in table_files(new, "images"):
+        images = pq.read_table(path, columns=["balance_cluster", "weight"])
+        drawn = images.filter(pc.is_valid(images["weight"]))
+        own = drawn["balance_cluster"].to_numpy()
+        kept += np.bincount(own, minlength=len(counts))
+        np.add.at(weight, own, drawn["weight"].to_numpy())
+    return counts.set_column(2, "kept", [kept]).set_column(3, "weight", [weight])
 
 
 def _groups_left(out: Path, keys: pa.Array) -> dict[int, int]:

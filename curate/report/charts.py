@@ -1,4 +1,4 @@
-"""The two kinds of chart of a report, as PNG bytes: the funnel, and similarities by decision."""
+"""The kinds of chart of a report, as PNG bytes: the funnel, similarities by decision, sizes of clusters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
+from jaxtyping import Int64
 
 from curate.filters.decisions import DECISIONS
 from curate.report.tables import rows
@@ -135,6 +136,28 @@ def histogram_chart(
     axes.margins(x=0.04)
     axes.set_xlabel(label)
     axes.set_ylabel("images, log scale" if log else "images")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _png(figure)
+
+
+@_style()
+def balance_chart(before: Int64[np.ndarray, " k"], after: Int64[np.ndarray, " k"]) -> bytes:
+    """Return the sizes of clusters, each time from the largest to the smallest, on a log scale.
+
+    `before` is not all 0.
+    """
+    figure, axes = _axes(3.2)
+    for counts, name, colour in ((before, "retrieved", "irrelevant"), (after, "drawn", "kept")):
+        sizes = np.sort(counts[counts > 0])[::-1]
+        label = f"{name} ({sizes.sum():,} in {len(sizes):,})"
+        axes.stairs(sizes, fill=True, alpha=0.25, color=COLOURS[colour])
+        axes.stairs(sizes, baseline=None, color=COLOURS[colour], linewidth=1.4, label=label)
+    axes.set_yscale("log")
+    axes.set_ylim(0.6, 2 * max(before.max(), after.max()))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("lowest clusters, from the largest to the smallest")
+    axes.set_ylabel("images, log scale")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _png(figure)
 

@@ -22,8 +22,9 @@ def life(out: Path, key: str) -> dict[str, Any]:
     `key`, `decision`, `reason`, `why` (a sentence); `facts`; `cluster`; `thresholds` by stage;
     `group`: None, or its `id`, `size`, `representative` (with that one's `decision`) and the first
     `MEMBERS` of its `members`: the representative, this image, the others by similarity;
-    `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it; `written`:
-    None, or the `shard`, or list, and the `key` in it.
+    `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it;
+    `balance_cluster`: its row in `balance.parquet`, and `weight`: how often it is to be drawn, or
+    None; `written`: None, or the `shard`, or list, and the `key` in it.
     LvdError, with the nearest keys, where no crawled image has this key.
     """
     funnel = read_funnel(out)
@@ -54,6 +55,8 @@ def life(out: Path, key: str) -> dict[str, Any]:
         "group": group,
         "seeds": seeds,
         "wanted_by": image.get("seeds") or [],
+        "balance_cluster": image.get("balance_cluster"),
+        "weight": image.get("weight"),
         "thresholds": thresholds,
         "written": written,
     }
@@ -74,6 +77,7 @@ def explain(out: Path, key: str) -> str:
             ("caption", facts["caption"]),
             ("sha256", facts["sha256"]),
             ("cluster", told["cluster"]),
+            ("balance", _balance(told)),
         ]
     )
     lines += [*_group_lines(told), *_seed_lines(told)]
@@ -181,6 +185,13 @@ def _seed_lines(told: dict[str, Any]) -> list[str]:
     if told["wanted_by"]:
         lines.append(f"Wanted by {', '.join(told['wanted_by'])}")
     return lines
+
+
+def _balance(told: dict[str, Any]) -> str:
+    if told["balance_cluster"] is None:
+        return ""
+    drawn = "" if told["weight"] in (None, 1) else f", to be drawn {told['weight']:,} times"
+    return f"in cluster {told['balance_cluster']}{drawn}"
 
 
 def _table(pairs: list[tuple[str, Any]]) -> list[str]:

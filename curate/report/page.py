@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from curate.report.balance import describe_balance, describe_levels
 from curate.report.contact_sheets import Sheet
 from curate.report.false_copies import advice, false_copies
 from curate.report.summary import SOURCES, headline, share
@@ -25,7 +26,7 @@ def report_page(
 ) -> str:
     """Return the whole page.
 
-    `charts` are PNGs by name (`funnel`, and any of `CHART_OF`), `thumbs` the JPEGs of the sheets'
+    `charts` are PNGs by name (`funnel`, `balance` and any of `CHART_OF`), `thumbs` the JPEGs of the sheets'
     tiles by `(seed, key)`.
     """
     return render_page(
@@ -34,6 +35,7 @@ def report_page(
         figures=list(_figures(funnel)),
         advice=advice(funnel),
         false_copies=false_copies(funnel),
+        balance=list(_balance(funnel)),
         charts=charts,
         chart_of=CHART_OF,
         sheets=sheets,
@@ -62,6 +64,13 @@ def _figures(funnel: dict[str, Any]) -> Iterator[tuple[str, str]]:
         count = sum(counts[decision] for decision in decisions)
         if count or name == "kept":
             yield f"{count:,}", f"{name} · {share(count, images)}"
+
+
+def _balance(funnel: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of the table of the balance."""
+    if told := funnel.get("balance"):
+        yield (describe_balance(told),)
+        yield from describe_levels(told)
 
 
 def _settings(funnel: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from curate.report.charts import copy_bins, funnel_chart, histogram_chart, similarity_bins
+import pyarrow.parquet as pq
+
+from curate.report.charts import (
+    balance_chart,
+    copy_bins,
+    funnel_chart,
+    histogram_chart,
+    similarity_bins,
+)
 from curate.report.contact_sheets import contact_sheets
 from curate.report.page import report_page
 from curate.report.sheet_png import sheet_png
@@ -15,6 +23,7 @@ from shared.storage import read_optional
 
 PICTURES = (
     "funnel",
+    "balance",
     "kept",
     "similarities",
     "threshold",
@@ -44,6 +53,10 @@ def pictures(
     thumbs = thumbnails(out, tiles, read_image, read_seeds or {})
 
     charts = {"funnel": funnel_chart(funnel)}
+    if (path := out / "reports" / "balance.parquet").exists():
+        before, after = (pq.read_table(path)[name].to_numpy() for name in ("images", "weight"))
+        if before.any():
+            charts["balance"] = balance_chart(before, after)
     if similarities:
         label = "cosine with the nearest seed image"
         charts["similarities"] = histogram_chart(similarities, relevance, label)

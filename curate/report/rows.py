@@ -28,12 +28,12 @@ from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
+from curate.report.budgets import why_over_budget
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
-from curate.selection.decide import OVER_BUDGET
 from curate.selection.include import Included
 
-VERSION = 5
+VERSION = 6
 
 LOOKED = [field for look in LOOKS.values() for field in look.columns]
 """What looks take of pictures; null where a run does not ask for it."""
@@ -58,6 +58,8 @@ IMAGES = pa.schema(
         ("nearest_seed", pa.string()),
         ("seed_similarity", pa.float32()),
         ("seeds", pa.list_(pa.string())),
+        ("weight", pa.int32()),
+        ("balance_cluster", pa.int32()),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
         *LOOKED,
@@ -119,6 +121,7 @@ class Decided:
     dedup_threshold: float
     max_images: int | None
     bounds: ShardBounds
+    balanced: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,10 @@ class _Block:
         self.decision = of(decided.selected / "decision.npy")
         self.position = of(decided.selected / "position-0.npy")
         self.barred = of(decided.selected / "barred.npy")
+        self.weight = of(decided.selected / "weight.npy")
+        self.balance_cluster = np.full(len(self.numbers), -1, np.int32)
+        if decided.balanced is not None:
+            self.balance_cluster = of(decided.selected / "balance_cluster.npy")
         self.missed = np.load(decided.selected / "missed.npy", mmap_mode="r")[:, self.numbers]
         self.representative = of(decided.groups / "representative.npy")
         self.grouped = of(decided.groups / "grouped.npy")
@@ -248,6 +255,10 @@ class _Block:
             "nearest_seed": _masked(self._nearest_seed(), self.listed, pa.string()),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
             "seeds": _masked(self._seeds_that_want(), self.listed, pa.list_(pa.string())),
+            "weight": pa.array(self.weight, pa.int32(), mask=~kept),
+            "balance_cluster": pa.array(
+                self.balance_cluster, pa.int32(), mask=self.balance_cluster < 0
+            ),
             "output_shard": pa.array([shard for shard, _ in outputs], pa.string()),
             "output_key": pa.array([key for _, key in outputs], pa.string()),
             **{field.name: self._look(field) for field in LOOKED},
@@ -296,7 +307,11 @@ class _Block:
             *(self.facts, self.facts, valid, decided.quality, decided.filters, decided.lists),
             decided.crawl.resolved,
         )
-        irrelevant, over_budget = self._why_irrelevant(), self._why_over_budget()
+        irrelevant = self._why_irrelevant()
+        over_budget = why_over_budget(
+            *(decided.answers, self.missed, self._first_similarity(), self.balance_cluster),
+            *(decided.max_images, decided.balanced),
+        )
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]
             if name == "holdout":
@@ -351,23 +366,6 @@ class _Block:
                     f"{answer.threshold.value:.4f}"
                 )
         return said
-
-    def _why_over_budget(self) -> Callable[[int], str]:
-        """Return what says for whose budget an image is not similar enough."""
-        wanted, similarity = self.decided.answers.wanted, self._first_similarity()
-
-        def say(row: int) -> str:
-            best = f"not among the {self.decided.max_images} most similar"
-            if not (self.missed[:, row] == 0).any():
-                budgets = [
-                    f"the {each.settings.max_images} most similar to {each.name}"
-                    for each, code in zip(wanted, self.missed[:, row], strict=True)
-                    if code == OVER_BUDGET
-                ]
-                best = f"not among {', nor '.join(budgets)}"
-            return f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
-
-        return say
 
     def _retrieval(self) -> pa.Table:
         rows, k = np.flatnonzero(self.listed), self.nearest.images.shape[1]

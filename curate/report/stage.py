@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +32,8 @@ class ReportFolders(Protocol):
 def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> None:
     """Write the Parquet tables, a unit for each block of images in the order of their keys.
 
-    There is a table of the images of seeds where some are included.
+    There is a table of the images of seeds where some are included, and one of clusters where a
+    balance is kept.
     """
     units = [
         Unit(f"{block:05d}", (decided, start, stop), stop - start)
@@ -44,6 +46,15 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
         runner.run(folders.tables, seed_images.table, units, scratch=folders.scratch)
         made = [folders.tables / unit.name for unit in units]
         folders.lay_tables([seed_images.NAME], made, folders.reports)
+    if decided.balanced is not None:
+        unit = Unit("balance", (decided.balanced / "balance.parquet",))
+        runner.run(folders.tables, copy_table, [unit], scratch=folders.scratch)
+        folders.lay_tables(["balance"], [folders.tables / unit.name], folders.reports)
+
+
+def copy_table(path: Path, *, out: Path) -> None:
+    """Write a table that a stage has made."""
+    shutil.copyfile(path, out / path.name)
 
 
 def draw(out: Path, crawl: Catalogued, seeds: Sequence[Catalogued], scratch: Path) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
+from curate.report.balance import balance_table, describe_balance
 from curate.report.false_copies import advice, false_copies
 from curate.report.seeds import seed_table
 from curate.report.tables import read_funnel
@@ -66,6 +67,10 @@ def _blocks(
     if seeds := funnel.get("seeds"):
         yield Text("\nSeeds", style="bold")
         yield _indented(seed_table(seeds))
+    if balance := funnel.get("balance"):
+        yield Text("\nBalance", style="bold")
+        yield _indented(Text(describe_balance(balance)))
+        yield _indented(balance_table(balance))
     if timings.get("stages"):
         yield Text("\nTime", style="bold")
         yield _indented(_time_table(timings))

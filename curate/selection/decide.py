@@ -1,41 +1,31 @@
 """Stage select: one decision for every image, and the order in which the kept ones are written.
 
 A reduce over the searches: about 30 bytes an image and 2 for each seed, and the keys of the kept ones
-one part at a time.
+one part at a time; 8 more for weights, and as many with a balance.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int8, Int64
+from jaxtyping import Bool, Int8, Int64, Integer
 
-from curate.catalogue.collection import Catalogued, Collection
+from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.keyed_order import hash_keys
 from curate.dedup.holdout import Held
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
-from curate.retrieval.candidates import load_candidates, load_exported, touched_by_holdouts
+from curate.retrieval.candidates import load_exported, touched_by_holdouts
+from curate.selection.balance import Balanced
 from curate.selection.include import Included
+from curate.selection.wishes import Wish, addresses_of, gather_wishes, wishes_of
 from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
 
 Decisions = Int8[np.ndarray, " n"]
 VERSION = 6
-OVER_BUDGET = -1
-"""The code of an image that a seed retrieves and has no budget for."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a seed retrieves of its candidates, where the stages left it, and how many of it count."""
-
-    candidates: Path
-    chosen: Path
-    max_images: int | None
 
 
 @dataclass(frozen=True)
@@ -64,27 +54,25 @@ def decide(
     answers: Answers,
     included: Included,
     max_images: int | None,
+    balanced: Balanced,
     seed: int,
 ) -> Selected:
     """Decide about every image, and deal the kept ones to shards in an order by `seed`."""
-    wanted, barred = (
-        [Wish(each.candidates.folder, each.chosen.folder, each.settings.max_images) for each in of]
-        for of in (answers.wanted, answers.barred)
-    )
-    addresses = [
-        [[each.candidates.address, each.chosen.address, each.settings.max_images] for each in of]
-        for of in (answers.wanted, answers.barred)
-    ]
+    wanted, barred = answers.wanted, answers.barred
     own = [each.collection for each in included.seeds]
     stage = Stage(
         "select",
         VERSION,
-        [crawl.address, *addresses, held.address, included.addresses],
+        [
+            *(crawl.address, addresses_of(wanted), addresses_of(barred)),
+            *(held.address, included.addresses, balanced.address),
+        ],
         [max_images, seed],
     )
     args = (
-        *(crawl.collection, groups, list(held.folders), wanted, barred),
+        *(crawl.collection, groups, list(held.folders), wishes_of(wanted), wishes_of(barred)),
         *(list(zip(own, included.folders, strict=True)), max_images, seed),
+        balanced.folder,
     )
     [result] = runner.run(stage, select, [Unit("all", args)])
     return Selected(runner.folder(stage) / "all", **result, address=stage.address)
@@ -99,6 +87,7 @@ def select(
     included: list[tuple[Collection, Path]],
     max_images: int | None,
     seed: int,
+    balanced: Path | None = None,
     *,
     out: Path,
 ) -> dict:
@@ -109,53 +98,44 @@ def select(
     hash of key and `seed`, so it depends on no other image; `position-0.npy` and so on are an
     image's place in it, or -1, by dataset. `missed.npy` int8 [seeds, n] says of each candidate whether a
     seed wants it, 0, else its strategy's code of why not, or `OVER_BUDGET`; 0 for all others.
-    `barred.npy` int16 is the first negative seed that bars an image, or -1.
+    `barred.npy` int16 is the first negative seed that bars an image, or -1. `weight.npy` int32 is how
+    often a kept image is to be drawn, 0 for all others; of what is retrieved within all budgets it is
+    what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1.
 
-    What a negative seed bars is irrelevant and uses up no budget, but is not replaced: no strategy
-    goes on for it.
-
-    Where the run adds to a result, what that holds is kept whatever seeds and budgets say, counts
-    towards these, and comes first, in its order there.
+    Where the run adds to a result, what that holds comes first, in its order there.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
-    numbers, _ = load_candidates(wanted[0].candidates)
-    stays = load_exported(wanted[0].candidates)
-    _require_free(crawl, int(stays.sum()))
-    bars = [np.load(wish.chosen / "missed.npy") == 0 for wish in barred]
-    barred_by = np.full(len(numbers), -1, np.int16)
-    for place, hit in reversed(list(enumerate(bars))):
-        barred_by[hit] = place
-    shape = (len(wanted), len(crawl))
-    missed = np.lib.format.open_memmap(out / "missed.npy", mode="w+", dtype=np.int8, shape=shape)
-    codes = [_codes(wish, barred_by < 0) for wish in wanted]
-    for place, code in enumerate(codes):
+    _require_free(crawl, int(load_exported(wanted[0].candidates).sum()))
+    wishes = gather_wishes(wanted, barred, max_images)
+    numbers, count = wishes.numbers, len(crawl)
+    weight = np.zeros(count, np.int32)
+    weight[numbers] = wishes.taken if balanced is None else np.load(balanced / "weight.npy")
+    np.save(out / "weight.npy", weight)
+    if balanced is not None:
+        cluster = np.load(balanced / "cluster.npy")
+        np.save(out / "balance_cluster.npy", _by_number(cluster, numbers, count))
+    np.save(out / "barred.npy", _by_number(wishes.barred_by, numbers, count))
+    missed = np.lib.format.open_memmap(
+        out / "missed.npy", mode="w+", dtype=np.int8, shape=(len(wanted), count)
+    )
+    for place, code in enumerate(wishes.codes):
         missed[place, numbers] = code
     missed.flush()
-    wishes = [(code == 0) & (barred_by < 0) for code in codes]
-    is_wanted = np.any(wishes, axis=0) | stays
-    is_found = np.any([(code == OVER_BUDGET) for code in codes], axis=0)
 
     decision = np.array(crawl.decision)
     decision[(decision == OPEN) & (representative >= 0)] = CODE["duplicate"]
     decision[touched_by_holdouts(representative, holdout)] = CODE["holdout"]
-    otherwise = np.where(is_found, CODE["over_budget"], CODE["irrelevant"])
-    decision[numbers] = np.where(is_wanted, CODE["kept"], otherwise)
-    similarity = reduce(np.maximum, (load_candidates(wish.candidates)[1] for wish in wanted))
-    too_many = beyond(np.flatnonzero(is_wanted), similarity, stays, max_images)
-    decision[numbers[too_many]] = CODE["over_budget"]
-    decision[numbers[stays]] = CODE["kept"]
+    decision[numbers] = np.where(wishes.sought, CODE["over_budget"], CODE["irrelevant"])
+    decision[weight > 0] = CODE["kept"]
     np.save(out / "decision.npy", decision)
     of_seeds = [(own, np.load(folder / "decision.npy")) for own, folder in included]
     exported = _deal([(crawl, decision), *of_seeds], seed, out)
-    barred_of_all = np.full(len(crawl), -1, np.int16)
-    barred_of_all[numbers] = barred_by
-    np.save(out / "barred.npy", barred_of_all)
     counts = np.bincount(decision, minlength=len(DECISIONS))
     return {
         "decisions": dict(zip(DECISIONS, counts.tolist(), strict=True)),
         "exported": exported,
-        "wanted": _count(wishes, [(code == 0) | (code == OVER_BUDGET) for code in codes]),
-        "barred": _count(bars, bars),
+        "wanted": _count(wishes.retrieved, wishes.found),
+        "barred": _count(wishes.bars, wishes.bars),
     }
 
 
@@ -167,6 +147,15 @@ def _require_free(crawl: Collection, candidates: int) -> None:
             f"{lost:,} images of the result to add to are copies of holdout images, or of images of "
             "an included seed, that were not there before: curate anew into another OUT"
         )
+
+
+def _by_number(
+    values: Integer[np.ndarray, " n"], numbers: Numbers, count: int
+) -> Integer[np.ndarray, " images"]:
+    """Return the candidates' values by image number, -1 for all others."""
+    result = np.full(count, -1, values.dtype)
+    result[numbers] = values
+    return result
 
 
 def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) -> int:
@@ -199,30 +188,6 @@ def _places(data: Collection, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndar
     found = np.isin(numbers, known)
     places[found] = there[np.searchsorted(known, numbers[found])]
     return places
-
-
-def _codes(wish: Wish, free: Bool[np.ndarray, " n"]) -> Int8[np.ndarray, " n"]:
-    """Return the strategy's codes of all candidates, those over the seed's budget marked."""
-    codes: np.ndarray = np.load(wish.chosen / "missed.npy")
-    similarity = load_candidates(wish.candidates)[1]
-    stays, asked = load_exported(wish.candidates), np.flatnonzero((codes == 0) & free)
-    codes[beyond(asked, similarity, stays, wish.max_images)] = OVER_BUDGET
-    return codes
-
-
-def beyond(
-    rows: Int64[np.ndarray, " r"],
-    similarity: Float32[np.ndarray, " n"],
-    first: Bool[np.ndarray, " n"],
-    most: int | None,
-) -> Int64[np.ndarray, " _"]:
-    """Return those of `rows` that are not among the `most` most similar, ties by row.
-
-    Those that come `first` are the most similar.
-    """
-    if most is None:
-        return rows[:0]
-    return rows[np.lexsort((-similarity[rows], ~first[rows]))][most:]
 
 
 def _count(

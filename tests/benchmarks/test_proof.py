@@ -15,7 +15,6 @@ from skimage import data
 from benchmarks.proof import table
 from benchmarks.proof.arms import (
     HASH_DISTANCE,
-    balanced,
     difference_hash,
     precision,
     without_hash_copies,
@@ -120,17 +119,6 @@ def test_hashes_find_what_was_only_compressed_anew():
     assert kept == ["astronaut-5", "chelsea-5", "coffee-5", "rocket-5"]
     one, other = (difference_hash(pictures[f"coffee-{n}"]) for n in (5, 60))
     assert np.bitwise_count(one ^ other) <= HASH_DISTANCE
-
-
-@pytest.mark.parametrize("count", [0, 1, 7, 12, 20, 50])
-def test_balance_takes_as_many_of_each_cluster_as_it_can(count):
-    sizes = {0: 1, 1: 3, 2: 16}
-    clusters = {f"{c}-{n}": c for c, size in sizes.items() for n in range(size)}
-    chosen = balanced(list(clusters), clusters, count, np.random.default_rng(0))
-    assert len(chosen) == len(set(chosen)) == min(count, 20)
-    taken = Counter(clusters[key] for key in chosen)
-    fullest = max(taken.values(), default=0)
-    assert all(taken[c] >= min(size, fullest - 1) for c, size in sizes.items())
 
 
 def test_lengths_are_steps_or_passes_over_an_arm():

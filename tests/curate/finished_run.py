@@ -37,6 +37,8 @@ IMAGES = pa.schema(
         ("nearest_seed", "string"),
         ("seed_similarity", "float32"),
         ("seeds", pa.list_(pa.string())),
+        ("weight", "int32"),
+        ("balance_cluster", "int32"),
         ("output_shard", "string"),
         ("output_key", "string"),
     ]
@@ -50,6 +52,9 @@ RETRIEVAL = pa.schema(
         ("strategy", "string"),
         ("seed", "string"),
     ]
+)
+BALANCE = pa.schema(
+    [("path", pa.list_(pa.int32())), ("images", "int64"), ("kept", "int64"), ("weight", "int64")]
 )
 DUPLICATES = pa.schema(
     [
@@ -94,6 +99,8 @@ def finished_run(out: Path, *, images: int = 60, folder: bool = False) -> Path:
         ("duplicates", DUPLICATES, duplicates),
     ):
         _write(out / "reports" / f"{name}.parquet", pa.Table.from_pylist(table, schema), folder)
+    clusters = pa.Table.from_pylist(_balance(rows), BALANCE)
+    _write(out / "reports" / "balance.parquet", clusters, False)
     _write_shards(out / "shards", [row for row in rows if row["decision"] == "kept"])
     _write_json(out, rows, duplicates)
     return out
@@ -123,6 +130,10 @@ def _rows(images: int) -> list[dict]:
             row["seed_similarity"] = low + 0.4 * index / images
             row["nearest_seed"] = f"seed{index % 3}.jpg"
             row["seeds"] = [] if decision == "irrelevant" else ["animals"]
+            if decision != "irrelevant":
+                row["balance_cluster"] = index % 3
+            if decision == "kept":
+                row["weight"] = 1 + index % 2
         rows.append(row)
     rows.sort(key=lambda row: row["key"])
     kept = [row for row in rows if row["decision"] == "kept"]
@@ -136,6 +147,19 @@ def _rows(images: int) -> list[dict]:
         row["duplicate_of"] = best["key"]
         row["duplicate_similarity"] = 1.0 if index < 2 else DEDUP + 0.01 * index
     return rows
+
+
+def _balance(rows: list[dict]) -> list[dict]:
+    inside = {n: [row for row in rows if row["balance_cluster"] == n] for n in range(3)}
+    return [
+        {
+            "path": [0, n],
+            "images": len(inside[n]),
+            "kept": sum(row["weight"] is not None for row in inside[n]),
+            "weight": sum(row["weight"] or 0 for row in inside[n]),
+        }
+        for n in range(3)
+    ]
 
 
 def _duplicates(rows: list[dict]) -> list[dict]:

@@ -175,11 +175,12 @@ import curate
 heavy = {"ray", "torch", "timm", "faiss", "numpy", "pyarrow"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 import curate.dedup.near
-from curate import dedup, embed, retrieve
+from curate import balance, dedup, embed, retrieve, top_up
 assert curate.dedup is dedup and dedup.__module__ == "curate.api"
 import numpy as np
 vectors = np.eye(4, dtype=np.float32)
 dedup(vectors, 0.5), retrieve(vectors, vectors, threshold=0.5)
+balance(vectors, 2), top_up(vectors[:1], vectors, 2)
 assert not {"ray", "torch", "curate.execution", "curate.settings"} & set(sys.modules)
 embed([np.zeros((40, 40, 3), np.uint8)], "descriptor")
 assert "ray" not in sys.modules
@@ -200,6 +201,21 @@ wrong = [
     lambda: retrieve(vectors, vectors, strategy="cluster", order="random"),
     lambda: retrieve(vectors, vectors, strategy="nearest"),
     lambda: retrieve(vectors, vectors, threshold=0.5, top_k=0),
+    lambda: balance(vectors[0], 2),
+    lambda: balance(vectors, 0),
+    lambda: balance(vectors, 1.5),
+    lambda: balance(vectors, 2, levels=[2, 2]),
+    lambda: balance(vectors, 2, levels=[2, 3]),
+    lambda: balance(vectors, 2, levels=[]),
+    lambda: balance(vectors, 2, levels=[0]),
+    lambda: balance(vectors, 2, resample=-1),
+    lambda: balance(vectors, 2, iterations=0),
+    lambda: balance(vectors, 2, draw="closest"),
+    lambda: balance(vectors, 2, repeats=0),
+    lambda: top_up(vectors[:, :3], vectors, 2),
+    lambda: top_up(vectors, vectors[0], 2),
+    lambda: top_up(vectors * np.nan, vectors, 2),
+    lambda: top_up(vectors, vectors, 0),
     lambda: embed([np.zeros((40, 40), np.uint8)], "descriptor"),
     lambda: embed([np.zeros((40, 40, 3), np.float32)], "descriptor"),
 ]

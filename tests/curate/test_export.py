@@ -38,7 +38,8 @@ from curate.export.bounds import bound_shards
 from curate.export.shards import ExportSettings, Kept, export_shard
 from curate.export.spill import Source, needs_spill, spill
 from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
-from curate.selection.decide import Wish, select
+from curate.selection.decide import select
+from curate.selection.wishes import Wish
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 

@@ -32,8 +32,9 @@ from curate.retrieval.nearest_seeds import Retrieved
 from curate.retrieval.question import Chosen
 from curate.retrieval.settings import SeedSettings
 from curate.retrieval.threshold import misses_of
-from curate.selection.decide import Wish, select
+from curate.selection.decide import select
 from curate.selection.include import Included
+from curate.selection.wishes import Wish
 
 DEDUP, RETRIEVE, HOLDOUT = 0.95, 0.5, 0.97
 FILTERS = (FilterSettings(column="nsfw", max=0.5),)

@@ -24,7 +24,8 @@ from curate.filters.decisions import DECISIONS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
-from curate.selection.decide import Wish, select
+from curate.selection.decide import select
+from curate.selection.wishes import Wish
 
 DEDUP, RETRIEVE = 0.95, 0.6
 FILTERS = [FilterSettings(column="nsfw", max=0.5)]

@@ -9,7 +9,8 @@ from made_collection import Made, exact_cosines, files_of, made_collection
 
 from curate.filters.decisions import DECISIONS
 from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
-from curate.selection.decide import OVER_BUDGET, Wish, select
+from curate.selection.decide import select
+from curate.selection.wishes import OVER_BUDGET, Wish
 
 COSINES = (0.1, 0.5, 0.9)
 

@@ -74,10 +74,11 @@ def test_a_driver_killed_at_three_stages_leaves_a_run_that_finishes_to_the_same_
     assert leftovers(on_ray) == []
 
 
-def test_two_embedders_in_a_run_make_what_they_make_inline(on_ray, site, ray_session):
+def test_two_embedders_and_a_balance_make_what_they_make_inline(on_ray, site, ray_session):
     words = (
         "--set=embedders.full={kind: descriptor, decode: full}",
         *("--set=retrieve.embedder=full", "--set=retrieve.threshold=0.2"),
+        *("--set=balance.target=0.6", "--set=balance.levels=[9,3]"),
     )
     on_ray.run(*words)
     inline = replace(site, root=site.root / "inline", work=site.root / "inline" / "work")

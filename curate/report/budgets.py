@@ -1,0 +1,48 @@
+"""Says of an image that is over budget, which budget that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int8, Int32
+
+from curate.retrieval.answers import Answers
+from curate.selection.wishes import OVER_BUDGET
+
+
+def why_over_budget(
+    answers: Answers,
+    missed: Int8[np.ndarray, "seeds n"],
+    similarity: Float32[np.ndarray, " n"],
+    cluster: Int32[np.ndarray, " n"],
+    max_images: int | None,
+    balanced: Path | None,
+) -> Callable[[int], str]:
+    """Return what says of a row which budget has no room for it.
+
+    `missed` is why each seed does not want an image, `similarity` its cosine with the nearest one,
+    `cluster` the lowest cluster that it is balanced in, or -1, and `balanced` where their counts are.
+    """
+    counts = None if balanced is None else pq.read_table(balanced / "balance.parquet")
+
+    def say(row: int) -> str:
+        if counts is not None and cluster[row] >= 0:
+            images, kept = (counts[name][int(cluster[row])].as_py() for name in ("images", "kept"))
+            return (
+                f"balance takes {kept:,} of the {images:,} images of its cluster {cluster[row]}, "
+                "and not this one"
+            )
+        best = f"not among the {max_images} most similar"
+        if not (missed[:, row] == 0).any():
+            budgets = [
+                f"the {each.settings.max_images} most similar to {each.name}"
+                for each, code in zip(answers.wanted, missed[:, row], strict=True)
+                if code == OVER_BUDGET
+            ]
+            best = f"not among {', nor '.join(budgets)}"
+        return f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
+
+    return say
