@@ -203,7 +203,7 @@ def test_a_worker_is_sent_the_name_of_the_index_and_no_weight(crawl, tmp_path):
 
 
 def test_an_image_takes_100_bytes_and_its_key(crawl, tmp_path):
-    rows = rows_of(crawl) * 200
+    rows = rows_of(crawl) * 50
     index = read(tmp_path, [row | {"key": f"{n:06d}"} for n, row in enumerate(rows)])
     groups = len(rows) // ROW_GROUP
     assert index.path.stat().st_size < len(rows) * (100 + 6 + 4) + 1400 * groups
@@ -220,6 +220,9 @@ def test_an_image_takes_100_bytes_and_its_key(crawl, tmp_path):
         (lambda rows: [{**row, "weight": None} for row in rows[1:]] + rows[:1], "is None: give"),
         (lambda rows: [{"key": row["key"]} for row in rows], "it has no column part"),
         (lambda rows: [*rows, rows[0] | {"size": None}], "rows without size"),
+        (lambda rows: [*rows, rows[0] | {"offset": -1}], "an? offset below 0"),
+        (lambda rows: [row | {"size": "large"} for row in rows], "a column is not of its type"),
+        (lambda rows: rows[:0], "it has no column key"),
     ],
 )
 def test_a_list_that_is_wrong_is_refused_in_one_line(crawl, tmp_path, change, said):

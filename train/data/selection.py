@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -28,8 +28,8 @@ from train.data.order import UNIT
 
 LIST = "selection.parquet"
 """What a list is called in the OUT of `lvd-curate run`: one file, or a folder of files."""
-_NEEDED = ("key", "part", "offset", "size")
-_OPTIONAL = ("sha256", "weight", "seed")
+_NEEDED = {"key": pa.string(), "part": pa.string(), "offset": pa.int64(), "size": pa.int64()}
+_OPTIONAL = {"sha256": pa.string(), "weight": pa.float64(), "seed": pa.string()}
 _ROWS = pa.schema(
     [
         ("key", pa.string()),
@@ -169,9 +169,7 @@ def _write(
     with written(path) as beside:
         with pa.ipc.new_file(str(beside), _ROWS) as rows:
             for file in files:
-                for group in _groups(_open(select, place, file)):
-                    if group.num_rows == 0:
-                        continue
+                for group in _groups(select, _open(select, place, file)):
                     batch = _batch(select, group, listed)
                     for name in ("key", "size", "sha256", "weight"):
                         digest.update(json.dumps(batch.column(name).to_pylist()).encode())
@@ -187,10 +185,21 @@ def _write(
         _write_files(_files_beside(path), listed.locations, about)
 
 
-def _groups(table: pq.ParquetFile) -> Iterator[pa.Table]:
-    there = set(table.schema_arrow.names)
-    columns = [name for name in (*_NEEDED, *_OPTIONAL) if name in there]
-    return map(partial(table.read_row_group, columns=columns), range(table.num_row_groups))
+def _groups(select: str, table: pq.ParquetFile) -> Iterator[pa.Table]:
+    """Yield the row groups that hold anything, each column of the type that it is to have."""
+    types = {**_NEEDED, **_OPTIONAL}
+    columns = [name for name in types if name in table.schema_arrow.names]
+    for number in range(table.num_row_groups):
+        group = table.read_row_group(number, columns=columns)
+        try:
+            typed = pa.table({name: group[name].cast(types[name]) for name in columns})
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise LvdError(
+                f"--select {select}: a column is not of its type ({reason}): {_REMEDY}"
+            ) from error
+        if len(typed):
+            yield typed
 
 
 def _batch(select: str, group: pa.Table, listed: ListedFiles) -> pa.RecordBatch:
@@ -198,6 +207,9 @@ def _batch(select: str, group: pa.Table, listed: ListedFiles) -> pa.RecordBatch:
     for name in _NEEDED:
         if group[name].null_count:
             raise LvdError(f"--select {select}: the list has rows without {name}: make it anew")
+    for name in ("offset", "size"):
+        if pc.min(group[name]).as_py() < 0:
+            raise LvdError(f"--select {select}: the list has a {name} below 0: make it anew")
     seeds = group["seed"].is_valid().to_pylist() if "seed" in there else [False] * count
     codes = [listed.code(*of) for of in zip(group["part"].to_pylist(), seeds, strict=True)]
     columns = {
@@ -214,7 +226,7 @@ def _weights(select: str, group: pa.Table) -> NDArray[np.int64]:
     """Return the weights of a row group in units of 1 / UNIT, to the nearest one."""
     if "weight" not in group.column_names:
         return np.full(group.num_rows, UNIT)
-    weights = group["weight"].cast(pa.float64()).to_numpy()
+    weights = group["weight"].to_numpy()
     if wrong := np.flatnonzero(~(np.isfinite(weights) & (weights >= 0))).tolist():
         key, weight = group["key"][wrong[0]].as_py(), group["weight"][wrong[0]].as_py()
         raise LvdError(
