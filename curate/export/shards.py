@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int16
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from curate.catalogue.collection import Catalogued, Numbers
 from curate.catalogue.originals import changed, load_parts, save_parts
@@ -78,6 +78,18 @@ class ExportSettings(PictureSettings):
             if member in UNPICKLED:
                 raise ValueError(f"{member} is of what readers unpickle: nothing of a crawl is")
         return list(dict.fromkeys(members))
+
+    @model_validator(mode="after")
+    def _is_read(self) -> ExportSettings:
+        asked = {"members": self.members, "resize": self.resize}
+        asked["encode"] = self.encode in ("jpeg", "webp")
+        if self.format == "list" and any(asked.values()):
+            name = next(name for name, value in asked.items() if value)
+            raise ValueError(
+                f"format list copies no image, so {name} has no effect: drop it, or say "
+                "format=shards"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pictures import encoded, picture
 
 from curate.catalogue.collection import Collection
@@ -14,6 +15,7 @@ from curate.catalogue.originals import save_parts
 from curate.export import selection_list
 from curate.export.bounds import ShardBounds
 from curate.export.selection_list import ListedSource, list_files, list_images
+from curate.export.shards import ExportSettings
 from shared.datasets import DatasetSettings, list_parts
 
 AS_LIST = ("--set=export.format=list", "--replace")
@@ -79,6 +81,13 @@ def test_images_are_drawn_as_often_as_select_says(small_run, tmp_path):
     weights = {row["key"]: row["weight"] for row in listed(tmp_path)}
     assert weights == {key: crawl.find(key) for key in weights}
     assert len(weights) == count
+
+
+@pytest.mark.parametrize("said", ["members=[txt]", "encode=webp", "resize={smaller_side: 9}"])
+def test_what_a_list_cannot_do_is_refused(said):
+    settings = {"format": "list", **yaml.safe_load(said.replace("=", ": "))}
+    with pytest.raises(ValueError, match=f"so {said.split('=')[0]} has no effect"):
+        ExportSettings(**settings)
 
 
 def test_an_image_of_a_folder_is_a_file_of_its_own(small_run, tmp_path):
