@@ -248,7 +248,6 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
                 strict=True,
             )
         },
-        "also": request.settings.export.also,
         "versions": versions(),
     }
 

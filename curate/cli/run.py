@@ -49,7 +49,7 @@ def run(
     and again for reasons of their own.
     """
     from curate.calibration.pairing import wrong_pairings
-    from curate.execution.copies import require_places
+    from curate.execution.copies import note_places, require_places
     from curate.execution.output import Output, name_latest
     from curate.execution.session import open_runner
     from curate.plan import (
@@ -91,6 +91,7 @@ def run(
             say(f"{out} is complete and up to date: nothing to do")
         else:
             click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)
+        note_places(output.out, also)
         failed = [line for place in also if (line := _copy(output.out, place))]
         if failed:
             click.echo(f"lvd-curate: {'; '.join(failed)} ({out} is whole)", err=True)

@@ -51,11 +51,11 @@ def export_embeddings(
     selected: Path,
     bounds: ShardBounds,
 ) -> None:
-    """Write the stored vectors of the kept images, in the order of the shards.
+    """Write the stored vectors of the kept images, in the order of the shards; zeros where one has none.
 
     `datasets` are the crawl and the included seeds as the embedder sees them whose vectors these are.
     """
-    with runner.at_work("export"):
+    with runner.at_work("embeddings"):
         edges = bounds.edges
         units = [
             Unit(
