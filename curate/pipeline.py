@@ -144,7 +144,8 @@ def export(plan: Plan, output: Output, runner: StageRunner, results: Results) ->
                 *(runner, output, sources, selected, bounds, results.answers.nearest),
                 *(settings.export, settings.embed.max_pixels),
             )
-        if settings.export.embeddings:
+    if settings.export.embeddings:
+        with runner.at_work("embeddings"):
             by_meaning = [datasets.crawl_by_meaning, *datasets.included_by_meaning]
             collections = [each.collection for each in by_meaning]
             export_embeddings(runner, output, collections, selected.folder, bounds)
@@ -300,7 +301,6 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
                 strict=True,
             )
         },
-        "also": request.settings.export.also,
         "versions": versions(),
         **(plan.before.removals("run.json") if plan.before else {}),
     }

@@ -69,6 +69,7 @@ def carry_out(
 ) -> None:
     """Run a plan into `output`, called `out`; show what came of it; exit with 3 where parts were set
     aside."""
+    from curate.execution.copies import note_places
     from curate.execution.output import name_latest
     from curate.execution.session import open_runner
     from curate.plan import forget_corrupt, forget_set_aside
@@ -93,6 +94,7 @@ def carry_out(
             say(f"{out} is complete and up to date: nothing to do")
         else:
             click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)
+        note_places(output.out, also)
         failed = [line for place in also if (line := _copy(output.out, place))]
         if failed:
             click.echo(f"lvd-curate: {'; '.join(failed)} ({out} is whole)", err=True)

@@ -21,7 +21,7 @@ from shared.failures import as_line, retry
 from shared.keys import shown
 from shared.progress import stage_bar
 from shared.remote import is_remote
-from shared.storage import dumps, read_json
+from shared.storage import digest_file, dumps, read_json, write_json
 
 NOTE = "copying.json"
 """Holds what `files.json` says while the files are copied: those of the right size are whole."""
@@ -44,6 +44,17 @@ def require_places(places: Iterable[str], out: Path, work: Path) -> None:
                     raise LvdError(
                         f"{said} and {name} {own} lie in each other: name another folder"
                     )
+
+
+def note_places(out: Path, places: Iterable[str]) -> None:
+    """Let `run.json` of a result say where its copies are, so that what is removed goes there too."""
+    run = read_json(out / RUN)
+    known = run.get("copies", [])
+    named = {place if is_remote(place) else str(Path(place).absolute()) for place in places}
+    if not named <= set(known):
+        write_json(out / RUN, {**run, "copies": sorted({*known, *named})})
+        size, sha256 = (out / RUN).stat().st_size, digest_file(out / RUN)
+        write_json(out / FILES, {**read_json(out / FILES), RUN: {"bytes": size, "sha256": sha256}})
 
 
 def copy_result(out: Path, place: str) -> int:

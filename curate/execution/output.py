@@ -78,12 +78,12 @@ class Output:
                 f"--out {self.out} holds files that no run wrote: name an empty folder, or say "
                 "--replace to delete them at the end of the run"
             )
-        there = read_json(self.out / RUN)["settings"]
-        for key, value in flat(self.settings).items():
-            if flat(there).get(key) != value:
+        own, there = flat(self.settings), flat(read_json(self.out / RUN)["settings"])
+        for key in (*own, *there):
+            if there.get(key) != own.get(key):
                 raise LvdError(
-                    f"--out {self.out} holds a run with {key}={flat(there).get(key)!r}, not "
-                    f"{value!r}: name another --out, or say --replace to swap it at the end"
+                    f"--out {self.out} holds a run with {key}={there.get(key)!r}, not "
+                    f"{own.get(key)!r}: name another --out, or say --replace to swap it at the end"
                 )
 
     @contextlib.contextmanager

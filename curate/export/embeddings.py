@@ -54,7 +54,7 @@ def export_embeddings(
     selected: Path,
     bounds: ShardBounds,
 ) -> None:
-    """Write the stored vectors of the kept images, in the order of the shards.
+    """Write the stored vectors of the kept images, in the order of the shards; zeros where one has none.
 
     `datasets` are the crawl and the included seeds as the embedder sees them whose vectors these are.
     """

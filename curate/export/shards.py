@@ -81,8 +81,8 @@ class ExportSettings(PictureSettings):
 
     @model_validator(mode="after")
     def _is_read(self) -> ExportSettings:
-        asked = {"members": self.members, "resize": self.resize}
-        asked["encode"] = self.encode in ("jpeg", "webp")
+        is_encoded = self.encode in ("jpeg", "webp")
+        asked = {"members": self.members, "resize": self.resize, "encode": is_encoded}
         if self.format == "list" and any(asked.values()):
             name = next(name for name, value in asked.items() if value)
             raise ValueError(

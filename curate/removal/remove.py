@@ -59,7 +59,7 @@ def remove(
             source = {"name": name, "content": compiled.content, **settings.model_dump()}
             rewrite(output, gone, source, work)
         yield _said_of_result(out, gone, dry_run)
-        for place in [] if dry_run else read_json(out / RUN).get("also", []):
+        for place in [] if dry_run else read_json(out / RUN).get("copies", []):
             yield f"{copy_result(out, place):,} files were copied anew to {place}"
         if work is not None and scratch is not None:
             hashes = [*(each.sha256 for each in gone), *read_removed(out)["sha256"].to_pylist()]

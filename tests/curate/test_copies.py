@@ -157,9 +157,9 @@ def test_a_place_that_cannot_be_is_refused_at_once(tmp_path, place, said):
 
 def test_removed_images_are_gone_from_the_copies(small_run):
     place = small_run.root / "copy"
-    words = [f"--out={small_run.root / 'fresh'}", f"--set=export.also=[{place}]"]
-    assert small_run("run", *words)[0] == 0
-    out = small_run.root / "fresh"
+    out = small_run.out
+    assert asked(small_run, "copy")[0] == 0
+    assert small_run("verify", out)[0] == 0
     images = pq.read_table(out / "reports" / "images.parquet").to_pylist()
     kept = next(row["key"] for row in images if row["decision"] == "kept")
     (small_run.root / "list.txt").write_text(kept)

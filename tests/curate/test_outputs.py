@@ -221,6 +221,13 @@ def test_the_datasheet_counts_what_the_tables_hold(finished):
     assert cells(said, "of").keys() >= {"dedup"}
 
 
+def test_a_result_of_resized_pictures_is_not_replaced_unasked(copied):
+    asked = [f"--set={each}" for each in SETTINGS if "resize" not in each]
+    status, said = copied("run", f"--out={copied.out}", *asked)
+    assert (status, len(said)) == (2, 1)
+    assert "holds a run with export.resize" in said[0]
+
+
 def test_the_same_run_writes_the_same_bytes(copied):
     again = copied.root / "again"
     assert copied("run", f"--out={again}", *(f"--set={each}" for each in SETTINGS))[0] == 0

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -163,7 +164,8 @@ def test_plain_webdataset_reads_the_shards(shard):
 
 def test_plain_datasets_reads_the_shards_offline(tmp_path):
     for number in range(2):
-        write_shard(tmp_path, shard_name(number), samples())
+        captioned = (replace(sample, members={"txt": b"a cat"}) for sample in samples())
+        write_shard(tmp_path, shard_name(number), captioned)
     program = """
 import sys
 from datasets import load_dataset
@@ -186,6 +188,6 @@ print([row["json"]["seed_similarity"] for row in read][:6], read[15]["json"]["ca
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "24 ['__key__', '__url__', 'jpg', 'json'] {30}",
+        "24 ['__key__', '__url__', 'jpg', 'json', 'txt'] {30}",
         "[0.0, 0.1, 0.2, 0.3, 0.4, -1.0] a “cat”",
     ]
