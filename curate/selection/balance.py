@@ -1,6 +1,6 @@
 """Stage balance: of what the seeds retrieve, so many images, evenly over what they show.
 
-A reduce: 2 d bytes for each retrieved image, and what `find_hierarchy` needs, in one process.
+A reduce in one process: 2 d bytes for each retrieved image, and what `find_hierarchy` takes.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def pick_farthest(
     One after another, the candidate whose nearest among the held and picked ones is least similar
     is picked, ties by row: at most twice as far from all as the best choice of so many would be,
     in angle. Vectors of zeros are never picked. With nothing held the first row is the first pick,
-    at a cosine of nan. Holds 8 bytes a candidate, 8 d a pick and a block.
+    at a cosine of nan. Memory grows with the picks times d, and hardly with the candidates.
 
     A cosine with the nearest only grows with further picks. So a block of candidates is compared
     with new picks only when what was known of it makes it the next to be picked from.

@@ -32,7 +32,7 @@ SAME = ["00000/wave00", "00001/twin1", "00003/twin2"]
 COPIES_OF = {"00001/near2": "00000/wave02", "00003/held1copy": "00003/held1"}
 GONE = {*NAMED, *SAME, *COPIES_OF}
 BEHIND = ("cluster", "group", "duplicate_of", "duplicate_similarity", "nearest_seed")
-BEHIND += ("seed_similarity", "seeds", "output_shard", "output_key")
+BEHIND += ("seed_similarity", "seeds", "weight", "balance_cluster", "output_shard", "output_key")
 WORDS = ("--set=retrieve.max_images=null",)
 
 
