@@ -18,7 +18,7 @@ from curate.execution.runner import StageRunner
 from curate.export import shards
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
-from curate.report import rows, seed_images
+from curate.report import groups, rows, seed_images
 from curate.report.rows import Decided
 from curate.report.seeds import describe_seeds
 from curate.report.stage import draw, write_tables
@@ -71,7 +71,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
-        [shards.VERSION, rows.VERSION, seed_images.VERSION],
+        [shards.VERSION, rows.VERSION, groups.VERSION, seed_images.VERSION],
         [results.selected.address, seeds, results.false_copies.address],
         [output.settings, [each.problems for each in datasets.embedded]],
     ).address
@@ -188,6 +188,8 @@ def _decided(plan: Plan, results: Results) -> Decided:
         holdouts=tuple((held.name, held.collection) for held in datasets.holdouts),
         assigned=results.clustered.assigned,
         groups=results.copies.groups,
+        grouping=settings.dedup.groups,
+        shapes=results.copies.shapes,
         held=results.held.folders,
         included=results.included,
         selected=results.selected.folder,
@@ -238,7 +240,11 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": selected.decisions,
-        "groups": {"count": counts["groups"], "members": counts["members"]},
+        "groups": {
+            "count": counts["groups"],
+            "members": counts["members"],
+            "chains": counts["chains"],
+        },
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
         "thresholds": _thresholds(results),

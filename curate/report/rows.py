@@ -33,7 +33,7 @@ from curate.selection.decide import OVER_BUDGET
 from curate.selection.include import Included
 from shared.shards import output_key, shard_name
 
-VERSION = 5
+VERSION = 6
 
 LOOKED = [field for look in LOOKS.values() for field in look.columns]
 """What looks take of pictures; null where a run does not ask for it."""
@@ -110,6 +110,9 @@ class Decided:
     holdouts: tuple[tuple[str, Collection], ...]
     assigned: tuple[Path, ...]
     groups: Path
+    grouping: str
+    """How they were made: `greedy` or `components`."""
+    shapes: tuple[Path, ...]
     held: tuple[Path, ...]
     included: Included
     selected: Path
@@ -189,10 +192,9 @@ class _Block:
         members = np.flatnonzero(self.grouped)
         for at in range(0, len(members), 8_192):
             some = members[at : at + 8_192]
-            own = unit(crawl.vectors(self.canonical[some]))
-            other = unit(crawl.vectors(self.representative[some]))
-            same = self.canonical[some] == self.representative[some]
-            result[some] = np.where(same, 1, cosine(own, other))
+            numbers = self.canonical[some], crawl.canonical[self.representative[some]]
+            own, other = (unit(crawl.vectors(each)) for each in numbers)
+            result[some] = np.where(numbers[0] == numbers[1], 1, cosine(own, other))
         return result
 
     def _hits(

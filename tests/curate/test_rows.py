@@ -98,6 +98,8 @@ class Finished:
                 holdouts=(("evaluation", holdout),),
                 assigned=tuple(assigned),
                 groups=groups,
+                grouping=settings.groups,
+                shapes=(),
                 held=tuple(held),
                 included=Included(),
                 selected=chosen,
