@@ -10,6 +10,7 @@ from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
 from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import Held, find_held
+from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
@@ -55,6 +56,7 @@ class Results:
     copies: Deduplicated
     false_copies: FalseCopies
     held: Held
+    overlaps: list[Overlap]
     included: Included
     answers: Answers
     selected: Selected
@@ -104,6 +106,7 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
         runner, crawl, copies, settings.estimate, settings.embed.max_pixels
     )
     held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
+    overlaps = find_overlaps(runner, _wanted_images(plan, seeds), datasets.holdouts)
     included = include(
         *(runner, crawl, datasets.included, datasets.holdouts),
         *(thresholds.dedup.value, thresholds.holdout.value, threads),
@@ -123,7 +126,8 @@ def decide_all(plan: Plan, runner: Runner) -> Results:
         most, order = settings.retrieve.max_images, settings.export.seed
         selected = decide(runner, crawl, copies.groups, held, answers, included, most, order)
     return Results(
-        *(datasets, thresholds, clustered, copies, false_copies, held, included, answers, selected)
+        *(datasets, thresholds, clustered, copies, false_copies, held, overlaps),
+        *(included, answers, selected),
     )
 
 
@@ -178,6 +182,11 @@ def _catalogued_seeds(
         for data in plan.datasets
         if data.role == "seed"
     ]
+
+
+def _wanted_images(plan: Plan, seeds: list[Catalogued]) -> list[Catalogued]:
+    """Return the seeds of images whose like is wanted."""
+    return [seed for seed in seeds if seed.parts and seed.name in plan.request.wanted]
 
 
 def _decided(plan: Plan, results: Results) -> Decided:
@@ -251,6 +260,7 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "seeds": describe_seeds(results.answers, selected, results.included),
         "problems": [
             *(text for each in embedded for text in each.problems),
+            *(each.problem for each in results.overlaps if each.problem),
             *_selection_problems(plan, results),
         ],
         "ignored": embedded[0].ignored,

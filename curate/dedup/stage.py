@@ -44,7 +44,7 @@ def dedup(
     stage = Stage("dedup", versions, clustered.address, asked)
     work = _Dedup(runner, stage, crawl.collection, clustered, threshold, settings, threads)
     with runner.at_work("dedup"):
-        args = (crawl.collection, threshold, settings)
+        args: tuple[Any, ...] = (crawl.collection, threshold, settings)
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
         found, counts = work.group()
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:

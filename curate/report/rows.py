@@ -27,6 +27,7 @@ from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
+from curate.report.hits import Hit, find_hits, find_hits_of_groups
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import OVER_BUDGET
@@ -124,19 +125,6 @@ class Decided:
     shard_size: int
 
 
-@dataclass(frozen=True)
-class Hit:
-    """An image of another dataset that one is a copy of."""
-
-    name: str
-    """Of the dataset."""
-    key: str
-    similarity: float
-
-    def __str__(self) -> str:
-        return f"cosine {self.similarity:.4f} with {self.key}"
-
-
 def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
     """Write `images.parquet`, `retrieval.parquet` and `duplicates.parquet` of a block in key order."""
     rows = _Block(decided, start, stop)
@@ -174,7 +162,11 @@ class _Block:
         self.nearest = decided.answers.nearest.find(self.numbers)
         self.listed = listed & self.nearest.seen & (self.nearest.images.shape[1] > 0)
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
-        self.held = self._hits(decided.held, decided.holdouts)
+        mine = np.concatenate([self.numbers, self.canonical])
+        self.held = find_hits(decided.held, decided.holdouts, mine)
+        self.held_groups = find_hits_of_groups(
+            decided.selected, decided.holdouts, self.representative
+        )
         self.included = self._copies_of_seeds()
 
     def _of_blocks(self, folders: tuple[Path, ...], name: str) -> Int32[np.ndarray, " n"]:
@@ -197,26 +189,11 @@ class _Block:
             result[some] = np.where(numbers[0] == numbers[1], 1, cosine(own, other))
         return result
 
-    def _hits(
-        self, folders: tuple[Path, ...], sets: tuple[tuple[str, Collection], ...]
-    ) -> dict[int, Hit]:
-        """Return by number what the images of the block are copies of, among other datasets'."""
-        found = {}
-        for block in np.unique([self.numbers // BLOCK, self.canonical // BLOCK]).tolist():
-            if block < 0 or not folders:
-                continue
-            hits = np.load(folders[block] / "hits.npy")
-            similarity = np.load(folders[block] / "similarity.npy")
-            for (number, place, row), cosine_ in zip(hits.tolist(), similarity, strict=True):
-                name, data = sets[place]
-                found[number] = Hit(name, data.keys(np.array([row]))[0], float(cosine_))
-        return found
-
     def _copies_of_seeds(self) -> dict[int, Hit]:
         """Return by row which image of an included seed one is a copy of that stands for itself."""
         included = self.decided.included
         sets = tuple((seed.name, seed.collection) for seed in included.seeds)
-        hits = self._hits(included.copies.folders, sets)
+        hits = find_hits(included.copies.folders, sets, self.numbers)
         return {
             row: hits[number]
             for row, number in enumerate(self.numbers.tolist())
@@ -307,11 +284,7 @@ class _Block:
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]
             if name == "holdout":
-                own, same = int(self.numbers[row]), int(self.canonical[row])
-                of = self.representative_key[row]
-                alone = f"in the group of {of}, which a holdout image hits"
-                hit = self.held.get(own) or self.held.get(same)
-                result[row] = f"{hit} of holdout {hit.name}" if hit else alone
+                result[row] = self._why_held(row)
             elif row in self.included:
                 hit = self.included[row]
                 result[row] = f"{hit} of seed {hit.name}, which is included"
@@ -326,6 +299,18 @@ class _Block:
             elif name == "over_budget":
                 result[row] = over_budget(row)
         return result
+
+    def _why_held(self, row: int) -> str:
+        """Say which holdout image an image is a copy of, or which one a member of its group is."""
+        hit = self.held.get(int(self.numbers[row])) or self.held.get(int(self.canonical[row]))
+        if hit:
+            return f"{hit} of holdout {hit.name}"
+        representative = int(self.representative[row])
+        member, hit = self.held_groups[representative]
+        [key] = self.decided.crawl.keys(np.array([member]))
+        who = "which" if member == representative else f"in which {key}"
+        said = f"{who} has {hit} of holdout {hit.name}"
+        return f"in the group of {self.representative_key[row]}, {said}"
 
     def _why_irrelevant(self) -> Callable[[int], str]:
         """Return what says why no seed wants an image, or which negative seed bars it."""

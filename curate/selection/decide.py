@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int8, Int64
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.keyed_order import hash_keys
-from curate.dedup.holdout import Held
+from curate.dedup.holdout import Held, hits_of_groups
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
 from curate.retrieval.candidates import load_candidates, touched_by_holdouts
@@ -23,7 +23,7 @@ from curate.selection.include import Included
 from curate.stage import Runner, Stage, Unit
 
 Decisions = Int8[np.ndarray, " n"]
-VERSION = 5
+VERSION = 6
 OVER_BUDGET = -1
 """The code of an image that a seed retrieves and has no budget for."""
 
@@ -108,7 +108,8 @@ def select(
     hash of key and `seed`, so it depends on no other image; `position-0.npy` and so on are an
     image's place in it, or -1, by dataset. `missed.npy` int8 [seeds, n] says of each candidate whether a
     seed wants it, 0, else its strategy's code of why not, or `OVER_BUDGET`; 0 for all others.
-    `barred.npy` int16 is the first negative seed that bars an image, or -1.
+    `barred.npy` int16 is the first negative seed that bars an image, or -1. `held.npy` and
+    `held_similarity.npy` are what `hits_of_groups` says of the groups.
 
     What a negative seed bars is irrelevant and uses up no budget, but is not replaced: no strategy
     goes on for it.
@@ -132,6 +133,9 @@ def select(
     decision = np.array(crawl.decision)
     decision[(decision == OPEN) & (representative >= 0)] = CODE["duplicate"]
     decision[touched_by_holdouts(representative, holdout)] = CODE["holdout"]
+    held, closeness = hits_of_groups(representative, holdout)
+    np.save(out / "held.npy", held)
+    np.save(out / "held_similarity.npy", closeness)
     otherwise = np.where(is_found, CODE["over_budget"], CODE["irrelevant"])
     decision[numbers] = np.where(is_wanted, CODE["kept"], otherwise)
     similarity = reduce(np.maximum, (load_candidates(wish.candidates)[1] for wish in wanted))

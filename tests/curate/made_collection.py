@@ -26,7 +26,7 @@ from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
-from curate.report import rows
+from curate.report import hits, rows
 from curate.retrieval import candidates, cluster
 from curate.retrieval import nearest_seeds as retrieve
 from curate.retrieval.threshold import choose_relevant
@@ -268,7 +268,7 @@ def chosen_by_threshold(
 def blocks_of(size: int) -> Iterator[None]:
     """Make the units of the map stages, and the files they are looked up in, hold `size` images."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (collection, keyed_order, retrieve, cluster, rows):
+        for module in (collection, keyed_order, retrieve, cluster, hits, rows):
             patch.setattr(module, "BLOCK", size)
         yield
 
