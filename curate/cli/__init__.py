@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from curate.cli.audit import audit
 from curate.cli.calibrate import calibrate
 from curate.cli.demo import demo
 from curate.cli.explain import explain
@@ -30,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (demo, run, calibrate, loop, report, explain, status, verify, gc, remove):
+for command in (demo, run, calibrate, loop, report, explain, status, verify, gc, remove, audit):
     main.add_command(command)
