@@ -32,14 +32,13 @@ def list_members(collection: Collection, groups: Path, *, out: Path) -> dict[str
     return {"groups": len(starts)}
 
 
-def ranges_of(listed: Path) -> list[tuple[int, int, int]]:
-    """Return the ranges of groups, of about `TOGETHER` images each, and their numbers of images."""
+def ranges_of(listed: Path) -> list[tuple[int, int]]:
+    """Return the ranges of groups, of about `TOGETHER` images each."""
     starts = np.load(listed / "starts.npy", mmap_mode="r")
     ranges, first = [], 0
     while first < len(starts) - 1:
         last = int(np.searchsorted(starts, starts[first] + TOGETHER))
-        last = min(max(last, first + 1), len(starts) - 1)
-        ranges.append((first, last, int(starts[last] - starts[first])))
+        ranges.append((first, min(last, len(starts) - 1)))
         first = last
     return ranges
 

@@ -53,7 +53,7 @@ def settle(
             own = settle_component(collection.vectors(members[rows]), threshold, central, floor)
             stands[rows] = rank[rows[own]]
     np.save(out / "settled.npy", np.stack([rank, stands], 1))
-    return {"images": int((~distinct).sum() + len(members))}
+    return {"contents": len(members)}
 
 
 def settle_component(

@@ -57,7 +57,7 @@ def measure_groups(
         sampled=sampled,
     )
     chains = int((np.minimum(lowest, to_one) < np.float32(threshold)).sum())
-    return {"images": len(members), "groups": last - first, "chains": chains}
+    return {"groups": last - first, "chains": chains}
 
 
 def _compare_members(

@@ -102,12 +102,8 @@ class _Dedup:
         central = keep.POLICIES[settings.keep].central
         how = (self.threshold, central, settings.chain_floor, self.threads)
         units = [
-            Unit(
-                f"settle-{first:012d}",
-                (self.collection, self.ranks, listed, first, last, *how),
-                images,
-            )
-            for first, last, images in ranges
+            Unit(f"settle-{first:012d}", (self.collection, self.ranks, listed, first, last, *how))
+            for first, last in ranges
         ]
         self.runner.run(self.stage, settle.settle, units, note="looking at components")
         folders = [home / unit.name for unit in units]
@@ -122,16 +118,15 @@ class _Dedup:
             Unit(
                 f"shape-{first:012d}",
                 (self.collection, found, listed, first, last, self.threshold),
-                images,
             )
-            for first, last, images in ranges
+            for first, last in ranges
         ]
         told = self.runner.run(self.stage, shape.measure_groups, units, note="measuring groups")
         home = self.runner.folder(self.stage)
         folders = tuple(home / unit.name for unit in units)
         return folders, sum(each["chains"] for each in told)
 
-    def _members(self, name: str, found: Path) -> tuple[Path, list[tuple[int, int, int]]]:
+    def _members(self, name: str, found: Path) -> tuple[Path, list[tuple[int, int]]]:
         args = (self.collection, found)
         self.runner.run(self.stage, members.list_members, [Unit(name, args)])
         listed = self.runner.folder(self.stage) / name

@@ -217,7 +217,7 @@ def _settled(collection, ranks, groups, home, threshold, settings) -> Path:
     listed, out = _folder(home / "components"), _folder(home / "settled")
     list_members(collection, groups, out=listed)
     folders = []
-    for first, last, _ in ranges_of(listed):
+    for first, last in ranges_of(listed):
         folders.append(_folder(home / f"settle-{first:06d}"))
         how = (threshold, POLICIES[settings.keep].central, settings.chain_floor, 1)
         settle(collection, ranks, listed, first, last, *how, out=folders[-1])
