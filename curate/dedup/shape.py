@@ -35,7 +35,7 @@ def measure_groups(
 ) -> dict[str, int]:
     """Write `shape.npz` of the groups `first` to `last`, an entry of each array for each group.
 
-    `representative` int64, `size` and `distinct` int64 (images, and contents), `lowest` float32 (the
+    `representative` int64, `size` and `contents` int64 (images, and distinct ones), `lowest` float32 (the
     lowest cosine of any two members), `to_representative` float32 (the lowest with it), `sampled`
     bool (whether not all were compared for `lowest`). Returns how many are `chains`: two of their
     members do not reach the threshold.
@@ -51,7 +51,7 @@ def measure_groups(
         out / SHAPE,
         representative=stands[starts],
         size=np.bincount(group, minlength=last - first),
-        distinct=counts,
+        contents=counts,
         lowest=np.minimum(lowest, to_one),
         to_representative=to_one,
         sampled=sampled,

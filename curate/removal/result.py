@@ -30,7 +30,7 @@ from shared.shards import drop_samples
 from shared.storage import fingerprint, read_json, write_json
 
 VERSION = 1
-_MEASURED = ("distinct", "diameter", "lowest_similarity", "chain", "sampled")
+_MEASURED = ("contents", "diameter", "lowest_similarity", "chain", "sampled")
 
 
 def rewrite(

@@ -18,7 +18,7 @@ GROUPS = pa.schema(
         ("group", pa.int64()),
         ("representative", pa.string()),
         ("size", pa.int64()),
-        ("distinct", pa.int64()),
+        ("contents", pa.int64()),
         ("diameter", pa.float32()),
         ("lowest_similarity", pa.float32()),
         ("chain", pa.bool_()),
@@ -26,7 +26,7 @@ GROUPS = pa.schema(
         ("method", pa.string()),
     ]
 )
-"""`distinct` counts contents; `diameter` is 1 minus the lowest cosine of any two members, and
+"""`contents` counts distinct ones; `diameter` is 1 minus the lowest cosine of any two members, and
 `lowest_similarity` the lowest with the representative; of a `chain`, two members do not reach the
 threshold; where `sampled`, some of the members were not compared with one another."""
 
@@ -37,7 +37,7 @@ def table(
     """Write `groups.parquet` of what one unit of `measure_groups` left in `shape`."""
     with np.load(shape / SHAPE) as found:
         arrays = {name: found[name] for name in found.files}
-    methods = np.where(arrays["distinct"] == 1, "exact", method)
+    methods = np.where(arrays["contents"] == 1, "exact", method)
     values = {
         "group": crawl.place[arrays["representative"]],
         "representative": crawl.keys(arrays["representative"]),
@@ -45,7 +45,7 @@ def table(
         "lowest_similarity": arrays["to_representative"],
         "chain": arrays["lowest"] < np.float32(threshold),
         "method": methods.tolist(),
-        **{name: arrays[name] for name in ("size", "distinct", "sampled")},
+        **{name: arrays[name] for name in ("size", "contents", "sampled")},
     }
     made = pa.table([pa.array(values[field.name], field.type) for field in GROUPS], schema=GROUPS)
     pq.write_table(made, out / f"{NAME}.parquet", compression="zstd")

@@ -73,7 +73,7 @@ def test_the_tables_of_a_run_agree_about_groups(root, request, words, monkeypatc
     duplicates = pq.read_table(out / "reports" / "duplicates.parquet").to_pylist()
     groups = pq.read_table(out / "reports" / "groups.parquet").to_pylist()
     members = Counter(row["group"] for row in duplicates)
-    assert [(row["group"], row["size"], row["distinct"]) for row in groups] == [
+    assert [(row["group"], row["size"], row["contents"]) for row in groups] == [
         (group, 3, 2) for group in sorted(members)
     ]
     assert len(groups) == 6

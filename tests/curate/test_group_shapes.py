@@ -66,7 +66,7 @@ def test_groups_are_measured_as_brute_force_does(tmp_path_factory, seed, mode, t
     assert [row["representative"] for row in rows] == keys == sorted(keys)
     for row, (one, mine) in zip(rows, expected.items(), strict=True):
         lowest = exact[np.ix_(mine, mine)].min()
-        assert (row["group"], row["size"], row["distinct"]) == (one, len(mine), len(mine))
+        assert (row["group"], row["size"], row["contents"]) == (one, len(mine), len(mine))
         assert row["diameter"] == pytest.approx(1 - lowest, abs=1e-6)
         assert row["lowest_similarity"] == pytest.approx(exact[mine, one].min(), abs=1e-6)
         assert row["chain"] == (lowest < threshold)
@@ -87,7 +87,7 @@ def test_images_of_the_same_bytes_are_one_point(tmp_path):
     one, other = at_angle(0, 60)
     images = [Made(f"p/{row}", one, content="x") for row in range(3)] + [Made("p/9", other)]
     [row], _ = told(made_collection(tmp_path, images), tmp_path, 0.95, "greedy")
-    assert (row["size"], row["distinct"], row["method"]) == (3, 1, "exact")
+    assert (row["size"], row["contents"], row["method"]) == (3, 1, "exact")
     assert (row["diameter"], row["lowest_similarity"], row["chain"]) == (0, 1, False)
 
 

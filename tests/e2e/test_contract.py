@@ -57,7 +57,7 @@ GROUPS = {
     "group": "int64",
     "representative": "string",
     "size": "int64",
-    "distinct": "int64",
+    "contents": "int64",
     "diameter": "float",
     "lowest_similarity": "float",
     "chain": "bool",
