@@ -19,6 +19,7 @@ from clumps import clumps
 
 from curate.dedup import groups
 from curate.dedup import near as dedup
+from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.near import DedupSettings
 from curate.neighbours import cluster
 from curate.neighbours.cluster import Clusters, ClusterSettings
@@ -36,7 +37,7 @@ class InMemory:
         """Every image stands for its own content."""
         return np.arange(len(self.stored))
 
-    usable = rank = canonical
+    usable = place = canonical
 
     @property
     def dim(self) -> int:
@@ -83,11 +84,16 @@ def run(
         timed("members", cluster.members, centers, assigned, first, last) for first, last in ranges
     ]
     clusters = Clusters(centers, tuple(folders), tuple(ranges))
+    ranks = work / "ranks"
+    ranks.mkdir()
+    for name in (RANK, NUMBER):
+        np.save(ranks / name, np.arange(len(collection)))
     searched = [
         timed(
             "search",
             dedup.search,
             collection,
+            ranks,
             clusters,
             first,
             last,
@@ -99,7 +105,7 @@ def run(
         for first, last in ranges
     ]
     grouped = timed(
-        "group", groups.group, collection, searched, settings.groups, settings.edges_per_image, None
+        "group", groups.group, ranks, searched, settings.groups, settings.edges_per_image, None
     )
     edges = groups.sorted_edges([np.load(folder / "edges.npy") for folder in searched])
     del grouped

@@ -10,6 +10,7 @@ from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
 from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import Held, find_held
+from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
@@ -21,7 +22,7 @@ from curate.export.embeddings import export_embeddings
 from curate.increment import REMOVED_LIST
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
-from curate.report import datasheet, rows, seed_images
+from curate.report import datasheet, groups, rows, seed_images
 from curate.report.datasheet import write_datasheet
 from curate.report.rows import Decided
 from curate.report.seeds import describe_seeds
@@ -79,6 +80,7 @@ class Results:
     copies: Deduplicated
     false_copies: FalseCopies
     held: Held
+    overlaps: list[Overlap]
     included: Included
     answers: Answers
     balanced: Balanced
@@ -101,7 +103,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
         "output",
         [
             *(_EXPORT_VERSIONS[settings.export.format], embeddings.VERSION),
-            *(rows.VERSION, seed_images.VERSION, datasheet.VERSION),
+            *(rows.VERSION, groups.VERSION, seed_images.VERSION, datasheet.VERSION),
         ],
         [results.selected.address, seeds, results.false_copies.address],
         [output.settings, [each.problems for each in datasets.embedded]],
@@ -164,6 +166,7 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
         runner, crawl, copies, settings.estimate, settings.embed.max_pixels
     )
     held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
+    overlaps = find_overlaps(runner, _wanted_images(plan, seeds), datasets.holdouts)
     included = include(
         *(runner, crawl, datasets.included, datasets.holdouts),
         *(thresholds.dedup.value, thresholds.holdout.value, threads),
@@ -186,8 +189,8 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
             *(runner, crawl, copies.groups, held, answers, included, most, balanced, order)
         )
     return Results(
-        *(datasets, thresholds, clustered, copies, false_copies, held, included, answers),
-        *(balanced, selected),
+        *(datasets, thresholds, clustered, copies, false_copies, held, overlaps),
+        *(included, answers, balanced, selected),
     )
 
 
@@ -245,6 +248,11 @@ def _catalogued_seeds(
     ]
 
 
+def _wanted_images(plan: Plan, seeds: list[Catalogued]) -> list[Catalogued]:
+    """Return the seeds of images whose like is wanted."""
+    return [seed for seed in seeds if seed.parts and seed.name in plan.request.wanted]
+
+
 def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
     datasets, settings = results.datasets, plan.request.settings
     return Decided(
@@ -253,6 +261,8 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         holdouts=tuple((held.name, held.collection) for held in datasets.holdouts),
         assigned=results.clustered.assigned,
         groups=results.copies.groups,
+        grouping=settings.dedup.groups,
+        shapes=results.copies.shapes,
         held=results.held.folders,
         included=results.included,
         selected=results.selected.folder,
@@ -312,7 +322,11 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": selected.decisions,
-        "groups": {"count": counts["groups"], "members": counts["members"]},
+        "groups": {
+            "count": counts["groups"],
+            "members": counts["members"],
+            "chains": counts["chains"],
+        },
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
         "thresholds": _thresholds(results),
@@ -320,6 +334,7 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "balance": balanced.told,
         "problems": [
             *(text for each in embedded for text in each.problems),
+            *(each.problem for each in results.overlaps if each.problem),
             *_selection_problems(plan, results),
             *balance_problems(balanced.told),
         ],

@@ -229,12 +229,13 @@ def parts_of(named: Named[DatasetSettings], work: Path, exclude: Sequence[Path] 
 
 def default_out(request: Request) -> Path:
     """Return `runs/curate/<crawl>-<seed>`; of more than two seeds the first two are named."""
-    names = [_label(name) for name in request.wanted]
+    names = [label(name) for name in request.wanted]
     more = [f"{len(names) - 2}-more"] if len(names) > 2 else []
-    return Path("runs") / "curate" / "-".join([_label(request.crawl.name), *names[:2], *more])
+    return Path("runs") / "curate" / "-".join([label(request.crawl.name), *names[:2], *more])
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
+    """Return what a dataset's name or path is called in the name of a folder."""
     path = name.rstrip("/").split("/")[-1]
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", path).strip("._") or "dataset"
 

@@ -204,7 +204,7 @@ def read_request(
     with _as_typed(pipeline, overrides):
         tree = apply_overrides(file, absolute)
         whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
-        names = _Names(config, pipeline, whole, tree, absolute)
+        names = Names(config, pipeline, whole, tree, absolute)
         validated = whole.pipelines[pipeline]
         embedders = {name: names.embedder(name, embedder) for name in ("dedup", "retrieve")}
         for name, entry in validated.lists.items():
@@ -220,6 +220,12 @@ def read_request(
             ),
             configuration=Configuration(config, expand(file), tuple(absolute), whole),
         )
+
+
+def read_names(config: Path) -> Names:
+    """Read and check a configuration, to look up datasets and embedders without a pipeline."""
+    file = with_bundled(load_yaml(config))
+    return Names(config, "", validate(PipelinesFile, expand(file), file=config), file, ())
 
 
 @contextmanager
@@ -245,8 +251,8 @@ def with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Names:
-    """Looks up the names of a pipeline's datasets and embedders."""
+class Names:
+    """Looks up names of datasets and embedders, and those of a pipeline."""
 
     config: Path
     pipeline: str
@@ -260,7 +266,10 @@ class _Names:
         What this call says counts more than the file, and what either says of the stage more than
         what it says of both.
         """
-        name, source = self._named_for(stage, asked)
+        return self.find_embedder(*self._named_for(stage, asked))
+
+    def find_embedder(self, name: str, source: str = "") -> Named[EmbedderSettings]:
+        """Return the embedder of that name, or the model folder that it is; `source` names it."""
         known = self.whole.embedders
         if name in known:
             return Named(name, known[name])

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float16, Int64, Integer, Shaped
+from jaxtyping import Float16, Int64, Integer
 
+from curate.catalogue.digests import Digests, digests_of, first_copies
 from curate.catalogue.exported import Exported, Places, find_exported
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
@@ -36,7 +37,7 @@ PARTS = "parts.json"
 RESOLVED = "resolved.json"
 KEYS = "keys.arrow"
 EXPORTED = "exported.npy"
-ARRAYS = ("starts", "decision", "canonical", "rank", "order", "place")
+ARRAYS = ("starts", "decision", "canonical", "order", "place")
 KEY = pa.large_string()
 BLOCK = 262_144
 """Images of one unit of the map stages behind embed, and of one file of the reports."""
@@ -66,8 +67,8 @@ class Collection:
 
     `starts` int64 [parts + 1]: the number of each part's first image. By number: `decision` int8,
     what the facts alone decide; `canonical` int64, the image of the same bytes whose key is first
-    (-1 for decided ones); `rank` int64, its place from best to worst. `place` int64, its place in
-    the order of the keys. `order` int64: all numbers in that order.
+    (-1 for decided ones); `place` int64, its place in the order of the keys. `order` int64: all
+    numbers in that order.
     """
 
     folder: Path
@@ -163,6 +164,14 @@ class Collection:
                     table = table.append_column(name, more[name])
         return table
 
+    def digests(self) -> Digests:
+        """Return the digests of all images."""
+        found = np.zeros(len(self), "S32")
+        for part in range(len(self.parts)):
+            own = slice(self.starts[part], self.starts[part + 1])
+            found[own] = digests_of(self.facts_of_part(part, ["sha256"]))
+        return found
+
     def keys(self, numbers: Numbers) -> list[str]:
         """Return the keys of images, in the order of `numbers`."""
         numbers = np.asarray(numbers, np.int64)
@@ -238,7 +247,7 @@ def catalogue(
     """Write what a `Collection` maps: parts are numbered in the order of `name + "/"`.
 
     With `quality` None nothing but `corrupt` is decided: seeds and holdouts are taken as they are.
-    What was `exported` ranks before all else, and stands for all that has its bytes. Two images of one key in different parts are an error that names both.
+    Two images of one key in different parts are an error that names both.
     """
     parts = sorted(parts, key=lambda part: part.name + "/")
     counts = [pq.read_metadata(work / part.facts / FACTS).num_rows for part in parts]
@@ -251,8 +260,7 @@ def catalogue(
     _require_columns(collection, total, quality, lists)
     write_json(out / RESOLVED, _resolve(collection, quality))
     unscored = {entry.column for entry in filters}
-    digest = np.zeros(total, "V32")
-    pixels, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    digest = np.zeros(total, "S32")
     with _KeyWriter(out / KEYS) as keys:
         for index in range(len(parts)):
             own = slice(starts[index], starts[index + 1])
@@ -262,31 +270,22 @@ def catalogue(
             unscored -= {c for c in unscored if facts[score_column(c)].null_count < len(facts)}
             judged = judge(facts, facts, valid, quality, filters, lists, collection.resolved)
             decision[own] = judged[0]
-            sha256 = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
-            digest[own] = np.frombuffer(bytes.fromhex(sha256), "V32")
-            width, height = (
-                facts[side].fill_null(0).to_numpy().astype(np.int64) for side in ("width", "height")
-            )
-            pixels[own], size[own] = width * height, facts["bytes"].to_numpy()
+            digest[own] = digests_of(facts)
     if total and unscored:
         raise LvdError(
             f"filters: no image of the crawl has a number in the column {min(unscored)!r}: "
             "name a column of its Parquet tables or JSON members, or drop the filter"
         )
     order = _key_order(parts, starts, collection)
-    place, rank = np.empty(total, np.int64), np.empty(total, np.int64)
+    place = np.empty(total, np.int64)
     place[order] = np.arange(total)
     said = (
         (int(starts[part]), collection.facts_of_part(part, ["key", "sha256"]))
         for part in range(len(parts))
     )
-    before = find_exported(exported, said, decision)
-    np.save(out / EXPORTED, before)
-    is_new = np.ones(total, bool)
-    is_new[before[:, 0]] = False
-    rank[np.lexsort((place, -size, -pixels, is_new))] = np.arange(total)
-    canonical = _first_copies(digest, decision == OPEN, np.where(is_new, place, place - total))
-    arrays: tuple[np.ndarray, ...] = (starts, decision, canonical, rank, order, place)
+    np.save(out / EXPORTED, find_exported(exported, said, decision))
+    canonical = first_copies(digest, decision == OPEN, place)
+    arrays: tuple[np.ndarray, ...] = (starts, decision, canonical, order, place)
     for name, array in zip(ARRAYS, arrays, strict=True):
         np.save(out / f"{name}.npy", array)
     usable = int((canonical == np.arange(total)).sum())
@@ -401,20 +400,3 @@ def _interleaving(parts: Sequence[PartOutputs]) -> Iterator[tuple[int, int]]:
         if at == len(parts) or not (folders or parts[at].name.startswith(parts[first].name + "/")):
             yield first, at
             first = at
-
-
-def _first_copies(
-    digest: Shaped[np.ndarray, " n"], taking_part: Bool[np.ndarray, " n"], place: Numbers
-) -> Numbers:
-    """Return for each image the first, by `place`, of the same content; -1 where it takes no part."""
-    canonical = np.full(len(digest), -1, np.int64)
-    numbers = np.flatnonzero(taking_part)
-    if len(numbers):
-        words = np.ascontiguousarray(digest[numbers]).view(np.uint64).reshape(-1, 4)
-        order = np.lexsort((place[numbers], *words.T))
-        ordered = words[order]
-        new = np.ones(len(order), bool)
-        new[1:] = (ordered[1:] != ordered[:-1]).any(1)
-        starts = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
-        canonical[numbers[order]] = numbers[order[starts]]
-    return canonical

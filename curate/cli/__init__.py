@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from curate.cli.audit import audit
 from curate.cli.calibrate import calibrate
 from curate.cli.demo import demo
 from curate.cli.explain import explain
@@ -32,5 +33,7 @@ def main() -> None:
     """
 
 
-for command in (demo, run, calibrate, loop, report, explain, status, verify, gc, remove, update):
+COMMANDS = (demo, run, update, calibrate, loop, report, explain, status, verify, gc, remove, audit)
+
+for command in COMMANDS:
     main.add_command(command)

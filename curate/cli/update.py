@@ -78,10 +78,16 @@ def update(
                 f"{out} has {name}={flat(settings).get(name)!r}, not {value!r}, and what is added to "
                 "it is judged by its settings: curate anew into another OUT with `lvd-curate run`"
             )
-    if request.settings.balance.target is not None:
+    asked = request.settings
+    weighing = {
+        "balance.target": asked.balance.target is not None,
+        "dedup.keep=centrality": asked.dedup.keep == "centrality",
+        "dedup.chain_floor": asked.dedup.chain_floor is not None,
+    }
+    for name in (name for name, is_set in weighing.items() if is_set):
         raise LvdError(
-            f"{out} was balanced over its clusters, which the images that are new would change: "
-            "curate anew into another OUT with `lvd-curate run`"
+            f"{out} was made with {name}, which weighs images by all others, so that new ones would "
+            "change what is there: curate anew into another OUT with `lvd-curate run`"
         )
     writable(work, "--work")
     writable(out, "OUT")

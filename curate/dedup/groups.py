@@ -1,6 +1,6 @@
 """Groups of copies from edges between images, in bounded memory.
 
-Images are spoken of by rank: 0 is the best image (most pixels, then bytes, then first key).
+Images are spoken of by rank: 0 is the best one by the policy of the run (`keep.py`).
 
 *greedy* walks the images from best to worst: one that has a better neighbour which is a
 representative joins the best of these; any other becomes a representative. So every member reaches
@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int8, Int64
 
-from curate.catalogue.collection import Collection
+from curate.dedup.keep import NUMBER, RANK
 
 VERSION = 2
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
@@ -179,48 +179,64 @@ def decide(
 
 
 def group(
-    collection: Collection,
+    ranks: Path,
     searched: list[Path],
     mode: Literal["greedy", "components"],
     per_image: int,
     before: Path | None,
+    stays: int = 0,
     *,
     out: Path,
 ) -> dict:
     """Write what the edges of the `searched` units decide, on top of the pass `before`.
 
-    `status.npy` int8 and `representative.npy` int64, by image number: -1 where an image takes no
-    part, else the number of the image that stands for it (itself where it is one). `grouped.npy`
-    says who is in a group of two or more. A reduce of about 60 bytes an image, 16 an edge.
+    The `stays` best contents stand for themselves. `ranks` is what `keep.rank_contents` left, and
+    the result as `write_groups` has it. A reduce of about 60 bytes an image, 16 an edge.
     """
-    canonical, rank = collection.canonical[:], collection.rank[:]
+    number_of = np.load(ranks / NUMBER)
     none = np.empty((0, 2), np.int64)
     edges = sorted_edges([none, *(np.load(folder / "edges.npy") for folder in searched)])
-    takes_part = canonical == np.arange(len(canonical))
-    number_of = np.empty(len(rank), np.int64)
-    number_of[rank] = np.arange(len(rank))
     if before is None:
-        status = np.where(takes_part[number_of], UNDECIDED, COVERED).astype(np.int8)
-        chosen = np.full(len(rank), -1, np.int64)
+        status = np.full(len(number_of), UNDECIDED, np.int8)
+        chosen = np.full(len(number_of), -1, np.int64)
     else:
-        status = np.load(before / "status.npy")[number_of]
-        held = np.load(before / "representative.npy")[number_of]
-        chosen = np.where(held >= 0, rank[held], -1)
+        status, chosen = load_groups(ranks, before)
     cut = [np.load(folder / "truncated.npy") for folder in searched]
     truncated = np.unique(np.concatenate([np.empty(0, np.int64), *cut]))
-    edges = edges[edges[:, 0] >= len(collection.exported)]
+    edges = edges[edges[:, 0] >= stays]
     left = decide(edges, truncated, mode, per_image, status, chosen)
-    by_number = np.where(chosen >= 0, number_of[chosen], -1)[rank]
-    copies = (canonical >= 0) & ~takes_part
-    by_number[copies] = by_number[canonical[copies]]
+    counts = write_groups(ranks, status, chosen, out)
+    return {"undecided": int(left), "edges": len(edges), **counts}
+
+
+def load_groups(
+    ranks: Path, groups: Path
+) -> tuple[Int8[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Return by rank what `write_groups` wrote: the status, and the rank that stands for each."""
+    number_of, rank = np.load(ranks / NUMBER), np.load(ranks / RANK, mmap_mode="r")
+    held = np.load(groups / "representative.npy", mmap_mode="r")[number_of]
+    chosen = np.where(held >= 0, rank[held], -1)
+    return np.load(groups / "status.npy", mmap_mode="r")[number_of], chosen
+
+
+def write_groups(
+    ranks: Path, status: Int8[np.ndarray, " n"], chosen: Int64[np.ndarray, " n"], out: Path
+) -> dict[str, int]:
+    """Write by image number what is decided by rank; return how many groups and members there are.
+
+    `status.npy` int8 and `representative.npy` int64: -1 where an image takes no part, else the
+    number of the image that stands for it (itself where it is one). `grouped.npy` says who is in a
+    group of two or more.
+    """
+    number_of, rank = np.load(ranks / NUMBER), np.load(ranks / RANK)
+    takes_part = rank >= 0
+    by_number = np.full(len(rank), -1, np.int64)
+    by_number[takes_part] = np.where(chosen >= 0, number_of[chosen], -1)[rank[takes_part]]
+    by_image = np.full(len(rank), COVERED, np.int8)
+    by_image[takes_part] = status[rank[takes_part]]
     sizes = np.bincount(by_number[by_number >= 0], minlength=len(rank))
     grouped = (by_number >= 0) & (sizes[by_number] > 1)
-    np.save(out / "status.npy", status[rank])
+    np.save(out / "status.npy", by_image)
     np.save(out / "representative.npy", by_number)
     np.save(out / "grouped.npy", grouped)
-    return {
-        "undecided": int(left),
-        "edges": len(edges),
-        "groups": int((sizes > 1).sum()),
-        "members": int(grouped.sum()),
-    }
+    return {"groups": int((sizes > 1).sum()), "members": int(grouped.sum())}

@@ -1,7 +1,8 @@
-"""Stage dedup: near copies by search inside clusters, with margin multi-probe (`probes.py`).
+"""Stage dedup: near copies by search inside clusters, or among the nearest of the whole pool.
 
 Units: `search` (map over ranges of clusters) gives edges between images, `groups.py` makes groups
-of them. Edges are pairs of *ranks* (0 is the best image), worse before better.
+of them. Edges are pairs of *ranks* (0 is the best image), worse before better. Which clusters are
+visited is the rule of `probes.py`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int8, Int64, Integer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.catalogue.collection import Collection
 from curate.dedup.groups import COVERED, EdgeBuffer
-from curate.dedup.probes import Probes
+from curate.dedup.keep import POLICIES, RANK, PolicyName
+from curate.dedup.most_similar import MostSimilar
+from curate.dedup.probes import MarginProbes, NearestCells, Probes
 from curate.neighbours.cluster import Clusters, LoadedClusters
 from curate.neighbours.search import (
     Searchable,
+    cosines,
     heads,
     joined,
     nearest,
@@ -30,9 +34,9 @@ from curate.neighbours.search import (
 from shared.embedders import Threshold
 from shared.errors import LvdError
 
-VERSION = 3
+VERSION = 4
 ABSURD_NEIGHBOURS = 5
-ALWAYS_COMPARED = 4_096
+ALWAYS_COMPARED, POOL_COMPARED = 4_096, 65_536
 
 
 class DedupSettings(BaseModel):
@@ -48,9 +52,23 @@ class DedupSettings(BaseModel):
     """Share of what is called copies that has to be right; decides a threshold that is measured."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
+    keep: PolicyName = "resolution"
+    """Which image of a group stands for it: the one of most pixels (then bytes), of most `bytes`
+    (then pixels), of most `metadata` (caption and URL, then the longest caption), one at `random`
+    (by `seed`), or, of components, the one of most `centrality` (the highest mean cosine with the
+    others). Ties go to the first key."""
+    chain_floor: float | None = Field(None, ge=-1, le=1)
+    """Of components, the cosine that a member has to reach with its representative, inclusive: the
+    others leave the group, and are grouped anew among themselves. Default: none."""
+    search: Literal["clusters", "pool"] = "clusters"
+    """clusters: all that reach the threshold, in a vector's cluster and beyond its border. pool: the
+    `neighbours` most similar, in the clusters of the nearest centroids, as the paper's."""
+    neighbours: int = Field(64, ge=1)
+    """Of a search of the pool, the images that one is joined with at most."""
     probes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """At most as many clusters are searched for a vector, its own included. auto: ten, or as many
-    as hold `ALWAYS_COMPARED` images, so that a small crawl is searched whole."""
+    as hold `ALWAYS_COMPARED` images (of a pool `POOL_COMPARED`), so that a small crawl is searched
+    whole."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
     recall_sample: int = Field(256, ge=0)
@@ -59,9 +77,25 @@ class DedupSettings(BaseModel):
     """The run stops when more of the pairs of different images than this reach the threshold."""
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _groups_as_they_can_be(self) -> DedupSettings:
+        needs = {
+            "keep: centrality": POLICIES[self.keep].central,
+            "chain_floor": self.chain_floor is not None,
+            "search: pool": self.search == "pool",
+        }
+        wrong = [setting for setting, is_said in needs.items() if is_said]
+        if wrong and self.groups == "greedy":
+            raise ValueError(
+                f"{wrong[0]} is for groups: components, not for greedy ones, which are made around "
+                "their representatives: set dedup.groups=components, or leave it out"
+            )
+        return self
+
 
 def search(
     collection: Collection,
+    ranks: Path,
     clusters: Clusters,
     first: int,
     last: int,
@@ -74,23 +108,30 @@ def search(
 ) -> dict:
     """Write the edges of the vectors in clusters `first` to `last`: int64 ranks [e, 2].
 
-    `status` is what earlier passes left (see `groups.py`): images that are covered neither ask nor
+    `ranks` is what `keep.rank_contents` left. `status` is what earlier passes left (see `groups.py`): images that are covered neither ask nor
     answer. (A representative then has no better neighbour, so it is the worse end of no edge.)
     """
     use_threads(threads)
     loaded = clusters.load()
-    rank = collection.rank
+    rank = np.load(ranks / RANK, mmap_mode="r")
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
     edges = EdgeBuffer(settings.groups, settings.edges_per_image)
     asking = [_alive(loaded.of(own), state) for own in range(first, last)]
     queries = joined(asking)
     own = np.repeat(np.arange(first, last), [len(members) for members in asking])
     probes = _probes(loaded, threshold, settings)
+    kept = MostSimilar(settings.neighbours) if settings.search == "pool" else None
     for visited, rows in _visits(queries, own, probes):
         base = _alive(loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, threshold):
             a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
-            edges.add(np.maximum(a, b), np.minimum(a, b))
+            if kept is None:
+                edges.add(np.maximum(a, b), np.minimum(a, b))
+            else:
+                kept.add(a, b, cosines(queries, row, base, found))
+    if kept is not None:
+        a, b = kept.result()
+        edges.add(np.maximum(a, b), np.minimum(a, b))
     found, truncated = edges.result()
     np.save(out / "edges.npy", found)
     np.save(out / "truncated.npy", truncated)
@@ -98,10 +139,14 @@ def search(
 
 
 def _probes(loaded: LoadedClusters, threshold: float, settings: DedupSettings) -> Probes:
-    cap = max(10, -(-ALWAYS_COMPARED * len(loaded) // max(1, loaded.images)))
+    in_pool = settings.search == "pool"
+    compared = POOL_COMPARED if in_pool else ALWAYS_COMPARED
+    cap = max(10, -(-compared * len(loaded) // max(1, loaded.images)))
     if isinstance(settings.probes, int):
         cap = settings.probes
-    return Probes(loaded.centroids, threshold, cap)
+    if in_pool:
+        return NearestCells(loaded.centroids, cap)
+    return MarginProbes(loaded.centroids, threshold, cap)
 
 
 def _visits(
@@ -160,6 +205,7 @@ def recall(
 ) -> dict:
     """Measure on a sample, against exact search, the share of pairs that the probes find.
 
+    What a search of the pool loses by its bound on `neighbours` is not counted.
     The sample shrinks for collections of more than 10 million images, so that the exact search
     stays below 2.5e9 cosines.
     """

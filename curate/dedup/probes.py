@@ -1,6 +1,8 @@
-"""Margin multi-probe: in which clusters, besides its own, a vector's copies are looked for.
+"""In which clusters, besides its own, a vector's copies are looked for: two rules.
 
-For unit centroids, two vectors of cosine >= t lie within delta = sqrt(2 - 2t). A vector x of the
+`NearestCells` are those of the nearest centroids, as an inverted file (IVF) is searched.
+
+`MarginProbes` look where a copy may be. For unit centroids, two vectors of cosine >= t lie within delta = sqrt(2 - 2t). A vector x of the
 cluster with centroid c1 is searched in cluster j too when
 
     cos(x, c1) - cos(x, cj) <= (delta / 2) * |c1 - cj|,
@@ -15,6 +17,8 @@ many, and a cap that stopped among them would leave one representative in each.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
@@ -23,8 +27,37 @@ from curate.neighbours.search import Searchable, neighbours
 ROUNDING = np.float32(1e-5)
 
 
-class Probes:
-    """The rule for given centroids (unit vectors), threshold and cap."""
+@runtime_checkable
+class Probes(Protocol):
+    """A rule for given centroids."""
+
+    def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
+        """Return in which clusters unit vectors of the cluster `own` are searched."""
+        ...
+
+
+class NearestCells:
+    """As many clusters as `cap`: those whose centroids (unit vectors) are nearest."""
+
+    def __init__(self, centroids: Float32[np.ndarray, "k d"], cap: int) -> None:
+        self._centroids = centroids
+        self._cap = cap
+
+    def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
+        """Return in which clusters unit vectors of the cluster `own` are searched: there too."""
+        count = len(self._centroids)
+        if self._cap >= count:
+            return np.ones((len(vectors), count), bool)
+        nearness = vectors @ self._centroids.T
+        nearness[:, own] = np.inf
+        nearest = np.argpartition(-nearness, self._cap - 1, axis=1)[:, : self._cap]
+        chosen = np.zeros(nearness.shape, bool)
+        np.put_along_axis(chosen, nearest, True, 1)
+        return chosen
+
+
+class MarginProbes:
+    """The margin rule for given centroids (unit vectors), threshold and cap."""
 
     def __init__(self, centroids: Float32[np.ndarray, "k d"], threshold: float, cap: int) -> None:
         self._centroids = centroids

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curate.catalogue.collection import Catalogued
-from curate.dedup import groups, near
+from curate.catalogue.collection import Catalogued, Collection
+from curate.dedup import groups, keep, members, near, settle, shape
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
 from curate.stage import Runner, Stage, Unit
@@ -18,14 +18,16 @@ MOST_PASSES = 1_000
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """Who stands for whom: the folder of the last pass, as `groups.group` leaves it."""
+    """Who stands for whom: the folder of the last pass, as `groups.write_groups` leaves it."""
 
     groups: Path
     counts: dict[str, int]
-    """Groups of two or more, and their members."""
+    """Groups of two or more, their members, and how many groups are chains."""
     completeness: dict[str, Any]
     """As `near.recall` measures it."""
     address: str
+    shapes: tuple[Path, ...] = ()
+    """What `shape.measure_groups` says of the groups, in the order of their keys."""
 
 
 def dedup(
@@ -37,48 +39,110 @@ def dedup(
     threads: int,
 ) -> Deduplicated:
     """Group copies: every image gets the one that stands for it."""
-    collection = crawl.collection
+    versions = [each.VERSION for each in (near, groups, keep, members, settle, shape)]
     asked = settings.model_dump(exclude={"embedder"}) | {"threshold": threshold}
-    stage = Stage("dedup", [near.VERSION, groups.VERSION], clustered.address, asked)
-    home = runner.folder(stage)
+    stage = Stage("dedup", versions, clustered.address, asked)
+    work = _Dedup(runner, stage, crawl.collection, clustered, threshold, settings, threads)
     with runner.at_work("dedup"):
-        args: tuple[Any, ...] = (collection, threshold, settings)
+        args: tuple[Any, ...] = (crawl.collection, threshold, settings)
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
-        before: Path | None = None
-        for number in range(MOST_PASSES):
-            units = [
-                Unit(
-                    f"search-{number}-{first:08d}",
-                    (
-                        collection,
-                        clustered.clusters,
-                        first,
-                        last,
-                        threshold,
-                        settings,
-                        before,
-                        threads,
-                    ),
-                    images,
-                )
-                for (first, last), images in zip(
-                    clustered.clusters.ranges, clustered.sizes, strict=True
-                )
-            ]
-            runner.run(stage, near.search, units, note=f"pass {number + 1}" if number else "")
-            searched = [home / unit.name for unit in units]
-            args = (collection, searched, settings.groups, settings.edges_per_image, before)
-            [result] = runner.run(stage, groups.group, [Unit(f"groups-{number}", args)])
-            before = home / f"groups-{number}"
-            if not result["undecided"]:
-                break
-        else:
-            raise LvdError(
-                f"dedup: {result['undecided']} images undecided: raise dedup.edges_per_image"
-            )
-        args = (collection, clustered.clusters, threshold, settings, threads)
+        found, counts = work.group()
+        if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
+            found, counts = work.settle(found)
+        shapes, chains = work.measure(found)
+        args = (crawl.collection, clustered.clusters, threshold, settings, threads)
         [completeness] = runner.run(
             stage, near.recall, [Unit("recall", args)], note="measuring completeness"
         )
-    counts = {name: result[name] for name in ("groups", "members")}
-    return Deduplicated(before, counts, completeness, stage.address)
+    counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
+    return Deduplicated(found, counts, completeness, stage.address, shapes)
+
+
+@dataclass(frozen=True)
+class _Dedup:
+    """The units of one run of the stage."""
+
+    runner: Runner
+    stage: Stage
+    collection: Collection
+    clustered: Clustered
+    threshold: float
+    settings: DedupSettings
+    threads: int
+
+    @property
+    def ranks(self) -> Path:
+        """Where the images are ranked."""
+        return self.runner.folder(self.stage) / "ranks"
+
+    def group(self) -> tuple[Path, dict[str, int]]:
+        """Rank the images, and search and group them until all are decided."""
+        settings, home = self.settings, self.runner.folder(self.stage)
+        args: tuple[Any, ...] = (self.collection, settings.keep, settings.seed)
+        self.runner.run(self.stage, keep.rank_contents, [Unit("ranks", args)])
+        before: Path | None = None
+        for number in range(MOST_PASSES):
+            units = self._searches(number, before)
+            note = f"pass {number + 1}" if number else ""
+            self.runner.run(self.stage, near.search, units, note=note)
+            searched = [home / unit.name for unit in units]
+            how = settings.groups, settings.edges_per_image
+            args = (self.ranks, searched, *how, before, len(self.collection.exported))
+            [result] = self.runner.run(self.stage, groups.group, [Unit(f"groups-{number}", args)])
+            before = home / f"groups-{number}"
+            if not result["undecided"]:
+                return before, result
+        raise LvdError(
+            f"dedup: {result['undecided']} images undecided: raise dedup.edges_per_image"
+        )
+
+    def settle(self, found: Path) -> tuple[Path, dict[str, int]]:
+        """Choose the representatives of components, and part those that reach too far."""
+        settings, home = self.settings, self.runner.folder(self.stage)
+        listed, ranges = self._members("components", found)
+        central = keep.POLICIES[settings.keep].central
+        how = (self.threshold, central, settings.chain_floor, self.threads)
+        units = [
+            Unit(f"settle-{first:012d}", (self.collection, self.ranks, listed, first, last, *how))
+            for first, last in ranges
+        ]
+        self.runner.run(self.stage, settle.settle, units, note="looking at components")
+        folders = [home / unit.name for unit in units]
+        args = (self.ranks, found, folders)
+        [counts] = self.runner.run(self.stage, settle.write_settled, [Unit("settled", args)])
+        return home / "settled", counts
+
+    def measure(self, found: Path) -> tuple[tuple[Path, ...], int]:
+        """Measure how far each group reaches; return where, and how many are chains."""
+        listed, ranges = self._members("members", found)
+        units = [
+            Unit(
+                f"shape-{first:012d}",
+                (self.collection, found, listed, first, last, self.threshold),
+            )
+            for first, last in ranges
+        ]
+        told = self.runner.run(self.stage, shape.measure_groups, units, note="measuring groups")
+        home = self.runner.folder(self.stage)
+        folders = tuple(home / unit.name for unit in units)
+        return folders, sum(each["chains"] for each in told)
+
+    def _members(self, name: str, found: Path) -> tuple[Path, list[tuple[int, int]]]:
+        args = (self.collection, found)
+        self.runner.run(self.stage, members.list_members, [Unit(name, args)])
+        listed = self.runner.folder(self.stage) / name
+        return listed, members.ranges_of(listed)
+
+    def _searches(self, number: int, before: Path | None) -> list[Unit]:
+        clusters = self.clustered.clusters
+        return [
+            Unit(
+                f"search-{number}-{first:08d}",
+                (
+                    *(self.collection, self.ranks, clusters, first, last),
+                    *(self.threshold, self.settings, before, self.threads),
+                ),
+                images,
+            )
+            for (first, last), images in zip(clusters.ranges, self.clustered.sizes, strict=True)
+        ]

@@ -204,11 +204,17 @@ def _reach(
     a: Searchable, row: Rows, b: Searchable, found: Rows, threshold: np.float32
 ) -> Bool[np.ndarray, " n"]:
     """Return of pairs of rows whether their exact cosine reaches the threshold."""
-    reach = np.empty(len(row), bool)
+    reached: Bool[np.ndarray, " n"] = cosines(a, row, b, found) >= threshold
+    return reached
+
+
+def cosines(a: Searchable, row: Rows, b: Searchable, found: Rows) -> Float32[np.ndarray, " n"]:
+    """Return the cosines of pairs of rows."""
+    result = np.empty(len(row), np.float32)
     for at in range(0, len(row), QUERY_ROWS):
         some = slice(at, at + QUERY_ROWS)
-        reach[some] = cosine(a.unit(row[some]), b.unit(found[some])) >= threshold
-    return reach
+        result[some] = cosine(a.unit(row[some]), b.unit(found[some]))
+    return result
 
 
 def top_k(

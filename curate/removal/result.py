@@ -23,6 +23,7 @@ from curate.export.selection_list import list_files
 from curate.redraw import redraw
 from curate.removal.embeddings import drop_embeddings
 from curate.removal.gone import REMOVED, Gone, image_files, read_removed
+from curate.report import groups as group_table
 from curate.report.datasheet import DATASHEET, write_datasheet
 from curate.report.rows import BEHIND_JUDGEMENT
 from curate.report.tables import read_funnel, table_files
@@ -32,6 +33,7 @@ from shared.storage import fingerprint, link_or_copy, read_json, write_json
 
 VERSION = 1
 BALANCE = "reports/balance.parquet"
+_MEASURED = ("contents", "diameter", "lowest_similarity", "chain", "sampled")
 
 
 def rewrite(
@@ -122,6 +124,12 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     if counts is not None:
         pq.write_table(counts, new / BALANCE, compression="zstd")
         yield BALANCE
+    chains = 0
+    for path in _group_files(out):
+        table = _groups_of(pq.read_table(path), left)
+        chains += pc.sum(table["chain"]).as_py() or 0
+        _write(out, new, path, table)
+        yield path.relative_to(out).as_posix()
     said = pa.Table.from_pylist(
         [
             {
@@ -140,7 +148,7 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     pq.write_table(removed, new / "reports" / "removed.parquet", compression="zstd")
     yield "reports/removed.parquet"
     groups = {group: members for group, members in left.items() if members > 1}
-    funnel = _count(read_funnel(out), crawled, removed, groups)
+    funnel = _count(read_funnel(out), crawled, removed, groups, chains)
     if counts is not None:
         funnel["balance"] |= describe_clusters(counts)
     write_json(new / "reports" / "funnel.json", funnel)
@@ -172,6 +180,24 @@ def _groups_left(out: Path, keys: pa.Array) -> dict[int, int]:
     return dict(zip(numbers.tolist(), members.tolist(), strict=True))
 
 
+def _group_files(out: Path) -> list[Path]:
+    """Return the files of the table of groups; a result without groups has none."""
+    there = (out / "reports" / f"{group_table.NAME}.parquet").exists()
+    return table_files(out, group_table.NAME) if there else []
+
+
+def _groups_of(groups: pa.Table, left: dict[int, int]) -> pa.Table:
+    """Return a table of groups as they are left: nobody measured how far smaller ones reach."""
+    sizes = [left.get(group, 0) for group in groups["group"].to_pylist()]
+    size = pa.array(sizes, pa.int64())
+    smaller = pc.not_equal(size, groups["size"])
+    for name in _MEASURED:
+        values = pc.if_else(smaller, pa.scalar(None, groups.schema.field(name).type), groups[name])
+        groups = groups.set_column(groups.schema.get_field_index(name), name, values)
+    groups = groups.set_column(groups.schema.get_field_index("size"), "size", size)
+    return groups.filter(pc.greater(size, 1)).cast(group_table.GROUPS)
+
+
 def _without_images(
     images: pa.Table, start: int, gone: Sequence[Gone], alone: pa.Array
 ) -> pa.Table:
@@ -195,7 +221,11 @@ def _without_images(
 
 
 def _count(
-    funnel: dict[str, Any], gone: Sequence[Gone], removed: pa.Table, groups: dict[int, int]
+    funnel: dict[str, Any],
+    gone: Sequence[Gone],
+    removed: pa.Table,
+    groups: dict[int, int],
+    chains: int,
 ) -> dict[str, Any]:
     """Return the funnel with the counts of what is left of the crawl."""
     decisions = Counter(funnel["decisions"])
@@ -205,7 +235,7 @@ def _count(
     return {
         **funnel,
         "decisions": dict(decisions),
-        "groups": {"count": len(groups), "members": sum(groups.values())},
+        "groups": {"count": len(groups), "members": sum(groups.values()), "chains": chains},
         "removed": {"images": len(removed), "lists": dict(by_list)},
     }
 

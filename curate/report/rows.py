@@ -29,6 +29,7 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.report.budgets import why_over_budget
+from curate.report.hits import Hit, find_hits, find_hits_of_groups
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
@@ -112,6 +113,9 @@ class Decided:
     holdouts: tuple[tuple[str, Collection], ...]
     assigned: tuple[Path, ...]
     groups: Path
+    grouping: str
+    """How they were made: `greedy` or `components`."""
+    shapes: tuple[Path, ...]
     held: tuple[Path, ...]
     included: Included
     selected: Path
@@ -122,19 +126,6 @@ class Decided:
     max_images: int | None
     bounds: ShardBounds
     balanced: Path | None = None
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image of another dataset that one is a copy of."""
-
-    name: str
-    """Of the dataset."""
-    key: str
-    similarity: float
-
-    def __str__(self) -> str:
-        return f"cosine {self.similarity:.4f} with {self.key}"
 
 
 def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
@@ -178,7 +169,11 @@ class _Block:
         self.nearest = decided.answers.nearest.find(self.numbers)
         self.listed = listed & self.nearest.seen & (self.nearest.images.shape[1] > 0)
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
-        self.held = self._hits(decided.held, decided.holdouts)
+        mine = np.concatenate([self.numbers, self.canonical])
+        self.held = find_hits(decided.held, decided.holdouts, mine)
+        self.held_groups = find_hits_of_groups(
+            decided.selected, decided.holdouts, self.representative
+        )
         self.included = self._copies_of_seeds()
 
     def _of_blocks(self, folders: tuple[Path, ...], name: str) -> Int32[np.ndarray, " n"]:
@@ -196,32 +191,16 @@ class _Block:
         members = np.flatnonzero(self.grouped)
         for at in range(0, len(members), 8_192):
             some = members[at : at + 8_192]
-            own = unit(crawl.vectors(self.canonical[some]))
-            other = unit(crawl.vectors(self.representative[some]))
-            same = self.canonical[some] == self.representative[some]
-            result[some] = np.where(same, 1, cosine(own, other))
+            numbers = self.canonical[some], crawl.canonical[self.representative[some]]
+            own, other = (unit(crawl.vectors(each)) for each in numbers)
+            result[some] = np.where(numbers[0] == numbers[1], 1, cosine(own, other))
         return result
-
-    def _hits(
-        self, folders: tuple[Path, ...], sets: tuple[tuple[str, Collection], ...]
-    ) -> dict[int, Hit]:
-        """Return by number what the images of the block are copies of, among other datasets'."""
-        found = {}
-        for block in np.unique([self.numbers // BLOCK, self.canonical // BLOCK]).tolist():
-            if block < 0 or not folders:
-                continue
-            hits = np.load(folders[block] / "hits.npy")
-            similarity = np.load(folders[block] / "similarity.npy")
-            for (number, place, row), cosine_ in zip(hits.tolist(), similarity, strict=True):
-                name, data = sets[place]
-                found[number] = Hit(name, data.keys(np.array([row]))[0], float(cosine_))
-        return found
 
     def _copies_of_seeds(self) -> dict[int, Hit]:
         """Return by row which image of an included seed one is a copy of that stands for itself."""
         included = self.decided.included
         sets = tuple((seed.name, seed.collection) for seed in included.seeds)
-        hits = self._hits(included.copies.folders, sets)
+        hits = find_hits(included.copies.folders, sets, self.numbers)
         return {
             row: hits[number]
             for row, number in enumerate(self.numbers.tolist())
@@ -315,11 +294,7 @@ class _Block:
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]
             if name == "holdout":
-                own, same = int(self.numbers[row]), int(self.canonical[row])
-                of = self.representative_key[row]
-                alone = f"in the group of {of}, which a holdout image hits"
-                hit = self.held.get(own) or self.held.get(same)
-                result[row] = f"{hit} of holdout {hit.name}" if hit else alone
+                result[row] = self._why_held(row)
             elif row in self.included:
                 hit = self.included[row]
                 result[row] = f"{hit} of seed {hit.name}, which is included"
@@ -334,6 +309,18 @@ class _Block:
             elif name == "over_budget":
                 result[row] = over_budget(row)
         return result
+
+    def _why_held(self, row: int) -> str:
+        """Say which holdout image an image is a copy of, or which one a member of its group is."""
+        hit = self.held.get(int(self.numbers[row])) or self.held.get(int(self.canonical[row]))
+        if hit:
+            return f"{hit} of holdout {hit.name}"
+        representative = int(self.representative[row])
+        member, hit = self.held_groups[representative]
+        [key] = self.decided.crawl.keys(np.array([member]))
+        who = "which" if member == representative else f"in which {key}"
+        said = f"{who} has {hit} of holdout {hit.name}"
+        return f"in the group of {self.representative_key[row]}, {said}"
 
     def _why_irrelevant(self) -> Callable[[int], str]:
         """Return what says why no seed wants an image, or which negative seed bars it."""

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals
-from curate.report import rows, seed_images
+from curate.report import groups, rows, seed_images
 from curate.report.pictures import pictures
 from curate.report.rows import Decided
 from curate.stage import Runner, Unit
@@ -32,8 +32,8 @@ class ReportFolders(Protocol):
 def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> None:
     """Write the Parquet tables, a unit for each block of images in the order of their keys.
 
-    There is a table of the images of seeds where some are included, and one of clusters where a
-    balance is kept.
+    There is a table of the images of seeds where some are included, one of clusters where a balance is
+    kept, and one of groups where there are any.
     """
     units = [
         Unit(f"{block:05d}", (decided, start, stop), stop - start)
@@ -41,6 +41,16 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
     ]
     runner.run(folders.tables, rows.tables, units, scratch=folders.scratch)
     folders.lay_tables(rows.TABLES, [folders.tables / unit.name for unit in units], folders.reports)
+    args = (decided.dedup_threshold, decided.grouping)
+    units = [
+        Unit(f"groups-{number:05d}", (decided.crawl, shape, *args))
+        for number, shape in enumerate(decided.shapes)
+    ]
+    if units:
+        runner.run(folders.tables, groups.table, units, scratch=folders.scratch)
+        folders.lay_tables(
+            [groups.NAME], [folders.tables / unit.name for unit in units], folders.reports
+        )
     units = seed_images.units_of_seeds(decided.included, decided.selected, decided.bounds)
     if units:
         runner.run(folders.tables, seed_images.table, units, scratch=folders.scratch)

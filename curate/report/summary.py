@@ -170,7 +170,8 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     groups = funnel.get("groups") or {}
     if groups:
         members = f"{groups['members']:,} images in {groups['count']:,} groups of copies"
-        table.add_row("groups", members, "")
+        chains = groups.get("chains")  # of a run before chains were counted there are none
+        table.add_row("groups", members, f"{chains:,} of them chains" if chains else "")
     ignored = funnel.get("ignored") or {}
     if ignored.get("files"):
         count = f"{ignored['files']:,} files that are no images"

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int8, Int64, Integer
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.keyed_order import hash_keys
-from curate.dedup.holdout import Held
+from curate.dedup.holdout import Held, hits_of_groups
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
 from curate.retrieval.candidates import load_exported, touched_by_holdouts
@@ -101,6 +101,7 @@ def select(
     `barred.npy` int16 is the first negative seed that bars an image, or -1. `weight.npy` int32 is how
     often a kept image is to be drawn, 0 for all others; of what is retrieved within all budgets it is
     what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1.
+    `held.npy` and `held_similarity.npy` are what `hits_of_groups` says of the groups.
 
     Where the run adds to a result, what that holds comes first, in its order there.
     """
@@ -127,6 +128,9 @@ def select(
     decision[touched_by_holdouts(representative, holdout)] = CODE["holdout"]
     decision[numbers] = np.where(wishes.sought, CODE["over_budget"], CODE["irrelevant"])
     decision[weight > 0] = CODE["kept"]
+    held, closeness = hits_of_groups(representative, holdout)
+    np.save(out / "held.npy", held)
+    np.save(out / "held_similarity.npy", closeness)
     np.save(out / "decision.npy", decision)
     of_seeds = [(own, np.load(folder / "decision.npy")) for own, folder in included]
     exported = _deal([(crawl, decision), *of_seeds], seed, out)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.dedup.holdout import Held, find_copies
@@ -81,7 +80,7 @@ def judge_seed(
     is_open = decision == OPEN
     decision[is_open] = CODE["kept"]
     decision[is_open & (canonical != np.arange(len(seed)))] = CODE["duplicate"]
-    own = _digests(seed)
+    own = seed.digests()
     for folder in before:
         known = np.load(folder / "kept.npy", mmap_mode="r")
         decision[(decision == CODE["kept"]) & np.isin(own, known)] = CODE["duplicate"]
@@ -91,15 +90,3 @@ def judge_seed(
     np.save(out / "kept.npy", np.sort(own[decision == CODE["kept"]]))
     counts = np.bincount(decision, minlength=len(DECISIONS)).tolist()
     return {name: count for name, count in zip(DECISIONS, counts, strict=True) if count}
-
-
-def _digests(seed: Collection) -> Shaped[np.ndarray, " n"]:
-    """Return the sha256 of every image as 32 bytes; zeros where there is none."""
-    digests = np.zeros(len(seed), "S32")
-    for part in range(len(seed.parts)):
-        facts = seed.facts_of_part(part, ["sha256"])
-        text = "".join(value or "0" * 64 for value in facts["sha256"].to_pylist())
-        digests[seed.starts[part] : seed.starts[part + 1]] = np.frombuffer(
-            bytes.fromhex(text), "S32"
-        )
-    return digests

@@ -19,12 +19,15 @@ from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import holdout
 from curate.dedup.groups import group
+from curate.dedup.keep import NUMBER, POLICIES, rank_contents
+from curate.dedup.members import list_members, ranges_of
 from curate.dedup.near import DedupSettings, search
+from curate.dedup.settle import settle, write_settled
 from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
-from curate.report import rows
+from curate.report import hits, rows
 from curate.retrieval import candidates, cluster
 from curate.retrieval import nearest_seeds as retrieve
 from curate.retrieval.threshold import choose_relevant
@@ -44,6 +47,7 @@ class Made:
     contrast: float = 50.0
     scores: dict[str, float | None] = field(default_factory=dict)
     url: str | None = "https://example.org/image"
+    caption: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -65,7 +69,7 @@ def write_part(
         "name": [image.key.removeprefix(prefix) for image in images],
         "member": [image.key.rpartition("/")[2] + ".jpg" for image in images],
         "url": [image.url for image in images],
-        "caption": [None for _ in images],
+        "caption": [image.caption for image in images],
         "sha256": [image.sha256 for image in images],
         "width": [None if image.problem else image.size[0] for image in images],
         "height": [None if image.problem else image.size[1] for image in images],
@@ -175,25 +179,52 @@ def grouped(
     threshold: float,
     settings: DedupSettings | None = None,
 ) -> tuple[Path, int]:
-    """Take a collection through the stage dedup; return its last pass and how many there were."""
+    """Take a collection through the stage dedup; return its groups and how many passes there were."""
     settings = settings or DedupSettings()
     home = _fresh(work / "dedup")
-    before = None
+    ranks, before = ranked(collection, home, settings), None
     for number in range(1000):
         searched = []
         for first, last in clusters.ranges:
             searched.append(_folder(home / f"search-{number}-{first:06d}"))
             search(
-                *(collection, clusters, first, last, threshold, settings, before, 1),
+                *(collection, ranks, clusters, first, last, threshold, settings, before, 1),
                 out=searched[-1],
             )
         after = _folder(home / f"groups-{number}")
         per_image = settings.edges_per_image
-        result = group(collection, searched, settings.groups, per_image, before, out=after)
+        result = group(ranks, searched, settings.groups, per_image, before, out=after)
         before = after
         if not result["undecided"]:
+            if POLICIES[settings.keep].central or settings.chain_floor is not None:
+                before = _settled(collection, ranks, before, home, threshold, settings)
             return before, number + 1
     raise AssertionError("the passes do not end")
+
+
+def ranked(collection: Collection, work: Path, settings: DedupSettings | None = None) -> Path:
+    """Return the folder of the ranks of a collection's contents."""
+    settings = settings or DedupSettings()
+    out = _folder(_fresh(work / "ranks"))
+    rank_contents(collection, settings.keep, settings.seed, out=out)
+    return out
+
+
+def best_first(collection: Collection, work: Path) -> np.ndarray:
+    """Return the numbers of the images that stand for their contents, from best to worst."""
+    return np.load(ranked(collection, work) / NUMBER)
+
+
+def _settled(collection, ranks, groups, home, threshold, settings) -> Path:
+    listed, out = _folder(home / "components"), _folder(home / "settled")
+    list_members(collection, groups, out=listed)
+    folders = []
+    for first, last in ranges_of(listed):
+        folders.append(_folder(home / f"settle-{first:06d}"))
+        how = (threshold, POLICIES[settings.keep].central, settings.chain_floor, 1)
+        settle(collection, ranks, listed, first, last, *how, out=folders[-1])
+    write_settled(ranks, groups, folders, out=out)
+    return out
 
 
 def searched(
@@ -239,7 +270,7 @@ def chosen_by_threshold(
 def blocks_of(size: int) -> Iterator[None]:
     """Make the units of the map stages, and the files they are looked up in, hold `size` images."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (collection, keyed_order, retrieve, cluster, rows):
+        for module in (collection, keyed_order, retrieve, cluster, hits, rows):
             patch.setattr(module, "BLOCK", size)
         yield
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_collection import clear, clumps, deduped, exact_cosines, from_vectors
+from made_collection import best_first, clear, clumps, deduped, exact_cosines, from_vectors
 from pictures import encoded, picture
 from test_strategies import Asked, drawn
 
@@ -70,7 +70,7 @@ def test_groups_are_those_of_the_stage(tmp_path, mode):
     crawl = from_vectors(tmp_path, vectors, dim=8)
     stored = crawl.vectors(np.arange(len(crawl)))
     threshold = clear(exact_cosines(stored, stored), 0.9)
-    found = dedup(stored, threshold, groups=mode, best=np.argsort(crawl.rank))
+    found = dedup(stored, threshold, groups=mode, best=best_first(crawl, tmp_path))
     expected = deduped(crawl, tmp_path, threshold, DedupSettings(groups=mode))
     assert found.representative.tolist() == expected.tolist()
     assert 1 < len(set(expected.tolist())) < len(expected)

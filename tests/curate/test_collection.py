@@ -164,19 +164,6 @@ def test_exact_copies_stand_for_one_content_across_parts(tmp_path):
     ]
 
 
-def test_the_best_image_has_most_pixels_then_bytes_then_the_first_key(tmp_path):
-    images = [
-        Made("p/0", VECTOR, (10, 90), 5),
-        Made("p/1", VECTOR, (30, 30), 7),
-        Made("p/2", VECTOR, (90, 10), 7),
-        Made("p/3", VECTOR, (31, 30), 1),
-        Made("p/4", VECTOR, (46_341, 46_341), 1),
-        Made("p/5", None, problem="not an image"),
-    ]
-    collection = made_collection(tmp_path, images)
-    assert np.argsort(collection.rank).tolist() == [4, 3, 1, 2, 0, 5]
-
-
 def test_seeds_are_taken_as_they_are(tmp_path):
     odd = [
         Made("s/0", VECTOR, (1, 900), contrast=0.0),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_collection import (
+    best_first,
     clear,
     clumps,
     clustered,
@@ -14,13 +15,15 @@ from made_collection import (
     files_of,
     from_vectors,
     grouped,
+    ranked,
 )
 
 from curate.dedup import groups
 from curate.dedup import near as dedup
 from curate.dedup.groups import EdgeBuffer
+from curate.dedup.keep import NUMBER
 from curate.dedup.near import DedupSettings, recall, sanity
-from curate.dedup.probes import Probes, heaps
+from curate.dedup.probes import MarginProbes, heaps
 from curate.neighbours import cluster, search
 from curate.neighbours.cluster import ClusterSettings
 from shared.errors import LvdError
@@ -30,12 +33,13 @@ ALL = DedupSettings(probes=10**6, edges_per_image=10**6)
 
 def edges_of(collection, clusters, folder, threshold, chosen):
     """Return the pairs of numbers, the smaller first, that the search finds."""
-    number = np.argsort(collection.rank)
+    ranks = ranked(collection, folder)
+    number = np.load(ranks / NUMBER)
     pairs = set()
     for at, (first, last) in enumerate(clusters.ranges):
         out = folder / f"search-{at}"
         out.mkdir()
-        args = (collection, clusters, first, last, threshold, chosen, None, 1)
+        args = (collection, ranks, clusters, first, last, threshold, chosen, None, 1)
         dedup.search(*args, out=out)
         edges = np.load(out / "edges.npy")
         assert (edges[:, 0] > edges[:, 1]).all()
@@ -111,10 +115,10 @@ def test_the_measured_recall_is_the_true_one_of_the_sample(tmp_path, cap):
 def test_a_vector_is_searched_in_its_own_cluster_and_in_no_more_than_the_cap():
     centroids = clumps(3, 40, 1, 8, 0.0)
     vectors = clumps(4, 10, 5, 8, 0.5)
-    unbounded = Probes(centroids, 0.8, 10**6).of(vectors, 7)
+    unbounded = MarginProbes(centroids, 0.8, 10**6).of(vectors, 7)
     assert unbounded[:, 7].all()
     for cap in (1, 3, 8):
-        chosen = Probes(centroids, 0.8, cap).of(vectors, 7)
+        chosen = MarginProbes(centroids, 0.8, cap).of(vectors, 7)
         assert chosen[:, 7].all()
         assert (chosen <= unbounded).all()
         np.testing.assert_array_equal(chosen.sum(1), np.minimum(unbounded.sum(1), cap))
@@ -175,7 +179,8 @@ def test_covered_images_neither_ask_nor_answer_in_a_later_pass(tmp_path, monkeyp
     chosen = DedupSettings(edges_per_image=1)
     last, passes = grouped(collection, clusters, tmp_path, 0.9, chosen)
     assert passes > 1
-    before = np.load(last.parent / "groups-0" / "status.npy")[np.argsort(collection.rank)]
+    before = np.load(last.parent / "groups-0" / "status.npy")
+    before = before[best_first(collection, tmp_path)]
     assert (before == groups.UNDECIDED).any()
     for folder in last.parent.glob("search-1-*"):
         edges = np.load(folder / "edges.npy")

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_collection import (
     Made,
+    best_first,
     clear,
     clumps,
     clustered,
@@ -192,8 +193,8 @@ def test_groups_of_vectors_are_those_of_the_definition(tmp_path, mode, per_image
     collection = from_vectors(tmp_path, vectors)
     exact = exact_cosines(vectors, vectors)
     threshold = clear(exact, 0.9)
-    rank = np.array(collection.rank)
-    by_rank = np.argsort(rank)
+    by_rank = best_first(collection, tmp_path)
+    rank = np.argsort(by_rank)
     pairs = [(a, b) for a, b in np.argwhere(exact[by_rank][:, by_rank] >= threshold) if a > b]
     reference = reference_greedy if mode == "greedy" else reference_components
     expected = by_rank[reference(pairs, len(vectors))][rank]

@@ -6,13 +6,20 @@ from made_collection import (
     Made,
     clear,
     clumps,
+    clustered,
     exact_cosines,
     from_vectors,
+    grouped,
     made_collection,
 )
+from test_groups import at_angle
 
+from curate.dedup.holdout import hits_of_groups
 from curate.dedup.holdout import search as search_holdouts
+from curate.dedup.near import DedupSettings
+from curate.dedup.overlap import Overlap, count_shared
 from curate.neighbours import search
+from curate.retrieval.candidates import touched_by_holdouts
 
 VECTORS = clumps(0, 15, 8, 8, 0.4)
 
@@ -78,3 +85,71 @@ def test_broken_and_decided_images_are_neither_hit_nor_hit(tmp_path):
         assert hits.tolist() == [[number, 1, 1] for number in range(1, stop)]
     search_holdouts(crawl, [empty], 0, 3, -1.0, 1, out=tmp_path)
     assert np.load(tmp_path / "hits.npy").shape == (0, 3)
+
+
+def chain_of(work, mode, floor=None):
+    """Return which links of a chain a holdout image at its end takes, and what names it.
+
+    The holdout image is a copy of the first link alone, each link one of the next.
+    """
+    vectors = at_angle(0, 15, 30, 45)
+    images = [Made(f"p/{row}", vector, (50, 50)) for row, vector in enumerate(vectors)]
+    images[2] = Made("p/2", vectors[2], (90, 90))
+    images += [Made("p/x", vectors[0], (50, 50), content="p/0"), Made("p/y", at_angle(90)[0])]
+    crawl = made_collection(work, images)
+    held = made_collection(work, [Made("h/0", at_angle(-8)[0])], name="held")
+    clusters, _ = clustered(crawl, work)
+    chosen = DedupSettings(groups=mode, chain_floor=floor)
+    groups, _ = grouped(crawl, clusters, work, 0.95, chosen)
+    out = work / "held"
+    out.mkdir()
+    search_holdouts(crawl, [held], 0, len(crawl), 0.98, 1, out=out)
+    representative = np.load(groups / "representative.npy")
+    touched = touched_by_holdouts(representative, [out])
+    found, similarity = hits_of_groups(representative, [out])
+    return touched.tolist(), found.tolist(), similarity.tolist()
+
+
+def test_a_component_goes_whole_and_names_the_nearest_holdout_image(tmp_path):
+    touched, found, [similarity] = chain_of(tmp_path, "components")
+    assert touched == [True] * 5 + [False]
+    assert found == [[2, 0, 0, 0]]
+    assert similarity == pytest.approx(np.cos(np.radians(8)), abs=1e-3)
+
+
+def test_a_greedy_group_goes_and_the_copy_of_a_copy_in_another_group_stays(tmp_path):
+    touched, found, _ = chain_of(tmp_path, "greedy")
+    assert touched == [True, False, False, False, True, False]
+    assert found == [[0, 0, 0, 0]]
+
+
+def test_a_floor_parts_what_a_holdout_image_takes(tmp_path):
+    assert chain_of(tmp_path, "components", 0.9)[0] == [True, False, False, False, True, False]
+
+
+def test_of_many_hits_in_a_group_the_most_similar_counts(tmp_path):
+    representative = np.array([0, 0, 2, 2, 2, -1])
+    hits = [[[1, 0, 7], [4, 1, 3]], [[2, 0, 5], [3, 0, 6]]]
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder, rows, similarity in zip(folders, hits, ([0.5, 0.9], [0.9, 0.7]), strict=True):
+        folder.mkdir()
+        np.save(folder / "hits.npy", np.array(rows))
+        np.save(folder / "similarity.npy", np.array(similarity, np.float32))
+    found, similarity = hits_of_groups(representative, folders)
+    assert found.tolist() == [[0, 1, 0, 7], [2, 2, 0, 5]]
+    assert similarity.tolist() == [0.5, np.float32(0.9)]
+    assert hits_of_groups(representative, [])[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize(("shared", "told"), [(0, False), (1, True), (4, True)])
+def test_a_holdout_that_is_a_seed_in_large_part_is_told(tmp_path, shared, told):
+    seed = [Made(f"s/{row}", VECTORS[row]) for row in range(20)]
+    seed += [Made(f"s/h{row}", VECTORS[row], content=f"h/{row}") for row in range(shared)]
+    held = [Made(f"h/{row}", VECTORS[row]) for row in range(10)]
+    collections = [made_collection(tmp_path, images, name="x") for images in (seed, held)]
+    counts = count_shared(*collections, out=tmp_path)
+    assert counts == {"shared": shared, "images": 10}
+    problem = Overlap("animals", "held", **counts).problem
+    assert (problem is not None) == told
+    if problem:
+        assert f"{shared} of its 10 images are images of seed animals" in problem

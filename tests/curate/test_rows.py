@@ -102,6 +102,8 @@ class Finished:
                 holdouts=(("evaluation", holdout),),
                 assigned=tuple(assigned),
                 groups=groups,
+                grouping=settings.groups,
+                shapes=(),
                 held=tuple(held),
                 included=Included(),
                 selected=chosen,
@@ -246,7 +248,8 @@ def test_reasons_name_what_decided(run):
 
 def test_a_holdout_image_names_the_image_it_is_a_copy_of_or_its_group(run):
     held = {row["key"]: row["reason"] for row in run.images if row["decision"] == "holdout"}
-    hits = {key for key, reason in held.items() if "of holdout evaluation" in reason}
+    assert all(reason.endswith("of holdout evaluation") for reason in held.values())
+    hits = {key for key, reason in held.items() if reason.startswith("cosine")}
     wanted = np.array([VECTORS[3] + 0.01, VECTORS[40]])
     for key, reason in held.items():
         best = exact_cosines(run.made[key].vector[None], wanted).max()
@@ -254,8 +257,14 @@ def test_a_holdout_image_names_the_image_it_is_a_copy_of_or_its_group(run):
         if key in hits:
             assert reason.startswith(f"cosine {best:.4f} with h/")
         else:
-            group = run.by_id[run.by_key[key]["group"]]["key"]
-            assert reason == f"in the group of {group}, which a holdout image hits"
+            group = run.by_key[key]["group"]
+            mine = [row["key"] for row in run.images if row["group"] == group]
+            cosines = exact_cosines(np.array([run.made[one].vector for one in mine]), wanted)
+            best = int(cosines.max(1).argmax())
+            first, of = run.by_id[group]["key"], mine[best]
+            said = "which" if of == first else f"in which {of}"
+            hit = f"cosine {cosines[best].max():.4f} with h/{cosines[best].argmax()}"
+            assert reason == f"in the group of {first}, {said} has {hit} of holdout evaluation"
     assert hits
     assert set(held) - hits
 

@@ -53,6 +53,17 @@ DUPLICATES = {
     "similarity": "float",
     "method": "string",
 }
+GROUPS = {
+    "group": "int64",
+    "representative": "string",
+    "size": "int64",
+    "contents": "int64",
+    "diameter": "float",
+    "lowest_similarity": "float",
+    "chain": "bool",
+    "sampled": "bool",
+    "method": "string",
+}
 LISTED = {"irrelevant", "over_budget", "kept"}
 BUDGET = 20
 
@@ -109,7 +120,12 @@ def vectors(site, role: str, keys: list[str]) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "columns"),
-    [("images", IMAGES), ("retrieval", RETRIEVAL), ("duplicates", DUPLICATES)],
+    [
+        ("images", IMAGES),
+        ("retrieval", RETRIEVAL),
+        ("duplicates", DUPLICATES),
+        ("groups", GROUPS),
+    ],
 )
 def test_columns_have_the_names_and_types_of_the_contract(out, name, columns):
     schema = pq.read_schema(out / "reports" / f"{name}.parquet")

@@ -177,7 +177,16 @@ def test_reports_and_shards_say_what_is_left(copied, finished):
     funnel = json.loads((out / "reports/funnel.json").read_text())
     counts = Counter(row["decision"] for row in after)
     assert {name: count for name, count in funnel["decisions"].items() if count} == counts
-    assert funnel["groups"] == {"count": len(groups), "members": sum(groups.values())}
+    told = table(out, "groups")
+    assert {row["group"]: row["size"] for row in told} == groups
+    chains = sum(row["chain"] or False for row in told)
+    assert funnel["groups"] == {
+        "count": len(groups),
+        "members": sum(groups.values()),
+        "chains": chains,
+    }
+    sizes = {row["group"]: row["size"] for row in table(finished.root / "out", "groups")}
+    assert all((row["diameter"] is None) == (row["size"] < sizes[row["group"]]) for row in told)
     assert funnel["removed"] == {"images": len(GONE), "lists": {"keys": len(GONE)}}
 
     kept = {row["output_key"]: row for row in after if row["decision"] == "kept"}

@@ -1,0 +1,1 @@
+"""Finds copies between two datasets."""

@@ -1,0 +1,117 @@
+"""What a connected component becomes: who stands for it, and who is too far from that to belong.
+
+Units: `settle` (map over ranges of components), and `write_settled`, which makes groups of what
+these say. Needed only where a policy is central, or chains have a floor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+
+from curate.catalogue.collection import Collection
+from curate.dedup.groups import COVERED, REPRESENTATIVE, load_groups, spanning_forest, write_groups
+from curate.dedup.keep import RANK
+from curate.dedup.members import load_members
+from curate.neighbours.search import Searchable, cosine, neighbours, unit, use_threads
+
+VERSION = 1
+
+Rows = Int64[np.ndarray, " _"]
+
+
+def settle(
+    collection: Collection,
+    ranks: Path,
+    listed: Path,
+    first: int,
+    last: int,
+    threshold: float,
+    central: bool,
+    floor: float | None,
+    threads: int,
+    *,
+    out: Path,
+) -> dict[str, int]:
+    """Write `settled.npy` of the components `first` to `last`: int64 ranks [m, 2].
+
+    A row is a content and the one that stands for it.
+    """
+    use_threads(threads)
+    members, group = load_members(listed, first, last)
+    distinct = collection.canonical[members] == members
+    members, group = members[distinct], group[distinct]
+    rank = np.load(ranks / RANK, mmap_mode="r")[members]
+    order = np.lexsort((rank, group))
+    members, rank = members[order], rank[order]
+    stands = np.empty(len(members), np.int64)
+    edges = np.flatnonzero(np.diff(group[order])) + 1
+    for rows in np.split(np.arange(len(members)), edges):
+        if len(rows):
+            own = settle_component(collection.vectors(members[rows]), threshold, central, floor)
+            stands[rows] = rank[rows[own]]
+    np.save(out / "settled.npy", np.stack([rank, stands], 1))
+    return {"contents": len(members)}
+
+
+def settle_component(
+    stored: Float[np.ndarray, "n d"], threshold: float, central: bool, floor: float | None
+) -> Int64[np.ndarray, " n"]:
+    """Return which row stands for each member of a component; the rows are from best to worst.
+
+    The best stands for it, or with `central` the one with the highest mean cosine with the others. Members
+    whose cosine with that is below `floor` leave; what is connected of them by `threshold` is a
+    component again, until all are near enough.
+    """
+    stands = np.empty(len(stored), np.int64)
+    waiting = [np.arange(len(stored))]
+    while waiting:
+        rows = waiting.pop()
+        units = unit(stored[rows])
+        best = most_central(units) if central else 0
+        stays = np.ones(len(rows), bool)
+        if floor is not None:
+            one = np.broadcast_to(units[best], units.shape)
+            stays = cosine(units, one) >= np.float32(floor)
+            stays[best] = True
+        stands[rows[stays]] = rows[best]
+        left = rows[~stays]
+        if len(left):
+            waiting += [left[part] for part in components(stored[left], threshold)]
+    return stands
+
+
+def most_central(units: Float32[np.ndarray, "n d"]) -> int:
+    """Return the row of the unit vector with the highest mean cosine with the others.
+
+    To six decimals: ties go to the first row, and of two vectors either is as central.
+    """
+    wide = units.astype(np.float64)
+    with_all = wide @ wide.sum(0) - np.einsum("nd,nd->n", wide, wide)
+    return int(np.argmax((with_all / max(1, len(units) - 1)).round(6)))
+
+
+def components(stored: Float[np.ndarray, "n d"], threshold: float) -> list[Rows]:
+    """Return the rows of each connected component, rising, of the vectors that reach a threshold."""
+    everyone = np.arange(len(stored))
+    searched = Searchable(stored, everyone)
+    root = everyone.copy()
+    for row, found in neighbours(searched, everyone, searched, threshold):
+        held = np.stack([everyone, root], 1)[root != everyone]
+        forest = spanning_forest(np.concatenate([held, np.stack([row, found], 1)]))
+        root[forest[:, 0]] = forest[:, 1]
+    order = np.argsort(root, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(root[order])) + 1)
+
+
+def write_settled(ranks: Path, groups: Path, settled: list[Path], *, out: Path) -> dict[str, int]:
+    """Write groups as `groups.write_groups` does: those of `groups`, as `settle` changed them."""
+    status, chosen = load_groups(ranks, groups)
+    status = np.array(status)
+    for folder in settled:
+        rank, stands = np.load(folder / "settled.npy").T
+        status[rank] = np.where(rank == stands, REPRESENTATIVE, COVERED)
+        chosen[rank] = stands
+    return write_groups(ranks, status, chosen, out)
