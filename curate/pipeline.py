@@ -11,6 +11,7 @@ from curate.catalogue.collection import Catalogued
 from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import Held, find_held
 from curate.dedup.stage import Deduplicated, dedup
+from curate.embedding.predict import compile_predictors, predict
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
@@ -131,12 +132,13 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
     """Embed and catalogue crawl, seeds and holdouts."""
     settings = plan.request.settings
     with runner.at_work("embed"):
+        predictors = compile_predictors(runner, plan.predictors, settings.engine.threads)
         done = [
             embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
             for data in plan.datasets
             if not data.texts
         ]
-        crawl = done[0]
+        crawl = predict(runner, done[0], predictors)
         judged = (settings.quality, settings.filters, plan.lists)
         datasets = Datasets(
             embedded=done,

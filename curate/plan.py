@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from curate.calibration.thresholds import (
     known_thresholds,
 )
 from curate.catalogue.content import forget, recall
+from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
+from curate.filters.scores import Source
 from curate.sample.make import make_sample
 from curate.settings import Named, Request, Seed
 from shared.commits import committed, discard
@@ -63,13 +65,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose datasets and lists were found; `embedders` are for `dedup` and `retrieve`."""
+    """A request whose datasets, lists and heads were found, with its `embedders` by what they serve."""
 
     request: Request
     embedders: dict[str, EmbedderSettings]
     datasets: list[Dataset]
     work: Path
     lists: tuple[CompiledList, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """What makes the scores of filters by a model, by their names."""
 
     @property
     def crawl(self) -> Dataset:
@@ -89,21 +93,32 @@ class Plan:
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
         what is taken of pictures."""
+        asked = [each.embedder for each in self.predictors]
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
-        wanted = by_role.get(dataset.role, [self.copies, self.meaning])
+        wanted = by_role.get(dataset.role, [self.copies, self.meaning, *asked])
         if _is_included(dataset, self.request):
             wanted = [self.meaning, self.copies]
-        distinct = {fingerprint(identity(each)): each for each in reversed(wanted)}
+        distinct: dict[str, EmbedderSettings] = {}
+        for each in wanted:
+            distinct.setdefault(fingerprint(identity(each)), each)
         settings = self.request.settings
         filters = settings.filters if dataset.role == "crawl" else []
         return EmbedRequest(
             work=self.work,
             settings=settings.embed,
-            embedders=tuple(reversed(distinct.values())),
-            columns=tuple(sorted({entry.column for entry in filters})),
+            embedders=tuple(distinct.values()),
+            columns=tuple(sorted({entry.column for entry in filters if entry.column is not None})),
             threads=settings.engine.threads,
             looks=self._looks if dataset.role == "crawl" else (),
         )
+
+    @property
+    def predictors(self) -> list[Predictor]:
+        """What scores the crawl's vectors for filters by a model."""
+        return [
+            Predictor(name, self.embedders[f"filters.{name}"], source)
+            for name, source in self.sources.items()
+        ]
 
     @property
     def _looks(self) -> tuple[str, ...]:
@@ -131,6 +146,11 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
         datasets=[crawl, *seeds, *holdouts],
         work=work,
         lists=_compile_lists(request, work),
+        sources={
+            each.name: each.asks.load(f"filters.{each.name}")
+            for each in request.settings.filters
+            if each.asks is not None
+        },
     )
 
 

@@ -30,7 +30,7 @@ from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
 
-VERSION = 4
+VERSION = 5
 PARTS = "parts.json"
 RESOLVED = "resolved.json"
 KEYS = "keys.arrow"
@@ -55,7 +55,7 @@ class PartOutputs:
     interleaves: bool
     """Whether keys of other parts may stand between its own."""
     looks: Sequence[str] = ()
-    """The files of what was taken of pictures."""
+    """The files of what was taken of pictures, and of scores that were computed of vectors."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def catalogue(
     object.__setattr__(collection, "_work", work)
     _require_columns(collection, total, quality, lists)
     write_json(out / RESOLVED, _resolve(collection, quality))
-    unscored = {entry.column for entry in filters}
+    unscored = {entry.column for entry in filters if entry.column is not None}
     digest = np.zeros(total, "V32")
     pixels, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
     with _KeyWriter(out / KEYS) as keys:

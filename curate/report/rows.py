@@ -33,7 +33,7 @@ from curate.selection.decide import OVER_BUDGET
 from curate.selection.include import Included
 from shared.shards import output_key, shard_name
 
-VERSION = 5
+VERSION = 6
 
 LOOKED = [field for look in LOOKS.values() for field in look.columns]
 """What looks take of pictures; null where a run does not ask for it."""
@@ -60,6 +60,7 @@ IMAGES = pa.schema(
         ("seeds", pa.list_(pa.string())),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
         *LOOKED,
     ]
 )
@@ -255,9 +256,18 @@ class _Block:
             "seeds": _masked(self._seeds_that_want(), self.listed, pa.list_(pa.string())),
             "output_shard": pa.array(shards, pa.string()),
             "output_key": pa.array(outputs, pa.string()),
+            "scores": pa.array(self._scores(), IMAGES.field("scores").type),
             **{field.name: self._look(field) for field in LOOKED},
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
+
+    def _scores(self) -> list[list[tuple[str, float | None]] | None]:
+        """Return for each image what the filters looked at, by their names; None without filters."""
+        columns = {each.name: self.facts[each.score].to_pylist() for each in self.decided.filters}
+        if not columns:
+            return [None] * len(self.facts)
+        rows = zip(*columns.values(), strict=True)
+        return [list(zip(columns, row, strict=True)) for row in rows]
 
     def _look(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
         if field.name in self.facts.column_names:
