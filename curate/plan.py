@@ -20,6 +20,7 @@ from curate.catalogue.content import forget, recall
 from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
+from curate.export.hook import load_hook
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
@@ -130,13 +131,16 @@ class Plan:
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
     """Find all parts of all datasets, not in `work` nor `out`, and compile all lists in `work`.
 
-    Raises LvdError, in a second, where a dataset has no images, and where a list has a wrong entry.
+    Raises LvdError, in a second, where a dataset has no images, where a list has a wrong entry or a
+    head's file is none, and where there is no such hook.
     """
     own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
 
     def find(role: str, named: Named[DatasetSettings]) -> Dataset:
         return Dataset(role, named.name, parts_of(named, work, own), tuple(named.settings.text))
 
+    if request.settings.export.hook:
+        load_hook(request.settings.export.hook)
     seeds = [find("seed", seed.dataset) for seed in request.seeds]
     crawl = find("crawl", request.crawl)
     holdouts = [find("holdout", held) for held in request.holdouts]

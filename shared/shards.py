@@ -41,6 +41,7 @@ FIELDS: dict[str, str | int | float] = {
     "source_member": "",
     "seed_similarity": -1.0,
     "nearest_seed": "",
+    "edited_by": "",
 }
 """Every field of a sample with what stands in for an unknown value; its type is the field's type."""
 
@@ -61,7 +62,8 @@ class Sample:
     """Their extension without the dot."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """Any of url, caption, sha256 (of the source bytes), source_part, source_member,
-    seed_similarity and nearest_seed; None and NaN count as unknown."""
+    seed_similarity, nearest_seed and edited_by (what changed the picture); None and NaN count as
+    unknown."""
 
 
 def shard_name(shard: int) -> str:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.originals import Originals, changed, load_parts, save_parts
+from curate.export.hook import edit
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
@@ -30,7 +31,7 @@ from shared.images import ImageError
 from shared.parts import Part, direct, fetch
 from shared.shards import SHARD_CAPACITY, Sample, shard_name, to_jpeg, write_shard
 
-VERSION = 1
+VERSION = 2
 FETCH_AHEAD = 8
 
 
@@ -45,6 +46,9 @@ class ExportSettings(BaseModel):
     """auto: what is not a JPEG becomes one, of quality 95. never: all bytes are kept."""
     seed: int = 0
     """Seed of the hash that orders the images."""
+    hook: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """package.module:function that is given each picture and returns it, or an edited one, which is
+    what is written; a change of the function's code is not noticed."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,11 @@ def _reads(
         nearest = list(zip(keys, near.similarity[:, 0].tolist(), strict=True))
 
     def read(number: int, part: int, fact: dict, nearest: tuple) -> Sample:
-        data = _bytes(source, number, part, fact)
+        original = data = _bytes(source, number, part, fact)
         try:
+            if settings.hook:
+                data = edit(data, settings.hook, fact["key"], max_pixels=kept.max_pixels)
+            edited_by = settings.hook if data is not original else None
             data, extension = to_jpeg(data, settings.encode, max_pixels=kept.max_pixels)
         except ImageError as error:
             raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
@@ -193,6 +200,7 @@ def _reads(
             "source_member": fact["member"],
             "seed_similarity": nearest[1],
             "nearest_seed": nearest[0],
+            "edited_by": edited_by,
         }
         return Sample(key=fact["key"], data=data, extension=extension, row=row)
 
