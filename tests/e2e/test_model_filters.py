@@ -210,13 +210,23 @@ def test_gc_removes_the_scores_that_no_result_needs(site):
     assert {"head", "predict"} <= {place.split("/")[0] for place in used}
 
 
-def test_filters_from_the_start_give_what_filters_later_give(site):
+def test_explain_says_the_scores_of_an_image(site):
+    run(site, f"{{name: mark, {PROMPTS}, max: 0.75}}", "marked")
+    said = CliRunner().invoke(main, ["explain", str(site.root / "marked"), DARK]).output
+    assert f"scores   mark {scores(site, 'marked', 'mark')[DARK]:.4g}\n" in said
+
+
+def test_filters_from_the_start_give_what_filters_later_give(site, counts):
     filters = f"{{name: mark, {PROMPTS}, max: 0.5}}, " + (
         "{name: safe, classifier: {model: labels, labels: [2]}, max: 0.4}"
     )
-    run(site, filters, "later")
-    clean = Site(site.root, site.data, site.root / "clean-work")
-    run(clean, filters, "clean")
+    measured = "--set=quality.min_entropy=0.1"
+    run(site, filters, "later", 0, measured)
+    clean, before = Site(site.root, site.data, site.root / "clean-work"), counts.decoded
+    run(clean, filters, "clean", 0, measured)
+    assert (
+        counts.decoded - before == 12 + 1
+    )  # each image of crawl and seed once, for all that see it
     assert result(site.root / "clean") == result(site.root / "later")
     funnel = json.loads((site.root / "clean/reports/funnel.json").read_text())
     assert sum(funnel["decisions"].values()) == funnel["images"] == 12
