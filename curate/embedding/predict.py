@@ -21,7 +21,7 @@ from curate.embedding.stage import EmbeddedParts
 from curate.filters.head import Head
 from curate.filters.scores import Source, score_column
 from curate.stage import Runner, Stage, Unit
-from shared.commits import committed, digest_of
+from shared.commits import digest_of
 from shared.embedders import EmbedderSettings, identity
 from shared.storage import fingerprint
 
@@ -74,11 +74,7 @@ def predict(
         vectors = {content: request.vectors(each.embedder) / content for content in files}
         units = {
             # By the vectors' own bytes: they may have been made anew, on another processor.
-            content: Unit(
-                fingerprint([content, digest_of(folder)]),
-                (folder, each.head, each.name),
-                (committed(folder) or {}).get("images", 0),
-            )
+            content: Unit(fingerprint([content, digest_of(folder)]), (folder, each.head, each.name))
             for content, folder in vectors.items()
         }
         runner.run(stage, write_scores, list(units.values()))
