@@ -4,6 +4,7 @@ Both sides run in one process with the same threads, alternating. The images are
 sample's. `--memory` compares the peak memory of a worker after 10 and after 100 parts.
 
     .venv/bin/python benchmarks/embed.py --model vit_small_patch14_dinov2.lvd142m
+    .venv/bin/python benchmarks/embed.py --declared nsfw --threads 1
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.sample.make import make_sample
 from curate.state import LocalState
+from shared.config import load_yaml
 from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import EmbedderSettings, load, resolve_device
 from shared.images import ImageError, decode, read_header
 from shared.parts import PartReader
+
+PIPELINES = Path(__file__).parents[1] / "pipelines.yaml"
 
 
 def decode_all(part, embedder, threads: int, scratch: Path) -> list[np.ndarray]:
@@ -86,12 +90,13 @@ def _scratch(request: EmbedRequest) -> Path:
 
 @click.command()
 @click.option("--model", default="vit_small_patch16_224", help="A timm model; random weights.")
+@click.option("--declared", help="The name of an embedder in pipelines.yaml instead.")
 @click.option("--descriptor", is_flag=True, help="The descriptor instead of a model.")
 @click.option("--size", default=224)
 @click.option("--threads", default=2)
 @click.option("--repetitions", default=3)
 @click.option("--memory", is_flag=True)
-def main(model, descriptor, size, threads, repetitions, memory) -> None:
+def main(model, declared, descriptor, size, threads, repetitions, memory) -> None:
     """Print images/s of both sides and their ratio."""
     settings = (
         EmbedderSettings(kind="descriptor")
@@ -99,6 +104,8 @@ def main(model, descriptor, size, threads, repetitions, memory) -> None:
         else EmbedderSettings(kind="timm", model=model, pretrained=False, image_size=size)
     )
     settings = resolve_device(settings)
+    if declared:
+        settings = EmbedderSettings(**load_yaml(PIPELINES)["embedders"][declared])
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         parts = _parts(Path(folder))

@@ -12,6 +12,7 @@ from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import Held, find_held
 from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
+from curate.embedding.predict import compile_predictors, predict
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
 from curate.execution.output import Output, versions
@@ -198,12 +199,13 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
     """Embed and catalogue crawl, seeds and holdouts."""
     settings = plan.request.settings
     with runner.at_work("embed"):
+        predictors = compile_predictors(runner, plan.predictors, settings.engine.threads)
         done = [
             embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
             for data in plan.datasets
             if not data.texts
         ]
-        crawl = done[0]
+        crawl = predict(runner, done[0], predictors)
         exported = plan.before.exported if plan.before else {}
         judged = (settings.quality, settings.filters, plan.lists, exported.get(None))
         datasets = Datasets(

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from curate.calibration.thresholds import (
     known_thresholds,
 )
 from curate.catalogue.content import forget, recall
+from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import is_embedded, set_aside_parts
+from curate.export.hook import load_hook
 from curate.export.selection_list import require_direct
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
+from curate.filters.scores import Source
 from curate.increment import Before
 from curate.sample.make import make_sample
 from curate.settings import Named, PipelineSettings, Request, Seed
@@ -65,13 +68,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose datasets and lists were found; `embedders` are for `dedup` and `retrieve`."""
+    """A request whose datasets, lists and heads were found, with its `embedders` by what they serve."""
 
     request: Request
     embedders: dict[str, EmbedderSettings]
     datasets: list[Dataset]
     work: Path
     lists: tuple[CompiledList, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """What makes the scores of filters by a model, by their names."""
     before: Before | None = None
     """The finished result that the run adds to."""
 
@@ -93,21 +98,32 @@ class Plan:
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
         what is taken of pictures."""
+        asked = [each.embedder for each in self.predictors]
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
-        wanted = by_role.get(dataset.role, [self.copies, self.meaning])
+        wanted = by_role.get(dataset.role, [self.copies, self.meaning, *asked])
         if _is_included(dataset, self.request):
             wanted = [self.meaning, self.copies]
-        distinct = {fingerprint(identity(each)): each for each in reversed(wanted)}
+        distinct: dict[str, EmbedderSettings] = {}
+        for each in wanted:
+            distinct.setdefault(fingerprint(identity(each)), each)
         settings = self.request.settings
         filters = settings.filters if dataset.role == "crawl" else []
         return EmbedRequest(
             work=self.work,
             settings=settings.embed,
-            embedders=tuple(reversed(distinct.values())),
-            columns=tuple(sorted({entry.column for entry in filters})),
+            embedders=tuple(distinct.values()),
+            columns=tuple(sorted({entry.column for entry in filters if entry.column is not None})),
             threads=settings.engine.threads,
             looks=self._looks if dataset.role == "crawl" else (),
         )
+
+    @property
+    def predictors(self) -> list[Predictor]:
+        """What scores the crawl's vectors for filters by a model."""
+        return [
+            Predictor(name, self.embedders[f"filters.{name}"], source)
+            for name, source in self.sources.items()
+        ]
 
     @property
     def _looks(self) -> tuple[str, ...]:
@@ -119,13 +135,16 @@ class Plan:
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
     """Find all parts of all datasets, not in `work` nor `out`, and compile all lists in `work`.
 
-    Raises LvdError, in a second, where a dataset has no images, and where a list has a wrong entry.
+    Raises LvdError, in a second, where a dataset has no images, where a list has a wrong entry or a
+    head's file is none, and where there is no such hook.
     """
     own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
 
     def find(role: str, named: Named[DatasetSettings]) -> Dataset:
         return Dataset(role, named.name, parts_of(named, work, own), tuple(named.settings.text))
 
+    if request.settings.export.hook:
+        load_hook(request.settings.export.hook)
     seeds = [find("seed", seed.dataset) for seed in request.seeds]
     crawl = find("crawl", request.crawl)
     holdouts = [find("holdout", held) for held in request.holdouts]
@@ -135,6 +154,11 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
         datasets=[crawl, *seeds, *holdouts],
         work=work,
         lists=_compile_lists(request, work),
+        sources={
+            each.name: each.asks.load(f"filters.{each.name}")
+            for each in request.settings.filters
+            if each.asks is not None
+        },
     )
 
 
@@ -191,7 +215,7 @@ def pipeline_of(run: Mapping[str, Any]) -> dict[str, Any]:
         stage: {**known.get(stage, {}), "embedder": settings["embedders"][stage]["name"]}
         for stage in ("dedup", "retrieve")
     }
-    export = {**known["export"], "also": run["also"]}
+    export = {**known["export"], "also": run.get("copies", [])}
     return {**known, **named, "export": export}
 
 

@@ -75,6 +75,14 @@ class PipelineSettings(BaseModel):
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
     @model_validator(mode="after")
+    def _names_its_filters_once(self) -> PipelineSettings:
+        own = [each.score for each in self.filters if each.asks is not None]
+        columns = {each.score for each in self.filters if each.asks is None}
+        if len({*own, *columns}) < len(own) + len(columns):
+            raise ValueError("two filters by a model have one name, or one has that of a column")
+        return self
+
+    @model_validator(mode="after")
     def _names_its_seeds_once(self) -> PipelineSettings:
         if self.seed and self.seeds:
             raise ValueError(
@@ -145,7 +153,8 @@ class Request:
     pipeline: str
     settings: PipelineSettings
     embedders: dict[str, Named[EmbedderSettings]]
-    """`dedup`, for copies (holdouts' too), and `retrieve`, for meaning."""
+    """`dedup`, for copies (holdouts' too), `retrieve`, for meaning, and `filters.NAME` for a filter
+    by a model."""
     crawl: Named[DatasetSettings]
     seeds: tuple[Seed, ...]
     """In the order of their names, negative ones too."""
@@ -154,8 +163,8 @@ class Request:
 
     @property
     def embedder_name(self) -> str:
-        """The name of the embedder, or of both."""
-        return " and ".join(dict.fromkeys(each.name for each in self.embedders.values()))
+        """The name of the embedder for copies and meaning, or of both."""
+        return " and ".join(dict.fromkeys(self.embedders[role].name for role in DEFAULTS))
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -206,7 +215,8 @@ def read_request(
         whole = validate(PipelinesFile, expand(tree), file=config, overrides=absolute)
         names = Names(config, pipeline, whole, tree, absolute)
         validated = whole.pipelines[pipeline]
-        embedders = {name: names.embedder(name, embedder) for name in ("dedup", "retrieve")}
+        embedders = {name: names.embedder(name, embedder) for name in DEFAULTS}
+        embedders |= names.of_filters(embedders)
         for name, entry in validated.lists.items():
             require_expanded(entry.path, f"pipelines.{pipeline}.lists.{name}.path", config)
         return Request(
@@ -266,15 +276,42 @@ class Names:
         What this call says counts more than the file, and what either says of the stage more than
         what it says of both.
         """
-        return self.find_embedder(*self._named_for(stage, asked))
+        name, source = self._named_for(stage, asked)
+        found = self.find_embedder(name, source)
+        if found.settings.task == "classify":
+            raise LvdError(
+                f"{source and source + ': '}embedder {name} classifies, and {stage} needs vectors: "
+                "name one without a task"
+            )
+        return found
 
-    def find_embedder(self, name: str, source: str = "") -> Named[EmbedderSettings]:
-        """Return the embedder of that name, or the model folder that it is; `source` names it."""
+    def of_filters(
+        self, by_role: Mapping[str, Named[EmbedderSettings]]
+    ) -> dict[str, Named[EmbedderSettings]]:
+        """Return, as `filters.NAME`, the embedder of each filter by a model: of a role, or its own."""
+        found = {}
+        for entry in self.whole.pipelines[self.pipeline].filters:
+            if entry.asks is None:
+                continue
+            place = f"filters.{entry.name}"
+            model, task = entry.asks.model, "classify" if entry.classifier else "embed"
+            found[place] = by_role.get(model) or self.find_embedder(model, place, task)
+            try:
+                entry.asks.require(found[place].settings)
+            except ValueError as error:
+                raise LvdError(f"{place}: embedder {model} {error}") from None
+        return found
+
+    def find_embedder(
+        self, name: str, source: str = "", task: str = "embed"
+    ) -> Named[EmbedderSettings]:
+        """Return the embedder of that name, or of the model folder that it is, for that task."""
         known = self.whole.embedders
         if name in known:
             return Named(name, known[name])
         if "/" in name or Path(name).is_dir():
-            return Named(name, settings_for_folder(Path(name)))
+            settings = settings_for_folder(Path(name))
+            return Named(name, settings.model_copy(update={"task": task}))
         raise LvdError(
             f"{source and source + ': '}no embedder {name!r} in {self.config}{nearest(name, known)}: "
             f"it has {', '.join(sorted(known)) or 'none'}; or name a model folder"

@@ -34,10 +34,10 @@ class BatchedForward(ABC):
 
     @abstractmethod
     def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n d"]:
-        """Return the L2-normalised vectors of a batch; raise DeviceMemoryError where it has no room."""
+        """Return what `embed` returns of a batch; raise DeviceMemoryError where it has no room."""
 
     def embed(self, batch: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float32[np.ndarray, "n d"]:
-        """Return the L2-normalised vectors of prepared images.
+        """Return the L2-normalised vectors of prepared images, or a classifier's probabilities.
 
         Raises LvdError where the device has no room for one image.
         """

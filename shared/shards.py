@@ -44,6 +44,7 @@ FIELDS: dict[str, str | int | float] = {
     "source_member": "",
     "seed_similarity": -1.0,
     "nearest_seed": "",
+    "edited_by": "",
 }
 """Every field of a sample with what stands in for an unknown value; its type is the field's type."""
 
@@ -62,7 +63,8 @@ class Sample:
     """Their extension without the dot."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """Any of url, caption, original_width, original_height, sha256 (of the source bytes), source_part,
-    source_member, seed_similarity and nearest_seed; None and NaN count as unknown."""
+    source_member, seed_similarity, nearest_seed and edited_by (what changed the picture); None and
+    NaN count as unknown."""
     members: Mapping[str, bytes] = field(default_factory=dict)
     """What goes beside the image, by extension: `txt` for a caption, and so on."""
     keys: Mapping[str, Any] = field(default_factory=dict)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float, Float32, UInt8
 from timm.data import create_transform, resolve_data_config
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softmax
 
 from shared.batches import BatchedForward, DeviceMemoryError
 from shared.embedders import (
@@ -55,10 +56,11 @@ class TorchForward(BatchedForward):
         self._transform = transform
         self._device = settings.device
         self._precision = getattr(torch, settings.precision)
+        self._finish = partial(softmax if settings.task == "classify" else normalize, dim=1)
         self.dim = self.encode(np.zeros((1, *transform.size, 3), np.uint8)).shape[1]
 
     def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float32[np.ndarray, "n d"]:
-        """Return the L2-normalised vectors of a batch; raise DeviceMemoryError where it has no room."""
+        """Return what `embed` returns of a batch; raise DeviceMemoryError where it has no room."""
         reduced = self._precision != torch.float32
         try:
             with (
@@ -68,7 +70,7 @@ class TorchForward(BatchedForward):
                 images = torch.from_numpy(pixels).to(self._device)
                 # Read as [n, 3, h, w], this is channels-last memory: convnets gain 1.3 times.
                 images = self._transform.normalised(images.permute(0, 3, 1, 2))
-                return normalize(self._encode(images).float(), dim=1).cpu().numpy()
+                return self._finish(self._encode(images).float()).cpu().numpy()
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceMemoryError(" ".join(str(error).split())[:150]) from None
 
@@ -90,7 +92,7 @@ def load_preparation(settings: EmbedderSettings) -> EvaluationTransform:
 
 
 def load_forward(settings: EmbedderSettings, threads: int) -> TorchForward:
-    """Return a timm model's pooled features (no classifier)."""
+    """Return a timm model's pooled features, or its classifier, as the settings' `task` says."""
     torch.set_num_threads(threads)
     settings = resolve_device(settings)
     return TorchForward(*build_timm(settings), settings)
@@ -99,7 +101,8 @@ def load_forward(settings: EmbedderSettings, threads: int) -> TorchForward:
 def build_timm(
     settings: EmbedderSettings, **options: object
 ) -> tuple[torch.nn.Module, EvaluationTransform]:
-    """Return a timm model without classifier, in eval mode, and its own evaluation transform.
+    """Return a timm model in eval mode, without classifier unless that is its task, and its own
+    evaluation transform.
 
     It is on the device of `resolve_device`. Each of `options`, arguments of `timm.create_model`, is
     given where the model has it. Raises LvdError where the model or its weights cannot be had.
@@ -108,6 +111,11 @@ def build_timm(
     settings = resolve_device(_located(settings))
     with reword_error(settings.model):
         model = _create(settings, weights, options)
+        if settings.task == "classify" and not model.num_classes:
+            raise LvdError(
+                f"embedder model {settings.model} has no classifier: name a model with num_classes, "
+                "or leave out task"
+            )
         if weights is not None:
             _check_all_loaded(model, _create(settings, None, options), settings, weights)
         return fit_for_inference(model, settings.device), _transform(settings)
@@ -144,14 +152,26 @@ def _located(settings: EmbedderSettings) -> EmbedderSettings:
     return settings
 
 
+def label_names(settings: EmbedderSettings) -> list[str]:
+    """Return the names of a classifier's classes, in their order; empty where its config has none."""
+    with reword_error(settings.model):
+        return list(_known(_located(settings)).get("label_names") or [])
+
+
+def _known(settings: EmbedderSettings) -> dict[str, Any]:
+    """Return what timm knows of a model in a folder or by name: its `pretrained_cfg`."""
+    if settings.model.startswith(LOCAL):
+        config, name, _ = load_model_config_from_path(settings.model.removeprefix(LOCAL))
+    else:
+        config, name = None, settings.model
+    known: dict[str, Any] = timm.models.resolve_pretrained_cfg(name, config).to_dict()
+    return known
+
+
 def _transform(settings: EmbedderSettings) -> EvaluationTransform:
     """Return what timm makes of the model's data config, without building the model."""
     with reword_error(settings.model):
-        if settings.model.startswith(LOCAL):
-            config, name, _ = load_model_config_from_path(settings.model.removeprefix(LOCAL))
-        else:
-            config, name = None, settings.model
-        known = timm.models.resolve_pretrained_cfg(name, config).to_dict()
+        known = _known(settings)
         size = {"input_size": (3, settings.image_size, settings.image_size)}
         data = resolve_data_config(size if settings.image_size else {}, pretrained_cfg=known)
         transform = create_transform(**data, is_training=False)
@@ -192,12 +212,12 @@ def _create(
                 settings.model,
                 pretrained=weights is not None,
                 pretrained_cfg_overlay=_only_from(weights) if weights else None,
-                num_classes=0,
                 **given,
             )
 
     size = {"img_size": settings.image_size} if settings.image_size else {}
-    return _with_what_it_takes(build, {**size, **options})
+    classes = {} if settings.task == "classify" else {"num_classes": 0}
+    return _with_what_it_takes(build, {**size, **classes, **options})
 
 
 def _with_what_it_takes(

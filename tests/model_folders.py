@@ -6,22 +6,26 @@ from pathlib import Path
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
-def make_timm_folder(folder: Path, seed: int = 7) -> Path:
-    """Write a ViT of 64 px with random weights."""
+def make_timm_folder(folder: Path, seed: int = 7, labels: tuple[str, ...] = ()) -> Path:
+    """Write a ViT of 64 px with random weights, and a classifier of as many classes as labels."""
     import timm
     import torch
     from safetensors.torch import save_file
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, **TINY)
+        model = timm.create_model(
+            "vit_tiny_patch16_224", num_classes=len(labels), img_size=64, **TINY
+        )
     save_file(model.state_dict(), folder / "model.safetensors")
     config = {
         "architecture": "vit_tiny_patch16_224",
-        "num_classes": 0,
+        "num_classes": len(labels),
         "model_args": {"img_size": 64, **TINY},
-        "pretrained_cfg": {"num_classes": 0, "input_size": [3, 64, 64], "crop_pct": 0.9},
+        "pretrained_cfg": {"num_classes": len(labels), "input_size": [3, 64, 64], "crop_pct": 0.9},
     }
+    if labels:
+        config["label_names"] = labels
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

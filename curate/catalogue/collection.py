@@ -58,7 +58,7 @@ class PartOutputs:
     interleaves: bool
     """Whether keys of other parts may stand between its own."""
     looks: Sequence[str] = ()
-    """The files of what was taken of pictures."""
+    """The files of what was taken of pictures, and of scores that were computed of vectors."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def catalogue(
     object.__setattr__(collection, "_work", work)
     _require_columns(collection, total, quality, lists)
     write_json(out / RESOLVED, _resolve(collection, quality))
-    unscored = {entry.column for entry in filters}
+    unscored = {entry.column for entry in filters if entry.column is not None}
     digest = np.zeros(total, "S32")
     with _KeyWriter(out / KEYS) as keys:
         for index in range(len(parts)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class EmbeddedParts:
     contents: list[str]
     aside: list[SetAside]
     request: EmbedRequest
+    predicted: dict[str, list[Path]] = field(default_factory=dict)
+    """By content, the files of what stage predict computed of its vectors."""
 
     @property
     def ignored(self) -> dict[str, Any]:
@@ -145,6 +147,9 @@ def catalogued(
         scores = request.scores / content if request.columns else None
         looks = {name: request.look(name) / content for name in request.looks}
         units += [*([] if scores is None else [scores]), *looks.values()]
+        predicted = embedded.predicted.get(content, [])
+        units += [file.parent for file in predicted]
+        files = [*(unit / LOOKS[name].file for name, unit in looks.items()), *predicted]
         prefix, interleaves = key_prefix(part), part.format == "folder"
         output = PartOutputs(
             part.name,
@@ -153,7 +158,7 @@ def catalogued(
             None if scores is None else str(scores.relative_to(work)),
             str(units[1].relative_to(work)),
             interleaves,
-            [str((unit / LOOKS[name].file).relative_to(work)) for name, unit in looks.items()],
+            [str(file.relative_to(work)) for file in files],
         )
         outputs.append(output)
         # The places too: a catalogue must not lean on units of other settings, which gc may remove.
@@ -164,7 +169,7 @@ def catalogued(
         digests,
         [
             quality and quality.model_dump(exclude_none=True),
-            [entry.model_dump() for entry in filters],
+            [entry.rule for entry in filters],
             *([each.name, each.content] for each in lists),
             *([exported.digest] if exported else []),
         ],

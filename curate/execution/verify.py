@@ -15,8 +15,18 @@ from shared.locks import scratch_folder
 from shared.storage import digest_file, read_json
 
 STAGES = (
-    *("lists", "facts", "scores", *LOOKS, "vectors", "text", "catalogue", "calibrate", "include"),
-    *("cluster", "dedup", "estimate", "holdout", "retrieve", "choose", "select"),
+    *("lists", "facts", "scores", *LOOKS, "vectors", "text", "head", "predict", "catalogue"),
+    *(
+        "calibrate",
+        "include",
+        "cluster",
+        "dedup",
+        "estimate",
+        "holdout",
+        "retrieve",
+        "choose",
+        "select",
+    ),
 )
 """The folders of a WORK whose grandchildren are units."""
 

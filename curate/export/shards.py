@@ -26,6 +26,7 @@ from curate.catalogue.collection import Catalogued, Numbers
 from curate.catalogue.originals import changed, load_parts, save_parts
 from curate.export.bounds import ShardBounds
 from curate.export.encode import PictureSettings, encode
+from curate.export.hook import edit
 from curate.export.spill import Source, needs_spill, read_spilled, spill
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
@@ -66,6 +67,9 @@ class ExportSettings(PictureSettings):
     """Further places that the finished result is copied to: folders, or fsspec URLs."""
     seed: int = 0
     """Seed of the hash that orders the images."""
+    hook: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """package.module:function that is given each picture and returns it, or an edited one, which is
+    what is written; a change of the function's code is not noticed."""
 
     @field_validator("members")
     @classmethod
@@ -81,8 +85,12 @@ class ExportSettings(PictureSettings):
 
     @model_validator(mode="after")
     def _is_read(self) -> ExportSettings:
-        is_encoded = self.encode in ("jpeg", "webp")
-        asked = {"members": self.members, "resize": self.resize, "encode": is_encoded}
+        asked: dict[str, object] = {
+            "members": self.members,
+            "resize": self.resize,
+            "encode": self.encode in ("jpeg", "webp"),
+            "hook": self.hook,
+        }
         if self.format == "list" and any(asked.values()):
             name = next(name for name, value in asked.items() if value)
             raise ValueError(
@@ -215,7 +223,11 @@ def _reads(
 
     def read(number: int, part: int, fact: dict[str, Any], nearest: tuple) -> Sample:
         data, found = _bytes(source, number, part, fact)
+        original = data
         try:
+            if settings.hook:
+                data = edit(data, settings.hook, fact["key"], max_pixels=kept.max_pixels)
+            edited_by = settings.hook if data is not original else None
             data, extension = encode(data, settings, max_pixels=kept.max_pixels)
         except ImageError as error:
             raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
@@ -229,6 +241,7 @@ def _reads(
             "source_member": fact["member"],
             "seed_similarity": nearest[1],
             "nearest_seed": nearest[0],
+            "edited_by": edited_by,
         }
         beside = {end: x for end, x in zip(settings.members, found, strict=False) if x is not None}
         said = read_object(beside.pop("json", b"{}"))

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int8
 
-from curate.filters.decisions import CODE, OPEN, Check
+from curate.filters.decisions import CODE, OPEN
 from curate.filters.lists import CompiledList, listed
 from curate.filters.quality import QualitySettings, corrupt, quality
-from curate.filters.scores import FilterSettings, unsafe
+from curate.filters.scores import FilterSettings, scored
 
 
 def judge(
@@ -30,13 +30,16 @@ def judge(
     broken or has no vector is decided. `resolved` is what some filters of quality made of the whole
     crawl (`Filter.resolve`), by their settings.
     """
+    assert scores is not None or not filters
     codes = np.full(len(facts), OPEN, np.int8)
     reasons = [""] * len(facts)
-    checks: list[Check] = [corrupt(facts), *listed(facts, lists)]
-    if filters:
-        assert scores is not None
-        checks += unsafe(scores, filters)
-    checks += quality(facts, valid, settings, resolved or {})
+    checks = [
+        corrupt(facts),
+        *listed(facts, lists),
+        *scored(scores, filters, "unsafe"),
+        *quality(facts, valid, settings, resolved or {}),
+        *scored(scores, filters, "low_quality"),
+    ]
     for check in checks:
         rows = np.flatnonzero(check.failing & (codes == OPEN))
         codes[rows] = CODE[check.decision]

@@ -1,4 +1,4 @@
-"""Filters by the picture of an image: dark, bright, of little information, blurry.
+"""Filters by the picture of an image: dark, bright, of little information, blurry, grey.
 
 A picture is measured reduced to `SIDE`, so that a measure means the same for all of them, and a
 picture that is blurred by less than that reduction is not blurry. The measures are cleanvision's,
@@ -26,12 +26,14 @@ MEASURES = pa.schema(
         ("brightness_p5", pa.float32()),
         ("entropy", pa.float32()),
         ("sharpness", pa.float32()),
+        ("colour", pa.float32()),
     ]
 )
 """Null where there is no picture. `brightness_p99` and `brightness_p5`: percentiles of the pixels'
 perceived brightness, from 0 (black) to 1 (white). `entropy`: of the luminance's 256 values, in bits,
 0 to 8. `sharpness`: the variance of the luminance's Laplacian, from 0 (flat) to 1,040,400 (luminance
-has 255 steps); 0 where a side has less than 3 pixels."""
+has 255 steps); 0 where a side has less than 3 pixels. `colour`: the 99th percentile of how far a
+pixel's red, green and blue lie apart, 0 (grey) to 255."""
 
 
 class PictureSettings(BaseModel):
@@ -47,12 +49,15 @@ class PictureSettings(BaseModel):
     """Bits: below it the image holds little information (cleanvision: 3, of all colours)."""
     min_sharpness: float | None = Field(None, ge=0)
     """Variance of the Laplacian: below it the image is blurry."""
+    min_colour: float | None = Field(None, ge=0, le=255)
+    """Of 255: below it the image is grey (cleanvision takes only what has no colour at all: 1)."""
 
 
 def measure(image: Image.Image) -> dict[str, Any]:
     """Return the `MEASURES` of an RGB picture; a picture gives the same ones on any thread."""
     small = _reduce(image)
-    brightness = _brightness(np.asarray(small, np.uint8))
+    pixels = np.asarray(small, np.uint8)
+    brightness = _brightness(pixels)
     dark_end, bright_end = np.percentile(brightness, [5, 99])
     luminance = np.asarray(small.convert("L"), np.uint8)
     return {
@@ -60,6 +65,7 @@ def measure(image: Image.Image) -> dict[str, Any]:
         "brightness_p5": float(dark_end),
         "entropy": _entropy(luminance),
         "sharpness": _sharpness(luminance),
+        "colour": float(np.percentile(np.ptp(pixels, axis=2), 99)),
     }
 
 
@@ -114,10 +120,11 @@ def _bounded(setting: str, column: str, what: str, *, above: bool = False) -> Fi
     return Filter(setting, (column,), find)
 
 
-LOOK = Look("measures", 1, SIDE, MEASURES, measure)
+LOOK = Look("measures", 2, SIDE, MEASURES, measure)
 MIN_BRIGHTNESS = _bounded("min_brightness", "brightness_p99", "dark: brightness (99th percentile)")
 MAX_BRIGHTNESS = _bounded(
     "max_brightness", "brightness_p5", "bright: brightness (5th percentile)", above=True
 )
 MIN_ENTROPY = _bounded("min_entropy", "entropy", "little information: entropy in bits")
 MIN_SHARPNESS = _bounded("min_sharpness", "sharpness", "blurry: sharpness")
+MIN_COLOUR = _bounded("min_colour", "colour", "grey: colour")

@@ -19,5 +19,6 @@ FILTERS: tuple[Filter, ...] = (
     picture.MAX_BRIGHTNESS,
     picture.MIN_ENTROPY,
     picture.MIN_SHARPNESS,
+    picture.MIN_COLOUR,
 )
 """A new one is its object, its setting beside it, and its line here."""

@@ -51,6 +51,7 @@ def life(out: Path, key: str) -> dict[str, Any]:
         "reason": image["reason"],
         "why": _why(image, group, thresholds),
         "facts": {name: image.get(name) for name in FACTS},
+        "scores": image.get("scores") or {},
         "cluster": image["cluster"],
         "group": group,
         "seeds": seeds,
@@ -76,6 +77,7 @@ def explain(out: Path, key: str) -> str:
             ("url", facts["url"]),
             ("caption", facts["caption"]),
             ("sha256", facts["sha256"]),
+            ("scores", _scores(told["scores"])),
             ("cluster", told["cluster"]),
             ("balance", _balance(told)),
         ]
@@ -84,6 +86,11 @@ def explain(out: Path, key: str) -> str:
     if told["written"] is not None:
         lines += ["", f"Written to {told['written']['shard']} as {told['written']['key']}"]
     return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _scores(scores: dict[str, float | None]) -> str:
+    said = {name: "no value" if score is None else f"{score:.4g}" for name, score in scores.items()}
+    return ", ".join(f"{name} {score}" for name, score in said.items())
 
 
 def _group(tables: duckdb.DuckDBPyConnection, group: int, key: str) -> dict[str, Any]:

@@ -63,6 +63,7 @@ IMAGES = pa.schema(
         ("balance_cluster", pa.int32()),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
         *LOOKED,
     ]
 )
@@ -240,9 +241,18 @@ class _Block:
             ),
             "output_shard": pa.array([shard for shard, _ in outputs], pa.string()),
             "output_key": pa.array([key for _, key in outputs], pa.string()),
+            "scores": pa.array(self._scores(), IMAGES.field("scores").type),
             **{field.name: self._look(field) for field in LOOKED},
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
+
+    def _scores(self) -> list[list[tuple[str, float | None]] | None]:
+        """Return for each image what the filters looked at, by their names; None without filters."""
+        columns = {each.name: self.facts[each.score].to_pylist() for each in self.decided.filters}
+        if not columns:
+            return [None] * len(self.facts)
+        rows = zip(*columns.values(), strict=True)
+        return [list(zip(columns, row, strict=True)) for row in rows]
 
     def _look(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
         if field.name in self.facts.column_names:

@@ -193,7 +193,8 @@ def grouped(
             )
         after = _folder(home / f"groups-{number}")
         per_image = settings.edges_per_image
-        result = group(ranks, searched, settings.groups, per_image, before, out=after)
+        stays = len(collection.exported)
+        result = group(ranks, searched, settings.groups, per_image, before, stays, out=after)
         before = after
         if not result["undecided"]:
             if POLICIES[settings.keep].central or settings.chain_floor is not None:

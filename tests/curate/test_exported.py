@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_collection import (
     Made,
+    best_first,
     clear,
     clumps,
     clustered,
@@ -40,8 +41,9 @@ def test_it_stands_for_itself_and_first_for_others(tmp_path, mode, per_image):
     assert crawl.exported.tolist() == sorted([n, place] for place, n in enumerate(numbers))
     exact = exact_cosines(vectors, vectors)
     threshold = clear(exact, 0.9)
-    order = sorted(range(len(vectors)), key=lambda n: (n not in numbers, plain.rank[n]))
-    assert np.argsort(crawl.rank).tolist() == order
+    plainly = best_first(plain, tmp_path).tolist()
+    order = sorted(plainly, key=lambda n: (n not in numbers, plainly.index(n)))
+    assert best_first(crawl, tmp_path).tolist() == order
 
     expected = np.arange(len(vectors))
     if mode == "greedy":
@@ -74,9 +76,13 @@ def test_it_stands_for_itself_and_first_for_others(tmp_path, mode, per_image):
 def test_it_stands_for_all_that_has_its_bytes(tmp_path):
     images = [Made(f"p/{n}", np.eye(4)[n % 4], content=f"{n % 2}") for n in range(6)]
     plain = made_collection(tmp_path, images, name="plain")
-    assert plain.canonical.tolist() == [0, 1, 0, 1, 0, 1]
+    assert best_first(plain, tmp_path).tolist() == [0, 1]
     crawl = made_collection(tmp_path, images, exported=as_exported(tmp_path, plain, [4]))
-    assert crawl.canonical.tolist() == [4, 1, 4, 1, 4, 1]
+    assert best_first(crawl, tmp_path).tolist() == [4, 1]
+    for mode in ("greedy", "components"):
+        clusters, _ = clustered(crawl, tmp_path)
+        folder, _ = grouped(crawl, clusters, tmp_path, 0.9, DedupSettings(groups=mode))
+        assert np.load(folder / "representative.npy").tolist() == [4, 1, 4, 1, 4, 1]
 
 
 def test_what_is_gone_changed_or_no_longer_admitted_is_told(tmp_path):

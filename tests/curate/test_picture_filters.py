@@ -37,7 +37,13 @@ MADE = {
     "two-tone": Image.fromarray(TILES.astype(np.uint8)).convert("RGB"),
     "flat": Image.new("RGB", (64, 64), (90, 90, 90)),
 }
-STRICT = {"min_brightness": 0.32, "max_brightness": 0.95, "min_entropy": 3, "min_sharpness": 50}
+STRICT = {
+    "min_brightness": 0.32,
+    "max_brightness": 0.95,
+    "min_entropy": 3,
+    "min_sharpness": 50,
+    "min_colour": 1,
+}
 
 
 def measured_by_hand(image):
@@ -50,9 +56,9 @@ def measured_by_hand(image):
         for r, g, b in line
     )
 
-    def percentile(share):
-        at = share / 100 * (len(bright) - 1)
-        low, high = bright[math.floor(at)], bright[math.ceil(at)]
+    def percentile(values, share):
+        at = share / 100 * (len(values) - 1)
+        low, high = values[math.floor(at)], values[math.ceil(at)]
         return low + (high - low) * (at - math.floor(at))
 
     grey = [
@@ -66,7 +72,8 @@ def measured_by_hand(image):
     sharpness = 0.0
     if min(width, height) >= 3:
         sharpness = ndimage.laplace(np.array(grey, np.float64))[1:-1, 1:-1].var()
-    return percentile(99), percentile(5), entropy, sharpness
+    spread = sorted(max(pixel) - min(pixel) for line in pixels for pixel in line)
+    return percentile(bright, 99), percentile(bright, 5), entropy, sharpness, percentile(spread, 99)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (9, 2), (3, 3), (17, 11), (SIDE, 3)])
@@ -81,8 +88,9 @@ def test_the_measures_are_those_of_the_formulas(size, seed):
 
 def test_the_measures_keep_to_their_ranges():
     black, white = (measure(Image.new("RGB", (20, 20), colour)) for colour in ("black", "white"))
-    assert list(black.values()) == [0, 0, 0, 0]
-    assert list(white.values()) == pytest.approx([1, 1, 0, 0], abs=1e-12)
+    assert list(black.values()) == [0, 0, 0, 0, 0]
+    assert list(white.values()) == pytest.approx([1, 1, 0, 0, 0], abs=1e-12)
+    assert measure(Image.new("RGB", (20, 20), "red"))["colour"] == 255
     checks = np.indices((22, 22)).sum(0) % 2 * 255
     checks = measure(Image.fromarray(checks.astype(np.uint8)).convert("RGB"))
     assert checks["sharpness"] == 1_040_400
@@ -115,6 +123,7 @@ def judged(**settings):
         ("max_brightness", {"bright"}, "bright: brightness (5th percentile) 0.9"),
         ("min_entropy", {"bright", "two-tone", "flat"}, "little information: entropy in bits "),
         ("min_sharpness", {"bright", "blurred", "flat"}, "blurry: sharpness "),
+        ("min_colour", {"two-tone", "flat"}, "grey: colour 0"),
     ],
 )
 def test_a_filter_excludes_its_kind_of_picture_and_says_why(setting, excluded, said):

@@ -92,7 +92,7 @@ def test_a_filter_by_facts_that_is_added_later_changes_no_unit_of_a_part(undistu
     assert decisions(undisturbed.root / "strict")["kept"] == 0
 
 
-PICTURE = ("brightness_p99", "brightness_p5", "entropy", "sharpness")
+PICTURE = ("brightness_p99", "brightness_p5", "entropy", "sharpness", "colour")
 
 
 def test_filters_by_the_picture_that_are_added_later_read_once_and_embed_nothing(site, monkeypatch):
@@ -117,7 +117,7 @@ def test_filters_by_the_picture_that_are_added_later_read_once_and_embed_nothing
     without = {row["key"] for row in images if row["entropy"] is None}
     assert without == set(CORRUPT)
     flat = next(row for row in images if row["key"] == "00003/blank")
-    assert [flat[name] for name in PICTURE] == pytest.approx([128 / 255, 128 / 255, 0, 0])
+    assert [flat[name] for name in PICTURE] == pytest.approx([128 / 255, 128 / 255, 0, 0, 0])
     clean = Site(site.root, site.data, site.root / "clean-work")
     monkeypatch.undo()
     clean.run(strict, out="clean")

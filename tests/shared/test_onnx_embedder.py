@@ -224,7 +224,7 @@ def test_a_file_that_is_no_graph_and_missing_packages_are_one_line(tmp_path, mon
         load(told, 1)
     for name in ("nowhere/a.onnx", "json.decoder/a.onnx", "math/a.onnx"):
         absent = told.model_copy(update={"model": f"resource:{name}"})
-        with pytest.raises(LvdError, match=r"is not installed: .*\[sscd\]"):
+        with pytest.raises(LvdError, match=r"is not installed: .*\[nsfw,sscd\]"):
             load(absent, 1)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(LvdError, match=r"onnxruntime: install the extra.*\[onnx\]"):
