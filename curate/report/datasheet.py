@@ -131,7 +131,7 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
             (
                 about["name"],
                 purposes[stage],
-                ", ".join(f"{key} {value}" for key, value in flat(about["identity"]).items()),
+                ", ".join(f"{k} {v}" for k, v in flat(about["identity"]).items() if v is not None),
             )
             for stage, about in run["embedders"].items()
         ],
