@@ -126,9 +126,8 @@ def describe_clusters(counts: pa.Table) -> dict[str, Any]:
     as images are drawn.
     """
     images, kept, weight = (counts[name].to_numpy() for name in ("images", "kept", "weight"))
-    paths = np.array(counts["path"].to_pylist(), np.int64).reshape(len(counts), -1)
     levels = []
-    for own in paths.T:
+    for own in np.array(counts["path"].to_pylist(), np.int64).T:
         before, after = (np.bincount(own, each).astype(np.int64) for each in (images, weight))
         clusters = int((before > 0).sum())
         levels.append(

@@ -140,6 +140,13 @@ def test_another_work_folder_gives_the_same_bytes(small_run):
     assert any("nothing to do" in line for line in said)
 
 
+def test_where_nothing_is_retrieved_nothing_is_balanced(small_run):
+    small_run.run("--replace", "--set=balance.target=0.5", "--set=retrieve.threshold=1")
+    _, clusters, funnel = check_counts(small_run.out)
+    assert (clusters, funnel["balance"]["levels"]) == ([], [])
+    assert not (small_run.out / "reports" / "balance.png").exists()
+
+
 def test_what_is_removed_counts_no_more(small_run):
     small_run.run("--replace", "--set=balance.target=9", LEVELS)
     before = funnel_of(small_run.out)["balance"]["levels"]
