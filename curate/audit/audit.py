@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from curate.audit.request import AuditRequest
 from curate.calibration.measure import VERSION as CALIBRATION_VERSION
@@ -126,7 +126,7 @@ def same_bytes(own: Collection, other: Collection) -> Pairs:
     return np.column_stack([np.flatnonzero(has), order[first[at[has]]]])
 
 
-def nearest_copies(folders: list[Path]) -> tuple[Pairs, np.ndarray]:
+def nearest_copies(folders: list[Path]) -> tuple[Pairs, Float32[np.ndarray, " p"]]:
     """Return the hits of all blocks, as numbers in both datasets, and their cosines."""
     hits = [np.load(folder / "hits.npy")[:, [0, 2]] for folder in folders]
     similarity = [np.load(folder / "similarity.npy") for folder in folders]

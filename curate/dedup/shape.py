@@ -35,9 +35,9 @@ def measure_groups(
 ) -> dict[str, int]:
     """Write `shape.npz` of the groups `first` to `last`, an entry of each array for each group.
 
-    `representative` int64, `size` and `contents` int64 (images, and distinct ones), `lowest` float32 (the
-    lowest cosine of any two members), `to_representative` float32 (the lowest with it), `sampled`
-    bool (whether not all were compared for `lowest`). Returns how many are `chains`: two of their
+    `representative` int64, `size` and `contents` int64 (images, and distinct ones), `lowest`
+    float32 (the lowest cosine of any two members), `to_representative` float32 (the lowest with
+    it), `sampled` bool (whether not all were compared for `lowest`). Returns how many are `chains`: two of their
     members do not reach the threshold.
     """
     members, group = load_members(listed, first, last)
