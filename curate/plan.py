@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curate.calibration.thresholds import (
-    Threshold,
-    is_number,
-    known_threshold_of_seed,
-    known_thresholds,
-)
 from curate.catalogue.content import forget, recall
 from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
-from curate.embedding.stage import is_embedded, set_aside_parts
+from curate.embedding.stage import set_aside_parts
 from curate.export.hook import load_hook
 from curate.export.selection_list import require_direct
 from curate.filters.lists import CompiledList, compile_lists
@@ -28,31 +21,22 @@ from curate.filters.quality import needs_measures
 from curate.filters.scores import Source
 from curate.increment import Before
 from curate.sample.make import make_sample
-from curate.settings import Named, PipelineSettings, Request, Seed
+from curate.settings import Named, PipelineSettings, Request
 from shared.commits import committed, discard
 from shared.datasets import DatasetSettings, Part, list_parts
 from shared.embedders import (
     EmbedderSettings,
-    at_commit,
-    find_on_hub,
-    from_hub,
     identity,
     resolve,
     resolve_identity,
 )
 from shared.errors import LvdError
-from shared.hub import HubFile, HubUnreachableError
 from shared.locks import scratch_folder
-from shared.progress import size
 from shared.storage import fingerprint
 
 BUILT_IN = "builtin:"
 PARTIAL = ".partial"
 """What a result is called, behind its name, while it is built."""
-BYTES_PER_IMAGE = 100_000
-"""Of a typical crawl; used to guess the number of images before they are counted."""
-WORK_PER_IMAGE = 6_000
-"""Facts, and three copies of a 768-dimensional float16 vector."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,7 @@ class Plan:
         asked = [each.embedder for each in self.predictors]
         by_role = {"seed": [self.meaning], "holdout": [self.copies]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning, *asked])
-        if _is_included(dataset, self.request):
+        if is_included(dataset, self.request):
             wanted = [self.meaning, self.copies]
         distinct: dict[str, EmbedderSettings] = {}
         for each in wanted:
@@ -264,65 +248,6 @@ def label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", path).strip("._") or "dataset"
 
 
-def describe(plan: Plan, out: Path) -> str:
-    """Return what a run would do: the plan, its parts, what is cached or to be fetched, the space.
-
-    Nothing is fetched. Raises LvdError where a hub says that it does not have a model.
-    """
-    request, settings = plan.request, plan.request.settings
-    lines = [f"pipeline   {request.pipeline}"]
-    lines += [
-        f"embedder   {each.name} ({each.settings.device}, {each.settings.precision})"
-        for each in {each.name: each for each in request.embedders.values()}.values()
-    ]
-    models = {request.embedders[role].name: each for role, each in plan.embedders.items()}
-    found = {name: _look_up(each) for name, each in models.items() if from_hub(each)}
-    lines += [f"hub        {name}: {_whence(each)}" for name, each in found.items()]
-    commits = {name: each.commit for name, each in found.items() if isinstance(each, HubFile)}
-    plan = _at_commits(plan, commits)
-    # of what the hub cannot tell now nothing was ever downloaded, so nothing is embedded with it
-    is_pinned = commits.keys() == found.keys()
-    missing = 0
-    for dataset in plan.datasets:
-        if dataset.texts:
-            lines.append(f"{dataset.role:<9}  {dataset.name}: {len(dataset.texts):,} captions")
-            continue
-        asked = plan.embed_request(dataset) if is_pinned else None
-        todo = [part for part in dataset.parts if asked is None or not is_embedded(asked, part)]
-        nbytes = sum(part.nbytes for part in dataset.parts)
-        missing += sum(part.nbytes for part in todo)
-        lines.append(
-            f"{dataset.role:<9}  {dataset.name}: {len(dataset.parts):,} {dataset.parts[0].format} "
-            f"parts, {size(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
-        )
-    lines += [
-        f"list       {each.name}: {each.entries:,} of kind {each.kind}" for each in plan.lists
-    ]
-    known = known_thresholds(settings, plan.embedders)
-    value = _inclusive(known.get("dedup"))
-    if "dedup" in known and known["dedup"].source == "embedder":
-        value += ", unless this crawl contradicts it"
-    lines.append(f"dedup      threshold {value}")
-    for seed in request.seeds:
-        name = f" {seed.name}:" if len(request.seeds) > 1 else ""
-        images = _count_readable(seed, plan) if is_pinned else None
-        lines.append(f"retrieve  {name} {_describe_seed(seed, images, plan.meaning)}")
-    if (target := settings.balance.target) is not None:
-        much = f"{target:,} images" if isinstance(target, int) else f"{target} of what is retrieved"
-        lines.append(f"balance    {much}, over clusters ({settings.balance.levels})")
-    work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
-    shards = sum(part.nbytes for dataset in written(plan) for part in dataset.parts)
-    copies = [(out, shards, "needed for shards, at most about")]
-    for folder, need, what in (
-        (plan.work, work, "needed for facts and vectors, about"),
-        *(copies if settings.export.format == "shards" else []),
-    ):
-        free = shutil.disk_usage(_there(folder)).free
-        lines.append(f"space      {folder}: {what} {size(need)}; {size(free)} free")
-    lines.append(f"output     {out}" + (" (exists)" if out.exists() else ""))
-    return "\n".join(lines)
-
-
 def check_export(plan: Plan) -> None:
     """Raise LvdError, before anything is computed, where the images cannot go out as asked for."""
     if plan.request.settings.export.format == "list":
@@ -332,73 +257,15 @@ def check_export(plan: Plan) -> None:
 
 def written(plan: Plan) -> list[Dataset]:
     """Return the datasets of which images go out: the crawl, and seeds that are included."""
-    return [x for x in plan.datasets if x is plan.crawl or _is_included(x, plan.request)]
+    return [x for x in plan.datasets if x is plan.crawl or is_included(x, plan.request)]
 
 
-def _is_included(dataset: Dataset, request: Request) -> bool:
+def is_included(dataset: Dataset, request: Request) -> bool:
+    """Tell whether a dataset's own images go out."""
     return dataset.role == "seed" and dataset.name in request.included
 
 
-def _describe_seed(seed: Seed, images: int | None, meaning: EmbedderSettings) -> str:
-    """Return by which strategy a seed retrieves; `images` are its readable ones, if counted yet."""
-    settings = seed.settings if images is None else seed.settings.resolve(images)
-    threshold = known_threshold_of_seed(settings, meaning)
-    own = "; its own images are included" if settings.include else ""
-    if settings.strategy != "threshold":
-        has_floor = is_number(settings.threshold)
-        floor = f"; floor: cosine {_inclusive(threshold)}" if has_floor else ""
-        return f"{settings.strategy}: {settings.describe()}{floor}{own}"
-    value = _inclusive(threshold)
-    if settings.target is not None:
-        value = f"that of target {settings.target}: solved for in the run"
-    return f"{'negative: ' if settings.negative else ''}threshold {value}{own}"
-
-
-def _inclusive(threshold: Threshold | None) -> str:
-    return "auto: measured in the run" if threshold is None else f"{threshold.value} (inclusive)"
-
-
-def _count_readable(seed: Seed, plan: Plan) -> int | None:
-    """Return how many images of a seed can be read; None where some are not embedded yet."""
-    [dataset] = [x for x in plan.datasets if (x.role, x.name) == ("seed", seed.name)]
-    asked, count = plan.embed_request(dataset), len(dataset.texts)
-    for part in dataset.parts:
-        content = recall(plan.work, part)
-        stats = committed(asked.facts / content) if content else None
-        if stats is None:
-            return None
-        count += stats["images"] - stats["corrupt"]
-    return count
-
-
-def _look_up(embedder: EmbedderSettings) -> HubFile | HubUnreachableError:
-    try:
-        return find_on_hub(embedder)
-    except HubUnreachableError as error:
-        return error
-
-
-def _at_commits(plan: Plan, commits: Mapping[str, str]) -> Plan:
-    """Return the plan with the embedders of these names pinned to their commits."""
-    embedders = dict(plan.embedders)
-    for role, named in plan.request.embedders.items():
-        if named.name in commits:
-            embedders[role] = at_commit(embedders[role], commits[named.name])
-    return replace(plan, embedders=embedders)
-
-
-def _whence(file: HubFile | HubUnreachableError) -> str:
-    """Return where a hub's file is: in the cache, or how much there is to fetch."""
-    if isinstance(file, HubUnreachableError):
-        return str(file)
-    if file.path:
-        how = "in the cache already"
-    else:
-        how = f"{size(file.nbytes)} to fetch" if file.nbytes is not None else "to fetch"
-    return f"{file.name} of {file.repository} at {file.commit[:12]}, {how}"
-
-
-def _there(folder: Path) -> Path:
+def parent_of(folder: Path) -> Path:
     """Return the nearest of a folder and its parents that exists."""
     return next(
         place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
@@ -407,7 +274,7 @@ def _there(folder: Path) -> Path:
 
 def writable(folder: Path, option: str) -> None:
     """Fail at once where nothing can be written."""
-    there = _there(folder)
+    there = parent_of(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise LvdError(f"{option} {folder}: cannot write below {there}: name another folder")
 

@@ -11,6 +11,7 @@ import click
 from curate.cli.options import executor_option, folder, make_plan, request_options, retry_option
 
 if TYPE_CHECKING:
+    from curate.dry_run import describe
     from curate.execution.output import Output
     from curate.execution.session import ExecutorName
     from curate.plan import Plan
@@ -48,7 +49,7 @@ def run(
     from curate.calibration.pairing import wrong_pairings
     from curate.execution.copies import require_places
     from curate.execution.output import Output
-    from curate.plan import check_export, comparable, describe, pinned, writable
+    from curate.plan import check_export, comparable, pinned, writable
     from shared.progress import warn
 
     plan, out = make_plan(out=out, **asked)

@@ -43,13 +43,13 @@ def update(
     What the crawl has lost, or what became corrupt or unsafe since, is refused while OUT holds it:
     take it out with `lvd-curate remove` first. To judge everything anew, use `lvd-curate run`.
     """
+    from curate.dry_run import describe
     from curate.execution.copies import require_places
     from curate.execution.output import Output
     from curate.increment import list_removed, read_before, read_run
     from curate.plan import (
         check_export,
         comparable,
-        describe,
         make_plan,
         pinned,
         pipeline_of,
