@@ -11,7 +11,6 @@ import click
 from curate.cli.options import executor_option, folder, make_plan, request_options, retry_option
 
 if TYPE_CHECKING:
-    from curate.dry_run import describe
     from curate.execution.output import Output
     from curate.execution.session import ExecutorName
     from curate.plan import Plan
@@ -47,6 +46,7 @@ def run(
     and again for reasons of their own.
     """
     from curate.calibration.pairing import wrong_pairings
+    from curate.dry_run import describe
     from curate.execution.copies import require_places
     from curate.execution.output import Output
     from curate.plan import check_export, comparable, pinned, writable

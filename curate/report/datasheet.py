@@ -130,7 +130,7 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
         [
             (
                 about["name"],
-                purposes[stage],
+                purposes.get(stage, f"scores for the filter {stage.removeprefix('filters.')}"),
                 ", ".join(f"{k} {v}" for k, v in flat(about["identity"]).items() if v is not None),
             )
             for stage, about in run["embedders"].items()

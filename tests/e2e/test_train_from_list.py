@@ -66,7 +66,8 @@ def test_a_list_says_where_the_bytes_of_what_is_kept_are_and_nothing_is_copied(s
     assert {(row["key"], row["output_key"]) for row in listed if row["seed"] == "animals"} == own
     assert {row["caption"] for row in listed if row["part"].endswith("00000.tar")} == {"a wave"}
     assert sorted(path.name for path in out.iterdir()) == [
-        *("files.json", "reports", "run.json", "selection.parquet", "timings.json", "used.json")
+        *("clusters", "datasheet.md", "files.json", "reports", "run.json", "selection.parquet"),
+        *("timings.json", "used.json"),
     ]
     assert not leftovers(site)
 
