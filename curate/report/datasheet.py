@@ -124,13 +124,12 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     settings = run["settings"]
     yield "Models that judged the images:"
     yield ""
-    purposes = {"dedup": "finds copies", "retrieve": "judges likeness to the seed"}
     yield from _table(
         ("model", "purpose", "identity"),
         [
             (
                 about["name"],
-                purposes[stage],
+                _purpose(stage),
                 ", ".join(f"{k} {v}" for k, v in flat(about["identity"]).items() if v is not None),
             )
             for stage, about in run["embedders"].items()
@@ -177,6 +176,11 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     yield ""
     dumped = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True, width=96)
     yield from (f"    {printable(line)}" for line in dumped.splitlines())
+
+
+def _purpose(stage: str) -> str:
+    known = {"dedup": "finds copies", "retrieve": "judges likeness to the seed"}
+    return known.get(stage) or f"scores images for the filter {stage.removeprefix('filters.')}"
 
 
 def _limits(funnel: dict[str, Any]) -> Iterator[str]:

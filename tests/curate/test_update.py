@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,8 @@ from pictures import encoded, picture, write_tar
 from curate.catalogue.collection import Collection
 from curate.catalogue.keyed_order import keyed_hash
 from curate.cli import main
+from curate.filters.head import dim_of
+from shared.embedders import EmbedderSettings
 
 CONFIG = """
 datasets:
@@ -33,6 +36,12 @@ pipelines:
     report: {pictures: false}
 """
 LARGE = (96, 80)
+
+
+OWN = (
+    "--set=seeds={own: {include: true, strategy: none}, seed: {threshold: -1}}",
+    "--set=seed=null",
+)
 
 
 class Site:
@@ -86,6 +95,22 @@ class Site:
 
     def json(self, name):
         return json.loads((self.out / name).read_text())
+
+    def require_whole(self):
+        """Compare what the shards hold with what the tables say that they hold."""
+        held, told = {}, {}
+        for path in sorted((self.out / "shards").glob("*.tar")):
+            with tarfile.open(path) as tar:
+                for entry in tar:
+                    if entry.name.endswith(".json"):
+                        sample = json.load(tar.extractfile(entry))
+                        held[entry.name.removesuffix(".json")] = sample["sha256"]
+        for name in ("images", "seed_images"):
+            if (self.out / "reports" / f"{name}.parquet").exists():
+                rows = self.rows(name).values()
+                told |= {row["output_key"]: row["sha256"] for row in rows if row["output_key"]}
+        assert held == told
+        self("verify", self.out)
 
 
 @pytest.fixture(scope="module")
@@ -331,8 +356,7 @@ def test_a_result_is_updated_again_and_again(site):
 
 
 def test_images_of_an_included_seed_stay_too(site):
-    seeds = "--set=seeds={own: {include: true, strategy: none}, seed: {threshold: -1}}"
-    site("run", seeds, "--set=seed=null")
+    site("run", *OWN)
     before = site.rows("seed_images")
     assert {row["decision"] for row in before.values()} == {"kept"}
     site.grow()
@@ -342,6 +366,17 @@ def test_images_of_an_included_seed_stay_too(site):
     assert {key: now[key] for key in before} == before
     assert now["62.jpg"]["decision"] == "kept"
     assert now["62.jpg"]["output_shard"] > max(row["output_shard"] for row in before.values())
+
+
+def test_new_images_are_judged_by_the_filters_of_models_too(site):
+    dim = dim_of(EmbedderSettings(kind="descriptor"), 1)
+    np.savez(site.root / "head.npz", weight=np.ones(dim))
+    site("run", "--set=filters=[{name: bright, head: {file: head.npz}, min: -100}]")
+    site.grow()
+    site("update", site.out)
+    assert all("bright" in dict(row["scores"]) for row in site.rows().values())
+    assert "scores images for the filter bright" in (site.out / "datasheet.md").read_text()
+    site.require_whole()
 
 
 def test_what_the_crawl_has_lost_or_changed_is_refused(site):
