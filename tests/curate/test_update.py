@@ -368,6 +368,20 @@ def test_images_of_an_included_seed_stay_too(site):
     assert now["62.jpg"]["output_shard"] > max(row["output_shard"] for row in before.values())
 
 
+def test_images_of_included_seeds_stay_beside_new_ones_of_the_same_bytes(site):
+    both = "{own: {include: true, strategy: none}, held: {include: true, strategy: none}, seed: {}}"
+    site("run", f"--set=seeds={both}", "--set=seed=null")
+    before = site.rows("seed_images")
+    site.grow()
+    (site.data / "own" / "00.jpg").write_bytes(encoded(picture(60)))
+    (site.data / "held" / "00.jpg").write_bytes(encoded(picture(61)))
+    site("update", site.out)
+    now = pq.read_table(site.out / "reports" / "seed_images.parquet").to_pylist()
+    assert {row["key"]: row for row in now if row["key"] in before} == before
+    assert [row["decision"] for row in now if row["key"] == "00.jpg"] == ["duplicate"] * 2
+    site.require_whole()
+
+
 def test_new_images_are_judged_by_the_filters_of_models_too(site):
     dim = dim_of(EmbedderSettings(kind="descriptor"), 1)
     np.savez(site.root / "head.npz", weight=np.ones(dim))
@@ -396,6 +410,16 @@ def test_copies_of_new_holdout_images_are_refused(site):
     (site.data / "held" / "4.jpg").write_bytes(encoded(picture(4)))
     said = " ".join(site("update", site.out, status=2).split())
     assert "1 images of the result to add to are copies of holdout images" in said
+
+
+def test_images_of_included_seeds_that_are_copies_of_new_holdout_images_are_refused(site):
+    site("run", *OWN, "--holdout=held")
+    made = site.files()
+    site.grow()
+    (site.data / "held" / "60.jpg").write_bytes(encoded(picture(60)))
+    said = " ".join(site("update", site.out, status=2).split())
+    assert "1 images of the result to add to are copies of holdout images" in said
+    assert site.files() == made
 
 
 def test_other_settings_and_what_is_no_result_are_one_line(site):
