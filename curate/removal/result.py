@@ -148,7 +148,7 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     pq.write_table(removed, new / "reports" / "removed.parquet", compression="zstd")
     yield "reports/removed.parquet"
     groups = {group: members for group, members in left.items() if members > 1}
-    funnel = _count(read_funnel(out), crawled, removed, groups, chains)
+    funnel = _count(read_funnel(out), gone, removed, groups, chains)
     if counts is not None:
         funnel["balance"] |= describe_clusters(counts)
     write_json(new / "reports" / "funnel.json", funnel)
@@ -227,14 +227,22 @@ def _count(
     groups: dict[int, int],
     chains: int,
 ) -> dict[str, Any]:
-    """Return the funnel with the counts of what is left of the crawl."""
+    """Return the funnel with the counts of what is left of the crawl, and of included seeds."""
     decisions = Counter(funnel["decisions"])
-    decisions.subtract(each.was for each in gone)
-    decisions["unsafe"] += len(gone)
+    seeds = {name: {**said} for name, said in funnel.get("seeds", {}).items()}
+    included = {name: Counter(said.get("included", {})) for name, said in seeds.items()}
+    for each in gone:
+        counts = decisions if each.seed is None else included[each.seed]
+        counts.subtract([each.was])
+        counts["unsafe"] += 1
+    for name, counts in included.items():
+        if "included" in seeds[name]:
+            seeds[name]["included"] = {decision: n for decision, n in counts.items() if n}
     by_list = Counter(removed["list"].to_pylist())
     return {
         **funnel,
         "decisions": dict(decisions),
+        **({"seeds": seeds} if seeds else {}),
         "groups": {"count": len(groups), "members": sum(groups.values()), "chains": chains},
         "removed": {"images": len(removed), "lists": dict(by_list)},
     }
