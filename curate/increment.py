@@ -29,8 +29,6 @@ CLUSTERS = "clusters"
 """The folder of a result with the centroids of its clusters."""
 REMOVED = "removed.parquet"
 """The report of what `lvd-curate remove` took out."""
-REMOVED_LIST = "removed"
-"""The name of the list of these, by which a run that adds to the result knows them."""
 SEEDS = "seed_images"
 OUTPUTS = ["output_shard", "output_key"]
 
@@ -47,6 +45,8 @@ class Before:
     written: Written
     """What its shards hold."""
     centroids: Centroids
+    removed: tuple[CompiledList, ...] = ()
+    """What `lvd-curate remove` took out of it, as a list; none where nothing was."""
 
     @property
     def inputs(self) -> str:
@@ -72,8 +72,8 @@ class Before:
         )
 
 
-def read_before(out: Path, scratch: Path) -> Before:
-    """Read a finished result, and lay what workers need of it below `scratch`.
+def read_before(out: Path, work: Path, scratch: Path) -> Before:
+    """Read a finished result, and lay what workers need of it below `scratch`, its list in `work`.
 
     A reduce that holds the keys and hashes of what was exported. Raises LvdError where `out` is no
     result, or one that nothing can be added to.
@@ -109,16 +109,16 @@ def read_before(out: Path, scratch: Path) -> Before:
         fitted["distance"],
     )
     written = Written(outputs, len(kept), max(numbers, default=-1) + 1)
-    return Before(out, run, exported, written, centroids)
+    removed = _list_removed(out, work, scratch)
+    return Before(out, run, exported, written, centroids, removed)
 
 
-def list_removed(before: Before, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
-    """Return what was removed from a result as a list; none where nothing was."""
-    path = before.out / "reports" / REMOVED
+def _list_removed(out: Path, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
+    path = out / "reports" / REMOVED
     if not path.exists():
         return ()
     settings = ListSettings(kind="sha256", path=str(path), column="sha256")
-    return compile_lists({REMOVED_LIST: settings}, work, scratch)
+    return compile_lists({"removed": settings}, work, scratch)
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from curate.execution.runner import StageRunner
 from curate.export import embeddings, selection_list, shards
 from curate.export.bounds import ShardBounds, bound_shards
 from curate.export.embeddings import export_embeddings
-from curate.increment import REMOVED_LIST
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
 from curate.report import datasheet, groups, rows, seed_images
@@ -61,8 +60,7 @@ class Datasets:
             [data.role, data.name, [part.name for part in data.parts], data.contents]
             for data in self.embedded
         ]
-        lists = {each.content for each in plan.lists if each.name != REMOVED_LIST}
-        return fingerprint([parts, sorted(lists)])
+        return fingerprint([parts, sorted({each.content for each in plan.lists})])
 
     @property
     def included_by_meaning(self) -> list[Catalogued]:
@@ -207,14 +205,17 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
         ]
         crawl = predict(runner, done[0], predictors)
         exported = plan.before.exported if plan.before else {}
-        judged = (settings.quality, settings.filters, plan.lists, exported.get(None))
+        lists = (*plan.lists, *plan.removed)
+        judged = (settings.quality, settings.filters, lists, exported.get(None))
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
             crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
             seeds=_catalogued_seeds(plan, runner, done),
             included=[
-                catalogued(runner, x, plan.copies, exported=exported.get(x.name))
+                catalogued(
+                    runner, x, plan.copies, lists=plan.removed, exported=exported.get(x.name)
+                )
                 for x in done
                 if x.role == "seed" and x.name in plan.request.included
             ],
@@ -270,7 +271,8 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         selected=results.selected.folder,
         quality=settings.quality,
         filters=tuple(settings.filters),
-        lists=plan.lists,
+        lists=(*plan.lists, *plan.removed),
+        removed=plan.removed,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
         bounds=bounds,

@@ -79,6 +79,11 @@ class Plan:
         """The embedder that judges similarity to the seed."""
         return self.embedders["retrieve"]
 
+    @property
+    def removed(self) -> tuple[CompiledList, ...]:
+        """What was taken out of the result that the run adds to: in no dataset it is kept."""
+        return self.before.removed if self.before else ()
+
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
         what is taken of pictures."""

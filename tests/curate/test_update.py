@@ -341,6 +341,22 @@ def test_what_was_removed_does_not_come_back(site):
     assert "nothing to do" in site("update", site.out)
 
 
+def test_what_was_removed_of_an_included_seed_does_not_come_back(site):
+    site("run", *OWN)
+    (site.root / "out.txt").write_text("60.jpg\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    before = site.rows("seed_images")["60.jpg"]
+    assert site.json("reports/funnel.json")["seeds"]["own"]["included"] == {"kept": 1, "unsafe": 1}
+    assert "hold 1 images of the seed own" in (site.out / "datasheet.md").read_text()
+    site.grow()
+    site("update", site.out)
+    now = site.rows("seed_images")["60.jpg"]
+    assert (before["decision"], now["decision"], now["output_key"]) == ("unsafe", "unsafe", None)
+    assert now["reason"] == "sha256 is on the list removed"
+    assert site.json("reports/funnel.json")["seeds"]["own"]["included"] == {"kept": 1, "unsafe": 1}
+    site.require_whole()
+
+
 def test_a_result_is_updated_again_and_again(site):
     site("run")
     site.grow()
