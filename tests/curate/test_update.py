@@ -463,4 +463,7 @@ def test_a_list_is_updated_too(site):
     groups = [table.read_row_group(n)["output_key"] for n in range(table.num_row_groups)]
     assert all(len({key.as_py()[:5] for key in group}) == 1 for group in groups)
     assert len(groups) == len({key.as_py()[:5] for group in groups for key in group})
+    sheet = (site.out / "datasheet.md").read_text()
+    assert f"In all {len(now)} images are listed in `selection.parquet`" in sheet
+    assert "shards/" not in sheet
     site("verify", site.out)
