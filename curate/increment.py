@@ -6,7 +6,7 @@ the result, and new images are judged beside the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from curate.export.bounds import Written
 from curate.filters.lists import CompiledList, ListSettings, compile_lists
 from curate.neighbours.cluster import FITTED, Centroids
 from curate.report.tables import table_files
+from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError
 from shared.storage import digest_file, fingerprint, read_json
 
@@ -58,6 +59,22 @@ class Before:
         """How its thresholds were measured."""
         measured: dict[str, dict[str, Any]] = self.run["calibration"]
         return measured
+
+    @property
+    def copies(self) -> dict[str, Any]:
+        """What its `run.json` says of where its copies are, if anything."""
+        return {"copies": self.run["copies"]} if "copies" in self.run else {}
+
+    def require_models(self, embedders: Mapping[str, EmbedderSettings]) -> None:
+        """Raise LvdError where one of these has not the weights that judged the images before."""
+        for role, embedder in embedders.items():
+            about = self.run["embedders"][role]
+            if fingerprint(identity(embedder)) != fingerprint(about["identity"]):
+                raise LvdError(
+                    f"embedder {about['name']} is another model than when {self.out} was made, whose "
+                    "images and thresholds are judged by that: name the old one again, or curate "
+                    "anew into another OUT with `lvd-curate run`"
+                )
 
     def removals(self, file: str) -> dict[str, Any]:
         """Return what one of its JSON files says of `lvd-curate remove`, if anything."""

@@ -60,7 +60,13 @@ class Datasets:
             [data.role, data.name, [part.name for part in data.parts], data.contents]
             for data in self.embedded
         ]
-        return fingerprint([parts, sorted({each.content for each in plan.lists})])
+        texts = [sorted(data.texts) for data in plan.datasets]
+        lists = sorted({each.content for each in plan.lists})
+        heads = {name: source.about for name, source in plan.sources.items()}
+        named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
+        settings = [each.settings for each in (*named, *plan.request.holdouts)]
+        notes = [[each.licence, each.source, each.homepage] for each in settings]
+        return fingerprint([parts, texts, lists, heads, notes])
 
     @property
     def included_by_meaning(self) -> list[Catalogued]:
@@ -105,7 +111,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
             *(rows.VERSION, groups.VERSION, seed_images.VERSION, datasheet.VERSION),
         ],
         [results.selected.address, seeds, results.false_copies.address],
-        [output.settings, [each.problems for each in datasets.embedded]],
+        [output.settings, datasets.inputs(plan), [each.problems for each in datasets.embedded]],
     ).address
     if output.stands(address):
         return False
@@ -316,6 +322,7 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
             )
         },
         "versions": versions(),
+        **(plan.before.copies if plan.before else {}),
         **(plan.before.removals("run.json") if plan.before else {}),
     }
 

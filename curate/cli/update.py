@@ -100,4 +100,6 @@ def update(
         return
     with scratch_folder(plan.work / "scratch") as scratch:
         before = read_before(out.absolute(), plan.work, scratch)
-        carry_out(pinned(replace(plan, before=before)), output, out, executor, retry)
+        plan = pinned(replace(plan, before=before))
+        before.require_models(plan.embedders)
+        carry_out(plan, output, out, executor, retry)

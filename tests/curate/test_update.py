@@ -409,6 +409,51 @@ def test_new_images_are_judged_by_the_filters_of_models_too(site):
     site.require_whole()
 
 
+def test_a_filter_of_another_head_is_something_new(site):
+    weight = np.ones(dim_of(EmbedderSettings(kind="descriptor"), 1))
+    np.savez(site.root / "head.npz", weight=weight)
+    site("run", "--set=filters=[{name: bright, head: {file: head.npz}, min: -100}]")
+    score = dict(site.rows()["00001/001"]["scores"])["bright"]
+    np.savez(site.root / "head.npz", weight=2 * weight)
+    site("update", site.out)
+    assert dict(site.rows()["00001/001"]["scores"])["bright"] == pytest.approx(2 * score, rel=1e-6)
+
+
+@pytest.mark.parametrize("command", ["run", "update"])
+def test_a_licence_that_is_stated_later_stands_in_the_datasheet(site, command):
+    site("run")
+    shards = {name: data for name, data in site.files().items() if name.startswith("shards/")}
+    config = site.root / "pipelines.yaml"
+    path = f"{site.data}/crawl"
+    config.write_text(config.read_text().replace(f"{path}}}", f"{path}, licence: as asked}}"))
+    site(command, *([site.out] if command == "update" else []))
+    assert "as asked" in (site.out / "datasheet.md").read_text()
+    assert shards.items() <= site.files().items()
+
+
+def test_an_update_by_another_model_is_refused(site):
+    site("run")
+    made = site.files()
+    site.grow()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shared.descriptor.VERSION", "another")
+        said = " ".join(site("update", site.out, status=2).split())
+    assert "embedder descriptor is another model than when" in said
+    assert site.files() == made
+
+
+def test_copies_are_known_whatever_an_update_names(site):
+    places = [str(site.root / name) for name in ("first", "second")]
+    site("run", f"--set=export.also=[{places[0]}]")
+    site.grow()
+    site("update", site.out, f"--set=export.also=[{places[1]}]")
+    assert site.json("run.json")["copies"] == places
+    (site.root / "out.txt").write_text("00001/004\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    for place in places:
+        assert (site.root / place / "run.json").read_bytes() == site.files()["run.json"]
+
+
 def test_what_the_crawl_has_lost_or_changed_is_refused(site):
     site("run")
     made = site.files()
