@@ -20,6 +20,7 @@ from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
 from curate.filters.scores import Source
 from curate.increment import Before
+from curate.retrieval.settings import OF_NEGATIVE
 from curate.sample.make import make_sample
 from curate.settings import Named, PipelineSettings, Request
 from shared.commits import committed, discard
@@ -205,7 +206,11 @@ def pipeline_of(run: Mapping[str, Any]) -> dict[str, Any]:
         for stage in ("dedup", "retrieve")
     }
     export = {**known["export"], "also": run.get("copies", [])}
-    return {**known, **named, "export": export}
+    seeds = {
+        name: {key: said[key] for key in OF_NEGATIVE} if said["negative"] else said
+        for name, said in known["seeds"].items()
+    }
+    return {**known, **named, "export": export, "seeds": seeds}
 
 
 def seed_roles(request: Request) -> list[str]:

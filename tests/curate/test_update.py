@@ -308,6 +308,21 @@ def mean_distance(site):
     return float((1 - (vectors @ centroids.T).max(1)).mean())
 
 
+def test_negative_seeds_bar_new_images_and_no_old_ones(site):
+    seeds = "--set=seeds={own: {negative: true, threshold: 0.95}, seed: {}}"
+    site("run", seeds, "--set=seed=null")
+    assert site.rows()["00001/005"]["decision"] == "kept"
+    site.grow()
+    for n in (5, 30):
+        (site.data / "own" / f"{n}.jpg").write_bytes(encoded(picture(n)))
+    site("update", site.out)
+    rows = site.rows()
+    assert rows["00001/005"]["decision"] == "kept"
+    assert rows["00000/030"]["decision"] == "irrelevant"
+    assert "of negative seed own reaches 0.95" in rows["00000/030"]["reason"]
+    site.require_whole()
+
+
 def test_measured_thresholds_are_kept(site):
     site("run", "--set=dedup.threshold=auto", "--set=retrieve.threshold=auto")
     before = site.json("reports/funnel.json")["thresholds"]
