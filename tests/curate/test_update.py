@@ -281,6 +281,18 @@ def test_a_share_of_the_grown_crawl_is_reached_with_what_is_there(site):
     assert all(others[key] <= added for key in others.keys() - kept)
 
 
+def test_what_stays_below_the_new_threshold_is_not_called_relevant(site):
+    site("run", "--set=retrieve.target=12", "--set=retrieve.threshold=null")
+    site.grow()
+    site("update", site.out)
+    threshold = site.json("reports/funnel.json")["thresholds"]["retrieve"]["value"]
+    kept = {k: r["seed_similarity"] for k, r in site.rows().items() if r["decision"] == "kept"}
+    assert min(kept.values()) < threshold <= max(kept.values())
+    for key, similarity in kept.items():
+        said = "relevant" if similarity >= threshold else "kept from before an update"
+        assert f"  {said}" in site("explain", site.out, key)
+
+
 @pytest.mark.parametrize("drift", [0, 10])
 def test_drift_decides_whether_centroids_are_found_anew(site, drift):
     site("run", f"--set=cluster.drift={drift}")
