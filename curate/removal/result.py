@@ -20,7 +20,7 @@ from jaxtyping import Int64
 
 from curate.execution.output import FILES, RUN, Output
 from curate.export.selection_list import list_files
-from curate.redraw import redraw
+from curate.redraw import picture_files, redraw
 from curate.removal.embeddings import drop_embeddings
 from curate.removal.gone import REMOVED, Gone, image_files, read_removed
 from curate.report import groups as group_table
@@ -52,7 +52,7 @@ def rewrite(
     run = read_json(out / RUN)
     removed = [*run.get("removed", []), {**source, "images": len(gone)}]
     write_json(new / RUN, {**run, "removed": removed}, output.scratch)
-    drawn = {f"reports/{path.name}" for path in _pictures(out)}
+    drawn = set(picture_files(out))
     linked = _link_others(out, new, made | drawn)
     if drawn:
         _draw(new, work)
@@ -60,13 +60,6 @@ def rewrite(
         write_datasheet(new)
     hashes = read_json(out / FILES) if (out / FILES).exists() else {}
     output.publish({name: entry for name, entry in hashes.items() if name in linked})
-
-
-def _pictures(out: Path) -> list[Path]:
-    """Return the page of a result and the pictures beside it; none where none were drawn."""
-    if not (out / "reports" / "index.html").exists():
-        return []
-    return [path for path in (out / "reports").iterdir() if path.suffix in (".png", ".html")]
 
 
 def _write_shards(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
