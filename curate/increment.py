@@ -6,7 +6,7 @@ the result, and new images are judged beside the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from curate.export.bounds import Written
 from curate.filters.lists import CompiledList, ListSettings, compile_lists
 from curate.neighbours.cluster import FITTED, Centroids
 from curate.report.tables import table_files
+from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError
 from shared.storage import digest_file, fingerprint, read_json
 
@@ -29,8 +30,6 @@ CLUSTERS = "clusters"
 """The folder of a result with the centroids of its clusters."""
 REMOVED = "removed.parquet"
 """The report of what `lvd-curate remove` took out."""
-REMOVED_LIST = "removed"
-"""The name of the list of these, by which a run that adds to the result knows them."""
 SEEDS = "seed_images"
 OUTPUTS = ["output_shard", "output_key"]
 
@@ -47,6 +46,8 @@ class Before:
     written: Written
     """What its shards hold."""
     centroids: Centroids
+    removed: tuple[CompiledList, ...] = ()
+    """What `lvd-curate remove` took out of it, as a list; none where nothing was."""
 
     @property
     def inputs(self) -> str:
@@ -58,6 +59,22 @@ class Before:
         """How its thresholds were measured."""
         measured: dict[str, dict[str, Any]] = self.run["calibration"]
         return measured
+
+    @property
+    def copies(self) -> dict[str, Any]:
+        """What its `run.json` says of where its copies are, if anything."""
+        return {"copies": self.run["copies"]} if "copies" in self.run else {}
+
+    def require_models(self, embedders: Mapping[str, EmbedderSettings]) -> None:
+        """Raise LvdError where one of these has not the weights that judged the images before."""
+        for role, embedder in embedders.items():
+            about = self.run["embedders"][role]
+            if fingerprint(identity(embedder)) != fingerprint(about["identity"]):
+                raise LvdError(
+                    f"embedder {about['name']} is another model than when {self.out} was made, whose "
+                    "images and thresholds are judged by that: name the old one again, or curate "
+                    "anew into another OUT with `lvd-curate run`"
+                )
 
     def removals(self, file: str) -> dict[str, Any]:
         """Return what one of its JSON files says of `lvd-curate remove`, if anything."""
@@ -72,8 +89,8 @@ class Before:
         )
 
 
-def read_before(out: Path, scratch: Path) -> Before:
-    """Read a finished result, and lay what workers need of it below `scratch`.
+def read_before(out: Path, work: Path, scratch: Path) -> Before:
+    """Read a finished result, and lay what workers need of it below `scratch`, its list in `work`.
 
     A reduce that holds the keys and hashes of what was exported. Raises LvdError where `out` is no
     result, or one that nothing can be added to.
@@ -109,16 +126,16 @@ def read_before(out: Path, scratch: Path) -> Before:
         fitted["distance"],
     )
     written = Written(outputs, len(kept), max(numbers, default=-1) + 1)
-    return Before(out, run, exported, written, centroids)
+    removed = _list_removed(out, work, scratch)
+    return Before(out, run, exported, written, centroids, removed)
 
 
-def list_removed(before: Before, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
-    """Return what was removed from a result as a list; none where nothing was."""
-    path = before.out / "reports" / REMOVED
+def _list_removed(out: Path, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
+    path = out / "reports" / REMOVED
     if not path.exists():
         return ()
     settings = ListSettings(kind="sha256", path=str(path), column="sha256")
-    return compile_lists({REMOVED_LIST: settings}, work, scratch)
+    return compile_lists({"removed": settings}, work, scratch)
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from curate.execution.runner import StageRunner
 from curate.export import embeddings, selection_list, shards
 from curate.export.bounds import ShardBounds, bound_shards
 from curate.export.embeddings import export_embeddings
-from curate.increment import REMOVED_LIST
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan, comparable, seed_roles
 from curate.report import datasheet, groups, rows, seed_images
@@ -61,8 +60,13 @@ class Datasets:
             [data.role, data.name, [part.name for part in data.parts], data.contents]
             for data in self.embedded
         ]
-        lists = {each.content for each in plan.lists if each.name != REMOVED_LIST}
-        return fingerprint([parts, sorted(lists)])
+        texts = [sorted(data.texts) for data in plan.datasets]
+        lists = sorted({each.content for each in plan.lists})
+        heads = {name: source.about for name, source in plan.sources.items()}
+        named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
+        settings = [each.settings for each in (*named, *plan.request.holdouts)]
+        notes = [[each.licence, each.source, each.homepage] for each in settings]
+        return fingerprint([parts, texts, lists, heads, notes])
 
     @property
     def included_by_meaning(self) -> list[Catalogued]:
@@ -107,7 +111,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
             *(rows.VERSION, groups.VERSION, seed_images.VERSION, datasheet.VERSION),
         ],
         [results.selected.address, seeds, results.false_copies.address],
-        [output.settings, [each.problems for each in datasets.embedded]],
+        [output.settings, datasets.inputs(plan), [each.problems for each in datasets.embedded]],
     ).address
     if output.stands(address):
         return False
@@ -207,14 +211,17 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
         ]
         crawl = predict(runner, done[0], predictors)
         exported = plan.before.exported if plan.before else {}
-        judged = (settings.quality, settings.filters, plan.lists, exported.get(None))
+        lists = (*plan.lists, *plan.removed)
+        judged = (settings.quality, settings.filters, lists, exported.get(None))
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
             crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
             seeds=_catalogued_seeds(plan, runner, done),
             included=[
-                catalogued(runner, x, plan.copies, exported=exported.get(x.name))
+                catalogued(
+                    runner, x, plan.copies, lists=plan.removed, exported=exported.get(x.name)
+                )
                 for x in done
                 if x.role == "seed" and x.name in plan.request.included
             ],
@@ -270,7 +277,8 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         selected=results.selected.folder,
         quality=settings.quality,
         filters=tuple(settings.filters),
-        lists=plan.lists,
+        lists=(*plan.lists, *plan.removed),
+        removed=plan.removed,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
         bounds=bounds,
@@ -314,6 +322,7 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
             )
         },
         "versions": versions(),
+        **(plan.before.copies if plan.before else {}),
         **(plan.before.removals("run.json") if plan.before else {}),
     }
 

@@ -20,6 +20,7 @@ from curate.filters.pdq import require_pdqhash
 from curate.filters.quality import needs_measures
 from curate.filters.scores import Source
 from curate.increment import Before
+from curate.retrieval.settings import OF_NEGATIVE
 from curate.sample.make import make_sample
 from curate.settings import Named, PipelineSettings, Request
 from shared.commits import committed, discard
@@ -78,6 +79,11 @@ class Plan:
     def meaning(self) -> EmbedderSettings:
         """The embedder that judges similarity to the seed."""
         return self.embedders["retrieve"]
+
+    @property
+    def removed(self) -> tuple[CompiledList, ...]:
+        """What was taken out of the result that the run adds to: in no dataset it is kept."""
+        return self.before.removed if self.before else ()
 
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
@@ -200,7 +206,11 @@ def pipeline_of(run: Mapping[str, Any]) -> dict[str, Any]:
         for stage in ("dedup", "retrieve")
     }
     export = {**known["export"], "also": run.get("copies", [])}
-    return {**known, **named, "export": export}
+    seeds = {
+        name: {key: said[key] for key in OF_NEGATIVE} if said["negative"] else said
+        for name, said in known["seeds"].items()
+    }
+    return {**known, **named, "export": export, "seeds": seeds}
 
 
 def seed_roles(request: Request) -> list[str]:

@@ -20,6 +20,14 @@ from shared.progress import warn
 from shared.storage import read_json
 
 
+def picture_files(out: Path) -> list[str]:
+    """Return the names of the page of a result and of the pictures beside it; none if none is drawn."""
+    if not (out / "reports" / "index.html").exists():
+        return []
+    drawn = (path for path in (out / "reports").iterdir() if path.suffix in (".png", ".html"))
+    return [f"reports/{path.name}" for path in drawn]
+
+
 def redraw(out: Path, work: Path) -> None:
     """Write `out/reports/*.png` and the page anew.
 

@@ -15,8 +15,10 @@ from curate.cli.options import work_option
 @work_option("The --work of the run: it knows where the images are.")
 def report(out: Path, work: Path) -> None:
     """Print the summary of a finished run, and draw its pictures again."""
-    from curate.redraw import redraw
+    from curate.execution.output import note_hashes
+    from curate.redraw import picture_files, redraw
     from curate.report.summary import summary
 
     redraw(out, work.absolute())
+    note_hashes(out, picture_files(out))
     click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)

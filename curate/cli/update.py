@@ -46,7 +46,7 @@ def update(
     from curate.dry_run import describe
     from curate.execution.copies import require_places
     from curate.execution.output import Output
-    from curate.increment import list_removed, read_before, read_run
+    from curate.increment import read_before, read_run
     from curate.plan import (
         check_export,
         comparable,
@@ -99,7 +99,7 @@ def update(
         click.echo(describe(plan, out))
         return
     with scratch_folder(plan.work / "scratch") as scratch:
-        before = read_before(out.absolute(), scratch)
-        removed = list_removed(before, plan.work, scratch)
-        plan = replace(plan, before=before, lists=(*plan.lists, *removed))
-        carry_out(pinned(plan), output, out, executor, retry)
+        before = read_before(out.absolute(), plan.work, scratch)
+        plan = pinned(replace(plan, before=before))
+        before.require_models(plan.embedders)
+        carry_out(plan, output, out, executor, retry)

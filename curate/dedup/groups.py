@@ -23,7 +23,7 @@ from jaxtyping import Int8, Int64
 
 from curate.dedup.keep import NUMBER, RANK
 
-VERSION = 2
+VERSION = 3
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
 COMPACT_AT = 4_000_000
 
@@ -164,15 +164,18 @@ def decide(
     per_image: int,
     status: Int8[np.ndarray, " n"],
     representative: Int64[np.ndarray, " n"],
+    stays: int = 0,
 ) -> int:
     """Decide undecided ranks in place, by either way; return how many remain undecided.
 
-    `edges` are sorted and distinct; `truncated` are the ranks that have more.
+    `edges` are sorted and distinct; `truncated` are the ranks that have more. The `stays` best ranks
+    stand for themselves, whatever connects them.
     """
     if mode == "greedy":
-        held, more = best_edges(edges, per_image)
+        held, more = best_edges(edges[edges[:, 0] >= stays], per_image)
         return greedy(held, np.union1d(more, truncated), status, representative)
     forest, undecided = spanning_forest(edges), np.flatnonzero(status == UNDECIDED)
+    forest = forest[forest[:, 0] >= stays]
     status[undecided], representative[undecided] = REPRESENTATIVE, undecided
     status[forest[:, 0]], representative[forest[:, 0]] = COVERED, forest[:, 1]
     return 0
@@ -203,8 +206,7 @@ def group(
         status, chosen = load_groups(ranks, before)
     cut = [np.load(folder / "truncated.npy") for folder in searched]
     truncated = np.unique(np.concatenate([np.empty(0, np.int64), *cut]))
-    edges = edges[edges[:, 0] >= stays]
-    left = decide(edges, truncated, mode, per_image, status, chosen)
+    left = decide(edges, truncated, mode, per_image, status, chosen, stays)
     counts = write_groups(ranks, status, chosen, out)
     return {"undecided": int(left), "edges": len(edges), **counts}
 

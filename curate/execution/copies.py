@@ -15,13 +15,13 @@ from typing import Any
 
 import fsspec
 
-from curate.execution.output import FILES, RUN
+from curate.execution.output import FILES, RUN, note_hashes
 from shared.errors import LvdError
 from shared.failures import as_line, retry
 from shared.keys import shown
 from shared.progress import stage_bar
 from shared.remote import is_remote
-from shared.storage import digest_file, dumps, read_json, write_json
+from shared.storage import dumps, read_json, write_json
 
 NOTE = "copying.json"
 """Holds what `files.json` says while the files are copied: those of the right size are whole."""
@@ -53,8 +53,7 @@ def note_places(out: Path, places: Iterable[str]) -> None:
     named = {place if is_remote(place) else str(Path(place).absolute()) for place in places}
     if not named <= set(known):
         write_json(out / RUN, {**run, "copies": sorted({*known, *named})})
-        size, sha256 = (out / RUN).stat().st_size, digest_file(out / RUN)
-        write_json(out / FILES, {**read_json(out / FILES), RUN: {"bytes": size, "sha256": sha256}})
+        note_hashes(out, [RUN])
 
 
 def copy_result(out: Path, place: str) -> int:

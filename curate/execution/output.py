@@ -200,6 +200,16 @@ def file_hashes(
     }
 
 
+def note_hashes(out: Path, names: Iterable[str]) -> None:
+    """Let `files.json` of a result, if it has one, say what these files hold now."""
+    if (out / FILES).exists():
+        now = {
+            name: {"bytes": (out / name).stat().st_size, "sha256": digest_file(out / name)}
+            for name in names
+        }
+        write_json(out / FILES, read_json(out / FILES) | now)
+
+
 def lock_file(out: Path) -> Path:
     """Return the file whose lock is held by whoever builds `out`."""
     return out.with_name(f".{out.name}.lock")

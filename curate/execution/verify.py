@@ -23,9 +23,12 @@ STAGES = (
         "dedup",
         "estimate",
         "holdout",
+        "overlap",
         "retrieve",
         "choose",
+        "balance",
         "select",
+        "audit",
     ),
 )
 """The folders of a WORK whose grandchildren are units."""

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 
 from curate.execution.output import FILES, RUN, Output
 from curate.export.selection_list import list_files
-from curate.redraw import redraw
+from curate.redraw import picture_files, redraw
 from curate.removal.embeddings import drop_embeddings
 from curate.removal.gone import REMOVED, Gone, image_files, read_removed
 from curate.report import groups as group_table
@@ -52,7 +52,7 @@ def rewrite(
     run = read_json(out / RUN)
     removed = [*run.get("removed", []), {**source, "images": len(gone)}]
     write_json(new / RUN, {**run, "removed": removed}, output.scratch)
-    drawn = {f"reports/{path.name}" for path in _pictures(out)}
+    drawn = set(picture_files(out))
     linked = _link_others(out, new, made | drawn)
     if drawn:
         _draw(new, work)
@@ -60,13 +60,6 @@ def rewrite(
         write_datasheet(new)
     hashes = read_json(out / FILES) if (out / FILES).exists() else {}
     output.publish({name: entry for name, entry in hashes.items() if name in linked})
-
-
-def _pictures(out: Path) -> list[Path]:
-    """Return the page of a result and the pictures beside it; none where none were drawn."""
-    if not (out / "reports" / "index.html").exists():
-        return []
-    return [path for path in (out / "reports").iterdir() if path.suffix in (".png", ".html")]
 
 
 def _write_shards(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
@@ -148,7 +141,7 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     pq.write_table(removed, new / "reports" / "removed.parquet", compression="zstd")
     yield "reports/removed.parquet"
     groups = {group: members for group, members in left.items() if members > 1}
-    funnel = _count(read_funnel(out), crawled, removed, groups, chains)
+    funnel = _count(read_funnel(out), gone, removed, groups, chains)
     if counts is not None:
         funnel["balance"] |= describe_clusters(counts)
     write_json(new / "reports" / "funnel.json", funnel)
@@ -227,14 +220,22 @@ def _count(
     groups: dict[int, int],
     chains: int,
 ) -> dict[str, Any]:
-    """Return the funnel with the counts of what is left of the crawl."""
+    """Return the funnel with the counts of what is left of the crawl, and of included seeds."""
     decisions = Counter(funnel["decisions"])
-    decisions.subtract(each.was for each in gone)
-    decisions["unsafe"] += len(gone)
+    seeds = {name: {**said} for name, said in funnel.get("seeds", {}).items()}
+    included = {name: Counter(said.get("included", {})) for name, said in seeds.items()}
+    for each in gone:
+        counts = decisions if each.seed is None else included[each.seed]
+        counts.subtract([each.was])
+        counts["unsafe"] += 1
+    for name, counts in included.items():
+        if "included" in seeds[name]:
+            seeds[name]["included"] = {decision: n for decision, n in counts.items() if n}
     by_list = Counter(removed["list"].to_pylist())
     return {
         **funnel,
         "decisions": dict(decisions),
+        **({"seeds": seeds} if seeds else {}),
         "groups": {"count": len(groups), "members": sum(groups.values()), "chains": chains},
         "removed": {"images": len(removed), "lists": dict(by_list)},
     }

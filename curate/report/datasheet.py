@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
+from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.false_copies import false_copies
 from curate.report.summary import SOURCES, share
@@ -30,7 +32,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$&])")
 
 
 def write_datasheet(out: Path) -> None:
-    """Write `datasheet.md` of the result in `out`, from its run.json, its reports and its shards."""
+    """Write `datasheet.md` of the result in `out`, from its run.json, its reports, and its shards or list."""
     (out / DATASHEET).write_text("\n".join(datasheet(out)) + "\n", encoding="utf-8")
 
 
@@ -38,11 +40,12 @@ def datasheet(out: Path) -> Iterator[str]:
     """Yield the lines of the datasheet of a result, in Markdown."""
     run, funnel = read_json(out / "run.json"), read_funnel(out)
     kept = f"{funnel['decisions']['kept']:,} of {funnel['images']:,} images"
+    images = "`selection.parquet`" if list_files(out) else "`shards/`"
     yield f"# Datasheet: {_text(run['crawl'])}, curated"
     yield ""
     yield (
         f"{kept} of the crawl {_text(run['crawl'])} were kept for the seed {_text(run['seed'])}, by "
-        "lvd-curate. Written from `run.json`, `reports/` and `shards/`, which say more; what only people "
+        f"lvd-curate. Written from `run.json`, `reports/` and {images}, which say more; what only people "
         "know (why the images were collected, who consented, what they may be used for) it does not say."
     )
     for title, lines in (
@@ -113,6 +116,10 @@ def _composition(out: Path, funnel: dict[str, Any]) -> Iterator[str]:
     for name, seed in funnel.get("seeds", {}).items():
         if count := seed.get("included", {}).get("kept"):
             yield f"The shards hold {count:,} images of the seed {_text(name)} itself, too."
+    if lists := list_files(out):
+        listed = sum(pq.read_metadata(path).num_rows for path in lists)
+        yield f"In all {listed:,} images are listed in `selection.parquet`, and none was copied."
+        return
     stats = [read_json(path) for path in sorted((out / "shards").glob("*_stats.json"))]
     yield (
         f"In all {sum(each['count'] for each in stats):,} images in {len(stats):,} shards of "
@@ -124,13 +131,12 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     settings = run["settings"]
     yield "Models that judged the images:"
     yield ""
-    purposes = {"dedup": "finds copies", "retrieve": "judges likeness to the seed"}
     yield from _table(
         ("model", "purpose", "identity"),
         [
             (
                 about["name"],
-                purposes.get(stage, f"scores for the filter {stage.removeprefix('filters.')}"),
+                _purpose(stage),
                 ", ".join(f"{k} {v}" for k, v in flat(about["identity"]).items() if v is not None),
             )
             for stage, about in run["embedders"].items()
@@ -177,6 +183,11 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     yield ""
     dumped = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True, width=96)
     yield from (f"    {printable(line)}" for line in dumped.splitlines())
+
+
+def _purpose(stage: str) -> str:
+    known = {"dedup": "finds copies", "retrieve": "judges likeness to the seed"}
+    return known.get(stage) or f"scores images for the filter {stage.removeprefix('filters.')}"
 
 
 def _limits(funnel: dict[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 
 from curate.export.selection_list import list_files
 from curate.report.tables import open_tables, read_funnel, rows, threshold
@@ -132,6 +133,8 @@ def _why(
     wanted = thresholds["retrieve"]
     nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
     if wanted is not None and decision == "kept":
+        if np.float32(similarity) < np.float32(wanted):
+            return f"kept from before an update, whose threshold is {wanted:.6g}: {nearest}"
         return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
     if decision == "irrelevant":
         return reason

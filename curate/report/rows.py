@@ -123,6 +123,8 @@ class Decided:
     quality: QualitySettings
     filters: tuple[FilterSettings, ...]
     lists: tuple[CompiledList, ...]
+    removed: tuple[CompiledList, ...]
+    """Those of them that images of included seeds are judged by, too."""
     dedup_threshold: float
     max_images: int | None
     bounds: ShardBounds

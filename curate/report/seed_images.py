@@ -12,6 +12,7 @@ from curate.catalogue.collection import Collection
 from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
+from curate.filters.lists import CompiledList
 from curate.report.rows import IMAGES
 from curate.selection.include import Included
 from curate.stage import Unit
@@ -23,14 +24,16 @@ OUTPUTS = ("decision", "reason", "output_shard", "output_key")
 SCHEMA = pa.schema([("seed", pa.string()), *(IMAGES.field(name) for name in (*FACTS, *OUTPUTS))])
 
 
-def units_of_seeds(included: Included, selected: Path, bounds: ShardBounds) -> list[Unit]:
-    """Return the units that write the table, in the order of seed and key."""
+def units_of_seeds(
+    included: Included, selected: Path, bounds: ShardBounds, lists: tuple[CompiledList, ...]
+) -> list[Unit]:
+    """Return the units that write the table, in the order of seed and key; `lists` judged them."""
     return [
         Unit(
             f"seed-{place:05d}-{block:05d}",
             (
                 *(seed.name, seed.collection, folder, selected / f"position-{place + 1}.npy"),
-                *(bounds, start, stop),
+                *(bounds, lists, start, stop),
             ),
             stop - start,
         )
@@ -45,6 +48,7 @@ def table(
     included: Path,
     positions: Path,
     bounds: ShardBounds,
+    lists: tuple[CompiledList, ...],
     start: int,
     stop: int,
     *,
@@ -55,7 +59,7 @@ def table(
     facts = seed.facts(numbers)
     decision = np.load(included / "decision.npy", mmap_mode="r")[numbers]
     outputs = bounds.outputs(np.load(positions, mmap_mode="r")[numbers])
-    _, reasons = judge(facts, None, facts["valid"].to_numpy(), None)
+    _, reasons = judge(facts, None, facts["valid"].to_numpy(), None, lists=lists)
     for row, code in enumerate(decision.tolist()):
         if code == CODE["duplicate"]:
             reasons[row] = "the same bytes as an image of an included seed that comes first"

@@ -51,7 +51,9 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
         folders.lay_tables(
             [groups.NAME], [folders.tables / unit.name for unit in units], folders.reports
         )
-    units = seed_images.units_of_seeds(decided.included, decided.selected, decided.bounds)
+    units = seed_images.units_of_seeds(
+        decided.included, decided.selected, decided.bounds, decided.removed
+    )
     if units:
         runner.run(folders.tables, seed_images.table, units, scratch=folders.scratch)
         made = [folders.tables / unit.name for unit in units]

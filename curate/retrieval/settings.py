@@ -15,6 +15,8 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 OF_ALL = ("embedder", "max_images")
 """Settings of `retrieve` that no seed has of its own, or that mean something else for one."""
+OF_NEGATIVE = ("negative", "threshold")
+"""All that a negative seed has."""
 
 
 class StrategySettings(BaseModel):
@@ -104,7 +106,7 @@ class SeedSettings(StrategySettings):
     def _bars_by_threshold(self) -> SeedSettings:
         if not self.negative:
             return self
-        others = sorted(self.model_fields_set - {"negative", "threshold"})
+        others = sorted(self.model_fields_set - set(OF_NEGATIVE))
         if others:
             raise ValueError(
                 f"{others[0]} is not for a negative seed, which has a threshold and nothing else"

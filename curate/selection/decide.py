@@ -17,7 +17,7 @@ from curate.catalogue.keyed_order import hash_keys
 from curate.dedup.holdout import Held, hits_of_groups
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
-from curate.retrieval.candidates import load_exported, touched_by_holdouts
+from curate.retrieval.candidates import touched_by_holdouts
 from curate.selection.balance import Balanced
 from curate.selection.include import Included
 from curate.selection.wishes import Wish, addresses_of, gather_wishes, wishes_of
@@ -106,7 +106,6 @@ def select(
     Where the run adds to a result, what that holds comes first, in its order there.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
-    _require_free(crawl, int(load_exported(wanted[0].candidates).sum()))
     wishes = gather_wishes(wanted, barred, max_images)
     numbers, count = wishes.numbers, len(crawl)
     weight = np.zeros(count, np.int32)
@@ -133,6 +132,7 @@ def select(
     np.save(out / "held_similarity.npy", closeness)
     np.save(out / "decision.npy", decision)
     of_seeds = [(own, np.load(folder / "decision.npy")) for own, folder in included]
+    _require_kept([(crawl, decision), *of_seeds])
     exported = _deal([(crawl, decision), *of_seeds], seed, out)
     counts = np.bincount(decision, minlength=len(DECISIONS))
     return {
@@ -143,9 +143,11 @@ def select(
     }
 
 
-def _require_free(crawl: Collection, candidates: int) -> None:
-    """Raise LvdError where exported images are no candidates, of which there are so many."""
-    lost = len(crawl.exported) - candidates
+def _require_kept(datasets: list[tuple[Collection, Decisions]]) -> None:
+    """Raise LvdError where images that the result to add to holds would not be kept."""
+    lost = sum(
+        int((decision[data.exported[:, 0]] != CODE["kept"]).sum()) for data, decision in datasets
+    )
     if lost:
         raise LvdError(
             f"{lost:,} images of the result to add to are copies of holdout images, or of images of "

@@ -1,8 +1,8 @@
 """Stage include: what becomes of the images of seeds that go into the shards themselves.
 
 They are taken as they are: neither filtered nor searched for near copies. Only what cannot be read, is
-a copy of a holdout image, or has the same bytes as another of them is left out. A reduce of about
-50 bytes an image.
+a copy of a holdout image, or has the same bytes as another of them is left out. Of images of the same
+bytes the one stays that a result to add to holds. A reduce of about 50 bytes an image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from curate.dedup.holdout import Held, find_copies
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,11 @@ def include(
         addresses: list[str] = []
         decisions = []
         for seed, hits in zip(seeds, held, strict=True):
-            stage = Stage("include", VERSION, [seed.address, hits.address, addresses])
-            args = (seed.collection, list(hits.folders), list(folders))
+            later = seeds[len(folders) + 1 :]
+            inputs = [seed.address, hits.address, addresses, [each.address for each in later]]
+            stage = Stage("include", VERSION, inputs)
+            behind = [each.collection for each in later]
+            args = (seed.collection, list(hits.folders), list(folders), behind)
             [counts] = runner.run(stage, judge_seed, [Unit("all", args)])
             decisions.append(counts)
             folders.append(runner.folder(stage) / "all")
@@ -68,22 +71,30 @@ def include(
 
 
 def judge_seed(
-    seed: Collection, holdout: list[Path], before: list[Path], *, out: Path
+    seed: Collection,
+    holdout: list[Path],
+    before: list[Path],
+    behind: list[Collection],
+    *,
+    out: Path,
 ) -> dict[str, int]:
     """Write `decision.npy` int8, and `kept.npy`, the sorted digests of the images that are kept.
 
-    `before` is what this wrote for the seeds before: what has the same bytes as an image there, or as
-    one whose key comes first here, is a duplicate. Returns how many there are of each decision.
+    `before` is what this wrote for the seeds before, and `behind` are those that follow: what has the
+    same bytes as an image that is kept there, that a result to add to holds, or whose key comes first
+    here, is a duplicate, unless that result holds it. Returns how many there are of each decision.
     """
     decision = np.array(seed.decision)
-    canonical = seed.canonical[:]
-    is_open = decision == OPEN
-    decision[is_open] = CODE["kept"]
-    decision[is_open & (canonical != np.arange(len(seed)))] = CODE["duplicate"]
+    stays = np.zeros(len(seed), bool)
+    stays[seed.exported[:, 0]] = True
     own = seed.digests()
-    for folder in before:
-        known = np.load(folder / "kept.npy", mmap_mode="r")
-        decision[(decision == CODE["kept"]) & np.isin(own, known)] = CODE["duplicate"]
+    taken = [own[stays], *(each.digests()[each.exported[:, 0]] for each in behind)]
+    taken += [np.load(folder / "kept.npy", mmap_mode="r") for folder in before]
+    is_first = seed.canonical[:] == np.arange(len(seed))
+    for digests in taken:
+        is_first &= ~np.isin(own, digests)
+    decision[decision == OPEN] = CODE["duplicate"]
+    decision[(decision == CODE["duplicate"]) & (is_first | stays)] = CODE["kept"]
     hits = [np.load(folder / "hits.npy")[:, 0] for folder in holdout]
     decision[np.concatenate([np.empty(0, np.int64), *hits])] = CODE["holdout"]
     np.save(out / "decision.npy", decision)

@@ -21,9 +21,11 @@ from made_collection import (
 from curate.dedup import groups
 from curate.dedup.groups import (
     COVERED,
+    REPRESENTATIVE,
     UNDECIDED,
     EdgeBuffer,
     best_edges,
+    decide,
     greedy,
     sorted_edges,
     spanning_forest,
@@ -86,6 +88,19 @@ def test_many_bounded_passes_decide_what_one_unbounded_pass_does(pairs, per_imag
     expected = reference_greedy(pairs)
     assert in_passes(pairs, 10**6) == (expected, 1)
     assert in_passes(pairs, per_image)[0] == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(GRAPHS, st.integers(0, IMAGES), st.sampled_from(["greedy", "components"]))
+def test_the_best_stand_for_themselves_where_they_stay(pairs, stays, mode):
+    status, stands = np.full(IMAGES, UNDECIDED, np.int8), np.full(IMAGES, -1, np.int64)
+    edges = sorted_edges([as_edges(pairs)])
+    assert decide(edges, np.empty(0, np.int64), mode, 10**6, status, stands, stays) == 0
+    expected = reference_components(pairs)
+    if mode == "greedy":
+        expected = reference_greedy([(a, b) for a, b in pairs if a >= stays])
+    assert stands.tolist() == [*range(stays), *expected[stays:]]
+    assert ((status == REPRESENTATIVE) == (stands == np.arange(IMAGES))).all()
 
 
 def test_a_bounded_number_of_edges_takes_several_passes():

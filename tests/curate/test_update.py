@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,8 @@ from pictures import encoded, picture, write_tar
 from curate.catalogue.collection import Collection
 from curate.catalogue.keyed_order import keyed_hash
 from curate.cli import main
+from curate.filters.head import dim_of
+from shared.embedders import EmbedderSettings
 
 CONFIG = """
 datasets:
@@ -33,6 +36,12 @@ pipelines:
     report: {pictures: false}
 """
 LARGE = (96, 80)
+
+
+OWN = (
+    "--set=seeds={own: {include: true, strategy: none}, seed: {threshold: -1}}",
+    "--set=seed=null",
+)
 
 
 class Site:
@@ -86,6 +95,22 @@ class Site:
 
     def json(self, name):
         return json.loads((self.out / name).read_text())
+
+    def require_whole(self):
+        """Compare what the shards hold with what the tables say that they hold."""
+        held, told = {}, {}
+        for path in sorted((self.out / "shards").glob("*.tar")):
+            with tarfile.open(path) as tar:
+                for entry in tar:
+                    if entry.name.endswith(".json"):
+                        sample = json.load(tar.extractfile(entry))
+                        held[entry.name.removesuffix(".json")] = sample["sha256"]
+        for name in ("images", "seed_images"):
+            if (self.out / "reports" / f"{name}.parquet").exists():
+                rows = self.rows(name).values()
+                told |= {row["output_key"]: row["sha256"] for row in rows if row["output_key"]}
+        assert held == told
+        self("verify", self.out)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +281,18 @@ def test_a_share_of_the_grown_crawl_is_reached_with_what_is_there(site):
     assert all(others[key] <= added for key in others.keys() - kept)
 
 
+def test_what_stays_below_the_new_threshold_is_not_called_relevant(site):
+    site("run", "--set=retrieve.target=12", "--set=retrieve.threshold=null")
+    site.grow()
+    site("update", site.out)
+    threshold = site.json("reports/funnel.json")["thresholds"]["retrieve"]["value"]
+    kept = {k: r["seed_similarity"] for k, r in site.rows().items() if r["decision"] == "kept"}
+    assert min(kept.values()) < threshold <= max(kept.values())
+    for key, similarity in kept.items():
+        said = "relevant" if similarity >= threshold else "kept from before an update"
+        assert f"  {said}" in site("explain", site.out, key)
+
+
 @pytest.mark.parametrize("drift", [0, 10])
 def test_drift_decides_whether_centroids_are_found_anew(site, drift):
     site("run", f"--set=cluster.drift={drift}")
@@ -281,6 +318,21 @@ def mean_distance(site):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     centroids = np.load(site.out / "clusters" / "centroids.npy").astype(np.float64)
     return float((1 - (vectors @ centroids.T).max(1)).mean())
+
+
+def test_negative_seeds_bar_new_images_and_no_old_ones(site):
+    seeds = "--set=seeds={own: {negative: true, threshold: 0.95}, seed: {}}"
+    site("run", seeds, "--set=seed=null")
+    assert site.rows()["00001/005"]["decision"] == "kept"
+    site.grow()
+    for n in (5, 30):
+        (site.data / "own" / f"{n}.jpg").write_bytes(encoded(picture(n)))
+    site("update", site.out)
+    rows = site.rows()
+    assert rows["00001/005"]["decision"] == "kept"
+    assert rows["00000/030"]["decision"] == "irrelevant"
+    assert "of negative seed own reaches 0.95" in rows["00000/030"]["reason"]
+    site.require_whole()
 
 
 def test_measured_thresholds_are_kept(site):
@@ -316,6 +368,22 @@ def test_what_was_removed_does_not_come_back(site):
     assert "nothing to do" in site("update", site.out)
 
 
+def test_what_was_removed_of_an_included_seed_does_not_come_back(site):
+    site("run", *OWN)
+    (site.root / "out.txt").write_text("60.jpg\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    before = site.rows("seed_images")["60.jpg"]
+    assert site.json("reports/funnel.json")["seeds"]["own"]["included"] == {"kept": 1, "unsafe": 1}
+    assert "hold 1 images of the seed own" in (site.out / "datasheet.md").read_text()
+    site.grow()
+    site("update", site.out)
+    now = site.rows("seed_images")["60.jpg"]
+    assert (before["decision"], now["decision"], now["output_key"]) == ("unsafe", "unsafe", None)
+    assert now["reason"] == "sha256 is on the list removed"
+    assert site.json("reports/funnel.json")["seeds"]["own"]["included"] == {"kept": 1, "unsafe": 1}
+    site.require_whole()
+
+
 def test_a_result_is_updated_again_and_again(site):
     site("run")
     site.grow()
@@ -331,8 +399,7 @@ def test_a_result_is_updated_again_and_again(site):
 
 
 def test_images_of_an_included_seed_stay_too(site):
-    seeds = "--set=seeds={own: {include: true, strategy: none}, seed: {threshold: -1}}"
-    site("run", seeds, "--set=seed=null")
+    site("run", *OWN)
     before = site.rows("seed_images")
     assert {row["decision"] for row in before.values()} == {"kept"}
     site.grow()
@@ -342,6 +409,76 @@ def test_images_of_an_included_seed_stay_too(site):
     assert {key: now[key] for key in before} == before
     assert now["62.jpg"]["decision"] == "kept"
     assert now["62.jpg"]["output_shard"] > max(row["output_shard"] for row in before.values())
+
+
+def test_images_of_included_seeds_stay_beside_new_ones_of_the_same_bytes(site):
+    both = "{own: {include: true, strategy: none}, held: {include: true, strategy: none}, seed: {}}"
+    site("run", f"--set=seeds={both}", "--set=seed=null")
+    before = site.rows("seed_images")
+    site.grow()
+    (site.data / "own" / "00.jpg").write_bytes(encoded(picture(60)))
+    (site.data / "held" / "00.jpg").write_bytes(encoded(picture(61)))
+    site("update", site.out)
+    now = pq.read_table(site.out / "reports" / "seed_images.parquet").to_pylist()
+    assert {row["key"]: row for row in now if row["key"] in before} == before
+    assert [row["decision"] for row in now if row["key"] == "00.jpg"] == ["duplicate"] * 2
+    site.require_whole()
+
+
+def test_new_images_are_judged_by_the_filters_of_models_too(site):
+    dim = dim_of(EmbedderSettings(kind="descriptor"), 1)
+    np.savez(site.root / "head.npz", weight=np.ones(dim))
+    site("run", "--set=filters=[{name: bright, head: {file: head.npz}, min: -100}]")
+    site.grow()
+    site("update", site.out)
+    assert all("bright" in dict(row["scores"]) for row in site.rows().values())
+    assert "scores images for the filter bright" in (site.out / "datasheet.md").read_text()
+    site.require_whole()
+
+
+def test_a_filter_of_another_head_is_something_new(site):
+    weight = np.ones(dim_of(EmbedderSettings(kind="descriptor"), 1))
+    np.savez(site.root / "head.npz", weight=weight)
+    site("run", "--set=filters=[{name: bright, head: {file: head.npz}, min: -100}]")
+    score = dict(site.rows()["00001/001"]["scores"])["bright"]
+    np.savez(site.root / "head.npz", weight=2 * weight)
+    site("update", site.out)
+    assert dict(site.rows()["00001/001"]["scores"])["bright"] == pytest.approx(2 * score, rel=1e-6)
+
+
+@pytest.mark.parametrize("command", ["run", "update"])
+def test_a_licence_that_is_stated_later_stands_in_the_datasheet(site, command):
+    site("run")
+    shards = {name: data for name, data in site.files().items() if name.startswith("shards/")}
+    config = site.root / "pipelines.yaml"
+    path = f"{site.data}/crawl"
+    config.write_text(config.read_text().replace(f"{path}}}", f"{path}, licence: as asked}}"))
+    site(command, *([site.out] if command == "update" else []))
+    assert "as asked" in (site.out / "datasheet.md").read_text()
+    assert shards.items() <= site.files().items()
+
+
+def test_an_update_by_another_model_is_refused(site):
+    site("run")
+    made = site.files()
+    site.grow()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shared.descriptor.VERSION", "another")
+        said = " ".join(site("update", site.out, status=2).split())
+    assert "embedder descriptor is another model than when" in said
+    assert site.files() == made
+
+
+def test_copies_are_known_whatever_an_update_names(site):
+    places = [str(site.root / name) for name in ("first", "second")]
+    site("run", f"--set=export.also=[{places[0]}]")
+    site.grow()
+    site("update", site.out, f"--set=export.also=[{places[1]}]")
+    assert site.json("run.json")["copies"] == places
+    (site.root / "out.txt").write_text("00001/004\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    for place in places:
+        assert (site.root / place / "run.json").read_bytes() == site.files()["run.json"]
 
 
 def test_what_the_crawl_has_lost_or_changed_is_refused(site):
@@ -361,6 +498,16 @@ def test_copies_of_new_holdout_images_are_refused(site):
     (site.data / "held" / "4.jpg").write_bytes(encoded(picture(4)))
     said = " ".join(site("update", site.out, status=2).split())
     assert "1 images of the result to add to are copies of holdout images" in said
+
+
+def test_images_of_included_seeds_that_are_copies_of_new_holdout_images_are_refused(site):
+    site("run", *OWN, "--holdout=held")
+    made = site.files()
+    site.grow()
+    (site.data / "held" / "60.jpg").write_bytes(encoded(picture(60)))
+    said = " ".join(site("update", site.out, status=2).split())
+    assert "1 images of the result to add to are copies of holdout images" in said
+    assert site.files() == made
 
 
 def test_other_settings_and_what_is_no_result_are_one_line(site):
@@ -388,4 +535,7 @@ def test_a_list_is_updated_too(site):
     groups = [table.read_row_group(n)["output_key"] for n in range(table.num_row_groups)]
     assert all(len({key.as_py()[:5] for key in group}) == 1 for group in groups)
     assert len(groups) == len({key.as_py()[:5] for group in groups for key in group})
+    sheet = (site.out / "datasheet.md").read_text()
+    assert f"In all {len(now)} images are listed in `selection.parquet`" in sheet
+    assert "shards/" not in sheet
     site("verify", site.out)

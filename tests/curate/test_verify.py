@@ -123,6 +123,24 @@ def test_what_is_discarded_is_made_again_to_the_same_bytes(small_run, what):
     assert small_run("verify", small_run.work)[0] == 0
 
 
+def test_the_units_of_every_stage_are_known(small_run):
+    status, _ = small_run(
+        *("run", f"--out={small_run.root / 'even'}", f"--holdout={small_run.data / 'seed'}"),
+        "--set=balance.target=0.5",
+    )
+    assert status == 0
+    made = {path.parts[-4] for path in small_run.work.glob(f"*/*/*/{MANIFEST}")}
+    assert {"balance", "overlap"} <= made <= set(STAGES)
+
+
+@pytest.mark.parametrize("pictures", ["true", "false"])
+def test_pictures_that_are_drawn_again_are_known(small_run, pictures):
+    out = small_run.root / "drawn"
+    assert small_run("run", f"--out={out}", f"--set=report.pictures={pictures}")[0] == 0
+    assert small_run("report", out, f"--work={small_run.root / 'none'}")[0] == 0
+    assert small_run("verify", out)[0] == 0
+
+
 def test_a_damaged_manifest_is_one_line_in_a_run(small_run):
     path = next((small_run.work / "vectors").glob(f"*/*/{MANIFEST}"))
     flip(path)
