@@ -368,6 +368,21 @@ def test_what_was_removed_does_not_come_back(site):
     assert "nothing to do" in site("update", site.out)
 
 
+def test_keys_of_removed_images_name_no_other_ones(site):
+    site("run")
+    rows = site.rows()
+    last = max(row["output_shard"] or "" for row in rows.values())
+    gone = {key: row["output_key"] for key, row in rows.items() if row["output_shard"] == last}
+    (site.root / "out.txt").write_text("".join(f"{key}\n" for key in gone))
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    site.grow()
+    site("update", site.out)
+    now = {row["output_key"] for row in site.rows().values() if row["output_key"]}
+    assert now.isdisjoint(gone.values())
+    assert min(key for key in now if key > last) == f"{int(last) + 1:05d}0000"
+    site.require_whole()
+
+
 def test_what_was_removed_of_an_included_seed_does_not_come_back(site):
     site("run", *OWN)
     (site.root / "out.txt").write_text("60.jpg\n")
