@@ -122,7 +122,9 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     bounds = export(plan, output, runner, results)
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
-        output.write(_run(plan, results, bounds), _funnel(plan, results), address, list(runner.used))
+        output.write(
+            _run(plan, results, bounds), _funnel(plan, results), address, list(runner.used)
+        )
         write_datasheet(output.partial)
         if settings.report.pictures:
             draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)

@@ -368,6 +368,22 @@ def test_what_was_removed_does_not_come_back(site):
     assert "nothing to do" in site("update", site.out)
 
 
+def test_copies_of_what_was_removed_of_an_included_seed_do_not_come_back(site):
+    copies = {f"{name}.png": encoded(picture(60, LARGE), "PNG") for name in ("a", "b")}
+    write_tar(site.data / "crawl" / "00003.tar", copies)
+    site("run", *OWN)
+    assert site.rows()["00003/a"]["duplicate_of"] == "60.jpg"
+    (site.root / "out.txt").write_text("60.jpg\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    site.grow()
+    site("update", site.out)
+    rows, removed = site.rows(), site.rows("removed")
+    assert {rows[key]["decision"] for key in ("00003/a", "00003/b")} == {"unsafe"}
+    assert removed["00003/a"]["reason"].startswith("a copy of 60.jpg of seed own: ")
+    assert rows["00001/001"]["decision"] == "kept"
+    site.require_whole()
+
+
 def test_keys_of_removed_images_name_no_other_ones(site):
     site("run")
     rows = site.rows()
