@@ -244,6 +244,16 @@ def fail(*_):
     raise RuntimeError("killed")
 
 
+def test_an_update_finishes_a_swap_that_was_cut_off(site):
+    site("run")
+    made = site.files()
+    shutil.copytree(site.out, site.root / "out.partial")
+    site.out.rename(site.root / ".out.replaced")
+    assert "nothing to do" in site("update", site.out)
+    assert site.files() == made
+    assert not (site.root / ".out.replaced").exists()
+
+
 def test_nothing_new_changes_nothing(site):
     site("run")
     stamp = (site.out / "run.json").stat().st_mtime_ns
@@ -405,7 +415,7 @@ def test_what_was_removed_of_an_included_seed_does_not_come_back(site):
     site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
     before = site.rows("seed_images")["60.jpg"]
     assert site.json("reports/funnel.json")["seeds"]["own"]["included"] == {"kept": 1, "unsafe": 1}
-    assert "hold 1 images of the seed own" in (site.out / "datasheet.md").read_text()
+    assert "With them go 1 images of the seed own" in (site.out / "datasheet.md").read_text()
     site.grow()
     site("update", site.out)
     now = site.rows("seed_images")["60.jpg"]
