@@ -116,7 +116,6 @@ def read_before(out: Path, work: Path, scratch: Path) -> Before:
         exported[seed] = Exported(str(out), file, digest_file(file))
     outputs = scratch / "outputs.parquet"
     pq.write_table(kept.select(OUTPUTS), outputs)
-    numbers = [int(name) for name in pc.unique(kept["output_shard"]).to_pylist()]
     fitted = run["clusters"]
     files = [out / CLUSTERS / name for name in FITTED]
     centroids = Centroids(
@@ -125,7 +124,7 @@ def read_before(out: Path, work: Path, scratch: Path) -> Before:
         fitted["images"],
         fitted["distance"],
     )
-    written = Written(outputs, len(kept), max(numbers, default=-1) + 1)
+    written = Written(outputs, len(kept), run["shards"])
     removed = _list_removed(out, work, scratch)
     return Before(out, run, exported, written, centroids, removed)
 
@@ -144,7 +143,7 @@ def read_run(out: Path) -> dict[str, Any]:
     if not path.exists():
         raise LvdError(f"{out} is no finished run: name the --out of one")
     run: dict[str, Any] = read_json(path)
-    if "inputs" not in run or "clusters" not in run:
+    if not {"inputs", "clusters", "shards"} <= run.keys():
         raise LvdError(f"{out} was made by an earlier version: curate anew, with --replace")
     return run
 

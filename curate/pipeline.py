@@ -122,7 +122,9 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     bounds = export(plan, output, runner, results)
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
-        output.write(_run(plan, results), _funnel(plan, results), address, list(runner.used))
+        output.write(
+            _run(plan, results, bounds), _funnel(plan, results), address, list(runner.used)
+        )
         write_datasheet(output.partial)
         if settings.report.pictures:
             draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)
@@ -286,7 +288,7 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
     )
 
 
-def _run(plan: Plan, results: Results) -> dict[str, Any]:
+def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
     request, datasets = plan.request, results.datasets
     return {
         "crawl": datasets.crawl.name,
@@ -305,6 +307,7 @@ def _run(plan: Plan, results: Results) -> dict[str, Any]:
         "settings": comparable(plan.request),
         "inputs": datasets.inputs(plan),
         "clusters": results.clustered.fitted,
+        "shards": bounds.taken,
         "thresholds": _thresholds(results),
         "calibration": results.thresholds.calibrations,
         "datasets": {

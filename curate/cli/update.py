@@ -60,6 +60,10 @@ def update(
     from shared.errors import LvdError
     from shared.locks import scratch_folder
 
+    interrupted = Output(out.absolute(), {}, replace=True)
+    if not out.exists() and interrupted.partial.exists():
+        with interrupted.locked():
+            pass  # which finishes a swap that was cut off between its two renames
     run = read_run(out)
     settings = run["settings"]
     request = read_request(

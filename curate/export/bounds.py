@@ -63,6 +63,11 @@ class ShardBounds:
         codes = names.combine_chunks().dictionary_encode().indices.to_numpy()
         return np.concatenate([np.flatnonzero(np.diff(codes, prepend=-1)), self.edges])
 
+    @property
+    def taken(self) -> int:
+        """How many numbers of shards are taken, these included."""
+        return len(self) + (self.written.shards if self.written else 0)
+
     def name(self, shard: int) -> str:
         """Return what the shard with these places is called."""
         return shard_name(shard + (self.written.shards if self.written else 0))

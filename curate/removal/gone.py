@@ -3,12 +3,12 @@
 Those that the list names; those of the same bytes, so that no byte of these stays; and the copies
 for which such an image stood: with it they were left out, and nothing takes its place. A copy that
 stands for itself, or for others, stays. Images of seeds that were written to the shards go like
-crawled ones.
+crawled ones, with the crawled images that were left out as copies of theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ COLUMNS = pa.schema(
         ("decision", pa.string()),
         ("reason", pa.string()),
         ("group", pa.int64()),
+        ("duplicate_of", pa.string()),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
         ("seed", pa.string()),
@@ -91,16 +92,21 @@ def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
     while fresh:
         same = {each.sha256: each for each in reversed(fresh) if each.sha256}
         stood = {each.row: each for each in fresh if each.table == "images"}
+        of_seeds = {each.key: each for each in fresh if each.table == SEEDS}
         fresh = []
         for name, start, images in _blocks(out):
             hit = _is_in(images["sha256"], pa.array(list(same), pa.string()))
             hit |= _is_in(images["group"], pa.array(list(stood), pa.int64()))
-            for row in np.flatnonzero(hit & _readable(images)).tolist():
+            copies = _copies_of_seeds(images, start, of_seeds)
+            for row in np.flatnonzero((hit | copies) & _readable(images)).tolist():
                 if (name, start + row) in gone:
                     continue
                 sha256, group = images["sha256"][row].as_py(), images["group"][row].as_py()
                 if sha256 in same:
                     reason = f"the same bytes as {same[sha256].key}: {same[sha256].reason}"
+                elif copies[row]:
+                    of = of_seeds[images["duplicate_of"][row].as_py()]
+                    reason = f"a copy of {of.key} of seed {of.seed}: {of.reason}"
                 else:
                     reason = f"a copy of {stood[group].key}: {stood[group].reason}"
                 made = _gone(name, images, start, row, reason, asked.name)
@@ -155,6 +161,19 @@ def _readable(images: pa.Table) -> Bool[np.ndarray, " n"]:
 def _is_in(column: pa.ChunkedArray, values: pa.Array) -> Bool[np.ndarray, " n"]:
     hit: Bool[np.ndarray, " n"] = pc.is_in(column, values, skip_nulls=True).to_numpy()
     return hit
+
+
+def _copies_of_seeds(
+    images: pa.Table, start: int, of_seeds: Mapping[str, Gone]
+) -> Bool[np.ndarray, " n"]:
+    """Return which images are copies of these of included seeds, rather than of a crawled one.
+
+    Such an image has no group, or stands for it.
+    """
+    rows = np.arange(start, start + len(images))
+    group = images["group"].fill_null(-1).to_numpy()
+    hit = _is_in(images["duplicate_of"], pa.array(list(of_seeds), pa.string()))
+    return hit & ((group < 0) | (group == rows))
 
 
 def _gone(table: str, images: pa.Table, start: int, row: int, reason: str, name: str) -> Gone:

@@ -115,7 +115,7 @@ def _composition(out: Path, funnel: dict[str, Any]) -> Iterator[str]:
     )
     for name, seed in funnel.get("seeds", {}).items():
         if count := seed.get("included", {}).get("kept"):
-            yield f"The shards hold {count:,} images of the seed {_text(name)} itself, too."
+            yield f"With them go {count:,} images of the seed {_text(name)} itself."
     if lists := list_files(out):
         listed = sum(pq.read_metadata(path).num_rows for path in lists)
         yield f"In all {listed:,} images are listed in `selection.parquet`, and none was copied."

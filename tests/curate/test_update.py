@@ -244,6 +244,16 @@ def fail(*_):
     raise RuntimeError("killed")
 
 
+def test_an_update_finishes_a_swap_that_was_cut_off(site):
+    site("run")
+    made = site.files()
+    shutil.copytree(site.out, site.root / "out.partial")
+    site.out.rename(site.root / ".out.replaced")
+    assert "nothing to do" in site("update", site.out)
+    assert site.files() == made
+    assert not (site.root / ".out.replaced").exists()
+
+
 def test_nothing_new_changes_nothing(site):
     site("run")
     stamp = (site.out / "run.json").stat().st_mtime_ns
@@ -368,13 +378,44 @@ def test_what_was_removed_does_not_come_back(site):
     assert "nothing to do" in site("update", site.out)
 
 
+def test_copies_of_what_was_removed_of_an_included_seed_do_not_come_back(site):
+    copies = {f"{name}.png": encoded(picture(60, LARGE), "PNG") for name in ("a", "b")}
+    write_tar(site.data / "crawl" / "00003.tar", copies)
+    site("run", *OWN)
+    assert site.rows()["00003/a"]["duplicate_of"] == "60.jpg"
+    (site.root / "out.txt").write_text("60.jpg\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    site.grow()
+    site("update", site.out)
+    rows, removed = site.rows(), site.rows("removed")
+    assert {rows[key]["decision"] for key in ("00003/a", "00003/b")} == {"unsafe"}
+    assert removed["00003/a"]["reason"].startswith("a copy of 60.jpg of seed own: ")
+    assert rows["00001/001"]["decision"] == "kept"
+    site.require_whole()
+
+
+def test_keys_of_removed_images_name_no_other_ones(site):
+    site("run")
+    rows = site.rows()
+    last = max(row["output_shard"] or "" for row in rows.values())
+    gone = {key: row["output_key"] for key, row in rows.items() if row["output_shard"] == last}
+    (site.root / "out.txt").write_text("".join(f"{key}\n" for key in gone))
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    site.grow()
+    site("update", site.out)
+    now = {row["output_key"] for row in site.rows().values() if row["output_key"]}
+    assert now.isdisjoint(gone.values())
+    assert min(key for key in now if key > last) == f"{int(last) + 1:05d}0000"
+    site.require_whole()
+
+
 def test_what_was_removed_of_an_included_seed_does_not_come_back(site):
     site("run", *OWN)
     (site.root / "out.txt").write_text("60.jpg\n")
     site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
     before = site.rows("seed_images")["60.jpg"]
     assert site.json("reports/funnel.json")["seeds"]["own"]["included"] == {"kept": 1, "unsafe": 1}
-    assert "hold 1 images of the seed own" in (site.out / "datasheet.md").read_text()
+    assert "With them go 1 images of the seed own" in (site.out / "datasheet.md").read_text()
     site.grow()
     site("update", site.out)
     now = site.rows("seed_images")["60.jpg"]
