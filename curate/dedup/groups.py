@@ -23,7 +23,7 @@ from jaxtyping import Int8, Int64
 
 from curate.dedup.keep import NUMBER, RANK
 
-VERSION = 2
+VERSION = 3
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
 COMPACT_AT = 4_000_000
 
@@ -205,6 +205,7 @@ def group(
     truncated = np.unique(np.concatenate([np.empty(0, np.int64), *cut]))
     edges = edges[edges[:, 0] >= stays]
     left = decide(edges, truncated, mode, per_image, status, chosen)
+    status[:stays], chosen[:stays] = REPRESENTATIVE, np.arange(stays)
     counts = write_groups(ranks, status, chosen, out)
     return {"undecided": int(left), "edges": len(edges), **counts}
 
