@@ -1,7 +1,8 @@
 """Score a finished run against a truth.csv (part, member stem, kind, copy_of, transform).
 
 Prints: rows in and out; for every transform the share of copies that share a group with their
-original; the precision of pairs inside groups among photographs; the areas under the ROC curve of
+original; the precision of pairs inside groups among photographs; by each way in which copies were
+found, how many are copies of what stands for them; the areas under the ROC curve of
 the seed similarity; what became of each kind.
 
     .venv/bin/python benchmarks/truth.py runs/curate/sample runs/work/sample/truth.csv
@@ -35,6 +36,19 @@ def root_of(truth: dict[str, dict], stem: str) -> str:
     return stem
 
 
+def by_method(
+    truth: dict[str, dict], images: dict[str, dict], members: list[dict]
+) -> dict[str, tuple[list[str], list[str]]]:
+    """Return for each way in which copies were found which of them are copies, and which are not."""
+    found: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for member in members:
+        stem = member["key"].rpartition("/")[2]
+        if images[stem]["duplicate_of"]:
+            standing = images[stem]["duplicate_of"].rpartition("/")[2]
+            found[member["method"]][root_of(truth, stem) != root_of(truth, standing)].append(stem)
+    return found
+
+
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("truth_csv", type=click.Path(path_type=Path))
@@ -45,6 +59,7 @@ def main(out: Path, truth_csv: Path, photographs: tuple, seed_kinds: tuple) -> N
     truth = read_truth(truth_csv)
     with open_tables(out) as tables:
         images = rows(tables, "SELECT * FROM images")
+        members = rows(tables, "SELECT key, method FROM duplicates WHERE NOT representative")
         retrieval = rows(tables, "SELECT key, similarity FROM retrieval WHERE rank = 0")
     by_stem = {image["key"].rpartition("/")[2]: image for image in images}
     click.echo(
@@ -78,6 +93,12 @@ def main(out: Path, truth_csv: Path, photographs: tuple, seed_kinds: tuple) -> N
     click.echo(
         f"photographs: recall {recall:.4f}  precision {right / max(1, pairs):.4f} ({pairs} pairs)"
     )
+
+    for name, (right, wrong) in sorted(by_method(truth, by_stem, members).items()):
+        click.echo(
+            f"  found by {name:<8} {len(right + wrong):>4} copies of the one that stands for them, "
+            f"{len(wrong)} false: {dict(Counter(truth[stem]['kind'] for stem in wrong))}"
+        )
 
     similarity = {entry["key"].rpartition("/")[2]: entry["similarity"] for entry in retrieval}
     for stem, image in by_stem.items():

@@ -285,6 +285,7 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         max_images=settings.retrieve.max_images,
         bounds=bounds,
         balanced=results.balanced.folder,
+        hashed=results.copies.hashed,
     )
 
 
@@ -333,6 +334,7 @@ def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
 def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
     counts, embedded = results.copies.counts, results.datasets.embedded
     selected, balanced = results.selected, results.balanced
+    hashed = results.copies.hashed
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": selected.decisions,
@@ -341,6 +343,7 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
             "members": counts["members"],
             "chains": counts["chains"],
         },
+        "dedup_hash": hashed and {"method": hashed.name, **hashed.counts},
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
         "thresholds": _thresholds(results),
@@ -348,6 +351,7 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "balance": balanced.told,
         "problems": [
             *(text for each in embedded for text in each.problems),
+            *([hashed.problem] if hashed and hashed.problem else []),
             *(each.problem for each in results.overlaps if each.problem),
             *_selection_problems(plan, results),
             *balance_problems(balanced.told),

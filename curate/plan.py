@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.content import forget, recall
+from curate.dedup.hashes import METHODS
 from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import set_aside_parts
@@ -17,6 +18,7 @@ from curate.export.hook import load_hook
 from curate.export.selection_list import require_direct
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
+from curate.filters.phash import require_imagehash
 from curate.filters.quality import needs_measures
 from curate.filters.scores import Source
 from curate.increment import Before
@@ -119,16 +121,21 @@ class Plan:
     def _looks(self) -> tuple[str, ...]:
         measured = ["measures"] if needs_measures(self.request.settings.quality) else []
         hashed = ["pdq"] if any(each.kind == "pdq" for each in self.lists) else []
-        return (*measured, *hashed)
+        method = self.request.settings.dedup.hash
+        compared = [] if method == "none" else [METHODS[method].look]
+        return (*measured, *hashed, *compared)
 
 
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
     """Find all parts of all datasets, not in `work` nor `out`, and compile all lists in `work`.
 
     Raises LvdError, in a second, where a dataset has no images, where a list has a wrong entry or a
-    head's file is none, and where there is no such hook.
+    head's file is none, and where there is no such hook, or no package for a hash.
     """
     own = [work, *([out, out.with_name(out.name + PARTIAL)] if out else [])]
+
+    if request.settings.dedup.hash == "phash":
+        require_imagehash()
 
     def find(role: str, named: Named[DatasetSettings]) -> Dataset:
         return Dataset(role, named.name, parts_of(named, work, own), tuple(named.settings.text))

@@ -22,7 +22,7 @@ from jaxtyping import Float16, Int64, Integer
 
 from curate.catalogue.digests import Digests, digests_of, first_copies
 from curate.catalogue.exported import Exported, Places, find_exported
-from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
@@ -146,10 +146,9 @@ class Collection:
         return pa.concat_tables(tables).take(np.argsort(np.concatenate(places)))
 
     def facts_of_part(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the facts of all images of a part, by key."""
+        """Return the facts of all images of a part, by key; `columns` may name those of looks."""
         outputs, work = self.parts[part], self._work
-        derived = ("name", "key", "part")
-        asked = None if columns is None else ["name", *(c for c in columns if c not in derived)]
+        asked = None if columns is None else ["name", *(c for c in columns if c in COLUMNS.names)]
         table = pq.read_table(work / outputs.facts / FACTS, columns=asked, memory_map=True)
         keys = pc.binary_join_element_wise(outputs.prefix, table["name"], "")
         table = table.drop_columns(["name"]).add_column(0, "key", keys)
@@ -161,6 +160,11 @@ class Collection:
             for file in (*scores, *outputs.looks):
                 more = pq.read_table(work / file)
                 for name in more.column_names:
+                    table = table.append_column(name, more[name])
+        elif beside := set(columns) - {*COLUMNS.names, *table.column_names}:
+            for file in outputs.looks:
+                for name in beside.intersection(pq.read_schema(work / file).names):
+                    more = pq.read_table(work / file, columns=[name])
                     table = table.append_column(name, more[name])
         return table
 

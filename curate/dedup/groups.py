@@ -10,6 +10,8 @@ there are more), the image stays undecided and the next pass searches again, amo
 
 *components* joins whatever is connected, as the DINOv2 paper does; a spanning forest is enough.
 
+What a pass by hashes (`hashes.py`) covers follows the image of its hash, wherever that goes.
+
 Where a run adds to a result, what that holds ranks first and always stands for itself.
 """
 
@@ -207,8 +209,16 @@ def group(
     cut = [np.load(folder / "truncated.npy") for folder in searched]
     truncated = np.unique(np.concatenate([np.empty(0, np.int64), *cut]))
     left = decide(edges, truncated, mode, per_image, status, chosen, stays)
+    status[:stays], chosen[:stays] = REPRESENTATIVE, np.arange(stays)
+    chosen = follow(chosen)
     counts = write_groups(ranks, status, chosen, out)
     return {"undecided": int(left), "edges": len(edges), **counts}
+
+
+def follow(chosen: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Return for each rank what stands for the one that stands for it, where that is decided."""
+    beyond = np.where(chosen >= 0, chosen[chosen], -1)
+    return np.where(beyond >= 0, beyond, chosen)
 
 
 def load_groups(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.catalogue.collection import Collection
 from curate.dedup.groups import COVERED, EdgeBuffer
+from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
 from curate.dedup.probes import MarginProbes, NearestCells, Probes
@@ -52,6 +53,10 @@ class DedupSettings(BaseModel):
     """Share of what is called copies that has to be right; decides a threshold that is measured."""
     groups: Literal["greedy", "components"] = "greedy"
     """greedy: every member reaches the threshold with its representative. components: chains."""
+    hash: HashName | Literal["none"] = "none"
+    """Images of one hash are copies before any vector is compared, and the best of them is searched
+    for the others. pca: of a grey picture of 16 x 16, the signs along 64 principal components of the
+    pool; phash: the 64 bits of `imagehash`. Flat pictures have no hash."""
     keep: PolicyName = "resolution"
     """Which image of a group stands for it: the one of most pixels (then bytes), of most `bytes`
     (then pixels), of most `metadata` (caption and URL, then the longest caption), one at `random`

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.collection import Catalogued, Collection
-from curate.dedup import groups, keep, members, near, settle, shape
+from curate.dedup import groups, hashes, keep, members, near, settle, shape
+from curate.dedup.hashes import STANDS, Hashed
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
 from curate.stage import Runner, Stage, Unit
@@ -28,6 +29,8 @@ class Deduplicated:
     address: str
     shapes: tuple[Path, ...] = ()
     """What `shape.measure_groups` says of the groups, in the order of their keys."""
+    hashed: Hashed | None = None
+    """What a pass by hashes found."""
 
 
 def dedup(
@@ -39,14 +42,15 @@ def dedup(
     threads: int,
 ) -> Deduplicated:
     """Group copies: every image gets the one that stands for it."""
-    versions = [each.VERSION for each in (near, groups, keep, members, settle, shape)]
+    versions = [each.VERSION for each in (near, groups, hashes, keep, members, settle, shape)]
     asked = settings.model_dump(exclude={"embedder"}) | {"threshold": threshold}
     stage = Stage("dedup", versions, clustered.address, asked)
     work = _Dedup(runner, stage, crawl.collection, clustered, threshold, settings, threads)
     with runner.at_work("dedup"):
         args: tuple[Any, ...] = (crawl.collection, threshold, settings)
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
-        found, counts = work.group()
+        hashed = work.cover_copies()
+        found, counts = work.group(hashed)
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
             found, counts = work.settle(found)
         shapes, chains = work.measure(found)
@@ -55,7 +59,7 @@ def dedup(
             stage, near.recall, [Unit("recall", args)], note="measuring completeness"
         )
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(found, counts, completeness, stage.address, shapes)
+    return Deduplicated(found, counts, completeness, stage.address, shapes, hashed)
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,32 @@ class _Dedup:
         """Where the images are ranked."""
         return self.runner.folder(self.stage) / "ranks"
 
-    def group(self) -> tuple[Path, dict[str, int]]:
-        """Rank the images, and search and group them until all are decided."""
+    def cover_copies(self) -> Hashed | None:
+        """Rank the images, and cover copies by their hashes, if asked to."""
         settings, home = self.settings, self.runner.folder(self.stage)
         args: tuple[Any, ...] = (self.collection, settings.keep, settings.seed)
         self.runner.run(self.stage, keep.rank_contents, [Unit("ranks", args)])
-        before: Path | None = None
+        if settings.hash == "none":
+            return None
+        args = (self.collection, settings.hash, settings.seed)
+        self.runner.run(self.stage, hashes.fit, [Unit("fit", args)])
+        units = [
+            Unit(
+                f"hash-{start:012d}",
+                (self.collection, settings.hash, home / "fit", start, stop),
+                stop - start,
+            )
+            for start, stop in self.collection.blocks()
+        ]
+        self.runner.run(self.stage, hashes.hash_pictures, units, note="hashing")
+        args = (self.ranks, [home / unit.name for unit in units], len(self.collection.exported))
+        [counts] = self.runner.run(self.stage, hashes.cover_copies, [Unit("hashed", args)])
+        return Hashed(settings.hash, home / "hashed" / STANDS, counts)
+
+    def group(self, hashed: Hashed | None) -> tuple[Path, dict[str, int]]:
+        """Search and group what is not covered by hashes until all is decided."""
+        settings, home = self.settings, self.runner.folder(self.stage)
+        before = hashed.stands.parent if hashed else None
         for number in range(MOST_PASSES):
             units = self._searches(number, before)
             note = f"pass {number + 1}" if number else ""

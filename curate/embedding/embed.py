@@ -4,8 +4,9 @@ A map over parts. What is made of a part is addressed by its content (`catalogue
 what makes it: `facts/`, `scores/` (columns of the crawl's own tables), a folder for each look (what
 filters and lists want of pictures) and `vectors/` (one folder an embedder) hold a unit for each
 content. One pass over the part makes whichever are missing, with one decode of an image for all that
-see it at the same scale: embedders and looks. Rows in = rows out: what cannot be read or decoded is a
-row with a problem. Rows are sorted by name, so by key.
+see it at the same scale: embedders and looks. Images of the same bytes are decoded and embedded once.
+Rows in = rows out: what cannot be read or decoded is a row with a problem. Rows are sorted by name, so
+by key.
 """
 
 from __future__ import annotations
@@ -110,11 +111,10 @@ def _preparation(embedder: str) -> Preparation:
 
 
 @dataclass
-class _Row:
-    member: Member
+class _Picture:
+    """What is found of an image's bytes; rows of the same bytes share it."""
+
     header: Header | None = None
-    sha256: str | None = None
-    size: int = 0
     problem: str = ""
     contrast: float = 0.0
     earlier: int = -1
@@ -123,6 +123,14 @@ class _Row:
     """What each embedder is to see, by its place in the request."""
     looks: dict[str, Any] = field(default_factory=dict)
     """What was taken of the picture, by column."""
+
+
+@dataclass
+class _Row:
+    member: Member
+    size: int
+    picture: _Picture
+    sha256: str | None = None
 
 
 def _make(
@@ -176,17 +184,25 @@ def _make(
         rows: list[_Row] = []
         threads = request.settings.decode_threads or request.threads
         ahead = 2 * max((request.embedders[place].batch_size for place in wanted), default=16)
+        first_of: dict[str, int] = {}
+        repeats: list[tuple[int, int]] = []
         for number, row in enumerate(_ahead(reader.members, read, ahead, threads)):
             rows.append(row)
-            for place, image in row.prepared.items():
-                forward.add(place, number, image)
-            if previous is not None and row.earlier >= 0:
+            picture = row.picture
+            first = first_of.setdefault(row.sha256, number) if row.sha256 else number
+            if first < number:
+                repeats.append((number, first))
+            elif previous is not None and picture.earlier >= 0:
                 for at, place in enumerate(wanted):
-                    outputs[place].put([number], previous.vectors[at][row.earlier][None])
-            row.prepared = {}
+                    outputs[place].put([number], previous.vectors[at][picture.earlier][None])
+            for place, image in picture.prepared.items():
+                forward.add(place, number, image)
+            picture.prepared = {}
             if number % 64 == 63:
                 (count / PROGRESS).write_text(str(number + 1))
         forward.finish()
+        for output in outputs.values():
+            output.repeat(repeats)
         copy.require_unchanged()
         for place, output in outputs.items():
             valid = output.close()
@@ -202,7 +218,7 @@ def _make(
             _write_facts(rows, copy.part, count)
             result = {
                 "images": len(rows),
-                "corrupt": sum(bool(row.problem) for row in rows),
+                "corrupt": sum(bool(row.picture.problem) for row in rows),
                 "problems": reader.problems,
                 "ignored": reader.ignored,
                 "ignored_examples": reader.ignored_examples,
@@ -229,6 +245,11 @@ class _Vectors:
         places = np.asarray(rows)[usable]
         self._file[places] = stored[usable]
         self._valid[places] = True
+
+    def repeat(self, rows: list[tuple[int, int]]) -> None:
+        """Store in the first row of each pair what the second holds."""
+        for row, first in rows:
+            self._file[row], self._valid[row] = self._file[first], self._valid[first]
 
     def close(self) -> int:
         """Flush both files, and return how many vectors there are."""
@@ -287,39 +308,61 @@ class _Reading:
     looks: tuple[Look, ...]
     """Those whose units are missing."""
 
+    taken: dict[str, Future[_Picture]] = field(default_factory=dict)
+    """By the hash of the bytes."""
+
     def __call__(self, member: Member) -> _Row:
-        row = _Row(member, size=member.size, problem=member.problem)
+        row = _Row(member, member.size, _Picture(problem=member.problem))
+        if member.problem:
+            return row
         try:
-            if row.problem:
-                return row
             data = self.reader.read(member)
-            row.size = len(data)
-            row.sha256 = hashlib.sha256(data).hexdigest()
-            if self.previous is not None and (earlier := self.previous.rows.get(row.sha256)):
-                row.earlier, row.header, row.problem, row.contrast = earlier
-                self._look_again(row, data)
-                return row
+        except ImageError as error:
+            row.picture.problem = str(error) or "unreadable"
+            return row
+        row.size, row.sha256 = len(data), hashlib.sha256(data).hexdigest()
+        row.picture = self._take_once(member.key, row.sha256, data)
+        return row
+
+    def _take_once(self, key: str, sha256: str, data: bytes) -> _Picture:
+        """Take the picture, or wait for the thread that takes it of the same bytes."""
+        own: Future[_Picture] = Future()
+        taken = self.taken.setdefault(sha256, own)
+        if taken is own:
+            try:
+                own.set_result(self._take(key, sha256, data))
+            except BaseException as error:  # that of all rows of these bytes
+                own.set_exception(error)
+        return taken.result()
+
+    def _take(self, key: str, sha256: str, data: bytes) -> _Picture:
+        picture = _Picture()
+        if self.previous is not None and (earlier := self.previous.rows.get(sha256)):
+            picture.earlier, picture.header, picture.problem, picture.contrast = earlier
+            self._look_again(picture, key, data)
+            return picture
+        try:
             header = read_header(data)
             if max(header.width, header.height) > LONGEST_SIDE:
                 raise ImageError(f"its header says {header.width} x {header.height} pixels")
-            row.header = header
-            self._decode(row, header, data)
+            picture.header = header
+            self._decode(picture, header, key, data)
         except ImageError as error:
-            row.problem = str(error) or "unreadable"
-        return row
+            picture.problem = str(error) or "unreadable"
+        return picture
 
-    def _look_again(self, row: _Row, data: bytes) -> None:
+    def _look_again(self, picture: _Picture, key: str, data: bytes) -> None:
         """Take what was taken of an earlier state, or take it of the picture where nothing was."""
         assert self.previous is not None
         for look in self.looks:
             if look.name in self.previous.looks:
-                row.looks |= self.previous.looks[look.name][row.earlier]
-            elif row.header is not None:
+                picture.looks |= self.previous.looks[look.name][picture.earlier]
+            elif picture.header is not None:
                 with suppress(ImageError):
-                    image = self.decoder.decode(row.member.key, data, row.header, look.side)
-                    row.looks |= look.take(image)
+                    image = self.decoder.decode(key, data, picture.header, look.side)
+                    picture.looks |= look.take(image)
 
-    def _decode(self, row: _Row, header: Header, data: bytes) -> None:
+    def _decode(self, picture: _Picture, header: Header, key: str, data: bytes) -> None:
         """Prepare the image for each embedder, from one decode for each scale they look at."""
         first = self.preparations[0]
         by_scale: dict[int | None, list[int]] = {first.reduce_to: []} if self.measured else {}
@@ -329,19 +372,19 @@ class _Reading:
         scales = dict.fromkeys([*by_scale, *(look.side for look in self.looks)])
         for same in _same_scale(header, scales):
             try:
-                image = self.decoder.decode(row.member.key, data, header, same[0])
+                image = self.decoder.decode(key, data, header, same[0])
             except ImageError:
                 if by_scale.keys().isdisjoint(same):  # only for looks: that is no fact of the image
                     continue
                 raise
             for scale in same:
                 if scale == first.reduce_to:
-                    row.contrast = _contrast(image)
+                    picture.contrast = _contrast(image)
                 for look in self.looks:
                     if look.side == scale:
-                        row.looks |= look.take(image)
+                        picture.looks |= look.take(image)
                 for place in by_scale.get(scale, ()):
-                    row.prepared[place] = self.preparations[place].prepare(image)
+                    picture.prepared[place] = self.preparations[place].prepare(image)
 
 
 def _same_scale(header: Header, scales: Iterable[int | None]) -> list[list[int | None]]:
@@ -383,19 +426,19 @@ def _write_facts(rows: list[_Row], part: Part, folder: Path) -> None:
         "url": [row.member.url for row in rows],
         "caption": [row.member.caption for row in rows],
         "sha256": [row.sha256 for row in rows],
-        "width": [row.header and row.header.width for row in rows],
-        "height": [row.header and row.header.height for row in rows],
-        "format": [row.header and row.header.format for row in rows],
+        "width": [row.picture.header and row.picture.header.width for row in rows],
+        "height": [row.picture.header and row.picture.header.height for row in rows],
+        "format": [row.picture.header and row.picture.header.format for row in rows],
         "bytes": [row.size for row in rows],
         "offset": [row.member.offset for row in rows],
-        "problem": [row.problem for row in rows],
-        "contrast": [row.contrast for row in rows],
+        "problem": [row.picture.problem for row in rows],
+        "contrast": [row.picture.contrast for row in rows],
     }
     pq.write_table(pa.table(values, COLUMNS), folder / FACTS, compression="zstd")
 
 
 def _write_look(rows: list[_Row], look: Look, folder: Path) -> None:
-    values = {name: [row.looks.get(name) for row in rows] for name in look.columns.names}
+    values = {name: [row.picture.looks.get(name) for row in rows] for name in look.columns.names}
     pq.write_table(pa.table(values, look.columns), folder / look.file, compression="zstd")
 
 

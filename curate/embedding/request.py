@@ -13,7 +13,7 @@ from curate.filters.looks import LOOKS
 from shared.embedders import EmbedderSettings, identity
 from shared.storage import fingerprint
 
-VERSION = 3
+VERSION = 4
 
 
 class EmbedSettings(BaseModel):

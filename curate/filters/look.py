@@ -23,6 +23,8 @@ class Look:
     """What it takes; null where there is no picture."""
     take: Callable[[Image.Image], dict[str, Any]]
     """Takes it of an RGB picture; safe in threads."""
+    reported: bool = True
+    """Whether `images.parquet` shows it."""
 
     @property
     def file(self) -> str:

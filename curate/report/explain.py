@@ -151,6 +151,8 @@ def _why_duplicate(
     method = next((one["method"] for one in members if one["key"] == image["key"]), "near")
     if method == "exact" and similarity == 1.0:
         copy = f"the same bytes as {of}"
+    elif method not in ("exact", "near"):
+        copy = f"{image['reason']} (cosine {similarity:.4f})"
     else:
         # Members of a connected component may be further from its representative.
         reached = "" if wanted is None or similarity < wanted else f", threshold {wanted:.6g}"

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int32, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import BLOCK, Collection
+from curate.catalogue.collection import BLOCK, Collection, Numbers
+from curate.dedup.hashes import Hashed
 from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
@@ -34,9 +35,9 @@ from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
 
-VERSION = 6
+VERSION = 7
 
-LOOKED = [field for look in LOOKS.values() for field in look.columns]
+LOOKED = [field for look in LOOKS.values() if look.reported for field in look.columns]
 """What looks take of pictures; null where a run does not ask for it."""
 IMAGES = pa.schema(
     [
@@ -129,6 +130,7 @@ class Decided:
     max_images: int | None
     bounds: ShardBounds
     balanced: Path | None = None
+    hashed: Hashed | None = None
 
 
 def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
@@ -172,6 +174,7 @@ class _Block:
         self.nearest = decided.answers.nearest.find(self.numbers)
         self.listed = listed & self.nearest.seen & (self.nearest.images.shape[1] > 0)
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
+        self.hashed = self._has_the_hash_of(chosen)
         mine = np.concatenate([self.numbers, self.canonical])
         self.held = find_hits(decided.held, decided.holdouts, mine)
         self.held_groups = find_hits_of_groups(
@@ -198,6 +201,15 @@ class _Block:
             own, other = (unit(crawl.vectors(each)) for each in numbers)
             result[some] = np.where(numbers[0] == numbers[1], 1, cosine(own, other))
         return result
+
+    def _has_the_hash_of(self, others: Numbers) -> Bool[np.ndarray, " n"]:
+        """Tell which images are, by their hash and not by their bytes, copies of these ones."""
+        if self.decided.hashed is None:
+            return np.zeros(len(self.numbers), bool)
+        stands = np.load(self.decided.hashed.stands, mmap_mode="r")
+        own = stands[self.numbers]
+        same: Bool[np.ndarray, " n"] = (own >= 0) & (own == stands[others])
+        return same & self.grouped & ~self.exact
 
     def _copies_of_seeds(self) -> dict[int, Hit]:
         """Return by row which image of an included seed one is a copy of that stands for itself."""
@@ -312,6 +324,10 @@ class _Block:
                 result[row] = f"{hit} of seed {hit.name}, which is included"
             elif name == "duplicate" and self.exact[row]:
                 result[row] = f"the same bytes as {self.representative_key[row]}"
+            elif name == "duplicate" and self.hashed[row]:
+                assert decided.hashed is not None
+                title = decided.hashed.title
+                result[row] = f"the same {title} as {self.representative_key[row]}"
             elif name == "duplicate":
                 said = f"cosine {self.similarity[row]:.4f} with {self.representative_key[row]}"
                 short = self.similarity[row] < np.float32(decided.dedup_threshold)
@@ -388,7 +404,9 @@ class _Block:
     def _duplicates(self) -> pa.Table:
         rows = np.flatnonzero(self.grouped)
         own = self.representative[rows] == self.numbers[rows]
-        methods = np.where(self.exact[rows], "exact", "near")
+        by_vectors = np.where(self.exact[rows], "exact", "near")
+        by_hash = self.decided.hashed.name if self.decided.hashed else ""
+        methods = np.where(self.hashed[rows], by_hash, by_vectors)
         return pa.table(
             [
                 pa.array(self.group[rows], pa.int64()),

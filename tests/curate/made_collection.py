@@ -17,7 +17,7 @@ from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
-from curate.dedup import holdout
+from curate.dedup import hashes, holdout
 from curate.dedup.groups import group
 from curate.dedup.keep import NUMBER, POLICIES, rank_contents
 from curate.dedup.members import list_members, ranges_of
@@ -48,6 +48,7 @@ class Made:
     scores: dict[str, float | None] = field(default_factory=dict)
     url: str | None = "https://example.org/image"
     caption: str | None = None
+    phash: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -95,7 +96,12 @@ def write_part(
     np.save(place / VECTORS, vectors)
     np.save(place / VALID, np.array([image.vector is not None for image in images], bool))
     folder = str(place.relative_to(work))
-    return PartOutputs(name, prefix, folder, folder if columns else None, folder, not prefix)
+    looks = []
+    if any(image.phash for image in images):
+        column = pa.array([image.phash for image in images], pa.string())
+        pq.write_table(pa.table({"phash": column}), place / "phash.parquet")
+        looks.append(f"{folder}/phash.parquet")
+    return PartOutputs(name, prefix, folder, folder if columns else None, folder, not prefix, looks)
 
 
 def made_collection(
@@ -183,6 +189,8 @@ def grouped(
     settings = settings or DedupSettings()
     home = _fresh(work / "dedup")
     ranks, before = ranked(collection, home, settings), None
+    if settings.hash != "none":
+        before = _hashed(collection, ranks, home, settings)
     for number in range(1000):
         searched = []
         for first, last in clusters.ranges:
@@ -214,6 +222,16 @@ def ranked(collection: Collection, work: Path, settings: DedupSettings | None = 
 def best_first(collection: Collection, work: Path) -> np.ndarray:
     """Return the numbers of the images that stand for their contents, from best to worst."""
     return np.load(ranked(collection, work) / NUMBER)
+
+
+def _hashed(collection, ranks, home, settings) -> Path:
+    fitted, out, blocks = _folder(home / "fit"), _folder(home / "hashed"), []
+    hashes.fit(collection, settings.hash, settings.seed, out=fitted)
+    for start, stop in collection.blocks():
+        blocks.append(_folder(home / f"hash-{start:06d}"))
+        hashes.hash_pictures(collection, settings.hash, fitted, start, stop, out=blocks[-1])
+    hashes.cover_copies(ranks, blocks, len(collection.exported), out=out)
+    return out
 
 
 def _settled(collection, ranks, groups, home, threshold, settings) -> Path:

@@ -11,6 +11,7 @@ import pytest
 from made_collection import files_of
 from pictures import (
     ColourEmbedder,
+    ColourForwards,
     colour_request,
     embed_by_colours,
     encoded,
@@ -20,6 +21,7 @@ from pictures import (
 from PIL import Image
 
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
+from curate.embedding.decoder import Decoder
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.embedding.stage import unit_name
 from curate.filters.decisions import CODE
@@ -128,6 +130,54 @@ def test_batches_and_threads_change_no_byte(tmp_path):
         }
     assert made[0] == made[1] == made[2]
     assert len(made[0]) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_the_same_bytes_are_decoded_and_embedded_once(tmp_path, monkeypatch, threads):
+    copies = {f"{name[:2]}{suffix}": GOOD[name] for name in list(GOOD)[:3] for suffix in "bcd"}
+    bad = {f"{name[:2]}z": BROKEN[name] for name in ("00a.jpg", "02a.png")}
+    named = {f"{stem}.png": data for stem, data in (copies | bad).items()}
+    path = write_tar(tmp_path / "p.tar", GOOD | BROKEN | named)
+    plain = Embedded(write_tar(tmp_path / "plain" / "p.tar", GOOD | BROKEN), tmp_path / "work")
+    seen, decoded = [], []
+    monkeypatch.setattr(
+        *(ColourForwards, "embed"),
+        lambda self, place, batch: seen.extend(batch) or ColourEmbedder().embed(batch),
+    )
+    decode = Decoder.decode
+    monkeypatch.setattr(
+        *(Decoder, "decode"),
+        lambda self, key, data, *how: decoded.append(data) or decode(self, key, data, *how),
+    )
+    settings = EmbedSettings(decode_threads=threads)
+    made = Embedded(path, tmp_path / "more", settings=settings)
+    assert len(seen) == len({image.tobytes() for image in seen}) == len(GOOD)
+    assert len(decoded) == len(set(decoded))
+    assert made.said["images"] == len(GOOD | BROKEN) + len(named)
+    assert made.said["vectors"] == made.valid.sum() == len(GOOD) + len(copies)
+    assert made.said["corrupt"] == len(BROKEN) + len(bad)
+    facts = ("sha256", "width", "height", "format", "bytes", "problem", "contrast")
+    known = {
+        fact["sha256"]: (fact, vector.tolist(), valid)
+        for fact, vector, valid in zip(
+            plain.facts.select(facts).to_pylist(), plain.vectors, plain.valid, strict=True
+        )
+    }
+    for fact, vector, valid in zip(
+        made.facts.select(facts).to_pylist(), made.vectors, made.valid, strict=True
+    ):
+        assert (fact, vector.tolist(), valid) == known[fact["sha256"]]
+
+
+def test_what_fails_for_one_image_fails_for_all_of_the_same_bytes(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "p.tar", {f"{n}.png": GOOD["00.png"] for n in range(9)})
+
+    def fail(self, key, data, *how):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Decoder, "decode", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        Embedded(path, tmp_path / "work", settings=EmbedSettings(decode_threads=4))
 
 
 def test_the_order_of_members_changes_nothing_but_their_offsets(tmp_path):

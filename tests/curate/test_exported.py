@@ -14,9 +14,11 @@ from made_collection import (
     from_vectors,
     grouped,
     made_collection,
+    ranked,
 )
 
 from curate.catalogue.exported import EXPORTED, Exported
+from curate.dedup.groups import group
 from curate.dedup.near import DedupSettings
 from shared.errors import LvdError
 
@@ -71,6 +73,21 @@ def test_it_stands_for_itself_and_first_for_others(tmp_path, mode, per_image):
     np.testing.assert_array_equal(np.load(folder / "representative.npy"), expected)
     assert (expected[numbers] == numbers).all()
     assert (exact[np.ix_(numbers, numbers)] >= threshold).sum() > len(numbers)
+
+
+def test_it_stands_for_itself_whichever_units_find_what_joins_it(tmp_path):
+    images = [Made(f"p/{n}", np.eye(4)[n]) for n in range(3)]
+    plain = made_collection(tmp_path, images, name="plain")
+    crawl = made_collection(tmp_path, images, exported=as_exported(tmp_path, plain, [0, 1]))
+    ranks, folders = ranked(crawl, tmp_path), []
+    for better in (0, 1):  # of two units, each of which joins the last image with one that stays
+        folders.append(tmp_path / f"search-{better}")
+        folders[-1].mkdir()
+        np.save(folders[-1] / "edges.npy", np.array([[2, better]]))
+        np.save(folders[-1] / "truncated.npy", np.empty(0, np.int64))
+    for mode in ("greedy", "components"):
+        group(ranks, folders, mode, 64, None, 2, out=tmp_path)
+        assert np.load(tmp_path / "representative.npy").tolist() == [0, 1, 0]
 
 
 def test_it_stands_for_all_that_has_its_bytes(tmp_path):
