@@ -2,7 +2,7 @@
 
 The pool is Tiny-ImageNet's training shards 20 to 29, which no bundled model has seen, and copies of
 some of their pictures as JPEG of quality 90, each in a place of its own. The seed is of other
-pictures of some classes of animals, from the shards before.
+pictures of some classes of animals, from the shards before, each with its label as `.cls`.
 
     .venv/bin/python benchmarks/planted.py DATA/tiny-imagenet POOL
     .venv/bin/lvd-curate run --pipeline sample --crawl POOL/crawl --seed POOL/seed --out OUT
@@ -27,7 +27,8 @@ from benchmarks.proof.pool import HELD_OUT, IN_A_SHARD, jpeg, read_labelled, wri
 
 LAST_ANIMAL = "n02600000"
 """WordNet's numbers of animals are below, in Tiny-ImageNet."""
-TRUTH = ("member", "kind", "copy_of", "transform")
+TRUTH = ("member", "kind", "copy_of", "transform", "label", "shown")
+"""Of `truth.csv`: `label` is the class, and `shown` whether the seed shows it, `yes` or empty."""
 
 
 @click.command()
@@ -39,6 +40,14 @@ TRUTH = ("member", "kind", "copy_of", "transform")
 @click.option("--limit", type=int, help="Take only so many pictures of each class for the pool.")
 def main(data: Path, out: Path, copies: int, classes: int, seeds: int, limit: int | None) -> None:
     """Write OUT/crawl, OUT/seed and OUT/truth.csv, from DATA, the folder of Tiny-ImageNet's tars."""
+    pool, chosen = write_pool(data, out, copies, classes, seeds, limit)
+    click.echo(f"{pool:,} images, {copies:,} of them copies, and {chosen} of the seed")
+
+
+def write_pool(
+    data: Path, out: Path, copies: int, classes: int, seeds: int, limit: int | None
+) -> tuple[int, int]:
+    """Write what `main` says; return how many images there are, and how many of the seed."""
     names = [line.split("\t")[0] for line in (data / "classes.txt").read_text().splitlines()]
     animals = [label for label, name in enumerate(names) if name < LAST_ANIMAL]
     tars = sorted(data.glob("train-*.tar"))
@@ -56,6 +65,7 @@ def main(data: Path, out: Path, copies: int, classes: int, seeds: int, limit: in
 
     order = rng.permutation(len(rows)).tolist()
     place = {row: n for n, row in enumerate(order)}
+    shown = sorted(rng.choice(animals, classes, replace=False).tolist())
     (out / "crawl").mkdir(parents=True)
     for start in range(0, len(order), IN_A_SHARD):
         members = (
@@ -70,14 +80,20 @@ def main(data: Path, out: Path, copies: int, classes: int, seeds: int, limit: in
         for n, row in enumerate(order):
             label, _, original, edit = rows[row]
             of = "" if original is None else f"{place[original]:06d}"
-            table.writerow((f"{n:06d}", "animal" if label in animals else "object", of, edit))
+            kind = "animal" if label in animals else "object"
+            is_shown = "yes" if label in shown else ""
+            table.writerow((f"{n:06d}", kind, of, edit, label, is_shown))
 
-    shown = sorted(rng.choice(animals, classes, replace=False).tolist())
     others = read_labelled(tars[: HELD_OUT.start])
     (out / "seed").mkdir()
-    chosen = [data for label in shown for data in others[label][:seeds]]
-    write_tar(out / "seed" / "00000.tar", ((f"{n:06d}.jpg", data) for n, data in enumerate(chosen)))
-    click.echo(f"{len(order):,} images, {copies:,} of them copies, and {len(chosen)} of the seed")
+    chosen = [(label, data) for label in shown for data in others[label][:seeds]]
+    members = (
+        (f"{n:06d}.{end}", content)
+        for n, (label, data) in enumerate(chosen)
+        for end, content in (("jpg", data), ("cls", str(label).encode()))
+    )
+    write_tar(out / "seed" / "00000.tar", members)
+    return len(order), len(chosen)
 
 
 if __name__ == "__main__":
