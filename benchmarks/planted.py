@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -38,16 +39,24 @@ TRUTH = ("member", "kind", "copy_of", "transform", "label", "shown")
 @click.option("--classes", default=40, show_default=True, help="Of animals, that the seed shows.")
 @click.option("--seeds", default=20, show_default=True, help="Pictures of each.")
 @click.option("--limit", type=int, help="Take only so many pictures of each class for the pool.")
-def main(data: Path, out: Path, copies: int, classes: int, seeds: int, limit: int | None) -> None:
+@click.option("--tail", type=int, help="Of the classes that the seed shows, take fewer and fewer, "
+              "in a geometric series, to so many of the last.")  # fmt: skip
+def main(data: Path, out: Path, **composition: int | None) -> None:
     """Write OUT/crawl, OUT/seed and OUT/truth.csv, from DATA, the folder of Tiny-ImageNet's tars."""
-    pool, chosen = write_pool(data, out, copies, classes, seeds, limit)
-    click.echo(f"{pool:,} images, {copies:,} of them copies, and {chosen} of the seed")
+    images, copies, of_seed = write_pool(data, out, **composition)
+    click.echo(f"{images:,} images, {copies:,} of them copies, and {of_seed} of the seed")
 
 
 def write_pool(
-    data: Path, out: Path, copies: int, classes: int, seeds: int, limit: int | None
-) -> tuple[int, int]:
-    """Write what `main` says; return how many images there are, and how many of the seed."""
+    data: Path,
+    out: Path,
+    copies: int,
+    classes: int,
+    seeds: int,
+    limit: int | None = None,
+    tail: int | None = None,
+) -> tuple[int, int, int]:
+    """Write what `main` says; return how many images there are, copies among them, and of the seed."""
     names = [line.split("\t")[0] for line in (data / "classes.txt").read_text().splitlines()]
     animals = [label for label, name in enumerate(names) if name < LAST_ANIMAL]
     tars = sorted(data.glob("train-*.tar"))
@@ -64,8 +73,11 @@ def write_pool(
         rows.append((label, jpeg(EDITS[edit](picture, rng), 90), original, edit))
 
     order = rng.permutation(len(rows)).tolist()
-    place = {row: n for n, row in enumerate(order)}
     shown = sorted(rng.choice(animals, classes, replace=False).tolist())
+    if tail is not None:
+        rare = _beyond_tail([label for label, _ in pool], shown, tail)
+        order = [row for row in order if rows[row][2] not in rare and row not in rare]
+    place = {row: n for n, row in enumerate(order)}
     (out / "crawl").mkdir(parents=True)
     for start in range(0, len(order), IN_A_SHARD):
         members = (
@@ -93,7 +105,15 @@ def write_pool(
         for end, content in (("jpg", data), ("cls", str(label).encode()))
     )
     write_tar(out / "seed" / "00000.tar", members)
-    return len(order), len(chosen)
+    return len(order), sum(rows[row][2] is not None for row in order), len(chosen)
+
+
+def _beyond_tail(labels: Sequence[int], shown: Sequence[int], tail: int) -> set[int]:
+    """Return which pictures are too many, where `shown` are to have a long tail of `tail` at last."""
+    most = max(labels.count(label) for label in shown)
+    sizes = np.geomspace(most, tail, len(shown)).round().astype(int).tolist()
+    rows = {label: [n for n, own in enumerate(labels) if own == label] for label in shown}
+    return {n for label, size in zip(shown, sizes, strict=True) for n in rows[label][size:]}
 
 
 if __name__ == "__main__":

@@ -163,6 +163,9 @@ def _score_groups(labelled: Labelled, out: Path) -> tuple[str, ...]:
     planted = [name for name in total if not name.startswith("(")]
     copies, all_copies = (sum(counts[name] for name in planted) for counts in (found, total))
     right, pairs = count_pairs(labelled.truth, images, PHOTOGRAPHS)
+    kept = sum(row["decision"] == "kept" for row in images.values())
+    if not read_funnel(out)["groups"]["count"]:  # then there is no table of them
+        return f"0 of {all_copies:,}", "", "0", "", "0", "", f"{kept:,}"
     groups = pq.read_table([str(file) for file in table_files(out, "groups")])
     sizes, diameters = (groups[name].to_numpy() for name in ("size", "diameter"))
     return (
@@ -172,7 +175,7 @@ def _score_groups(labelled: Labelled, out: Path) -> tuple[str, ...]:
         f"{sizes.max(initial=0):,}",
         f"{groups['chain'].to_numpy(zero_copy_only=False).sum():,}",
         f"{diameters.max(initial=0):.2f}",
-        f"{sum(row['decision'] == 'kept' for row in images.values()):,}",
+        f"{kept:,}",
     )
 
 
