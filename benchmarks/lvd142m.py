@@ -88,8 +88,9 @@ def describe_by_seed(
     """Return a table of what each seed retrieves, and how much of it is of its own classes."""
     rows = []
     for name, told in seeds.items():
-        kept = [stem for stem, row in images.items() if name in (row["seeds"] or ())]
         own = {str(label) for label in labels[name]}
+        chance = sum(row["label"] in own for row in truth.values()) / len(truth)
+        kept = [stem for stem, row in images.items() if name in (row["seeds"] or ())]
         right = sum(truth[stem]["label"] in own for stem in kept)
         any_shown = sum(truth[stem]["shown"] == "yes" for stem in kept)
         rows.append(
@@ -99,13 +100,15 @@ def describe_by_seed(
                 f"{told['images']:,} of {len(own)}",
                 f"{told['retrieved']:,}",
                 f"{told['alone']:,}",
-                f"{right / len(kept):.3f}" if kept else "",
+                f"{right / len(kept):.3f}, {chance:.3f}" if kept else "",
                 f"{any_shown / len(kept):.3f}" if kept else "",
                 f"{told['included'].get('kept', 0):,}" if "included" in told else "",
             )
         )
     header = ("seed", "strategy", "images, classes", "retrieved", "by it alone")
-    return write_table((*header, "of its classes", "of any seed's", "own images"), rows)
+    return write_table(
+        (*header, "of its classes, in the pool", "of any seed's", "own images"), rows
+    )
 
 
 def describe_decisions(decisions: Mapping[str, int]) -> str:
