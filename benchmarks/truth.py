@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import csv
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from itertools import combinations
+from math import comb
 from pathlib import Path
 
 import click
@@ -49,6 +51,45 @@ def by_method(
     return found
 
 
+def read_images(out: Path) -> dict[str, dict]:
+    """Return what became of the images of a run, by stem."""
+    with open_tables(out) as tables:
+        images = rows(tables, "SELECT * FROM images")
+    return {image["key"].rpartition("/")[2]: image for image in images}
+
+
+def count_copies(
+    truth: dict[str, dict], images: dict[str, dict], photographs: Collection[str]
+) -> tuple[Counter[str], Counter[str]]:
+    """Return by transform how many copies share a group with their original, and how many there are.
+
+    Those of other kinds than `photographs` count under their kind, in brackets.
+    """
+    found, total = Counter(), Counter()
+    for stem, row in truth.items():
+        if not {stem, row["copy_of"]} <= images.keys():  # no copy, or one of them not crawled
+            continue
+        if images[stem]["decision"] not in ("corrupt", "low_quality"):
+            name = row["transform"] if row["kind"] in photographs else f"({row['kind']})"
+            total[name] += 1
+            found[name] += images[stem]["group"] is not None and (
+                images[stem]["group"] == images[row["copy_of"]]["group"]
+            )
+    return found, total
+
+
+def count_pairs(
+    truth: dict[str, dict], images: dict[str, dict], photographs: Collection[str]
+) -> tuple[int, int]:
+    """Return how many pairs of photographs inside groups stem from one picture, and how many there are."""
+    groups = defaultdict(list)
+    for stem, image in images.items():
+        if image["group"] is not None and truth[stem]["kind"] in photographs:
+            groups[image["group"]].append(root_of(truth, stem))
+    right = sum(one == other for roots in groups.values() for one, other in combinations(roots, 2))
+    return right, sum(comb(len(roots), 2) for roots in groups.values())
+
+
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("truth_csv", type=click.Path(path_type=Path))
@@ -56,40 +97,22 @@ def by_method(
 @click.option("--seed-kinds", multiple=True, default=("animal",), show_default=True)
 def main(out: Path, truth_csv: Path, photographs: tuple, seed_kinds: tuple) -> None:
     """Print the scores of the run in OUT."""
-    truth = read_truth(truth_csv)
+    truth, by_stem = read_truth(truth_csv), read_images(out)
     with open_tables(out) as tables:
-        images = rows(tables, "SELECT * FROM images")
         members = rows(tables, "SELECT key, method FROM duplicates WHERE NOT representative")
         retrieval = rows(tables, "SELECT key, similarity FROM retrieval WHERE rank = 0")
-    by_stem = {image["key"].rpartition("/")[2]: image for image in images}
     click.echo(
-        f"rows in {len(truth):,}, rows out {len(images):,}, matched {len(truth.keys() & by_stem)}"
+        f"rows in {len(truth):,}, rows out {len(by_stem):,}, matched {len(truth.keys() & by_stem)}"
     )
 
-    groups = defaultdict(list)
-    for stem, image in by_stem.items():
-        groups[image["group"] if image["group"] is not None else f"alone {stem}"].append(stem)
-    found, total = Counter(), Counter()
-    for stem, row in truth.items():
-        if not {stem, row["copy_of"]} <= by_stem.keys():  # no copy, or one of them not crawled
-            continue
-        if by_stem[stem]["decision"] not in ("corrupt", "low_quality"):
-            name = row["transform"] if row["kind"] in photographs else f"({row['kind']})"
-            total[name] += 1
-            found[name] += by_stem[stem]["group"] is not None and (
-                by_stem[stem]["group"] == by_stem[row["copy_of"]]["group"]
-            )
+    found, total = count_copies(truth, by_stem, photographs)
     for name in sorted(total):
         click.echo(
             f"  recall {name:<16} {found[name]:>4} of {total[name]:>4}  {found[name] / total[name]:.3f}"
         )
     of_photographs = [name for name in total if not name.startswith("(")]
     recall = sum(found[n] for n in of_photographs) / max(1, sum(total[n] for n in of_photographs))
-    right = pairs = 0
-    for stems in groups.values():
-        for a, b in combinations([s for s in stems if truth[s]["kind"] in photographs], 2):
-            pairs += 1
-            right += root_of(truth, a) == root_of(truth, b)
+    right, pairs = count_pairs(truth, by_stem, photographs)
     click.echo(
         f"photographs: recall {recall:.4f}  precision {right / max(1, pairs):.4f} ({pairs} pairs)"
     )
