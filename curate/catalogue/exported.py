@@ -77,5 +77,6 @@ def _require(exported: Exported, known: pa.Table, wrong: np.ndarray, what: str) 
     key = known["key"][int(np.argmax(wrong))].as_py()
     raise LvdError(
         f"{int(wrong.sum()):,} images that {exported.out} holds, as {key!r}, {what}: take them out "
-        "with `lvd-curate remove` first (a list of keys), or curate anew into another OUT"
+        "with `lvd-curate remove` first (a list of keys; their bytes then stay out, whatever they are "
+        "called), or curate anew into another OUT"
     )

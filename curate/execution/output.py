@@ -60,6 +60,7 @@ class Output:
         self.clusters = self.partial / CLUSTERS
         self.embeddings = self.partial / "embeddings"
         self._replace = replace
+        self._kept: dict[str, FileHash] = {}
         self._refuse_foreign()
 
     def _recover(self) -> None:
@@ -152,10 +153,13 @@ class Output:
         """Take over the shards, and the list of what was removed, of the result that is added to."""
         if read_json(self.out / RUN) != before.run:
             raise LvdError(f"{self.out} was changed by another process meanwhile: call this again")
+        known = read_optional(before.out / FILES)
         kept = [before.out / "reports" / REMOVED, *sorted((before.out / "shards").glob("*"))]
-        for path in kept:
-            if path.exists():
-                link_or_copy(path, self.partial / path.relative_to(before.out))
+        for path in filter(Path.exists, kept):
+            name = path.relative_to(before.out).as_posix()
+            link_or_copy(path, self.partial / name)
+            if name in known:
+                self._kept[name] = known[name]
 
     def write(
         self, run: dict[str, Any], funnel: dict[str, Any], address: str, used: list[str]
@@ -169,7 +173,7 @@ class Output:
         """Write `timings.json`, drop what was only for building, and move the folder to its place."""
         timings = {"stages": [asdict(stage) for stage in stages], "seconds": seconds}
         write_json(self.partial / TIMINGS, timings, self.scratch)
-        self.publish()
+        self.publish(self._kept)
 
     def publish(self, known: Mapping[str, FileHash] = MappingProxyType({})) -> None:
         """Hash the files of the partial folder that are not `known`, and move it to its place."""

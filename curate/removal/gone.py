@@ -173,8 +173,8 @@ def _copies_of_seeds(
     rows = np.arange(start, start + len(images))
     group = images["group"].fill_null(-1).to_numpy()
     hit = _is_in(images["duplicate_of"], pa.array(list(of_seeds), pa.string()))
-    hit &= (group < 0) | (group == rows)
-    return hit
+    copies: Bool[np.ndarray, " n"] = hit & ((group < 0) | (group == rows))
+    return copies
 
 
 def _gone(table: str, images: pa.Table, start: int, row: int, reason: str, name: str) -> Gone:

@@ -254,6 +254,17 @@ def test_an_update_finishes_a_swap_that_was_cut_off(site):
     assert not (site.root / ".out.replaced").exists()
 
 
+def test_damage_of_what_is_kept_is_found_afterwards_too(site):
+    site("run")
+    path = site.out / "shards" / "00000.tar"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    site.grow()
+    site("update", site.out)
+    assert f"{path}: its content has changed" in site("verify", site.out, status=1)
+
+
 def test_nothing_new_changes_nothing(site):
     site("run")
     stamp = (site.out / "run.json").stat().st_mtime_ns
