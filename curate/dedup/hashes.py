@@ -1,7 +1,7 @@
 """Copies by a hash of the picture: identical hashes are copies, before any vector is compared.
 
 *pca*: the signs of a small grey picture's first principal components, which are fitted on a sample of
-the pool. The DINOv2 paper (arXiv 2304.07193, appendix A) names a PCA hash and says no more of it: the
+the pool. The DINOv2 paper (arXiv 2304.07193, section 3) names a PCA hash and says no more of it: the
 sizes are chosen here. *phash*: that of `filters.phash`.
 
 Units: `fit` and `cover_copies` (reduces), and `hash_pictures` (a map over blocks of images). The best
