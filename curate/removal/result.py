@@ -174,7 +174,7 @@ def _groups_left(out: Path, keys: pa.Array) -> dict[int, int]:
 
 
 def _group_files(out: Path) -> list[Path]:
-    """Return the files of the table of groups; a result without groups has none."""
+    """Return the files of the table of groups; an earlier version wrote none where there were no groups."""
     there = (out / "reports" / f"{group_table.NAME}.parquet").exists()
     return table_files(out, group_table.NAME) if there else []
 

@@ -12,7 +12,7 @@ from curate.catalogue.collection import Collection
 from curate.dedup.shape import SHAPE
 
 NAME = "groups"
-VERSION = 1
+VERSION = 2
 GROUPS = pa.schema(
     [
         ("group", pa.int64()),
@@ -50,3 +50,9 @@ def table(
     made = pa.table([pa.array(values[field.name], field.type) for field in GROUPS], schema=GROUPS)
     pq.write_table(made, out / f"{NAME}.parquet", compression="zstd")
     return {"groups": len(made)}
+
+
+def no_groups(*, out: Path) -> dict[str, int]:
+    """Write a `groups.parquet` without rows: of a crawl without copies."""
+    pq.write_table(GROUPS.empty_table(), out / f"{NAME}.parquet", compression="zstd")
+    return {"groups": 0}

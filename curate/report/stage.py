@@ -32,8 +32,8 @@ class ReportFolders(Protocol):
 def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> None:
     """Write the Parquet tables, a unit for each block of images in the order of their keys.
 
-    There is a table of the images of seeds where some are included, one of clusters where a balance is
-    kept, and one of groups where there are any.
+    There is a table of the images of seeds where some are included, and one of clusters where a
+    balance is kept.
     """
     units = [
         Unit(f"{block:05d}", (decided, start, stop), stop - start)
@@ -46,11 +46,11 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
         Unit(f"groups-{number:05d}", (decided.crawl, shape, *args))
         for number, shape in enumerate(decided.shapes)
     ]
-    if units:
-        runner.run(folders.tables, groups.table, units, scratch=folders.scratch)
-        folders.lay_tables(
-            [groups.NAME], [folders.tables / unit.name for unit in units], folders.reports
-        )
+    function = groups.table if units else groups.no_groups
+    units = units or [Unit("groups-none", ())]
+    runner.run(folders.tables, function, units, scratch=folders.scratch)
+    made = [folders.tables / unit.name for unit in units]
+    folders.lay_tables([groups.NAME], made, folders.reports)
     units = seed_images.units_of_seeds(
         decided.included, decided.selected, decided.bounds, decided.removed
     )

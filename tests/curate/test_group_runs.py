@@ -58,6 +58,15 @@ def run(root, name, *words, status=0):
     return root / name, result
 
 
+def test_a_crawl_without_copies_has_a_table_of_no_groups(root, monkeypatch):
+    monkeypatch.chdir(root)
+    write_tar(root / "alone" / "00000.tar", {f"{n}.jpg": encoded(picture(n)) for n in range(9)})
+    out, _ = run(root, "alone-out", f"--crawl={root}/alone", "--set=dedup.threshold=0.999")
+    table = pq.read_table(out / "reports" / "groups.parquet")
+    assert len(table) == 0
+    assert "diameter" in table.column_names
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -106,6 +106,7 @@ class Finished:
                 shapes=(),
                 held=tuple(held),
                 included=Included(),
+                removed=(),
                 selected=chosen,
                 quality=quality,
                 filters=FILTERS,
