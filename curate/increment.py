@@ -20,7 +20,7 @@ from curate.calibration.thresholds import Threshold
 from curate.catalogue.exported import EXPORTED, Exported
 from curate.export.bounds import Written
 from curate.filters.lists import CompiledList, ListSettings, compile_lists
-from curate.neighbours.cluster import FITTED, Centroids
+from curate.neighbours.cluster import CENTROIDS, Centroids
 from curate.report.tables import table_files
 from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError
@@ -117,10 +117,9 @@ def read_before(out: Path, work: Path, scratch: Path) -> Before:
     outputs = scratch / "outputs.parquet"
     pq.write_table(kept.select(OUTPUTS), outputs)
     fitted = run["clusters"]
-    files = [out / CLUSTERS / name for name in FITTED]
     centroids = Centroids(
         out / CLUSTERS,
-        fingerprint([digest_file(file) for file in files]),
+        digest_file(out / CLUSTERS / CENTROIDS),
         fitted["images"],
         fitted["distance"],
     )

@@ -21,7 +21,7 @@ from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
 from curate.dedup.probes import MarginProbes, NearestCells, Probes
-from curate.neighbours.cluster import Clusters, LoadedClusters
+from curate.neighbours.cluster import AXES, Clusters, LoadedClusters
 from curate.neighbours.search import (
     Searchable,
     cosines,
@@ -227,7 +227,7 @@ def recall(
     loaded = clusters.load()
     stored = collection.vectors(sample)
     vectors = unit(stored)
-    axes = np.load(clusters.centers / "axes.npy")
+    axes = np.load(clusters.centers / AXES)
     asked = Searchable(stored, sample, heads(vectors, axes))
     home = nearest(vectors, loaded.centroids)
     asks = np.empty((size, len(loaded)), bool)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from curate.increment import CLUSTERS, REMOVED, Before
-from curate.neighbours.cluster import FITTED
+from curate.neighbours.cluster import CENTROIDS
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
 from curate.report.datasheet import DATASHEET
@@ -146,8 +146,7 @@ class Output:
 
     def lay_centroids(self, folder: Path) -> None:
         """Put the centroids of a unit beside the shards, for a run that adds to this one."""
-        for name in FITTED:
-            link_or_copy(folder / name, self.clusters / name)
+        link_or_copy(folder / CENTROIDS, self.clusters / CENTROIDS)
 
     def keep(self, before: Before) -> None:
         """Take over the shards, and the list of what was removed, of the result that is added to."""

@@ -9,7 +9,6 @@ side in one file, so that a search inside clusters reads contiguous memory).
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,9 +30,8 @@ from curate.neighbours.search import (
 )
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 4
-FITTED = ("centroids.npy", "axes.npy")
-"""What `centroids` leaves."""
+VERSION = 5
+CENTROIDS, AXES = "centroids.npy", "axes.npy"
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
 BUCKET = 65_536
@@ -66,9 +64,9 @@ class Centroids:
     """The centroids of a result, and how well they fitted the images that they were found for."""
 
     folder: Path
-    """With `centroids.npy` and `axes.npy`."""
+    """With `centroids.npy`."""
     digest: str
-    """Stands for these."""
+    """Stands for them."""
     images: int
     distance: float
     """Mean of 1 - cosine of an image and its centroid."""
@@ -139,11 +137,9 @@ def _assign_all(
     asked = [settings.model_dump(exclude={"drift"}), threads, *([before.digest] if before else [])]
     stage = Stage("cluster", VERSION, crawl.address, asked)
     home = runner.folder(stage)
-    if before is None:
-        args: tuple[Any, ...] = (collection, settings, threads)
-        runner.run(stage, centroids, [Unit("centroids", args)], note="k-means")
-    else:
-        runner.run(stage, keep_centroids, [Unit("centroids", (before.folder,))])
+    args = (collection, settings, threads, before.folder if before else None)
+    note = "" if before else "k-means"
+    runner.run(stage, centroids, [Unit("centroids", args)], note=note)
     units = [
         Unit(
             f"assign-{start:012d}",
@@ -177,26 +173,28 @@ def _lay_out(runner: Runner, done: _Assigned, fitted: dict[str, Any]) -> Cluster
     )
 
 
-def keep_centroids(before: Path, *, out: Path) -> dict:
-    """Write what `centroids` wrote for an earlier result."""
-    for name in FITTED:
-        shutil.copyfile(before / name, out / name)
-    return {"clusters": len(np.load(out / FITTED[0], mmap_mode="r"))}
-
-
 def centroids(
-    collection: Collection, settings: ClusterSettings, threads: int, *, out: Path
+    collection: Collection,
+    settings: ClusterSettings,
+    threads: int,
+    before: Path | None = None,
+    *,
+    out: Path,
 ) -> dict:
     """Write `centroids.npy`, float32 unit vectors [k, d], of a seeded sample of the collection.
 
-    Beside it `axes.npy` [d, h]: the sample's principal directions, for the members' heads.
+    `before` has those that are kept in place of new ones. Beside them `axes.npy` [d, h]: the sample's
+    principal directions, for the members' heads.
     """
     use_threads(threads)
     usable = collection.usable
     vectors = unit(collection.vectors(usable[sample_rows(len(usable), settings)]))
-    centers = find_centroids(vectors, len(usable), settings)
-    np.save(out / "centroids.npy", centers)
-    np.save(out / "axes.npy", principal_axes(vectors, collection.dim // 3 - 1))
+    if before is None:
+        centers = find_centroids(vectors, len(usable), settings)
+    else:
+        centers = np.load(before / CENTROIDS)
+    np.save(out / CENTROIDS, centers)
+    np.save(out / AXES, principal_axes(vectors, collection.dim // 3 - 1))
     return {"clusters": len(centers), "sample": len(vectors)}
 
 
@@ -233,7 +231,7 @@ def assign(
     those and its centroid.
     """
     use_threads(threads)
-    centroid = np.load(centers / "centroids.npy")
+    centroid = np.load(centers / CENTROIDS)
     clusters = np.full(stop - start, -1, np.int32)
     canonical = collection.canonical[start:stop]
     numbers = np.flatnonzero(canonical >= 0) + start
@@ -290,7 +288,7 @@ def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: 
         vectors[where] = block
         numbers[where] = number
         free += size
-    axes = np.load(centers / "axes.npy")
+    axes = np.load(centers / AXES)
     head = np.lib.format.open_memmap(
         out / "heads.npy", "w+", np.float16, (len(vectors), axes.shape[1] + 1)
     )
