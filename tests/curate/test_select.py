@@ -233,9 +233,9 @@ IMAGES = st.lists(
 )
 def test_decisions_are_those_of_the_definition(tmp_path_factory, images, most, target, block):
     work = tmp_path_factory.mktemp("work")
-    # the same bytes give the same vector
-    first = {image.sha256: image.vector for image in reversed(images)}
-    images = [Made(**{**vars(image), "vector": first[image.sha256]}) for image in images]
+    # the same bytes give the same vector, and are of one size
+    first = {image.sha256: {"vector": image.vector, "size": image.size} for image in images[::-1]}
+    images = [Made(**{**vars(image), **first[image.sha256]}) for image in images]
     held = [Made("h/0", toward(4))]
     filters = FILTERS if any(image.scores["nsfw"] is not None for image in images) else []
     options = {"most": most, "target": target, "filters": filters}
