@@ -21,7 +21,7 @@ from curate.catalogue.exported import EXPORTED, Exported
 from curate.export.bounds import Written
 from curate.filters.lists import CompiledList, ListSettings, compile_lists
 from curate.neighbours.cluster import CENTROIDS, Centroids
-from curate.report.tables import table_files
+from curate.report.tables import SEED_IMAGES, image_files
 from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError
 from shared.storage import digest_file, fingerprint, read_json
@@ -30,7 +30,6 @@ CLUSTERS = "clusters"
 """The folder of a result with the centroids of its clusters."""
 REMOVED = "removed.parquet"
 """The report of what `lvd-curate remove` took out."""
-SEEDS = "seed_images"
 OUTPUTS = ["output_shard", "output_key"]
 
 
@@ -153,12 +152,8 @@ def _shard(out: Path, name: str) -> Path:
 
 def _exported(out: Path) -> Iterator[pa.Table]:
     """Yield the kept images of a result, with the seed that they are of, or null."""
-    tables = ["images", *([SEEDS] if (out / "reports" / f"{SEEDS}.parquet").exists() else [])]
-    for name in tables:
-        for path in table_files(out, name):
-            columns = ["key", "sha256", "decision", *OUTPUTS, *(["seed"] if name == SEEDS else [])]
-            table = pq.read_table(path, columns=columns)
-            table = table.filter(pc.equal(table["decision"], "kept")).drop_columns("decision")
-            if name != SEEDS:
-                table = table.append_column("seed", pa.nulls(len(table), pa.string()))
-            yield table
+    for name, _, path in image_files(out):
+        own = ["seed"] if name == SEED_IMAGES else []
+        table = pq.read_table(path, columns=["key", "sha256", "decision", *OUTPUTS, *own])
+        table = table.filter(pc.equal(table["decision"], "kept")).drop_columns("decision")
+        yield table if own else table.append_column("seed", pa.nulls(len(table), pa.string()))

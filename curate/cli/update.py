@@ -88,9 +88,9 @@ def update(
         "dedup.keep=centrality": asked.dedup.keep == "centrality",
         "dedup.chain_floor": asked.dedup.chain_floor is not None,
     }
-    for name in (name for name, is_set in weighing.items() if is_set):
+    if said := [name for name, is_set in weighing.items() if is_set]:
         raise LvdError(
-            f"{out} was made with {name}, which weighs images by all others, so that new ones would "
+            f"{out} was made with {said[0]}, which weighs images by all others, so that new ones would "
             "change what is there: curate anew into another OUT with `lvd-curate run`"
         )
     writable(work, "--work")

@@ -19,11 +19,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from curate.filters.lists import CompiledList, listed
-from curate.report.tables import table_files
+from curate.report.tables import SEED_IMAGES, image_files, table_files
 from shared.errors import LvdError
 
-SEEDS = "seed_images"
-"""The table of the images of seeds that went into the shards themselves, where there are such."""
 COLUMNS = pa.schema(
     [
         ("key", pa.string()),
@@ -59,7 +57,7 @@ class Gone:
     """An image that goes, and why."""
 
     table: str
-    """`images`, or `SEEDS`."""
+    """`images`, or `SEED_IMAGES`."""
     row: int
     """Of that table; the group of a crawled image that stands for copies has this number."""
     seed: str | None
@@ -92,7 +90,7 @@ def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
     while fresh:
         same = {each.sha256: each for each in reversed(fresh) if each.sha256}
         stood = {each.row: each for each in fresh if each.table == "images"}
-        of_seeds = {each.key: each for each in fresh if each.table == SEEDS}
+        of_seeds = {each.key: each for each in fresh if each.table == SEED_IMAGES}
         fresh = []
         for name, start, images in _blocks(out):
             hit = _is_in(images["sha256"], pa.array(list(same), pa.string()))
@@ -114,16 +112,6 @@ def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
                 fresh.append(made)
     before = {(row["seed"], row["key"]) for row in read_removed(out).to_pylist()}
     return [gone[at] for at in sorted(gone) if (gone[at].seed, gone[at].key) not in before]
-
-
-def image_files(out: Path) -> Iterator[tuple[str, int, Path]]:
-    """Yield the files of the tables of images, each with its table and the number of its first row."""
-    tables = ["images", *([SEEDS] if (out / "reports" / f"{SEEDS}.parquet").exists() else [])]
-    for name in tables:
-        start = 0
-        for path in table_files(out, name):
-            yield name, start, path
-            start += pq.read_metadata(path).num_rows
 
 
 def read_removed(out: Path) -> pa.Table:

@@ -22,11 +22,11 @@ from curate.execution.output import FILES, RUN, Output
 from curate.export.selection_list import list_files
 from curate.redraw import picture_files, redraw
 from curate.removal.embeddings import drop_embeddings
-from curate.removal.gone import REMOVED, Gone, image_files, read_removed
+from curate.removal.gone import REMOVED, Gone, read_removed
 from curate.report import groups as group_table
 from curate.report.datasheet import DATASHEET, write_datasheet
 from curate.report.rows import BEHIND_JUDGEMENT
-from curate.report.tables import read_funnel, table_files
+from curate.report.tables import image_files, read_funnel, table_files
 from curate.selection.balance import describe_clusters
 from shared.shards import drop_samples
 from shared.storage import fingerprint, link_or_copy, read_json, write_json

@@ -14,11 +14,12 @@ from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
 from curate.report.rows import IMAGES
+from curate.report.tables import SEED_IMAGES
 from curate.selection.include import Included
 from curate.stage import Unit
 
 VERSION = 1
-NAME = "seed_images"
+NAME = SEED_IMAGES
 FACTS = ("key", "part", "member", "url", "sha256", "width", "height", "format", "bytes")
 OUTPUTS = ("decision", "reason", "output_shard", "output_key")
 SCHEMA = pa.schema([("seed", pa.string()), *(IMAGES.field(name) for name in (*FACTS, *OUTPUTS))])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import glob
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 
 from shared.errors import LvdError
 from shared.storage import read_json
+
+SEED_IMAGES = "seed_images"
+"""The table of the images of seeds that went into the shards themselves, where there are such."""
 
 
 def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
@@ -41,6 +46,19 @@ def table_files(out: Path, name: str) -> list[Path]:
     if not files or not files[0].exists():
         raise _unfinished(out, path)
     return files
+
+
+def image_files(out: Path) -> Iterator[tuple[str, int, Path]]:
+    """Yield the files of the tables of images, each with its table and the number of its first row."""
+    tables = [
+        "images",
+        *([SEED_IMAGES] if (out / "reports" / f"{SEED_IMAGES}.parquet").exists() else []),
+    ]
+    for name in tables:
+        start = 0
+        for path in table_files(out, name):
+            yield name, start, path
+            start += pq.read_metadata(path).num_rows
 
 
 def table_patterns(out: Path, name: str) -> list[str]:
