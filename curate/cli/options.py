@@ -74,10 +74,11 @@ def executor_option() -> Callable:
     """Return the option --executor."""
     return click.option(
         "--executor",
-        type=click.Choice(["ray", "inline"]),
-        default="ray",
+        type=click.Choice(["auto", "ray", "inline"]),
+        default="auto",
         show_default=True,
-        help="ray: many processes, here or on the cluster at RAY_ADDRESS. inline: all in this one.",
+        help="ray: many processes, here or on the cluster at RAY_ADDRESS. inline: all in this one. "
+        "auto: ray, but for what takes less time than Ray's start.",
     )
 
 

@@ -45,6 +45,11 @@ class RayExecutor:
     def __enter__(self) -> RayExecutor:
         return self
 
+    @property
+    def is_started(self) -> bool:
+        """Whether Ray runs for this run."""
+        return self._ray is not None
+
     def __exit__(self, *_: object) -> None:
         if self._ray is not None and not self._joined:
             self._ray.shutdown()

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from curate.execution.auto import AutoExecutor
 from curate.execution.executor import Executor
 from curate.execution.inline import InlineExecutor
 from curate.execution.monitor import Monitor, lives
@@ -17,7 +18,7 @@ from shared.datasets import WORK_MARKER
 from shared.locks import scratch_folder
 from shared.storage import read_optional, reraise_disk_full, write_json
 
-ExecutorName = Literal["ray", "inline"]
+ExecutorName = Literal["auto", "ray", "inline"]
 STATUS = "status"
 
 
@@ -39,10 +40,14 @@ def open_runner(
         if out is not None:
             paths.append(status_file(out))
         monitor = stack.enter_context(Monitor(paths, out))
-        engine: Executor = InlineExecutor() if executor == "inline" else RayExecutor(settings)
-        runner = StageRunner(work, scratch, stack.enter_context(engine), monitor)
-        if isinstance(engine, RayExecutor):
-            engine.started = runner.note_start
+        on_ray = RayExecutor(settings)
+        engines: dict[ExecutorName, Executor] = {
+            "auto": AutoExecutor(on_ray),
+            "ray": on_ray,
+            "inline": InlineExecutor(),
+        }
+        runner = StageRunner(work, scratch, stack.enter_context(engines[executor]), monitor)
+        on_ray.started = runner.note_start
         yield runner
 
 

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from curated_site import Site, content, leftovers, result, units
 from drawn_crawl import encoded, make_data, wave, write_tar
 
+from curate.execution import auto
 from curate.execution.on_ray import RayExecutor
 from curate.execution.output import Output
 
@@ -23,12 +25,21 @@ def linked(site: Site, root: Path) -> str:
 def test_a_second_run_does_nothing_says_so_and_starts_no_ray(undisturbed, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.root.rglob("*")}
     monkeypatch.setattr(RayExecutor, "_start", lambda self: pytest.fail("Ray was started"))
-    assert "nothing to do" in undisturbed.run()
+    for executor in ("ray", "auto"):
+        assert "nothing to do" in replace(undisturbed, executor=executor).run()
     after = {path: path.stat().st_mtime_ns for path in undisturbed.root.rglob("*")}
     work = undisturbed.work
     passing = {undisturbed.root, undisturbed.root / ".out.lock", work / "scratch", work / "status"}
     assert {path for path in before if before[path] != after.get(path)} <= passing
     assert set(after) == set(before)
+
+
+def test_a_changed_threshold_on_few_images_starts_no_ray_by_default(undisturbed, monkeypatch):
+    monkeypatch.setattr(RayExecutor, "_start", lambda self: pytest.fail("Ray was started"))
+    monkeypatch.setattr(auto, "SECONDS", 600)  # however slow this machine is
+    replace(undisturbed, executor="auto").run("--set=retrieve.threshold=0.45", out="by-auto")
+    undisturbed.run("--set=retrieve.threshold=0.45", "--replace", out="inline")
+    assert result(undisturbed.root / "by-auto") == result(undisturbed.root / "inline")
 
 
 def test_a_changed_retrieve_threshold_recomputes_only_what_stands_behind_it(undisturbed):
