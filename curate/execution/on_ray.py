@@ -70,7 +70,9 @@ class RayExecutor:
             self.dismiss()
         pool = self._pool(workers, gpus, len(calls))
         most = DEATHS if workers else TRIES
-        queue, tries = deque(calls), Counter[int]()
+        # The longest first, else the last one of them is waited for alone.
+        longest_first = sorted(calls, key=lambda call: -(call.unit.weight or call.unit.images))
+        queue, tries = deque(longest_first), Counter[int]()
         under_way: dict[Any, Call] = {}
         idle_since = time.monotonic()
         try:
