@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
+import ray
+import yaml
 
 SCRIPTS = Path(__file__).parents[2] / "curate" / "cluster"
 
@@ -164,3 +168,8 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(
     done = subprocess.run([SCRIPTS / "slurm.sh", word], env=slurm, timeout=60)
     assert done.returncode == status
     assert not (tmp_path / "scontrol.txt").exists()
+
+
+def test_rays_own_schema_knows_all_that_the_cluster_file_says() -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(yaml.safe_load((SCRIPTS / "ray.yaml").read_text()), schema)
