@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import ray
 import yaml
@@ -173,3 +174,16 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(
 def test_rays_own_schema_knows_all_that_the_cluster_file_says() -> None:
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(yaml.safe_load((SCRIPTS / "ray.yaml").read_text()), schema)
+
+
+def test_kubernetes_own_schema_knows_all_that_the_pods_say() -> None:
+    cluster = yaml.safe_load((SCRIPTS / "kuberay.yaml").read_text())
+    spec, claims = cluster["spec"], set()
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}, **group["template"]}
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+        mounted = {mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
+        claims |= {x["persistentVolumeClaim"]["claimName"] for x in pod["spec"]["volumes"][:1]}
+    assert len(claims) == 1
+    assert spec["rayVersion"] == ray.__version__
