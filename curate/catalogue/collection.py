@@ -32,15 +32,16 @@ from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
 
-VERSION = 5
+VERSION = 6
 PARTS = "parts.json"
 RESOLVED = "resolved.json"
 KEYS = "keys.arrow"
 EXPORTED = "exported.npy"
 ARRAYS = ("starts", "decision", "canonical", "order", "place")
 KEY = pa.large_string()
-BLOCK = 262_144
-"""Images of one unit of the map stages behind embed, and of one file of the reports."""
+KEYS_TOGETHER = 65_536
+"""Keys of one batch of the Arrow file that they are looked up in."""
+LEAST_BLOCK = 4_096
 
 Numbers = Int64[np.ndarray, " n"]
 
@@ -120,9 +121,14 @@ class Collection:
         taken: Numbers = order[self.canonical[order] >= 0]
         return taken
 
+    @property
+    def block(self) -> int:
+        """Images of one unit of the map stages behind embed, and of one file of the reports."""
+        return block_size(len(self))
+
     def blocks(self) -> list[tuple[int, int]]:
         """Return the ranges of numbers, or of places in `order`, that the map stages work on."""
-        return [(at, min(at + BLOCK, len(self))) for at in range(0, len(self), BLOCK)]
+        return [(at, min(at + self.block, len(self))) for at in range(0, len(self), self.block)]
 
     def part_of(self, numbers: Numbers) -> Numbers:
         """Return the part of each image."""
@@ -180,9 +186,9 @@ class Collection:
         """Return the keys of images, in the order of `numbers`."""
         numbers = np.asarray(numbers, np.int64)
         result = np.empty(len(numbers), object)
-        for batch, where in _groups(numbers // BLOCK):
+        for batch, where in _groups(numbers // KEYS_TOGETHER):
             column = self._keys.get_batch(batch).column(0)
-            result[where] = column.take(pa.array(numbers[where] % BLOCK)).to_pylist()
+            result[where] = column.take(pa.array(numbers[where] % KEYS_TOGETHER)).to_pylist()
         return result.tolist()
 
     def find(self, key: str) -> int | None:
@@ -227,6 +233,16 @@ class Catalogued:
     """In the order of the collection's."""
     collection: Collection
     address: str
+
+
+def block_size(images: int) -> int:
+    """Return how many of so many images a block holds: a power of two, of `LEAST_BLOCK` or more.
+
+    That is about four times the root of their number, so there are a quarter of the root as many
+    blocks. Where every unit of a stage reads of every unit of another, the files opened for an image
+    stay as many however many images there are; a unit's memory grows with the root.
+    """
+    return max(LEAST_BLOCK, 1 << (16 * max(1, images) - 1).bit_length() // 2)
 
 
 def _groups(values: Numbers) -> Iterator[tuple[int, Int64[np.ndarray, " _"]]]:
@@ -366,7 +382,7 @@ def _refuse_repeated(ordered: pa.ChunkedArray, part: PartOutputs) -> None:
 
 
 class _KeyWriter:
-    """Writes keys as an Arrow file of batches of `BLOCK`, so that any key is found by number."""
+    """Writes keys as an Arrow file of batches of `KEYS_TOGETHER`, so that any key is found by number."""
 
     def __init__(self, path: Path) -> None:
         self._schema = pa.schema([("key", KEY)])
@@ -384,9 +400,9 @@ class _KeyWriter:
     def write(self, keys: pa.ChunkedArray) -> None:
         """Append keys."""
         self._pending = pa.chunked_array([*self._pending.chunks, *keys.chunks], KEY)
-        while len(self._pending) >= BLOCK:
-            self._flush(self._pending.slice(0, BLOCK))
-            self._pending = self._pending.slice(BLOCK)
+        while len(self._pending) >= KEYS_TOGETHER:
+            self._flush(self._pending.slice(0, KEYS_TOGETHER))
+            self._pending = self._pending.slice(KEYS_TOGETHER)
 
     def _flush(self, keys: pa.ChunkedArray) -> None:
         whole = pa.concat_arrays(keys.chunks)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.catalogue import collection, keyed_order
+from curate.catalogue import collection
 from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
@@ -26,9 +26,9 @@ from curate.dedup.settle import settle, write_settled
 from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
+from curate.neighbours import in_dataset
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
-from curate.report import hits, rows
-from curate.retrieval import candidates, cluster
+from curate.retrieval import candidates
 from curate.retrieval import nearest_seeds as retrieve
 from curate.retrieval.threshold import choose_relevant
 from shared.datasets import Part
@@ -289,8 +289,9 @@ def chosen_by_threshold(
 def blocks_of(size: int) -> Iterator[None]:
     """Make the units of the map stages, and the files they are looked up in, hold `size` images."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (collection, keyed_order, retrieve, cluster, hits, rows):
-            patch.setattr(module, "BLOCK", size)
+        patch.setattr(collection, "block_size", lambda images: size)
+        patch.setattr(collection, "KEYS_TOGETHER", size)
+        patch.setattr(in_dataset, "TOGETHER", size)
         yield
 
 

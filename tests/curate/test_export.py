@@ -78,7 +78,7 @@ def kept_of(work, path, settings=None):
     dealt = select(crawl, groups, held, wishes, [], [], None, 0, out=selected)
     file = save_parts(parts, work / "parts.json")
     limit = EmbedSettings().max_pixels
-    nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r"),), 5)
+    nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r", crawl.block),), 5)
     source = Source(crawl, file, selected / "position-0.npy", 0, {})
     settings = settings or ExportSettings()
     limits = settings.shard_size, settings.shard_bytes
