@@ -23,6 +23,7 @@ from curate.dedup.most_similar import MostSimilar
 from curate.dedup.probes import MarginProbes, NearestCells, Probes
 from curate.neighbours.cluster import AXES, Clusters, LoadedClusters
 from curate.neighbours.search import (
+    PAIRS_AT_ONCE,
     Searchable,
     cosines,
     heads,
@@ -162,10 +163,11 @@ def _visits(
 ) -> Iterator[tuple[int, Integer[np.ndarray, " _"]]]:
     """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
     clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    step = _asked_together(probes)
     for cluster in np.unique(own).tolist():
         home = np.flatnonzero(own == cluster)
-        for at in range(0, len(home), 4_096):
-            some = home[at : at + 4_096]
+        for at in range(0, len(home), step):
+            some = home[at : at + step]
             row, visited = np.nonzero(probes.of(queries.unit(some), cluster))
             clusters.append(visited.astype(np.int32))
             rows.append(some[row].astype(np.int32))
@@ -174,6 +176,11 @@ def _visits(
     for where in np.split(order, np.flatnonzero(np.diff(visited[order])) + 1):
         if len(where):
             yield int(visited[where[0]]), row[where]
+
+
+def _asked_together(probes: Probes) -> int:
+    """Return for how many vectors the probes are found together, in bounded memory."""
+    return max(1, PAIRS_AT_ONCE // max(1, len(probes)))
 
 
 def _alive(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
@@ -261,8 +268,9 @@ def _found_back(
     """Return how many of the `rows` of the cluster `own` are searched in the clusters `homes`."""
     ends, place = np.unique(rows, return_inverse=True)
     count = 0
-    for at in range(0, len(ends), 4_096):
-        asks = probes.of(members.unit(ends[at : at + 4_096]), own)
-        here = (place >= at) & (place < at + 4_096)
+    step = _asked_together(probes)
+    for at in range(0, len(ends), step):
+        asks = probes.of(members.unit(ends[at : at + step]), own)
+        here = (place >= at) & (place < at + step)
         count += int(asks[place[here] - at, homes[here]].sum())
     return count

@@ -31,6 +31,10 @@ ROUNDING = np.float32(1e-5)
 class Probes(Protocol):
     """A rule for given centroids."""
 
+    def __len__(self) -> int:
+        """Return how many centroids there are."""
+        ...
+
     def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
         """Return in which clusters unit vectors of the cluster `own` are searched."""
         ...
@@ -42,6 +46,9 @@ class NearestCells:
     def __init__(self, centroids: Float32[np.ndarray, "k d"], cap: int) -> None:
         self._centroids = centroids
         self._cap = cap
+
+    def __len__(self) -> int:
+        return len(self._centroids)
 
     def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
         """Return in which clusters unit vectors of the cluster `own` are searched: there too."""
@@ -66,6 +73,9 @@ class MarginProbes:
         self._heap = heaps(centroids, 1 - (1 - threshold) / 4)
         self._order = np.argsort(self._heap, kind="stable")
         self._starts = np.searchsorted(self._heap[self._order], np.arange(self._heap.max() + 1))
+
+    def __len__(self) -> int:
+        return len(self._centroids)
 
     def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
         """Return in which clusters unit vectors of the cluster `own` are searched."""

@@ -159,9 +159,16 @@ def from_vectors(work: Path, vectors: np.ndarray, order=None, **options) -> Coll
 
 
 def clustered(
-    collection: Collection, work: Path, settings: ClusterSettings | None = None, block=10**9
+    collection: Collection,
+    work: Path,
+    settings: ClusterSettings | None = None,
+    block=10**9,
+    bucket=10**9,
 ) -> tuple[Clusters, list[Path]]:
-    """Take a collection through the stage cluster; `block` is the images of a unit of `assign`."""
+    """Take a collection through the stage cluster.
+
+    `block` is the images of a unit of `assign`, `bucket` about those of one of `members`.
+    """
     home = _fresh(work / "cluster")
     centers = _folder(home / "centroids")
     centroids(collection, settings or ClusterSettings(), 1, out=centers)
@@ -170,12 +177,12 @@ def clustered(
         assigned.append(_folder(home / f"assign-{start:06d}"))
         stop = min(start + block, len(collection))
         assign(collection, centers, start, stop, 1, out=assigned[-1])
-    ranges = buckets(assigned)
-    folders = []
+    ranges = buckets(assigned, bucket)
+    folders, images = [], 0
     for first, last in ranges:
         folders.append(_folder(home / f"members-{first:06d}"))
-        members(centers, assigned, first, last, out=folders[-1])
-    return Clusters(centers, tuple(folders), tuple(ranges)), assigned
+        images += members(centers, assigned, first, last, out=folders[-1])["images"]
+    return Clusters(centers, tuple(folders), tuple(ranges), images), assigned
 
 
 def grouped(

@@ -24,7 +24,7 @@ from curate.dedup.groups import EdgeBuffer
 from curate.dedup.keep import NUMBER
 from curate.dedup.near import DedupSettings, recall, sanity
 from curate.dedup.probes import MarginProbes, heaps
-from curate.neighbours import cluster, search
+from curate.neighbours import search
 from curate.neighbours.cluster import ClusterSettings
 from shared.errors import LvdError
 
@@ -63,9 +63,8 @@ def test_every_pair_is_found_across_the_borders_of_clusters(
     exact = exact_cosines(vectors, vectors)
     threshold = clear(exact, threshold)
     collection = from_vectors(work, vectors)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "BUCKET", bucket)
-        clusters, _ = clustered(collection, work, ClusterSettings(clusters=count, iterations=2))
+    cut = ClusterSettings(clusters=count, iterations=2)
+    clusters, _ = clustered(collection, work, cut, bucket=bucket)
     assert edges_of(collection, clusters, work, threshold, ALL) == pairs_of(exact, threshold)
 
 
