@@ -5,14 +5,14 @@ project's own stages cluster, dedup, retrieve, select and report, with the inlin
 thread. The facts of the images are made up; nothing is embedded. Memory is what the process holds of
 its own (`RssAnon`): mapped files, which the system may drop at any time, do not count.
 
+    export OMP_NUM_THREADS=1
     nice .venv/bin/python benchmarks/million.py --images 62500 --doublings 4
-    nice .venv/bin/python benchmarks/million.py --images 300000 --same          a mega-cluster
+    nice .venv/bin/python benchmarks/million.py --images 300000 --same --stage dedup
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import resource
 import tempfile
@@ -25,9 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-
 import click
 import numpy as np
 import pyarrow as pa
@@ -36,7 +33,7 @@ from clumps import clumps
 
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
-from curate.catalogue.part_files import COLUMNS, FACTS, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
 from curate.dedup.holdout import Held
 from curate.dedup.near import DedupSettings
 from curate.dedup.stage import Deduplicated, dedup
@@ -160,7 +157,8 @@ def catalogued(work: Path, name: str, stored: np.ndarray) -> Catalogued:
         own = stored[at : at + PART]
         np.save(folder / VECTORS, own)
         np.save(folder / VALID, np.ones(len(own), bool))
-        pq.write_table(_facts(name, at, len(own)), folder / FACTS, compression="zstd")
+        facts = _facts(name, at, len(own))
+        pq.write_table(facts, folder / FACTS, row_group_size=ROW_GROUP, compression="zstd")
         place = str(folder.relative_to(work))
         outputs.append(PartOutputs(part, "", place, None, place, False))
         parts.append(Part(part, "tar", "/nowhere", (f"{part}.tar",), (0,), None, "0" * 32, 0))

@@ -145,32 +145,37 @@ class Collection:
         """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and looks."""
         tables, places = [], []
         for part, where, rows in self._rows(numbers):
-            tables.append(self.facts_of_part(part, columns).take(rows))
+            tables.append(self.facts_of_part(part, columns, rows))
             places.append(where)
         if not tables:
-            return self.facts_of_part(0, columns).slice(0, 0)
+            return self.facts_of_part(0, columns, np.empty(0, np.int64))
         return pa.concat_tables(tables).take(np.argsort(np.concatenate(places)))
 
-    def facts_of_part(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the facts of all images of a part, by key; `columns` may name those of looks."""
+    def facts_of_part(
+        self, part: int, columns: Sequence[str] | None = None, rows: Numbers | None = None
+    ) -> pa.Table:
+        """Return the facts of all images of a part, by key, or of some `rows`, in their order.
+
+        `columns` may name those of looks. What holds none of the rows is not read.
+        """
         outputs, work = self.parts[part], self._work
         asked = None if columns is None else ["name", *(c for c in columns if c in COLUMNS.names)]
-        table = pq.read_table(work / outputs.facts / FACTS, columns=asked, memory_map=True)
+        table = read_rows(work / outputs.facts / FACTS, asked, rows)
         keys = pc.binary_join_element_wise(outputs.prefix, table["name"], "")
         table = table.drop_columns(["name"]).add_column(0, "key", keys)
         table = table.append_column("part", pa.array([outputs.name] * len(table), pa.string()))
         if columns is None:
-            valid = np.load(work / outputs.vectors / VALID)
-            table = table.append_column("valid", pa.array(valid))
+            valid = np.load(work / outputs.vectors / VALID, mmap_mode="r")
+            table = table.append_column("valid", pa.array(valid if rows is None else valid[rows]))
             scores = [] if outputs.scores is None else [f"{outputs.scores}/{SCORES}"]
             for file in (*scores, *outputs.looks):
-                more = pq.read_table(work / file)
+                more = read_rows(work / file, None, rows)
                 for name in more.column_names:
                     table = table.append_column(name, more[name])
         elif beside := set(columns) - {*COLUMNS.names, *table.column_names}:
             for file in outputs.looks:
                 for name in beside.intersection(pq.read_schema(work / file).names):
-                    more = pq.read_table(work / file, columns=[name])
+                    more = read_rows(work / file, [name], rows)
                     table = table.append_column(name, more[name])
         return table
 
@@ -233,6 +238,23 @@ class Catalogued:
     """In the order of the collection's."""
     collection: Collection
     address: str
+
+
+def read_rows(path: Path, columns: list[str] | None, rows: Numbers | None) -> pa.Table:
+    """Return rows of a Parquet file in their order, all where none are given.
+
+    Only the row groups that hold one of them are read.
+    """
+    if rows is None:
+        return pq.read_table(path, columns=columns, memory_map=True)
+    with pq.ParquetFile(path, memory_map=True) as file:
+        sizes = [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        group = np.searchsorted(starts, rows, side="right") - 1
+        read, place = np.unique(group, return_inverse=True)
+        table = file.read_row_groups(read.tolist(), columns=columns)
+        before = np.concatenate([[0], np.cumsum(np.diff(starts)[read])]).astype(np.int64)
+        return table.take(pa.array(rows - starts[group] + before[place]))
 
 
 def block_size(images: int) -> int:
