@@ -131,8 +131,11 @@ def search(
     probes = _probes(loaded, threshold, settings)
     kept = MostSimilar(settings.neighbours) if settings.search == "pool" else None
     for visited, rows in _visits(queries, own, probes):
-        base = _alive(loaded.of(visited), state)
+        base = _thinned(loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, threshold):
+            if state is not None:
+                answers = state[base.numbers[found]] != COVERED
+                row, found = row[answers], found[answers]
             a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
             if kept is None:
                 edges.add(np.maximum(a, b), np.minimum(a, b))
@@ -187,6 +190,17 @@ def _alive(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searcha
     if state is None:
         return members
     return members[np.flatnonzero(state[members.numbers] != COVERED)]
+
+
+def _thinned(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
+    """Return members without those that are covered, or with them where these are few.
+
+    To leave a few out costs a copy of the others.
+    """
+    if state is None:
+        return members
+    alive = state[members.numbers] != COVERED
+    return members if 2 * alive.sum() > len(alive) else members[np.flatnonzero(alive)]
 
 
 def sanity(collection: Collection, threshold: float, settings: DedupSettings, *, out: Path) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.collection import Catalogued, Collection
-from curate.dedup import groups, hashes, keep, members, near, settle, shape
+from curate.dedup import groups, hashes, keep, leaders, members, near, settle, shape
 from curate.dedup.hashes import STANDS, Hashed
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
@@ -42,7 +42,9 @@ def dedup(
     threads: int,
 ) -> Deduplicated:
     """Group copies: every image gets the one that stands for it."""
-    versions = [each.VERSION for each in (near, groups, hashes, keep, members, settle, shape)]
+    versions = [
+        each.VERSION for each in (near, groups, hashes, keep, leaders, members, settle, shape)
+    ]
     asked = settings.model_dump(exclude={"embedder"}) | {"threshold": threshold}
     stage = Stage("dedup", versions, clustered.address, asked)
     work = _Dedup(runner, stage, crawl.collection, clustered, threshold, settings, threads)
@@ -104,7 +106,7 @@ class _Dedup:
     def group(self, hashed: Hashed | None) -> tuple[Path, dict[str, int]]:
         """Search and group what is not covered by hashes until all is decided."""
         settings, home = self.settings, self.runner.folder(self.stage)
-        before = hashed.stands.parent if hashed else None
+        before = self._cover_heaps(hashed.stands.parent if hashed else None)
         for number in range(MOST_PASSES):
             units = self._searches(number, before)
             note = f"pass {number + 1}" if number else ""
@@ -119,6 +121,28 @@ class _Dedup:
         raise LvdError(
             f"dedup: {result['undecided']} images undecided: raise dedup.edges_per_image"
         )
+
+    def _cover_heaps(self, before: Path | None) -> Path | None:
+        """Cover what the best images cover, where there are many and groups are greedy."""
+        contents = self.clustered.clusters.images
+        if self.settings.groups != "greedy" or not leaders.count_leaders(contents):
+            return before
+        home, clusters = self.runner.folder(self.stage), self.clustered.clusters
+        how = self.threshold, len(self.collection.exported), before, self.threads
+        args = (self.collection, self.ranks, clusters, *how)
+        self.runner.run(self.stage, leaders.find_leaders, [Unit("leaders", args)])
+        led = home / "leaders"
+        units = [
+            Unit(
+                f"follow-{first:08d}",
+                (self.ranks, clusters, led, first, last, self.threshold, before, self.threads),
+            )
+            for first, last in clusters.ranges
+        ]
+        self.runner.run(self.stage, leaders.follow_leaders, units, note="covering heaps")
+        args = (self.ranks, led, [home / unit.name for unit in units], before)
+        self.runner.run(self.stage, leaders.cover, [Unit("covered", args)])
+        return home / "covered"
 
     def settle(self, found: Path) -> tuple[Path, dict[str, int]]:
         """Choose the representatives of components, and part those that reach too far."""
