@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.collection import Catalogued, Collection
-from curate.dedup import groups, hashes, keep, leaders, members, near, settle, shape
+from curate.dedup import completeness, groups, hashes, keep, leaders, members, near, settle, shape
 from curate.dedup.hashes import STANDS, Hashed
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
@@ -25,7 +25,7 @@ class Deduplicated:
     counts: dict[str, int]
     """Groups of two or more, their members, and how many groups are chains."""
     completeness: dict[str, Any]
-    """As `near.recall` measures it."""
+    """As `completeness.add_up` returns it."""
     address: str
     shapes: tuple[Path, ...] = ()
     """What `shape.measure_groups` says of the groups, in the order of their keys."""
@@ -43,7 +43,8 @@ def dedup(
 ) -> Deduplicated:
     """Group copies: every image gets the one that stands for it."""
     versions = [
-        each.VERSION for each in (near, groups, hashes, keep, leaders, members, settle, shape)
+        each.VERSION
+        for each in (near, groups, hashes, keep, leaders, members, settle, shape, completeness)
     ]
     asked = settings.model_dump(exclude={"embedder"}) | {"threshold": threshold}
     stage = Stage("dedup", versions, clustered.address, asked)
@@ -56,12 +57,9 @@ def dedup(
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
             found, counts = work.settle(found)
         shapes, chains = work.measure(found)
-        args = (crawl.collection, clustered.clusters, threshold, settings, threads)
-        [completeness] = runner.run(
-            stage, near.recall, [Unit("recall", args)], note="measuring completeness"
-        )
+        complete = work.measure_completeness()
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(found, counts, completeness, stage.address, shapes, hashed)
+    return Deduplicated(found, counts, complete, stage.address, shapes, hashed)
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,21 @@ class _Dedup:
         home = self.runner.folder(self.stage)
         folders = tuple(home / unit.name for unit in units)
         return folders, sum(each["chains"] for each in told)
+
+    def measure_completeness(self) -> dict[str, Any]:
+        """Measure on a sample what share of the copies the search finds."""
+        clusters, note = self.clustered.clusters, "measuring completeness"
+        how = self.threshold, self.settings, self.threads
+        units = [Unit("sample", (self.collection, clusters, *how))]
+        [drawn] = self.runner.run(self.stage, completeness.draw_sample, units, note=note)
+        sample = self.runner.folder(self.stage) / "sample"
+        units = [
+            Unit(f"found-{first:08d}", (clusters, sample, first, last, *how))
+            for first, last in clusters.ranges
+            if drawn["queries"]
+        ]
+        counted = self.runner.run(self.stage, completeness.count_found, units, note=note)
+        return completeness.add_up(drawn["queries"], counted)
 
     def _members(self, name: str, found: Path) -> tuple[Path, list[tuple[int, int]]]:
         args = (self.collection, found)

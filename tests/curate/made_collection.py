@@ -18,6 +18,7 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import hashes, holdout
+from curate.dedup.completeness import add_up, count_found, draw_sample
 from curate.dedup.groups import group
 from curate.dedup.keep import NUMBER, POLICIES, rank_contents
 from curate.dedup.members import list_members, ranges_of
@@ -216,6 +217,23 @@ def grouped(
                 before = _settled(collection, ranks, before, home, threshold, settings)
             return before, number + 1
     raise AssertionError("the passes do not end")
+
+
+def measured_recall(
+    collection: Collection,
+    clusters: Clusters,
+    work: Path,
+    threshold: float,
+    settings: DedupSettings,
+) -> dict:
+    """Return how complete the search for copies is by a sample."""
+    home, counted = _fresh(work / "completeness"), []
+    sample = _folder(home / "sample")
+    drawn = draw_sample(collection, clusters, threshold, settings, 1, out=sample)
+    for first, last in clusters.ranges:
+        out = _folder(home / f"found-{first:06d}")
+        counted.append(count_found(clusters, sample, first, last, threshold, settings, 1, out=out))
+    return add_up(drawn["queries"], counted)
 
 
 def ranked(collection: Collection, work: Path, settings: DedupSettings | None = None) -> Path:
