@@ -79,11 +79,11 @@ def run(
         )
         for at in range(0, len(collection), 262_144)
     ]
-    ranges = cluster.buckets(assigned)
+    ranges = cluster.buckets(assigned, 65_536)
     folders = [
         timed("members", cluster.members, centers, assigned, first, last) for first, last in ranges
     ]
-    clusters = Clusters(centers, tuple(folders), tuple(ranges))
+    clusters = Clusters(centers, tuple(folders), tuple(ranges), len(collection))
     ranks = work / "ranks"
     ranks.mkdir()
     for name in (RANK, NUMBER):

@@ -32,15 +32,16 @@ from shared.datasets import Part
 from shared.errors import LvdError
 from shared.storage import read_json, write_json
 
-VERSION = 5
+VERSION = 6
 PARTS = "parts.json"
 RESOLVED = "resolved.json"
 KEYS = "keys.arrow"
 EXPORTED = "exported.npy"
 ARRAYS = ("starts", "decision", "canonical", "order", "place")
 KEY = pa.large_string()
-BLOCK = 262_144
-"""Images of one unit of the map stages behind embed, and of one file of the reports."""
+KEYS_TOGETHER = 65_536
+"""Keys of one batch of the Arrow file that they are looked up in."""
+LEAST_BLOCK = 4_096
 
 Numbers = Int64[np.ndarray, " n"]
 
@@ -120,9 +121,14 @@ class Collection:
         taken: Numbers = order[self.canonical[order] >= 0]
         return taken
 
+    @property
+    def block(self) -> int:
+        """Images of one unit of the map stages behind embed, and of one file of the reports."""
+        return block_size(len(self))
+
     def blocks(self) -> list[tuple[int, int]]:
         """Return the ranges of numbers, or of places in `order`, that the map stages work on."""
-        return [(at, min(at + BLOCK, len(self))) for at in range(0, len(self), BLOCK)]
+        return [(at, min(at + self.block, len(self))) for at in range(0, len(self), self.block)]
 
     def part_of(self, numbers: Numbers) -> Numbers:
         """Return the part of each image."""
@@ -139,32 +145,37 @@ class Collection:
         """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and looks."""
         tables, places = [], []
         for part, where, rows in self._rows(numbers):
-            tables.append(self.facts_of_part(part, columns).take(rows))
+            tables.append(self.facts_of_part(part, columns, rows))
             places.append(where)
         if not tables:
-            return self.facts_of_part(0, columns).slice(0, 0)
+            return self.facts_of_part(0, columns, np.empty(0, np.int64))
         return pa.concat_tables(tables).take(np.argsort(np.concatenate(places)))
 
-    def facts_of_part(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the facts of all images of a part, by key; `columns` may name those of looks."""
+    def facts_of_part(
+        self, part: int, columns: Sequence[str] | None = None, rows: Numbers | None = None
+    ) -> pa.Table:
+        """Return the facts of all images of a part, by key, or of some `rows`, in their order.
+
+        `columns` may name those of looks. What holds none of the rows is not read.
+        """
         outputs, work = self.parts[part], self._work
         asked = None if columns is None else ["name", *(c for c in columns if c in COLUMNS.names)]
-        table = pq.read_table(work / outputs.facts / FACTS, columns=asked, memory_map=True)
+        table = read_rows(work / outputs.facts / FACTS, asked, rows)
         keys = pc.binary_join_element_wise(outputs.prefix, table["name"], "")
         table = table.drop_columns(["name"]).add_column(0, "key", keys)
         table = table.append_column("part", pa.array([outputs.name] * len(table), pa.string()))
         if columns is None:
-            valid = np.load(work / outputs.vectors / VALID)
-            table = table.append_column("valid", pa.array(valid))
+            valid = np.load(work / outputs.vectors / VALID, mmap_mode="r")
+            table = table.append_column("valid", pa.array(valid if rows is None else valid[rows]))
             scores = [] if outputs.scores is None else [f"{outputs.scores}/{SCORES}"]
             for file in (*scores, *outputs.looks):
-                more = pq.read_table(work / file)
+                more = read_rows(work / file, None, rows)
                 for name in more.column_names:
                     table = table.append_column(name, more[name])
         elif beside := set(columns) - {*COLUMNS.names, *table.column_names}:
             for file in outputs.looks:
                 for name in beside.intersection(pq.read_schema(work / file).names):
-                    more = pq.read_table(work / file, columns=[name])
+                    more = read_rows(work / file, [name], rows)
                     table = table.append_column(name, more[name])
         return table
 
@@ -180,9 +191,9 @@ class Collection:
         """Return the keys of images, in the order of `numbers`."""
         numbers = np.asarray(numbers, np.int64)
         result = np.empty(len(numbers), object)
-        for batch, where in _groups(numbers // BLOCK):
+        for batch, where in _groups(numbers // KEYS_TOGETHER):
             column = self._keys.get_batch(batch).column(0)
-            result[where] = column.take(pa.array(numbers[where] % BLOCK)).to_pylist()
+            result[where] = column.take(pa.array(numbers[where] % KEYS_TOGETHER)).to_pylist()
         return result.tolist()
 
     def find(self, key: str) -> int | None:
@@ -227,6 +238,33 @@ class Catalogued:
     """In the order of the collection's."""
     collection: Collection
     address: str
+
+
+def read_rows(path: Path, columns: list[str] | None, rows: Numbers | None) -> pa.Table:
+    """Return rows of a Parquet file in their order, all where none are given.
+
+    Only the row groups that hold one of them are read.
+    """
+    if rows is None:
+        return pq.read_table(path, columns=columns, memory_map=True)
+    with pq.ParquetFile(path, memory_map=True) as file:
+        sizes = [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        group = np.searchsorted(starts, rows, side="right") - 1
+        read, place = np.unique(group, return_inverse=True)
+        table = file.read_row_groups(read.tolist(), columns=columns)
+        before = np.concatenate([[0], np.cumsum(np.diff(starts)[read])]).astype(np.int64)
+        return table.take(pa.array(rows - starts[group] + before[place]))
+
+
+def block_size(images: int) -> int:
+    """Return how many of so many images a block holds: a power of two, of `LEAST_BLOCK` or more.
+
+    That is about four times the root of their number, so there are a quarter of the root as many
+    blocks. Where every unit of a stage reads of every unit of another, the files opened for an image
+    stay as many however many images there are; a unit's memory grows with the root.
+    """
+    return max(LEAST_BLOCK, 1 << (16 * max(1, images) - 1).bit_length() // 2)
 
 
 def _groups(values: Numbers) -> Iterator[tuple[int, Int64[np.ndarray, " _"]]]:
@@ -366,7 +404,7 @@ def _refuse_repeated(ordered: pa.ChunkedArray, part: PartOutputs) -> None:
 
 
 class _KeyWriter:
-    """Writes keys as an Arrow file of batches of `BLOCK`, so that any key is found by number."""
+    """Writes keys as an Arrow file of batches of `KEYS_TOGETHER`, so that any key is found by number."""
 
     def __init__(self, path: Path) -> None:
         self._schema = pa.schema([("key", KEY)])
@@ -384,9 +422,9 @@ class _KeyWriter:
     def write(self, keys: pa.ChunkedArray) -> None:
         """Append keys."""
         self._pending = pa.chunked_array([*self._pending.chunks, *keys.chunks], KEY)
-        while len(self._pending) >= BLOCK:
-            self._flush(self._pending.slice(0, BLOCK))
-            self._pending = self._pending.slice(BLOCK)
+        while len(self._pending) >= KEYS_TOGETHER:
+            self._flush(self._pending.slice(0, KEYS_TOGETHER))
+            self._pending = self._pending.slice(KEYS_TOGETHER)
 
     def _flush(self, keys: pa.ChunkedArray) -> None:
         whole = pa.concat_arrays(keys.chunks)

@@ -7,15 +7,15 @@ import hashlib
 import numpy as np
 from jaxtyping import UInt64
 
-from curate.catalogue.collection import BLOCK, Collection, Numbers
+from curate.catalogue.collection import KEYS_TOGETHER, Collection, Numbers
 
 
 def hash_keys(crawl: Collection, numbers: Numbers, seed: int) -> UInt64[np.ndarray, " n"]:
     """Return `keyed_hash` of the keys of images."""
     hashes = np.empty(len(numbers), np.uint64)
-    for at in range(0, len(numbers), BLOCK):
-        keys = crawl.keys(numbers[at : at + BLOCK])
-        hashes[at : at + BLOCK] = [keyed_hash(key, seed) for key in keys]
+    for at in range(0, len(numbers), KEYS_TOGETHER):
+        keys = crawl.keys(numbers[at : at + KEYS_TOGETHER])
+        hashes[at : at + KEYS_TOGETHER] = [keyed_hash(key, seed) for key in keys]
     return hashes
 
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from curate.catalogue.collection import Collection
 from shared.errors import LvdError
@@ -40,7 +39,6 @@ class Originals:
         self._collection = collection
         self._parts = parts
         self._scratch = scratch
-        self._facts: dict[int, pa.Table] = {}
         self._readers: dict[int, tuple[PartReader, dict[str, Member]]] = {}
         self._stack = ExitStack()
 
@@ -58,9 +56,7 @@ class Originals:
         index = int(self._collection.part_of(np.array([number]))[0])
         row = number - int(self._collection.starts[index])
         part = self._parts[index]
-        if index not in self._facts:
-            self._facts[index] = self._collection.facts_of_part(index, FACTS)
-        [fact] = self._facts[index].slice(row, 1).to_pylist()
+        [fact] = self._collection.facts_of_part(index, FACTS, np.array([row])).to_pylist()
         if direct(part):
             data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
         else:

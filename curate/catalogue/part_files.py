@@ -8,6 +8,9 @@ FACTS, SCORES = "facts.parquet", "scores.parquet"
 VECTORS, VALID = "vectors.npy", "valid.npy"
 """float16 [n, d], zeros where an image has none; bool [n], whether it has one."""
 
+ROW_GROUP = 1_024
+"""Rows of a Parquet file that are read together, so that a few images cost no whole part."""
+
 COLUMNS = pa.schema(
     [
         ("name", pa.string()),

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int8, Int64
+from jaxtyping import Bool, Int8, Int64
 
 from curate.dedup.keep import NUMBER, RANK
 
-VERSION = 3
+VERSION = 4
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
 COMPACT_AT = 4_000_000
+ROUNDS = 64
+"""Rounds of whole arrays in which `greedy` decides, before it walks what is left: long chains."""
 
 Ranks = Int64[np.ndarray, " n"]
 Edges = Int64[np.ndarray, "e 2"]
@@ -119,44 +121,68 @@ def greedy(
     are indexed by rank. An image whose held edges are fewer than it has, and which none
     of them decides, stays undecided, and so does one that depends on it.
     """
-    new = np.ones(len(edges), bool)
-    new[1:] = edges[1:, 0] != edges[:-1, 0]
-    starts = np.flatnonzero(new)
-    stops = np.append(starts, len(edges))[1:]
-    connected = edges[starts, 0]
     alone = status == UNDECIDED
-    alone[connected] = False
+    alone[edges[:, 0]] = False
     status[alone] = REPRESENTATIVE
     representative[alone] = np.flatnonzero(alone)
-    more = set(truncated.tolist())
-    better = edges[:, 1].tolist()
-    state: dict[int, int] = {}
-    for worse, start, stop in zip(connected.tolist(), starts.tolist(), stops.tolist(), strict=True):
-        chosen = -1
-        decided = True
-        for other in better[start:stop]:
-            known = state.get(other)
-            if known is None:
-                known = int(status[other])
-            if known == REPRESENTATIVE:
-                chosen = other
-                break
-            if known == UNDECIDED:
-                decided = False
-                break
-        if chosen >= 0:
-            state[worse] = COVERED
-            representative[worse] = chosen
-        elif decided and worse not in more:
-            state[worse] = REPRESENTATIVE
-            representative[worse] = worse
-        else:
-            state[worse] = UNDECIDED
-    if state:
-        status[np.fromiter(state, np.int64, len(state))] = np.fromiter(
-            state.values(), np.int8, len(state)
-        )
-    return sum(value == UNDECIDED for value in state.values())
+    left = edges[status[edges[:, 0]] == UNDECIDED]
+    more = np.zeros(len(status), bool)
+    more[truncated] = True
+    for _ in range(ROUNDS):
+        before = len(left)
+        left = _decide_round(left, more, status, representative)
+        if len(left) in (before, 0):
+            break
+    else:
+        _walk(left, more, status, representative)
+    return int(np.count_nonzero(status == UNDECIDED))
+
+
+def _decide_round(
+    edges: Edges,
+    more: Bool[np.ndarray, " n"],
+    status: Int8[np.ndarray, " n"],
+    representative: Int64[np.ndarray, " n"],
+) -> Int64[np.ndarray, "_ 2"]:
+    """Decide what the first better neighbour that is not covered decides; return the edges that matter.
+
+    All edges of ranks that are undecided are given, and of ranks all of whose better neighbours are
+    covered, one.
+    """
+    first = np.ones(len(edges), bool)
+    first[1:] = edges[1:, 0] != edges[:-1, 0]
+    covered = status[edges[:, 1]] == COVERED
+    matters = ~covered
+    starts = np.flatnonzero(first)
+    count = np.add.reduceat(matters, starts, dtype=np.int64) if len(starts) else starts
+    free = edges[starts[count == 0], 0]
+    free = free[~more[free]]
+    status[free], representative[free] = REPRESENTATIVE, free
+    held = edges[matters]
+    first = np.ones(len(held), bool)
+    first[1:] = held[1:, 0] != held[:-1, 0]
+    joins = held[first & (status[held[:, 1]] == REPRESENTATIVE)]
+    status[joins[:, 0]], representative[joins[:, 0]] = COVERED, joins[:, 1]
+    return held[status[held[:, 0]] == UNDECIDED]
+
+
+def _walk(
+    edges: Edges,
+    more: Bool[np.ndarray, " n"],
+    status: Int8[np.ndarray, " n"],
+    representative: Int64[np.ndarray, " n"],
+) -> None:
+    """Decide the undecided ranks of `edges` one by one, best first."""
+    starts = np.flatnonzero(np.r_[True, edges[1:, 0] != edges[:-1, 0]])
+    better = np.split(edges[:, 1], starts[1:])
+    for worse, others in zip(edges[starts, 0].tolist(), better, strict=True):
+        known = status[others]
+        open_ones = np.flatnonzero(known != COVERED)
+        if not len(open_ones):
+            if not more[worse]:
+                status[worse], representative[worse] = REPRESENTATIVE, worse
+        elif known[open_ones[0]] == REPRESENTATIVE:
+            status[worse], representative[worse] = COVERED, others[open_ones[0]]
 
 
 def decide(

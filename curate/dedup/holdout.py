@@ -18,7 +18,8 @@ from jaxtyping import Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
-from curate.neighbours.search import gpus_wanted, top_k, use_threads
+from curate.neighbours.in_dataset import nearest_images
+from curate.neighbours.search import gpus_wanted, use_threads
 from curate.stage import Runner, Stage, Unit
 
 VERSION = 2
@@ -99,13 +100,12 @@ def search(
     best = np.full(len(numbers), -2, np.float32)
     where = np.full((len(numbers), 2), -1, np.int64)
     for place, holdout in enumerate(holdouts):
-        images = holdout.open_by_key
-        if not len(images) or not len(numbers):
+        similarity, images = nearest_images(vectors, holdout, 1)
+        if not similarity.size:
             continue
-        similarity, row = top_k(vectors, holdout.vectors(images), 1)
         closer = similarity[:, 0] > best
         best[closer] = similarity[closer, 0]
-        where[closer] = np.stack([np.full(closer.sum(), place), images[row[closer, 0]]], 1)
+        where[closer] = np.stack([np.full(closer.sum(), place), images[closer, 0]], 1)
     hits = best >= np.float32(threshold)
     np.save(out / "hits.npy", np.column_stack([numbers[hits], where[hits]]))
     np.save(out / "similarity.npy", best[hits])

@@ -21,15 +21,13 @@ from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
 from curate.dedup.probes import MarginProbes, NearestCells, Probes
-from curate.neighbours.cluster import AXES, Clusters, LoadedClusters
+from curate.neighbours.cluster import Clusters, LoadedClusters
 from curate.neighbours.search import (
+    PAIRS_AT_ONCE,
     Searchable,
     cosines,
-    heads,
     joined,
-    nearest,
     neighbours,
-    unit,
     use_threads,
 )
 from shared.embedders import Threshold
@@ -80,7 +78,7 @@ class DedupSettings(BaseModel):
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
     recall_sample: int = Field(256, ge=0)
-    """Images whose copies are looked for in all others too, to measure the recall."""
+    """Images whose copies are looked for in all others too, to measure the completeness."""
     max_pair_share: float = Field(0.01, gt=0, le=1)
     """The run stops when more of the pairs of different images than this reach the threshold."""
     seed: int = 0
@@ -127,11 +125,14 @@ def search(
     asking = [_alive(loaded.of(own), state) for own in range(first, last)]
     queries = joined(asking)
     own = np.repeat(np.arange(first, last), [len(members) for members in asking])
-    probes = _probes(loaded, threshold, settings)
+    probes = probes_of(loaded, threshold, settings)
     kept = MostSimilar(settings.neighbours) if settings.search == "pool" else None
     for visited, rows in _visits(queries, own, probes):
-        base = _alive(loaded.of(visited), state)
+        base = _thinned(loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, threshold):
+            if state is not None:
+                answers = state[base.numbers[found]] != COVERED
+                row, found = row[answers], found[answers]
             a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
             if kept is None:
                 edges.add(np.maximum(a, b), np.minimum(a, b))
@@ -146,7 +147,8 @@ def search(
     return {"edges": len(found), "truncated": len(truncated)}
 
 
-def _probes(loaded: LoadedClusters, threshold: float, settings: DedupSettings) -> Probes:
+def probes_of(loaded: LoadedClusters, threshold: float, settings: DedupSettings) -> Probes:
+    """Return the rule by which clusters are searched."""
     in_pool = settings.search == "pool"
     compared = POOL_COMPARED if in_pool else ALWAYS_COMPARED
     cap = max(10, -(-compared * len(loaded) // max(1, loaded.images)))
@@ -162,10 +164,11 @@ def _visits(
 ) -> Iterator[tuple[int, Integer[np.ndarray, " _"]]]:
     """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
     clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    step = asked_together(probes)
     for cluster in np.unique(own).tolist():
         home = np.flatnonzero(own == cluster)
-        for at in range(0, len(home), 4_096):
-            some = home[at : at + 4_096]
+        for at in range(0, len(home), step):
+            some = home[at : at + step]
             row, visited = np.nonzero(probes.of(queries.unit(some), cluster))
             clusters.append(visited.astype(np.int32))
             rows.append(some[row].astype(np.int32))
@@ -176,10 +179,26 @@ def _visits(
             yield int(visited[where[0]]), row[where]
 
 
+def asked_together(probes: Probes) -> int:
+    """Return for how many vectors the probes are found together, in bounded memory."""
+    return max(1, PAIRS_AT_ONCE // max(1, len(probes)))
+
+
 def _alive(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
     if state is None:
         return members
     return members[np.flatnonzero(state[members.numbers] != COVERED)]
+
+
+def _thinned(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
+    """Return members without those that are covered, or with them where these are few.
+
+    To leave a few out costs a copy of the others.
+    """
+    if state is None:
+        return members
+    alive = state[members.numbers] != COVERED
+    return members if 2 * alive.sum() > len(alive) else members[np.flatnonzero(alive)]
 
 
 def sanity(collection: Collection, threshold: float, settings: DedupSettings, *, out: Path) -> dict:
@@ -200,69 +219,3 @@ def sanity(collection: Collection, threshold: float, settings: DedupSettings, *,
             "dedup.threshold, name a trained embedder, or raise dedup.max_pair_share"
         )
     return {"pairs": int(pairs // 2), "share": share}
-
-
-def recall(
-    collection: Collection,
-    clusters: Clusters,
-    threshold: float,
-    settings: DedupSettings,
-    threads: int,
-    *,
-    out: Path,
-) -> dict:
-    """Measure on a sample, against exact search, the share of pairs that the probes find.
-
-    What a search of the pool loses by its bound on `neighbours` is not counted.
-    The sample shrinks for collections of more than 10 million images, so that the exact search
-    stays below 2.5e9 cosines.
-    """
-    use_threads(threads)
-    usable = collection.usable
-    size = min(settings.recall_sample, len(usable), int(2.5e9) // max(1, len(usable)))
-    rng = np.random.default_rng(settings.seed)
-    sample = np.sort(rng.choice(usable, size, replace=False))
-    if not size:
-        return {"queries": 0, "pairs": 0, "found": 0, "recall": None}
-    loaded = clusters.load()
-    stored = collection.vectors(sample)
-    vectors = unit(stored)
-    axes = np.load(clusters.centers / AXES)
-    asked = Searchable(stored, sample, heads(vectors, axes))
-    home = nearest(vectors, loaded.centroids)
-    asks = np.empty((size, len(loaded)), bool)
-    probes = _probes(loaded, threshold, settings)
-    for own in np.unique(home).tolist():
-        asks[home == own] = probes.of(vectors[home == own], own)
-    pairs = found = 0
-    for cluster in range(len(loaded)):
-        base = loaded.of(cluster)
-        for row, near in neighbours(asked, np.arange(size), base, threshold):
-            pairs += len(row)
-            unasked = ~asks[row, cluster]
-            found += len(row) - int(unasked.sum())
-            back = base, near[unasked], home[row[unasked]]
-            found += _found_back(*back, cluster, probes)
-    return {
-        "queries": int(size),
-        "pairs": pairs,
-        "found": found,
-        "recall": found / pairs if pairs else None,
-    }
-
-
-def _found_back(
-    members: Searchable,
-    rows: Integer[np.ndarray, " n"],
-    homes: Integer[np.ndarray, " n"],
-    own: int,
-    probes: Probes,
-) -> int:
-    """Return how many of the `rows` of the cluster `own` are searched in the clusters `homes`."""
-    ends, place = np.unique(rows, return_inverse=True)
-    count = 0
-    for at in range(0, len(ends), 4_096):
-        asks = probes.of(members.unit(ends[at : at + 4_096]), own)
-        here = (place >= at) & (place < at + 4_096)
-        count += int(asks[place[here] - at, homes[here]].sum())
-    return count

@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from curate.dedup.groups import UNDECIDED, greedy, sorted_edges
 from curate.neighbours.search import Searchable, neighbours
 
 ROUNDING = np.float32(1e-5)
@@ -30,6 +31,10 @@ ROUNDING = np.float32(1e-5)
 @runtime_checkable
 class Probes(Protocol):
     """A rule for given centroids."""
+
+    def __len__(self) -> int:
+        """Return how many centroids there are."""
+        ...
 
     def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
         """Return in which clusters unit vectors of the cluster `own` are searched."""
@@ -42,6 +47,9 @@ class NearestCells:
     def __init__(self, centroids: Float32[np.ndarray, "k d"], cap: int) -> None:
         self._centroids = centroids
         self._cap = cap
+
+    def __len__(self) -> int:
+        return len(self._centroids)
 
     def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
         """Return in which clusters unit vectors of the cluster `own` are searched: there too."""
@@ -66,6 +74,9 @@ class MarginProbes:
         self._heap = heaps(centroids, 1 - (1 - threshold) / 4)
         self._order = np.argsort(self._heap, kind="stable")
         self._starts = np.searchsorted(self._heap[self._order], np.arange(self._heap.max() + 1))
+
+    def __len__(self) -> int:
+        return len(self._centroids)
 
     def of(self, vectors: Float32[np.ndarray, "n d"], own: int) -> Bool[np.ndarray, "n k"]:
         """Return in which clusters unit vectors of the cluster `own` are searched."""
@@ -93,13 +104,11 @@ class MarginProbes:
 def heaps(centroids: Float32[np.ndarray, "k d"], cosine: float) -> Int64[np.ndarray, " k"]:
     """Return for each centroid the number of its heap: the first within `cosine` leads it."""
     searchable = Searchable(centroids, np.arange(len(centroids)))
-    near: dict[int, list[int]] = {}
+    edges = [np.empty((0, 2), np.int64)]
     for rows, others in neighbours(searchable, searchable.numbers, searchable, cosine):
-        for row, other in zip(rows.tolist(), others.tolist(), strict=True):
-            if other < row:
-                near.setdefault(row, []).append(other)
-    leader = np.arange(len(centroids))
-    for row in sorted(near):
-        leads = [other for other in near[row] if leader[other] == other]
-        leader[row] = min(leads, default=row)
+        worse = rows > others
+        edges.append(np.stack([rows[worse], others[worse]], 1))
+    status = np.full(len(centroids), UNDECIDED, np.int8)
+    leader = np.full(len(centroids), -1, np.int64)
+    greedy(sorted_edges(edges), np.empty(0, np.int64), status, leader)
     return np.unique(leader, return_inverse=True)[1]

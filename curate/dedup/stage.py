@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.collection import Catalogued, Collection
-from curate.dedup import groups, hashes, keep, members, near, settle, shape
+from curate.dedup import completeness, groups, hashes, keep, leaders, members, near, settle, shape
 from curate.dedup.hashes import STANDS, Hashed
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
@@ -25,7 +25,7 @@ class Deduplicated:
     counts: dict[str, int]
     """Groups of two or more, their members, and how many groups are chains."""
     completeness: dict[str, Any]
-    """As `near.recall` measures it."""
+    """As `completeness.add_up` returns it."""
     address: str
     shapes: tuple[Path, ...] = ()
     """What `shape.measure_groups` says of the groups, in the order of their keys."""
@@ -42,7 +42,10 @@ def dedup(
     threads: int,
 ) -> Deduplicated:
     """Group copies: every image gets the one that stands for it."""
-    versions = [each.VERSION for each in (near, groups, hashes, keep, members, settle, shape)]
+    versions = [
+        each.VERSION
+        for each in (near, groups, hashes, keep, leaders, members, settle, shape, completeness)
+    ]
     asked = settings.model_dump(exclude={"embedder"}) | {"threshold": threshold}
     stage = Stage("dedup", versions, clustered.address, asked)
     work = _Dedup(runner, stage, crawl.collection, clustered, threshold, settings, threads)
@@ -54,12 +57,9 @@ def dedup(
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
             found, counts = work.settle(found)
         shapes, chains = work.measure(found)
-        args = (crawl.collection, clustered.clusters, threshold, settings, threads)
-        [completeness] = runner.run(
-            stage, near.recall, [Unit("recall", args)], note="measuring completeness"
-        )
+        complete = work.measure_completeness()
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(found, counts, completeness, stage.address, shapes, hashed)
+    return Deduplicated(found, counts, complete, stage.address, shapes, hashed)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Dedup:
     def group(self, hashed: Hashed | None) -> tuple[Path, dict[str, int]]:
         """Search and group what is not covered by hashes until all is decided."""
         settings, home = self.settings, self.runner.folder(self.stage)
-        before = hashed.stands.parent if hashed else None
+        before = self._cover_heaps(hashed.stands.parent if hashed else None)
         for number in range(MOST_PASSES):
             units = self._searches(number, before)
             note = f"pass {number + 1}" if number else ""
@@ -119,6 +119,28 @@ class _Dedup:
         raise LvdError(
             f"dedup: {result['undecided']} images undecided: raise dedup.edges_per_image"
         )
+
+    def _cover_heaps(self, before: Path | None) -> Path | None:
+        """Cover what the best images cover, where there are many and groups are greedy."""
+        contents = self.clustered.clusters.images
+        if self.settings.groups != "greedy" or not leaders.count_leaders(contents):
+            return before
+        home, clusters = self.runner.folder(self.stage), self.clustered.clusters
+        how = self.threshold, len(self.collection.exported), before, self.threads
+        args = (self.collection, self.ranks, clusters, *how)
+        self.runner.run(self.stage, leaders.find_leaders, [Unit("leaders", args)])
+        led = home / "leaders"
+        units = [
+            Unit(
+                f"follow-{first:08d}",
+                (self.ranks, clusters, led, first, last, self.threshold, before, self.threads),
+            )
+            for first, last in clusters.ranges
+        ]
+        self.runner.run(self.stage, leaders.follow_leaders, units, note="covering heaps")
+        args = (self.ranks, led, [home / unit.name for unit in units], before)
+        self.runner.run(self.stage, leaders.cover, [Unit("covered", args)])
+        return home / "covered"
 
     def settle(self, found: Path) -> tuple[Path, dict[str, int]]:
         """Choose the representatives of components, and part those that reach too far."""
@@ -150,6 +172,21 @@ class _Dedup:
         home = self.runner.folder(self.stage)
         folders = tuple(home / unit.name for unit in units)
         return folders, sum(each["chains"] for each in told)
+
+    def measure_completeness(self) -> dict[str, Any]:
+        """Measure on a sample what share of the copies the search finds."""
+        clusters, note = self.clustered.clusters, "measuring completeness"
+        how = self.threshold, self.settings, self.threads
+        units = [Unit("sample", (self.collection, clusters, *how))]
+        [drawn] = self.runner.run(self.stage, completeness.draw_sample, units, note=note)
+        sample = self.runner.folder(self.stage) / "sample"
+        units = [
+            Unit(f"found-{first:08d}", (clusters, sample, first, last, *how))
+            for first, last in clusters.ranges
+            if drawn["queries"]
+        ]
+        counted = self.runner.run(self.stage, completeness.count_found, units, note=note)
+        return completeness.add_up(drawn["queries"], counted)
 
     def _members(self, name: str, found: Path) -> tuple[Path, list[tuple[int, int]]]:
         args = (self.collection, found)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float16, Float32, UInt8
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
-from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, SCORES, VALID, VECTORS
 from curate.embedding.decoder import Decoder
 from curate.embedding.journal import Journal
 from curate.embedding.previous import Previous, find_previous
@@ -434,12 +434,19 @@ def _write_facts(rows: list[_Row], part: Part, folder: Path) -> None:
         "problem": [row.picture.problem for row in rows],
         "contrast": [row.picture.contrast for row in rows],
     }
-    pq.write_table(pa.table(values, COLUMNS), folder / FACTS, compression="zstd")
+    pq.write_table(
+        pa.table(values, COLUMNS), folder / FACTS, row_group_size=ROW_GROUP, compression="zstd"
+    )
 
 
 def _write_look(rows: list[_Row], look: Look, folder: Path) -> None:
     values = {name: [row.picture.looks.get(name) for row in rows] for name in look.columns.names}
-    pq.write_table(pa.table(values, look.columns), folder / look.file, compression="zstd")
+    pq.write_table(
+        pa.table(values, look.columns),
+        folder / look.file,
+        row_group_size=ROW_GROUP,
+        compression="zstd",
+    )
 
 
 def _write_scores(members: list[Member], columns: tuple[str, ...], folder: Path) -> None:
@@ -449,7 +456,7 @@ def _write_scores(members: list[Member], columns: tuple[str, ...], folder: Path)
         )
         for column in columns
     }
-    pq.write_table(pa.table(scores), folder / SCORES, compression="zstd")
+    pq.write_table(pa.table(scores), folder / SCORES, row_group_size=ROW_GROUP, compression="zstd")
 
 
 def _number(value: object) -> float | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.catalogue.part_files import SCORES, VALID, VECTORS
+from curate.catalogue.part_files import ROW_GROUP, SCORES, VALID, VECTORS
 from curate.embedding.stage import EmbeddedParts
 from curate.filters.head import Head
 from curate.filters.scores import Source, score_column
@@ -99,5 +99,5 @@ def write_scores(vectors: Path, head: Path, name: str, *, out: Path) -> dict[str
     blocks = [stored[at : at + ROWS] for at in range(0, len(stored), ROWS)]
     scores = np.concatenate([np.empty(0), *map(compiled.score, blocks)]).astype(np.float32)
     table = pa.table({score_column(name): pa.array(scores, pa.float32(), mask=~valid)})
-    pq.write_table(table, out / SCORES, compression="zstd")
+    pq.write_table(table, out / SCORES, row_group_size=ROW_GROUP, compression="zstd")
     return {"images": len(scores)}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
-from curate.catalogue.part_files import COLUMNS, FACTS, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
 from curate.stage import Runner, Stage, Unit
 from shared.commits import digest_of
 from shared.embedders import EmbedderSettings, identity
@@ -61,7 +61,9 @@ def write_text(
         "problem": [""] * len(texts),
         "contrast": [0.0] * len(texts),
     }
-    pq.write_table(pa.table(values, COLUMNS), out / FACTS, compression="zstd")
+    pq.write_table(
+        pa.table(values, COLUMNS), out / FACTS, row_group_size=ROW_GROUP, compression="zstd"
+    )
     np.save(out / VECTORS, vectors)
     np.save(out / VALID, np.isfinite(vectors).all(1) & (vectors != 0).any(1))
     return {"images": len(texts)}

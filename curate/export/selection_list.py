@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int32
 
-from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
+from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.originals import load_parts, save_parts
 from curate.export.bounds import ShardBounds
 from curate.selection.decide import Selected
@@ -32,6 +32,8 @@ from shared.remote import locate
 
 VERSION = 1
 NAME = "selection"
+BLOCK = 262_144
+"""Images of one unit, about."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),

@@ -1,9 +1,10 @@
 """Stage export: the kept images as WebDataset shards, in the order that `selection/decide.py` dealt them.
 
 Units: `spill` (map over the parts whose bytes cannot be fetched by offset, compressed tars and
-Parquet, or beside whose images something is asked for: that is laid down once) and one unit a shard,
-which fetches its images from wherever they are. A shard is three files side by side, of which
-`_stats.json` is renamed last.
+Parquet, or beside whose images something is asked for: that is laid down once), those that lay what is
+known of the images down in their order (`kept_facts.py`), and one unit a shard, which fetches its
+images from wherever they are. A shard is three files side by side, of which `_stats.json` is renamed
+last.
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int16
 from pydantic import Field, field_validator, model_validator
 
-from curate.catalogue.collection import Catalogued, Numbers
+from curate.catalogue.collection import Catalogued, block_size
 from curate.catalogue.originals import changed, load_parts, save_parts
 from curate.export.bounds import ShardBounds
 from curate.export.encode import PictureSettings, encode
 from curate.export.hook import edit
+from curate.export.kept_facts import gather_facts, read_facts, sort_facts
 from curate.export.spill import Source, needs_spill, read_spilled, spill
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
@@ -106,9 +106,10 @@ class Kept:
 
     sources: tuple[Source, ...]
     """The crawl first."""
-    selected: Path
     bounds: ShardBounds
-    nearest: NearestSeeds
+    laid: tuple[Path, ...]
+    """What is known of the images of so many shards each, as `gather_facts` leaves it."""
+    shards_each: int
     max_pixels: int
     """What the pictures were admitted under."""
 
@@ -149,12 +150,43 @@ def export_shards(
     runner.run(folders.spill, spill, units, scratch=folders.scratch)
     for unit, source, index in spilled:
         source.spills[index] = folders.spill / unit.name
-    kept = Kept(sources, selected.folder, bounds, nearest, max_pixels)
+    laid = lay_facts(runner, folders, sources, nearest, bounds)
+    kept = Kept(sources, bounds, *laid, max_pixels)
     units = [
         Unit(bounds.name(shard), (kept, shard, settings), int(images))
         for shard, images in enumerate(np.diff(bounds.edges))
     ]
     runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
+
+
+def lay_facts(
+    runner: Runner,
+    folders: ExportFolders,
+    sources: Sequence[Source],
+    nearest: NearestSeeds,
+    bounds: ShardBounds,
+) -> tuple[tuple[Path, ...], int]:
+    """Lay what is known of the kept images down in their order; return where, for how many shards each."""
+    edges = bounds.edges
+    units = [
+        Unit(f"sort-{place}-{start:012d}", (source, place, None if place else nearest, start, stop))
+        for place, source in enumerate(sources)
+        for start, stop in source.data.blocks()
+        if len(bounds)
+    ]
+    runner.run(folders.spill, sort_facts, units, scratch=folders.scratch)
+    by_block = [folders.spill / unit.name for unit in units]
+    images = int(edges[-1] - edges[0])
+    each = max(1, block_size(images) * len(bounds) // max(1, images))
+    units = [
+        Unit(
+            f"facts-{shard:08d}",
+            (by_block, int(edges[shard]), int(edges[min(shard + each, len(bounds))])),
+        )
+        for shard in range(0, len(bounds), each)
+    ]
+    runner.run(folders.spill, gather_facts, units, scratch=folders.scratch)
+    return tuple(folders.spill / unit.name for unit in units), each
 
 
 @runtime_checkable
@@ -169,88 +201,63 @@ class ExportFolders(Protocol):
 def export_shard(kept: Kept, shard: int, settings: ExportSettings, *, out: Path) -> dict:
     """Write one shard into `out`; the images' bytes are checked against their sha256."""
     some = kept.bounds.places(shard)
-    places, numbers = (
-        np.array(np.load(kept.selected / name, mmap_mode="r")[some])
-        for name in ("source.npy", "order.npy")
-    )
-    return write_shard(out, kept.bounds.name(shard), _samples(kept, places, numbers, settings))
+    facts = read_facts(kept.laid[shard // kept.shards_each], some.start, some.stop)
+    return write_shard(out, kept.bounds.name(shard), _samples(kept, facts, settings))
 
 
-def _samples(
-    kept: Kept, places: Int16[np.ndarray, " n"], numbers: Numbers, settings: ExportSettings
-) -> Iterator[Sample]:
-    """Yield the samples of images, each the number of one in the source at its place.
+def _samples(kept: Kept, facts: list[dict[str, Any]], settings: ExportSettings) -> Iterator[Sample]:
+    """Yield the samples of images.
 
     Where one of them has a caption, all have a `.txt`, which is empty where there is none: so
     img2dataset writes them, and readers want the same members in every sample.
     """
-    wheres = {place: np.flatnonzero(places == place) for place in np.unique(places).tolist()}
-    facts = {
-        place: kept.sources[place].data.facts(numbers[where]).to_pylist()
-        for place, where in wheres.items()
-    }
-    has_captions = any(fact["caption"] for own in facts.values() for fact in own)
-    reads: dict[int, Callable[[], Sample]] = {}
-    for place, where in wheres.items():
-        own = _reads(kept, place, numbers[where], facts[place], settings, has_captions)
-        reads.update(zip(where.tolist(), own, strict=True))
+    has_captions = any(fact["caption"] for fact in facts)
+    numbers = np.array([fact["number"] for fact in facts], np.int64)
+    sources = np.array([fact["source"] for fact in facts], np.int64)
+    parts = np.empty(len(facts), np.int64)
+    for place in np.unique(sources).tolist():
+        mine = sources == place
+        parts[mine] = kept.sources[place].data.part_of(numbers[mine])
     ahead: deque = deque()
     with ThreadPoolExecutor(FETCH_AHEAD) as pool:
-        for at in range(len(numbers)):
-            ahead.append(pool.submit(reads[at]))
+        for part, fact in zip(parts.tolist(), facts, strict=True):
+            ahead.append(pool.submit(_read, kept, part, fact, settings, has_captions))
             if len(ahead) > 2 * FETCH_AHEAD:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _reads(
-    kept: Kept,
-    place: int,
-    numbers: Numbers,
-    facts: list[dict[str, Any]],
-    settings: ExportSettings,
-    has_captions: bool,
-) -> Iterator[Callable[[], Sample]]:
-    """Yield what reads the sample of each image of a source."""
-    source = kept.sources[place]
-    parts = source.data.part_of(numbers).tolist()
-    nearest: list[tuple[str, float] | tuple[None, None]] = [(None, None)] * len(numbers)
-    if place == 0:
-        near = kept.nearest.find(numbers)
-        keys = kept.nearest.keys(near.places[:, 0], near.images[:, 0])
-        nearest = list(zip(keys, near.similarity[:, 0].tolist(), strict=True))
-
-    def read(number: int, part: int, fact: dict[str, Any], nearest: tuple) -> Sample:
-        data, found = _bytes(source, number, part, fact)
-        original = data
-        try:
-            if settings.hook:
-                data = edit(data, settings.hook, fact["key"], max_pixels=kept.max_pixels)
-            edited_by = settings.hook if data is not original else None
-            data, extension = encode(data, settings, max_pixels=kept.max_pixels)
-        except ImageError as error:
-            raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
-        row = {
-            "url": fact["url"],
-            "caption": fact["caption"],
-            "original_width": fact["width"],
-            "original_height": fact["height"],
-            "sha256": fact["sha256"],
-            "source_part": fact["part"],
-            "source_member": fact["member"],
-            "seed_similarity": nearest[1],
-            "nearest_seed": nearest[0],
-            "edited_by": edited_by,
-        }
-        beside = {end: x for end, x in zip(settings.members, found, strict=False) if x is not None}
-        said = read_object(beside.pop("json", b"{}"))
-        if has_captions and not beside.get("txt"):
-            beside["txt"] = (fact["caption"] or "").encode("utf-8", "backslashreplace")
-        return Sample(fact["key"], data, extension, row, beside, said)
-
-    for each in zip(numbers.tolist(), parts, facts, nearest, strict=True):
-        yield partial(read, *each)
+def _read(
+    kept: Kept, part: int, fact: Mapping[str, Any], settings: ExportSettings, has_captions: bool
+) -> Sample:
+    """Return the sample of an image of that part of its source."""
+    data, found = _bytes(kept.sources[fact["source"]], fact["number"], part, fact)
+    original = data
+    try:
+        if settings.hook:
+            data = edit(data, settings.hook, fact["key"], max_pixels=kept.max_pixels)
+        edited_by = settings.hook if data is not original else None
+        data, extension = encode(data, settings, max_pixels=kept.max_pixels)
+    except ImageError as error:
+        raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
+    row = {
+        "url": fact["url"],
+        "caption": fact["caption"],
+        "original_width": fact["width"],
+        "original_height": fact["height"],
+        "sha256": fact["sha256"],
+        "source_part": fact["part"],
+        "source_member": fact["member"],
+        "seed_similarity": fact["seed_similarity"],
+        "nearest_seed": fact["nearest_seed"],
+        "edited_by": edited_by,
+    }
+    beside = {end: x for end, x in zip(settings.members, found, strict=False) if x is not None}
+    said = read_object(beside.pop("json", b"{}"))
+    if has_captions and not beside.get("txt"):
+        beside["txt"] = (fact["caption"] or "").encode("utf-8", "backslashreplace")
+    return Sample(fact["key"], data, extension, row, beside, said)
 
 
 def _bytes(

@@ -79,7 +79,7 @@ def _read(
     scratch: Path,
 ) -> Iterator[list[bytes | None]]:
     """Yield for each row of a part its image, None where shards fetch that, and its members."""
-    facts = source.data.facts_of_part(index, ["sha256"]).take(rows).to_pylist()
+    facts = source.data.facts_of_part(index, ["sha256"], rows).to_pylist()
     with_images = needs_spill(part)
     with PartReader(part, scratch, beside=members) as reader:
         images = {image.key: image for image in reader.members}

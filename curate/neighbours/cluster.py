@@ -30,12 +30,12 @@ from curate.neighbours.search import (
 )
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 5
+VERSION = 6
 CENTROIDS, AXES = "centroids.npy", "axes.npy"
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
-BUCKET = 65_536
-"""Vectors of one `members` unit, about: a range of clusters is closed when it holds as many."""
+MAPPED = 4
+"""Ranges of clusters whose files are mapped at a time."""
 
 
 class ClusterSettings(BaseModel):
@@ -112,9 +112,14 @@ def cluster_vectors(
         kept = _assign_all(runner, crawl, settings, threads, before)
         if kept.distance <= (1 + settings.drift) * before.distance:
             fitted = {"images": before.images, "distance": before.distance, "kept": True}
-            return _lay_out(runner, kept, fitted)
+            return _lay_out(runner, crawl.collection.block, kept, fitted)
     found = _assign_all(runner, crawl, settings, threads, None)
-    return _lay_out(runner, found, {"images": images, "distance": found.distance, "kept": False})
+    return _lay_out(
+        runner,
+        crawl.collection.block,
+        found,
+        {"images": images, "distance": found.distance, "kept": False},
+    )
 
 
 @dataclass(frozen=True)
@@ -154,20 +159,21 @@ def _assign_all(
     return _Assigned(stage, [home / unit.name for unit in units], distance / max(1, vectors))
 
 
-def _lay_out(runner: Runner, done: _Assigned, fitted: dict[str, Any]) -> Clustered:
+def _lay_out(runner: Runner, together: int, done: _Assigned, fitted: dict[str, Any]) -> Clustered:
     stage, assigned = done.stage, done.units
     home = runner.folder(stage)
-    ranges = buckets(assigned)
+    ranges = buckets(assigned, together)
     units = [
         Unit(f"members-{first:08d}", (home / "centroids", assigned, first, last))
         for first, last in ranges
     ]
     held = runner.run(stage, members, units)
     folders = tuple(home / unit.name for unit in units)
+    sizes = tuple(stats["images"] for stats in held)
     return Clustered(
-        Clusters(home / "centroids", folders, tuple(ranges)),
+        Clusters(home / "centroids", folders, tuple(ranges), sum(sizes)),
         tuple(assigned),
-        tuple(stats["images"] for stats in held),
+        sizes,
         fitted,
         stage.address,
     )
@@ -254,13 +260,16 @@ def assign(
     return {"images": len(stored), "vectors": len(numbers), "distance": distance}
 
 
-def buckets(assigned: list[Path]) -> list[tuple[int, int]]:
-    """Return the ranges of clusters, of about `BUCKET` vectors each, that are kept side by side."""
+def buckets(assigned: list[Path], together: int) -> list[tuple[int, int]]:
+    """Return the ranges of clusters that are kept side by side.
+
+    A range is closed when it holds `together` vectors.
+    """
     counts = sum(np.diff(np.load(folder / "offsets.npy")) for folder in assigned)
     ranges, first, held = [], 0, 0
     for cluster, count in enumerate(counts):
         held += int(count)
-        if held >= BUCKET or cluster == len(counts) - 1:
+        if held >= together or cluster == len(counts) - 1:
             ranges.append((first, cluster + 1))
             first, held = cluster + 1, 0
     return ranges
@@ -270,9 +279,9 @@ def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: 
     """Write vectors, heads and numbers of the clusters `first` to `last`, by cluster and number."""
     slices, sizes = [], []
     for folder in assigned:
-        offsets = np.load(folder / "offsets.npy")
-        slices.append((folder, offsets[first : last + 1]))
-        sizes.append(np.diff(offsets[first : last + 1]))
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")[first : last + 1]
+        slices.append((folder, np.array(offsets)))
+        sizes.append(np.diff(offsets))
     counts = np.sum(sizes, axis=0)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     dim = np.load(assigned[0] / "vectors.npy", mmap_mode="r").shape[1]
@@ -306,6 +315,8 @@ class Clusters:
     centers: Path
     folders: tuple[Path, ...]
     ranges: tuple[tuple[int, int], ...]
+    images: int
+    """Vectors of all of them."""
 
     def load(self) -> LoadedClusters:
         """Return the memory-mapped arrays."""
@@ -313,31 +324,39 @@ class Clusters:
 
 
 class LoadedClusters:
-    """Memory-mapped vectors and numbers of every cluster; `centroids` float32 [k, d]."""
+    """Vectors and numbers of every cluster, mapped when asked for; `centroids` float32 [k, d].
+
+    The files of `MAPPED` ranges of clusters are open at a time, four each.
+    """
 
     def __init__(self, clusters: Clusters) -> None:
-        self.centroids = np.load(clusters.centers / "centroids.npy")
+        self.centroids = np.load(clusters.centers / CENTROIDS)
+        self.images = clusters.images
         self._firsts = np.array([first for first, _ in clusters.ranges])
-        self._parts = [
-            tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-            for folder in clusters.folders
-        ]
+        self._folders = clusters.folders
+        self._mapped: dict[int, tuple[np.ndarray, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.centroids)
 
-    @property
-    def images(self) -> int:
-        """How many images the clusters hold."""
-        return sum(len(numbers) for _, _, numbers, _ in self._parts)
-
     def of(self, cluster: int) -> Searchable:
         """Return the images of a cluster, by number."""
         part = int(np.searchsorted(self._firsts, cluster, side="right")) - 1
-        vectors, head, numbers, offsets = self._parts[part]
+        vectors, head, numbers, offsets = self._map(part)
         at = cluster - self._firsts[part]
         rows = slice(offsets[at], offsets[at + 1])
         return Searchable(vectors[rows], numbers[rows], head[rows])
+
+    def _map(self, part: int) -> tuple[np.ndarray, ...]:
+        arrays = self._mapped.pop(part, None)
+        if arrays is None:
+            arrays = tuple(
+                np.load(self._folders[part] / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
+            )
+        self._mapped[part] = arrays  # the last one used is the last one dropped
+        if len(self._mapped) > MAPPED:
+            del self._mapped[next(iter(self._mapped))]
+        return arrays
 
 
 _ARRAYS = ("vectors", "heads", "numbers", "offsets")

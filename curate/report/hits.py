@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curate.catalogue.collection import BLOCK, Collection, Numbers
+from curate.catalogue.collection import Collection, Numbers
 
 Sets = tuple[tuple[str, Collection], ...]
 """Other datasets, with their names."""
@@ -26,10 +26,12 @@ class Hit:
         return f"cosine {self.similarity:.4f} with {self.key}"
 
 
-def find_hits(folders: tuple[Path, ...], sets: Sets, numbers: Numbers) -> dict[int, Hit]:
-    """Return by number what the images in the blocks of `numbers` are copies of."""
+def find_hits(
+    folders: tuple[Path, ...], block_size: int, sets: Sets, numbers: Numbers
+) -> dict[int, Hit]:
+    """Return by number what those of `numbers`, and others of their blocks, are copies of."""
     found = {}
-    for block in np.unique(numbers // BLOCK).tolist():
+    for block in np.unique(numbers // block_size).tolist():
         if block < 0 or not folders:
             continue
         hits = np.load(folders[block] / "hits.npy")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int32, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import BLOCK, Collection, Numbers
+from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.hashes import Hashed
 from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
@@ -176,7 +176,7 @@ class _Block:
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
         self.hashed = self._has_the_hash_of(chosen)
         mine = np.concatenate([self.numbers, self.canonical])
-        self.held = find_hits(decided.held, decided.holdouts, mine)
+        self.held = find_hits(decided.held, crawl.block, decided.holdouts, mine)
         self.held_groups = find_hits_of_groups(
             decided.selected, decided.holdouts, self.representative
         )
@@ -184,11 +184,14 @@ class _Block:
 
     def _of_blocks(self, folders: tuple[Path, ...], name: str) -> Int32[np.ndarray, " n"]:
         """Return by image what the units of blocks of numbers hold in their files `name`."""
-        blocks = self.numbers // BLOCK
+        block_size = self.decided.crawl.block
+        blocks = self.numbers // block_size
         result = np.empty(len(self.numbers), np.int32)
         for block in np.unique(blocks).tolist():
             here = blocks == block
-            result[here] = np.load(folders[block] / name)[self.numbers[here] - block * BLOCK]
+            result[here] = np.load(folders[block] / name, mmap_mode="r")[
+                self.numbers[here] - block * block_size
+            ]
         return result
 
     def _similarity_in_group(self) -> Float32[np.ndarray, " n"]:
@@ -215,7 +218,7 @@ class _Block:
         """Return by row which image of an included seed one is a copy of that stands for itself."""
         included = self.decided.included
         sets = tuple((seed.name, seed.collection) for seed in included.seeds)
-        hits = find_hits(included.copies.folders, sets, self.numbers)
+        hits = find_hits(included.copies.folders, self.decided.crawl.block, sets, self.numbers)
         return {
             row: hits[number]
             for row, number in enumerate(self.numbers.tolist())

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int8, Int32, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import BLOCK, Collection, Numbers
+from curate.catalogue.collection import Collection, Numbers
 from curate.catalogue.keyed_order import hash_keys
 from curate.neighbours.cluster import ROWS, cluster_vectors
 from curate.neighbours.search import nearest, unit, use_threads
@@ -99,7 +99,7 @@ def pick(
     use_threads(threads)
     numbers, similarity = (array[:] for array in load_candidates(candidates))
     centroids = np.load(centers / "centroids.npy")
-    of_candidates = _clusters_of(numbers, assigned)
+    of_candidates = _clusters_of(numbers, crawl.block, assigned)
     images = seed.open_by_key
     seeds_in = np.zeros(len(centroids), np.int64)
     for at in range(0, len(images), ROWS):
@@ -141,11 +141,13 @@ def take_from_clusters(
     return missed
 
 
-def _clusters_of(numbers: Numbers, assigned: list[Path]) -> Int32[np.ndarray, " n"]:
+def _clusters_of(
+    numbers: Numbers, block_size: int, assigned: list[Path]
+) -> Int32[np.ndarray, " n"]:
     """Return the clusters of images; `assigned` are the units of the blocks of numbers."""
     result = np.empty(len(numbers), np.int32)
-    blocks = numbers // BLOCK
+    blocks = numbers // block_size
     for block in np.unique(blocks).tolist():
         here = blocks == block
-        result[here] = np.load(assigned[block] / "cluster.npy")[numbers[here] - block * BLOCK]
+        result[here] = np.load(assigned[block] / "cluster.npy")[numbers[here] - block * block_size]
     return result

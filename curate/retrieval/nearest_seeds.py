@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from curate.catalogue.collection import BLOCK, Catalogued, Collection, Numbers
-from curate.neighbours.search import gpus_wanted, top_k, use_threads
+from curate.catalogue.collection import Catalogued, Collection, Numbers
+from curate.neighbours.in_dataset import nearest_images
+from curate.neighbours.search import gpus_wanted, use_threads
 from curate.stage import Runner, Stage, Unit
 
 VERSION = 2
@@ -28,6 +29,8 @@ class Retrieved:
     seed: Collection
     folders: tuple[Path, ...]
     address: str
+    block: int
+    """Images of a block."""
 
 
 def retrieve(
@@ -60,7 +63,8 @@ def retrieve(
             note = seed.name if len(seeds) > 1 else ""
             runner.run(stage, search, units, gpus=gpus_wanted(), note=note)
             folders = tuple(runner.folder(stage) / unit.name for unit in units)
-            retrieved.append(Retrieved(seed.name, seed.collection, folders, stage.address))
+            about = folders, stage.address, crawl.collection.block
+            retrieved.append(Retrieved(seed.name, seed.collection, *about))
     return tuple(retrieved)
 
 
@@ -79,11 +83,10 @@ def search(
     use_threads(threads)
     chosen = np.load(representative / "representative.npy", mmap_mode="r")[start:stop]
     numbers = np.flatnonzero(chosen == np.arange(start, stop)) + start
-    images = seed.open_by_key
-    similarity, row = top_k(crawl.vectors(numbers), seed.vectors(images), k)
+    similarity, images = nearest_images(crawl.vectors(numbers), seed, k)
     np.save(out / "numbers.npy", numbers)
     np.save(out / "similarity.npy", similarity)
-    np.save(out / "seeds.npy", images[row])
+    np.save(out / "seeds.npy", images)
     return {"images": len(numbers)}
 
 
@@ -102,7 +105,7 @@ class NearestSeeds:
         seen = np.zeros(len(numbers), bool)
         parts = []
         for place, each in enumerate(self.seeds):
-            seen, similarity, images = found(list(each.folders), numbers)
+            seen, similarity, images = found(each.folders, each.block, numbers)
             parts.append((similarity, np.full_like(images, place), images))
         similarity, places, images = (np.hstack(arrays) for arrays in zip(*parts, strict=True))
         order = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
@@ -133,20 +136,20 @@ class Neighbours:
 
 
 def found(
-    folders: list[Path], numbers: Numbers
+    folders: Sequence[Path], block_size: int, numbers: Numbers
 ) -> tuple[Bool[np.ndarray, " n"], Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
     """Return what the searches of all blocks say of images: whether they were seen, and their rows.
 
     The rows are similarities and seed numbers, nan and -1 where unseen.
     """
-    widths = {np.load(folder / "seeds.npy", mmap_mode="r").shape[1] for folder in folders}
-    k = max(widths, default=0)
+    k = np.load(folders[0] / "seeds.npy", mmap_mode="r").shape[1] if folders else 0
     seen = np.zeros(len(numbers), bool)
     similarity = np.full((len(numbers), k), np.nan, np.float32)
     seeds = np.full((len(numbers), k), -1, np.int64)
-    for block in np.unique(numbers // BLOCK):
-        where = np.flatnonzero(numbers // BLOCK == block)
-        searched = np.load(folders[block] / "numbers.npy")
+    blocks = numbers // block_size
+    for block in np.unique(blocks).tolist():
+        where = np.flatnonzero(blocks == block)
+        searched = np.load(folders[block] / "numbers.npy", mmap_mode="r")
         row = np.searchsorted(searched, numbers[where])
         row[row == len(searched)] = 0
         hit = searched[row] == numbers[where] if len(searched) else np.zeros(len(where), bool)

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.catalogue import collection, keyed_order
+from curate.catalogue import collection
 from curate.catalogue.collection import Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import hashes, holdout
+from curate.dedup.completeness import add_up, count_found, draw_sample
 from curate.dedup.groups import group
 from curate.dedup.keep import NUMBER, POLICIES, rank_contents
 from curate.dedup.members import list_members, ranges_of
@@ -26,9 +27,9 @@ from curate.dedup.settle import settle, write_settled
 from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
+from curate.neighbours import in_dataset
 from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
-from curate.report import hits, rows
-from curate.retrieval import candidates, cluster
+from curate.retrieval import candidates
 from curate.retrieval import nearest_seeds as retrieve
 from curate.retrieval.threshold import choose_relevant
 from shared.datasets import Part
@@ -159,9 +160,16 @@ def from_vectors(work: Path, vectors: np.ndarray, order=None, **options) -> Coll
 
 
 def clustered(
-    collection: Collection, work: Path, settings: ClusterSettings | None = None, block=10**9
+    collection: Collection,
+    work: Path,
+    settings: ClusterSettings | None = None,
+    block=10**9,
+    bucket=10**9,
 ) -> tuple[Clusters, list[Path]]:
-    """Take a collection through the stage cluster; `block` is the images of a unit of `assign`."""
+    """Take a collection through the stage cluster.
+
+    `block` is the images of a unit of `assign`, `bucket` about those of one of `members`.
+    """
     home = _fresh(work / "cluster")
     centers = _folder(home / "centroids")
     centroids(collection, settings or ClusterSettings(), 1, out=centers)
@@ -170,12 +178,12 @@ def clustered(
         assigned.append(_folder(home / f"assign-{start:06d}"))
         stop = min(start + block, len(collection))
         assign(collection, centers, start, stop, 1, out=assigned[-1])
-    ranges = buckets(assigned)
-    folders = []
+    ranges = buckets(assigned, bucket)
+    folders, images = [], 0
     for first, last in ranges:
         folders.append(_folder(home / f"members-{first:06d}"))
-        members(centers, assigned, first, last, out=folders[-1])
-    return Clusters(centers, tuple(folders), tuple(ranges)), assigned
+        images += members(centers, assigned, first, last, out=folders[-1])["images"]
+    return Clusters(centers, tuple(folders), tuple(ranges), images), assigned
 
 
 def grouped(
@@ -209,6 +217,23 @@ def grouped(
                 before = _settled(collection, ranks, before, home, threshold, settings)
             return before, number + 1
     raise AssertionError("the passes do not end")
+
+
+def measured_recall(
+    collection: Collection,
+    clusters: Clusters,
+    work: Path,
+    threshold: float,
+    settings: DedupSettings,
+) -> dict:
+    """Return how complete the search for copies is by a sample."""
+    home, counted = _fresh(work / "completeness"), []
+    sample = _folder(home / "sample")
+    drawn = draw_sample(collection, clusters, threshold, settings, 1, out=sample)
+    for first, last in clusters.ranges:
+        out = _folder(home / f"found-{first:06d}")
+        counted.append(count_found(clusters, sample, first, last, threshold, settings, 1, out=out))
+    return add_up(drawn["queries"], counted)
 
 
 def ranked(collection: Collection, work: Path, settings: DedupSettings | None = None) -> Path:
@@ -289,8 +314,9 @@ def chosen_by_threshold(
 def blocks_of(size: int) -> Iterator[None]:
     """Make the units of the map stages, and the files they are looked up in, hold `size` images."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (collection, keyed_order, retrieve, cluster, hits, rows):
-            patch.setattr(module, "BLOCK", size)
+        patch.setattr(collection, "block_size", lambda images: size)
+        patch.setattr(collection, "KEYS_TOGETHER", size)
+        patch.setattr(in_dataset, "TOGETHER", size)
         yield
 
 

@@ -11,7 +11,6 @@ from made_collection import (
     made_collection,
 )
 
-from curate.neighbours import cluster
 from curate.neighbours.cluster import ClusterSettings, centroids
 
 VECTORS = clumps(0, 30, 8, 16, 0.3)
@@ -44,11 +43,10 @@ def test_every_image_is_in_the_cluster_of_its_nearest_centroid_once(tmp_path):
 
 @pytest.mark.parametrize("bucket", [1, 40, 10**6])
 @pytest.mark.parametrize("block", [9, 37, 10**6])
-def test_members_do_not_depend_on_blocks_and_buckets(tmp_path, monkeypatch, bucket, block):
+def test_members_do_not_depend_on_blocks_and_buckets(tmp_path, bucket, block):
     collection = from_vectors(tmp_path, VECTORS)
     whole, assigned = clustered(collection, tmp_path)
-    monkeypatch.setattr(cluster, "BUCKET", bucket)
-    parted, again = clustered(collection, tmp_path, block=block)
+    parted, again = clustered(collection, tmp_path, block=block, bucket=bucket)
     np.testing.assert_array_equal(clusters_of(assigned), clusters_of(again))
     for one, other in zip(members_of(whole), members_of(parted), strict=True):
         assert one[0] == other[0]
@@ -77,10 +75,9 @@ def test_there_are_no_more_clusters_than_images(tmp_path, asked, got):
     assert sum(len(numbers) for numbers, _ in members_of(clusters)) == len(VECTORS)
 
 
-def test_empty_clusters_at_the_end_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "BUCKET", 1)
+def test_empty_clusters_at_the_end_are_kept(tmp_path):
     collection = from_vectors(tmp_path, np.tile(VECTORS[:1], (9, 1)))
-    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=4))
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=4), bucket=1)
     sizes = [len(numbers) for numbers, _ in members_of(clusters)]
     assert len(sizes) == 4
     assert sum(sizes) == 9

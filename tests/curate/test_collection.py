@@ -74,7 +74,7 @@ def test_numbers_follow_keys_whatever_the_parts_are_called(
     keys |= loose if folders else set()
     images = numbered_vectors(sorted(keys))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", block)
+        patch.setattr(module, "KEYS_TOGETHER", block)
         made = made_collection(tmp_path_factory.mktemp("work"), images, parts=parts)
         if images:
             check_order(made, images)
@@ -193,8 +193,10 @@ def test_a_missing_score_is_unsafe(tmp_path):
 
 
 def test_blocks_cover_all_numbers_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(module, "LEAST_BLOCK", 4)
     collection = made_collection(tmp_path, images_of([f"p/{row}" for row in range(10)]))
+    assert collection.block == 16
+    monkeypatch.setattr(module, "block_size", lambda images: 4)
     assert collection.blocks() == [(0, 4), (4, 8), (8, 10)]
 
 

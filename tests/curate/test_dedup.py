@@ -15,6 +15,7 @@ from made_collection import (
     files_of,
     from_vectors,
     grouped,
+    measured_recall,
     ranked,
 )
 
@@ -22,9 +23,9 @@ from curate.dedup import groups
 from curate.dedup import near as dedup
 from curate.dedup.groups import EdgeBuffer
 from curate.dedup.keep import NUMBER
-from curate.dedup.near import DedupSettings, recall, sanity
+from curate.dedup.near import DedupSettings, sanity
 from curate.dedup.probes import MarginProbes, heaps
-from curate.neighbours import cluster, search
+from curate.neighbours import search
 from curate.neighbours.cluster import ClusterSettings
 from shared.errors import LvdError
 
@@ -63,9 +64,8 @@ def test_every_pair_is_found_across_the_borders_of_clusters(
     exact = exact_cosines(vectors, vectors)
     threshold = clear(exact, threshold)
     collection = from_vectors(work, vectors)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "BUCKET", bucket)
-        clusters, _ = clustered(collection, work, ClusterSettings(clusters=count, iterations=2))
+    cut = ClusterSettings(clusters=count, iterations=2)
+    clusters, _ = clustered(collection, work, cut, bucket=bucket)
     assert edges_of(collection, clusters, work, threshold, ALL) == pairs_of(exact, threshold)
 
 
@@ -94,7 +94,7 @@ def test_the_measured_recall_is_the_true_one_of_the_sample(tmp_path, cap):
     clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=40))
     chosen = ALL.model_copy(update={"probes": cap, "recall_sample": 60, "seed": 5})
     found = edges_of(collection, clusters, tmp_path, threshold, chosen)
-    measured = recall(collection, clusters, threshold, chosen, 1, out=tmp_path)
+    measured = measured_recall(collection, clusters, tmp_path, threshold, chosen)
     sample = np.random.default_rng(5).choice(collection.usable, 60, replace=False)
     pairs = [
         tuple(sorted((int(a), int(b))))
@@ -108,7 +108,7 @@ def test_the_measured_recall_is_the_true_one_of_the_sample(tmp_path, cap):
     assert measured["recall"] == there / len(pairs)
     assert (measured["recall"] == 1) == (cap == 10**6)
     everyone = chosen.model_copy(update={"recall_sample": len(vectors)})
-    whole = recall(collection, clusters, threshold, everyone, 1, out=tmp_path)
+    whole = measured_recall(collection, clusters, tmp_path, threshold, everyone)
     assert whole["recall"] == len(found) / len(pairs_of(exact, threshold))
 
 
@@ -142,7 +142,7 @@ def test_no_usable_image_has_no_recall(tmp_path):
     clusters, _ = clustered(collection, tmp_path)
     none = {"queries": 0, "pairs": 0, "found": 0, "recall": None}
     switched_off = DedupSettings(recall_sample=0)
-    assert recall(collection, clusters, 0.9, switched_off, 1, out=tmp_path) == none
+    assert measured_recall(collection, clusters, tmp_path, 0.9, switched_off) == none
 
 
 def test_thousands_of_nearly_identical_vectors_are_searched_in_bounded_memory(
@@ -161,7 +161,7 @@ def test_thousands_of_nearly_identical_vectors_are_searched_in_bounded_memory(
     folder, passes = grouped(collection, clusters, tmp_path, 0.99, chosen)
     of_groups = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    measured = recall(collection, clusters, 0.99, chosen, 1, out=tmp_path)
+    measured = measured_recall(collection, clusters, tmp_path, 0.99, chosen)
     of_recall = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     stands = np.load(folder / "representative.npy")

@@ -35,6 +35,7 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
 from curate.embedding.request import EmbedSettings
 from curate.export.bounds import bound_shards
+from curate.export.kept_facts import gather_facts, sort_facts
 from curate.export.shards import ExportSettings, Kept, export_shard
 from curate.export.spill import Source, needs_spill, spill
 from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
@@ -78,12 +79,23 @@ def kept_of(work, path, settings=None):
     dealt = select(crawl, groups, held, wishes, [], [], None, 0, out=selected)
     file = save_parts(parts, work / "parts.json")
     limit = EmbedSettings().max_pixels
-    nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r"),), 5)
+    nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r", crawl.block),), 5)
     source = Source(crawl, file, selected / "position-0.npy", 0, {})
     settings = settings or ExportSettings()
     limits = settings.shard_size, settings.shard_bytes
     bounds = bound_shards(work / "bounds.npy", [crawl], selected, dealt["exported"], *limits)
-    return Kept((source,), selected, bounds, nearest, limit), parts
+    blocks = []
+    for start, stop in crawl.blocks():
+        blocks.append(work / f"sort-{start}")
+        blocks[-1].mkdir()
+        sort_facts(source, 0, nearest, start, stop, out=blocks[-1])
+    laid = []
+    for first in range(0, len(bounds), 2):
+        ends = int(bounds.edges[first]), int(bounds.edges[min(first + 2, len(bounds))])
+        laid.append(work / f"facts-{first}")
+        laid[-1].mkdir()
+        gather_facts(blocks, *ends, out=laid[-1])
+    return Kept((source,), bounds, tuple(laid), 2, limit), parts
 
 
 def exported(work, path, settings=None):

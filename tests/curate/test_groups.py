@@ -82,6 +82,14 @@ def in_passes(pairs, per_image):
             return stands.tolist(), passes
 
 
+@settings(max_examples=100, deadline=None)
+@given(GRAPHS, st.integers(1, 3), st.integers(1, 9))
+def test_walking_decides_what_rounds_of_whole_arrays_do(pairs, rounds, per_image):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "ROUNDS", rounds)
+        assert in_passes(pairs, per_image)[0] == reference_greedy(pairs)
+
+
 @settings(max_examples=150, deadline=None)
 @given(GRAPHS, st.integers(1, 4))
 def test_many_bounded_passes_decide_what_one_unbounded_pass_does(pairs, per_image):

@@ -13,12 +13,13 @@ from made_collection import (
     exact_cosines,
     from_vectors,
     grouped,
+    measured_recall,
 )
 from test_groups import reference_components
 
 from curate.dedup import most_similar
 from curate.dedup.most_similar import MostSimilar
-from curate.dedup.near import DedupSettings, recall
+from curate.dedup.near import DedupSettings
 from curate.dedup.probes import NearestCells
 from curate.neighbours.cluster import ClusterSettings
 
@@ -66,7 +67,7 @@ def test_few_cells_lose_pairs_and_the_measured_recall_says_so(tmp_path):
     for cells in (1, 40):
         asked = {"probes": cells, "recall_sample": len(vectors), "neighbours": len(vectors)}
         chosen = POOL.model_copy(update=asked)
-        shares.append(recall(collection, clusters, threshold, chosen, 1, out=tmp_path)["recall"])
+        shares.append(measured_recall(collection, clusters, tmp_path, threshold, chosen)["recall"])
         found, _ = grouped(collection, clusters, tmp_path, threshold, chosen)
         groups.append(len(np.unique(np.load(found / "representative.npy"))))
     assert shares == [np.mean(within), 1]

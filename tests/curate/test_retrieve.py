@@ -32,7 +32,7 @@ def test_the_nearest_seeds_are_those_of_brute_force(tmp_path, block):
         crawl, seed = from_vectors(tmp_path, VECTORS), from_vectors(tmp_path, SEEDS, name="seed")
         stands, folders = retrieved(tmp_path, crawl, seed)
         asked = np.random.default_rng(0).permutation(len(VECTORS))[:90]
-        seen, similarity, seeds = found(folders, asked)
+        seen, similarity, seeds = found(folders, block, asked)
     exact = exact_cosines(VECTORS, SEEDS)[asked]
     assert similarity.shape == seeds.shape == (90, 5)
     np.testing.assert_array_equal(seen, stands[asked] == asked)
@@ -54,7 +54,7 @@ def test_of_hundreds_of_identical_seeds_the_first_keys_are_named(tmp_path):
     seed = made_collection(tmp_path, images, name="seed")
     crawl = from_vectors(tmp_path, kinds)
     _, folders = retrieved(tmp_path, crawl, seed, k=9)
-    seeds = found(folders, np.arange(2))[2]
+    seeds = found(folders, crawl.block, np.arange(2))[2]
     for kind in (0, 1):
         first = [f"s/{row:03d}" for row in np.flatnonzero(which == kind)[:9]]
         assert seed.keys(seeds[kind]) == first
@@ -65,7 +65,7 @@ def test_there_are_no_more_seeds_than_there_are(tmp_path):
     images = [Made("s/0", SEEDS[0]), Made("s/1", None), Made("s/2", SEEDS[9])]
     seed = made_collection(tmp_path, images, name="seed")
     _, folders = retrieved(tmp_path, crawl, seed)
-    seen, similarity, seeds = found(folders, np.arange(30))
+    seen, similarity, seeds = found(folders, crawl.block, np.arange(30))
     assert similarity.shape == (30, 2)
     assert np.isfinite(similarity[seen]).all()
     assert set(seeds[seen].ravel()) == {0, 2}
@@ -77,7 +77,7 @@ def test_a_block_without_representatives_finds_nothing(tmp_path):
         crawl = made_collection(tmp_path, images)
         seed = from_vectors(tmp_path, SEEDS, name="seed")
         _, folders = retrieved(tmp_path, crawl, seed)
-        seen, similarity, _ = found(folders, np.arange(9))
+        seen, similarity, _ = found(folders, crawl.block, np.arange(9))
     assert seen.tolist() == [True] + 8 * [False]
     assert similarity[0, 0] == pytest.approx(1, abs=1e-6)
     assert similarity.max(initial=0, where=seen[:, None]) <= 1

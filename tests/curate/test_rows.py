@@ -90,7 +90,7 @@ class Finished:
                 SeedSettings(),
                 len(seeds),
                 Threshold(self.reached["threshold"], "pipeline"),
-                Retrieved("animals", self.seed, tuple(retrieved), "r"),
+                Retrieved("animals", self.seed, tuple(retrieved), "r", self.crawl.block),
                 Candidates(candidates, 0, "c"),
                 Chosen(taken, misses_of(**self.reached), "t"),
             )

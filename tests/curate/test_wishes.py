@@ -127,7 +127,7 @@ def test_the_nearest_images_over_several_seeds_are_those_of_all_of_them(tmp_path
         np.save(folder / "numbers.npy", images)
         np.save(folder / "similarity.npy", np.take_along_axis(cosines, order, 1).astype(np.float32))
         np.save(folder / "seeds.npy", order)
-        near.append(Retrieved(f"n{place}", seed, (folder,), str(place)))
+        near.append(Retrieved(f"n{place}", seed, (folder,), str(place), seed.block))
     found = NearestSeeds(tuple(near), 4).find(images)
     pooled = exact_cosines(vectors, np.concatenate(sets)).astype(np.float32)
     best = np.argsort(-pooled, axis=1, kind="stable")[:, :4]
