@@ -12,11 +12,14 @@ there are more), the image stays undecided and the next pass searches again, amo
 
 What a pass by hashes (`hashes.py`) covers follows the image of its hash, wherever that goes.
 
+`connect` says besides what pairs connect, across groups: greedy ones part chains of copies.
+
 Where a run adds to a result, what that holds ranks first and always stands for itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +28,11 @@ from jaxtyping import Int8, Int64
 
 from curate.dedup.keep import NUMBER, RANK
 
-VERSION = 3
+VERSION = 4
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
 COMPACT_AT = 4_000_000
+EDGES, FORGOTTEN = "edges.npy", "forgotten.npy"
+REPRESENTATIVES, CONNECTED = "representative.npy", "connected.npy"
 
 Ranks = Int64[np.ndarray, " n"]
 Edges = Int64[np.ndarray, "e 2"]
@@ -35,13 +40,17 @@ Edges = Int64[np.ndarray, "e 2"]
 
 
 class EdgeBuffer:
-    """Collects edges (worse rank, better rank) and forgets those that cannot matter."""
+    """Collects edges (worse rank, better rank) and forgets those that no group depends on.
+
+    Of these it holds what they connect.
+    """
 
     def __init__(self, mode: Literal["greedy", "components"], per_image: int) -> None:
         self._mode = mode
         self._per_image = per_image
         self._pending: list[Edges] = []
         self._held = np.empty((0, 2), np.int64)
+        self._forgotten = np.empty((0, 2), np.int64)
         self._count = 0
         self._truncated = np.empty(0, np.int64)
 
@@ -58,14 +67,20 @@ class EdgeBuffer:
         self._compact()
         return self._held, self._truncated
 
+    def forgotten(self) -> Edges:
+        """Return a forest that connects what the edges connect that are not held."""
+        self._compact()
+        return self._forgotten
+
     def _compact(self) -> None:
         edges = sorted_edges([self._held, *self._pending])
         self._pending, self._count = [], 0
         if self._mode == "components":
             self._held = spanning_forest(edges)
             return
-        self._held, more = best_edges(edges, self._per_image)
-        self._truncated = np.union1d(self._truncated, more)
+        self._held, others = best_edges(edges, self._per_image)
+        self._truncated = np.union1d(self._truncated, others[:, 0])
+        self._forgotten = spanning_forest(np.concatenate([self._forgotten, others]))
 
 
 def sorted_edges(parts: list[Int64[np.ndarray, "_ 2"]]) -> Edges:
@@ -78,14 +93,16 @@ def sorted_edges(parts: list[Int64[np.ndarray, "_ 2"]]) -> Edges:
     return edges[new]
 
 
-def best_edges(edges: Edges, per_image: int) -> tuple[Int64[np.ndarray, "_ 2"], Ranks]:
-    """Return of sorted edges the `per_image` best of each worse rank, and the ranks with more."""
+def best_edges(
+    edges: Edges, per_image: int
+) -> tuple[Int64[np.ndarray, "_ 2"], Int64[np.ndarray, "_ 2"]]:
+    """Return of sorted edges the `per_image` best of each worse rank, and the others."""
     if not len(edges):
-        return edges, np.empty(0, np.int64)
+        return edges, edges
     starts = np.flatnonzero(np.r_[True, edges[1:, 0] != edges[:-1, 0]])
     place = np.arange(len(edges)) - np.repeat(starts, np.diff(np.r_[starts, len(edges)]))
     keep = place < per_image
-    return edges[keep], np.unique(edges[~keep, 0])
+    return edges[keep], edges[~keep]
 
 
 def spanning_forest(edges: Edges) -> Int64[np.ndarray, "_ 2"]:
@@ -174,8 +191,8 @@ def decide(
     stand for themselves, whatever connects them.
     """
     if mode == "greedy":
-        held, more = best_edges(edges[edges[:, 0] >= stays], per_image)
-        return greedy(held, np.union1d(more, truncated), status, representative)
+        held, others = best_edges(edges[edges[:, 0] >= stays], per_image)
+        return greedy(held, np.union1d(others[:, 0], truncated), status, representative)
     forest, undecided = spanning_forest(edges), np.flatnonzero(status == UNDECIDED)
     forest = forest[forest[:, 0] >= stays]
     status[undecided], representative[undecided] = REPRESENTATIVE, undecided
@@ -200,7 +217,7 @@ def group(
     """
     number_of = np.load(ranks / NUMBER)
     none = np.empty((0, 2), np.int64)
-    edges = sorted_edges([none, *(np.load(folder / "edges.npy") for folder in searched)])
+    edges = sorted_edges([none, *(np.load(folder / EDGES) for folder in searched)])
     if before is None:
         status = np.full(len(number_of), UNDECIDED, np.int8)
         chosen = np.full(len(number_of), -1, np.int64)
@@ -215,6 +232,25 @@ def group(
     return {"undecided": int(left), "edges": len(edges), **counts}
 
 
+def connect(ranks: Path, searched: Sequence[Path], groups: Path, *, out: Path) -> dict[str, int]:
+    """Write `connected.npy` int64 by image number: the best image that one is connected with.
+
+    By pairs that the `searched` units of the first pass found, and by groups: a copy of a copy is
+    connected, however long the chain. -1 where an image takes no part. A reduce, as `group`.
+    """
+    number_of, rank = np.load(ranks / NUMBER), np.load(ranks / RANK)
+    _, chosen = load_groups(ranks, groups)
+    root = np.arange(len(number_of))
+    covered = np.flatnonzero((chosen >= 0) & (chosen != root))
+    pairs = [np.load(unit / name) for unit in searched for name in (EDGES, FORGOTTEN)]
+    forest = spanning_forest(np.concatenate([np.stack([covered, chosen[covered]], 1), *pairs]))
+    root[forest[:, 0]] = forest[:, 1]
+    connected = np.full(len(rank), -1, np.int64)
+    connected[rank >= 0] = number_of[root][rank[rank >= 0]]
+    np.save(out / CONNECTED, connected)
+    return {"components": len(np.unique(root))}
+
+
 def follow(chosen: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """Return for each rank what stands for the one that stands for it, where that is decided."""
     beyond = np.where(chosen >= 0, chosen[chosen], -1)
@@ -226,7 +262,7 @@ def load_groups(
 ) -> tuple[Int8[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Return by rank what `write_groups` wrote: the status, and the rank that stands for each."""
     number_of, rank = np.load(ranks / NUMBER), np.load(ranks / RANK, mmap_mode="r")
-    held = np.load(groups / "representative.npy", mmap_mode="r")[number_of]
+    held = np.load(groups / REPRESENTATIVES, mmap_mode="r")[number_of]
     chosen = np.where(held >= 0, rank[held], -1)
     return np.load(groups / "status.npy", mmap_mode="r")[number_of], chosen
 
@@ -249,6 +285,6 @@ def write_groups(
     sizes = np.bincount(by_number[by_number >= 0], minlength=len(rank))
     grouped = (by_number >= 0) & (sizes[by_number] > 1)
     np.save(out / "status.npy", by_image)
-    np.save(out / "representative.npy", by_number)
+    np.save(out / REPRESENTATIVES, by_number)
     np.save(out / "grouped.npy", grouped)
     return {"groups": int((sizes > 1).sum()), "members": int(grouped.sum())}

@@ -16,7 +16,7 @@ from jaxtyping import Int8, Int64, Integer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.catalogue.collection import Collection
-from curate.dedup.groups import COVERED, EdgeBuffer
+from curate.dedup.groups import COVERED, EDGES, FORGOTTEN, EdgeBuffer
 from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
@@ -35,7 +35,7 @@ from curate.neighbours.search import (
 from shared.embedders import Threshold
 from shared.errors import LvdError
 
-VERSION = 4
+VERSION = 5
 ABSURD_NEIGHBOURS = 5
 ALWAYS_COMPARED, POOL_COMPARED = 4_096, 65_536
 
@@ -116,6 +116,8 @@ def search(
 ) -> dict:
     """Write the edges of the vectors in clusters `first` to `last`: int64 ranks [e, 2].
 
+    `forgotten.npy` is a forest of what connects ranks beside these (`groups.EdgeBuffer`).
+
     `ranks` is what `keep.rank_contents` left. `status` is what earlier passes left (see `groups.py`): images that are covered neither ask nor
     answer. (A representative then has no better neighbour, so it is the worse end of no edge.)
     """
@@ -141,7 +143,8 @@ def search(
         a, b = kept.result()
         edges.add(np.maximum(a, b), np.minimum(a, b))
     found, truncated = edges.result()
-    np.save(out / "edges.npy", found)
+    np.save(out / EDGES, found)
+    np.save(out / FORGOTTEN, edges.forgotten())
     np.save(out / "truncated.npy", truncated)
     return {"edges": len(found), "truncated": len(truncated)}
 

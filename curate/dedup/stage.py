@@ -27,6 +27,9 @@ class Deduplicated:
     completeness: dict[str, Any]
     """As `near.recall` measures it."""
     address: str
+    connected: Path
+    """By image number, what is dropped together with what: groups, and with greedy ones all that
+    `groups.connect` connects."""
     shapes: tuple[Path, ...] = ()
     """What `shape.measure_groups` says of the groups, in the order of their keys."""
     hashed: Hashed | None = None
@@ -53,13 +56,14 @@ def dedup(
         found, counts = work.group(hashed)
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
             found, counts = work.settle(found)
+        connected = work.connect(found)
         shapes, chains = work.measure(found)
         args = (crawl.collection, clustered.clusters, threshold, settings, threads)
         [completeness] = runner.run(
             stage, near.recall, [Unit("recall", args)], note="measuring completeness"
         )
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(found, counts, completeness, stage.address, shapes, hashed)
+    return Deduplicated(found, counts, completeness, stage.address, connected, shapes, hashed)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,17 @@ class _Dedup:
         raise LvdError(
             f"dedup: {result['undecided']} images undecided: raise dedup.edges_per_image"
         )
+
+    def connect(self, found: Path) -> Path:
+        """Return the file that says what is connected: components are, as they are settled."""
+        if self.settings.groups == "components":
+            return found / groups.REPRESENTATIVES
+        home = self.runner.folder(self.stage)
+        searched = [home / unit.name for unit in self._searches(0, None)]
+        self.runner.run(
+            self.stage, groups.connect, [Unit("connected", (self.ranks, searched, found))]
+        )
+        return home / "connected" / groups.CONNECTED
 
     def settle(self, found: Path) -> tuple[Path, dict[str, int]]:
         """Choose the representatives of components, and part those that reach too far."""

@@ -175,7 +175,7 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     )
     yield ""
     holdouts = ", ".join(map(_text, run["holdouts"])) or "none"
-    yield f"Holdouts, whose copies were dropped with their whole groups: {holdouts}."
+    yield f"Holdouts, whose copies were dropped with all copies of these: {holdouts}."
     lists = ", ".join(map(_text, settings["lists"])) or "none"
     yield f"Lists of known-bad images and opt-outs: {lists}."
     yield ""

@@ -1,6 +1,7 @@
 """Makes embedded and catalogued datasets from given vectors, and takes them through the stages."""
 
 import hashlib
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import hashes, holdout
-from curate.dedup.groups import group
+from curate.dedup.chains import trace_chains
+from curate.dedup.groups import CONNECTED, connect, group
 from curate.dedup.keep import NUMBER, POLICIES, rank_contents
 from curate.dedup.members import list_members, ranges_of
 from curate.dedup.near import DedupSettings, search
@@ -191,6 +193,7 @@ def grouped(
     ranks, before = ranked(collection, home, settings), None
     if settings.hash != "none":
         before = _hashed(collection, ranks, home, settings)
+    units: list[Path] = []
     for number in range(1000):
         searched = []
         for first, last in clusters.ranges:
@@ -199,6 +202,7 @@ def grouped(
                 *(collection, ranks, clusters, first, last, threshold, settings, before, 1),
                 out=searched[-1],
             )
+        units = units or searched
         after = _folder(home / f"groups-{number}")
         per_image = settings.edges_per_image
         stays = len(collection.exported)
@@ -207,6 +211,9 @@ def grouped(
         if not result["undecided"]:
             if POLICIES[settings.keep].central or settings.chain_floor is not None:
                 before = _settled(collection, ranks, before, home, threshold, settings)
+            connect(ranks, units, before, out=before)
+            if settings.groups == "components":
+                shutil.copy(before / REPRESENTATIVE, before / CONNECTED)
             return before, number + 1
     raise AssertionError("the passes do not end")
 
@@ -255,8 +262,12 @@ def searched(
     *,
     k: int = 5,
     threshold: float = 0.9,
-) -> tuple[list[Path], list[Path]]:
-    """Take a collection through the stages holdout and retrieve; return the folders of both."""
+    dedup: float | None = None,
+) -> tuple[Path | None, list[Path]]:
+    """Take a collection through the stages holdout and retrieve; return the folders of both.
+
+    `threshold` is that of holdouts, `dedup` that of copies, which is the same unless it is given.
+    """
     home = _fresh(work / "searched")
     held, retrieved = [], []
     for start, stop in crawl.blocks():
@@ -265,15 +276,31 @@ def searched(
             holdout.search(crawl, list(holdouts), start, stop, threshold, 1, out=held[-1])
         retrieved.append(_folder(home / f"retrieve-{start:06d}"))
         retrieve.search(crawl, groups, seed, start, stop, k, 1, out=retrieved[-1])
-    return held, retrieved
+    if not holdouts:
+        return None, retrieved
+    return traced(crawl, groups, held, home, threshold if dedup is None else dedup), retrieved
+
+
+def traced(
+    crawl: Collection,
+    groups: Path,
+    held: Sequence[Path],
+    work: Path,
+    threshold: float,
+    stands: Path | None = None,
+) -> Path:
+    """Return the folder of what holdouts drop, of what `holdout.search` found."""
+    out = _folder(work / "chains")
+    trace_chains(crawl, groups / CONNECTED, stands, list(held), threshold, 1, out=out)
+    return out
 
 
 def candidates_of(
-    crawl: Collection, groups: Path, held: Sequence[Path], retrieved: Sequence[Path], work: Path
+    crawl: Collection, groups: Path, dropped: Path | None, retrieved: Sequence[Path], work: Path
 ) -> Path:
     """Return the folder of the candidates of a seed."""
     out = _folder(_fresh(work / "candidates"))
-    candidates.find(crawl, groups, list(held), [], list(retrieved), out=out)
+    candidates.find(crawl, groups, dropped, [], list(retrieved), out=out)
     return out
 
 
