@@ -55,7 +55,7 @@ def dedup(
         hashed = work.cover_copies()
         found, counts = work.group(hashed)
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
-            found, counts = work.settle(found)
+            found, counts = work.settle(found, hashed)
         connected = work.connect(found)
         shapes, chains = work.measure(found)
         args = (crawl.collection, clustered.clusters, threshold, settings, threads)
@@ -135,16 +135,15 @@ class _Dedup:
         )
         return home / "connected" / groups.CONNECTED
 
-    def settle(self, found: Path) -> tuple[Path, dict[str, int]]:
+    def settle(self, found: Path, hashed: Hashed | None) -> tuple[Path, dict[str, int]]:
         """Choose the representatives of components, and part those that reach too far."""
         settings, home = self.settings, self.runner.folder(self.stage)
         listed, ranges = self._members("components", found)
         central = keep.POLICIES[settings.keep].central
+        covered = hashed.stands.parent if hashed else None
+        read = (self.collection, self.ranks, listed, covered)
         how = (self.threshold, central, settings.chain_floor, self.threads)
-        units = [
-            Unit(f"settle-{first:012d}", (self.collection, self.ranks, listed, first, last, *how))
-            for first, last in ranges
-        ]
+        units = [Unit(f"settle-{first:012d}", (*read, first, last, *how)) for first, last in ranges]
         self.runner.run(self.stage, settle.settle, units, note="looking at components")
         folders = [home / unit.name for unit in units]
         args = (self.ranks, found, folders)

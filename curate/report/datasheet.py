@@ -18,7 +18,7 @@ import yaml
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.false_copies import false_copies
-from curate.report.summary import SOURCES, share
+from curate.report.summary import SOURCES, by_hash, share
 from curate.report.tables import open_tables, read_funnel, rows
 from shared.config import flat
 from shared.progress import printable, size
@@ -113,6 +113,11 @@ def _composition(out: Path, funnel: dict[str, Any]) -> Iterator[str]:
         f"Of each of the {groups['count']:,} groups of copies ({groups['members']:,} images) one at most "
         "was kept."
     )
+    if hashed := funnel.get("dedup_hash"):
+        yield (
+            f"Before any vector was compared, {by_hash(hashed)} were found among the "
+            f"{hashed['hashed']:,} distinct images that have one."
+        )
     for name, seed in funnel.get("seeds", {}).items():
         if count := seed.get("included", {}).get("kept"):
             yield f"With them go {count:,} images of the seed {_text(name)} itself."

@@ -193,6 +193,7 @@ def grouped(
     ranks, before = ranked(collection, home, settings), None
     if settings.hash != "none":
         before = _hashed(collection, ranks, home, settings)
+    covered = before
     units: list[Path] = []
     for number in range(1000):
         searched = []
@@ -210,7 +211,7 @@ def grouped(
         before = after
         if not result["undecided"]:
             if POLICIES[settings.keep].central or settings.chain_floor is not None:
-                before = _settled(collection, ranks, before, home, threshold, settings)
+                before = _settled(collection, ranks, before, covered, home, threshold, settings)
             connect(ranks, units, before, out=before)
             if settings.groups == "components":
                 shutil.copy(before / REPRESENTATIVE, before / CONNECTED)
@@ -241,14 +242,14 @@ def _hashed(collection, ranks, home, settings) -> Path:
     return out
 
 
-def _settled(collection, ranks, groups, home, threshold, settings) -> Path:
+def _settled(collection, ranks, groups, covered, home, threshold, settings) -> Path:
     listed, out = _folder(home / "components"), _folder(home / "settled")
     list_members(collection, groups, out=listed)
     folders = []
     for first, last in ranges_of(listed):
         folders.append(_folder(home / f"settle-{first:06d}"))
         how = (threshold, POLICIES[settings.keep].central, settings.chain_floor, 1)
-        settle(collection, ranks, listed, first, last, *how, out=folders[-1])
+        settle(collection, ranks, listed, covered, first, last, *how, out=folders[-1])
     write_settled(ranks, groups, folders, out=out)
     return out
 
