@@ -24,7 +24,7 @@ from shared.config import flat
 from shared.progress import printable, size
 from shared.storage import read_json
 
-VERSION = 1
+VERSION = 2
 DATASHEET = "datasheet.md"
 QUARTILES = ("smallest", "first quartile", "median", "third quartile", "largest")
 PROBLEMS = 20  # lines; the rest is in funnel.json

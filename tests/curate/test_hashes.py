@@ -243,7 +243,7 @@ def tables(out):
 def test_a_run_says_which_copies_a_hash_found(root, monkeypatch, name, title):
     monkeypatch.chdir(root)
     words = [f"--set=dedup.hash={name}", f"--holdout={root}/held", "--set=dedup.groups=components"]
-    out, _ = run(root, name, *words)
+    out, said = run(root, name, *words)
     images, duplicates = tables(out)
     assert "grey" not in next(iter(images.values()))
     assert (images["000"]["phash"] is not None) == (name == "phash")
@@ -267,6 +267,10 @@ def test_a_run_says_which_copies_a_hash_found(root, monkeypatch, name, title):
         "hashed": PICTURES + 20,
         "covered": len(by_hash & small),
     }
+    counted = f"{len(by_hash & small)} copies of the same {title}"
+    assert counted in said
+    assert f"of {PICTURES + 20} that have one" in said
+    assert counted in (out / "datasheet.md").read_text()
     key = min(by_hash)
     said = CliRunner().invoke(main, ["explain", str(out), f"00000/{key}"]).output
     assert f"the same {title} as 00000/{key}large (cosine" in said
