@@ -8,8 +8,9 @@ from typing import Any
 
 from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
+from curate.dedup.chains import Dropped, follow_copies
 from curate.dedup.false_copies import FalseCopies, estimate_false_copies
-from curate.dedup.holdout import Held, find_held
+from curate.dedup.holdout import find_held
 from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.predict import compile_predictors, predict
@@ -84,7 +85,7 @@ class Results:
     clustered: Clustered
     copies: Deduplicated
     false_copies: FalseCopies
-    held: Held
+    dropped: Dropped
     overlaps: list[Overlap]
     included: Included
     answers: Answers
@@ -173,6 +174,9 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
         runner, crawl, copies, settings.estimate, settings.embed.max_pixels
     )
     held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
+    dropped = follow_copies(
+        *(runner, crawl, clustered, held, copies, thresholds.dedup.value, threads)
+    )
     overlaps = find_overlaps(runner, _wanted_images(plan, seeds), datasets.holdouts)
     included = include(
         *(runner, crawl, datasets.included, datasets.holdouts),
@@ -188,15 +192,15 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
             retrieved,
             [seed.settings for seed in plan.request.seeds],
             thresholds.seeds,
-            *(copies.groups, held, included.copies, settings.cluster, top_k, threads),
+            *(copies.groups, dropped, included.copies, settings.cluster, top_k, threads),
         )
         most, order = settings.retrieve.max_images, settings.export.seed
         balanced = balance(runner, by_meaning, answers, most, settings.balance, threads)
         selected = decide(
-            *(runner, crawl, copies.groups, held, answers, included, most, balanced, order)
+            *(runner, crawl, copies.groups, dropped, answers, included, most, balanced, order)
         )
     return Results(
-        *(datasets, thresholds, clustered, copies, false_copies, held, overlaps),
+        *(datasets, thresholds, clustered, copies, false_copies, dropped, overlaps),
         *(included, answers, balanced, selected),
     )
 
@@ -274,7 +278,7 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         groups=results.copies.groups,
         grouping=settings.dedup.groups,
         shapes=results.copies.shapes,
-        held=results.held.folders,
+        dropped=results.dropped.folder,
         included=results.included,
         selected=results.selected.folder,
         quality=settings.quality,

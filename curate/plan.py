@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curate.catalogue.content import forget, recall
+from curate.catalogue.content import forget, place_of, recall
 from curate.dedup.hashes import METHODS
 from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
@@ -35,6 +35,7 @@ from shared.embedders import (
 )
 from shared.errors import LvdError
 from shared.locks import scratch_folder
+from shared.progress import warn
 from shared.storage import fingerprint
 
 BUILT_IN = "builtin:"
@@ -145,6 +146,7 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
     seeds = [find("seed", seed.dataset) for seed in request.seeds]
     crawl = find("crawl", request.crawl)
     holdouts = [find("holdout", held) for held in request.holdouts]
+    _warn_of_shared_parts([seed for seed in seeds if seed.name in request.wanted], holdouts)
     return Plan(
         request=request,
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
@@ -157,6 +159,19 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
             if each.asks is not None
         },
     )
+
+
+def _warn_of_shared_parts(seeds: Sequence[Dataset], holdouts: Sequence[Dataset]) -> None:
+    """Warn, before anything is embedded, of holdouts whose files are those of seeds too."""
+    for held in holdouts:
+        places = {place_of(part) for part in held.parts}
+        for seed in seeds:
+            if shared := places & {place_of(part) for part in seed.parts}:
+                warn(
+                    f"holdout {held.name}: {len(shared):,} of its {len(places):,} parts are parts of "
+                    f"seed {seed.name} too: what is like them is looked for, and their copies are "
+                    "dropped; name a seed without them, such as the training split alone"
+                )
 
 
 def _compile_lists(request: Request, work: Path) -> tuple[CompiledList, ...]:

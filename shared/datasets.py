@@ -23,10 +23,12 @@ from shared.progress import warn
 from shared.remote import is_remote, locate, open_binary, read_head
 from shared.storage import fingerprint
 
-Format = Literal["folder", "tar", "parquet"]
+Format = Literal["folder", "tar", "parquet", "list"]
 
 RESULT_MARKER, WORK_MARKER = "run.json", "lvd-work.json"
 """Files of a result's folder (beside `reports/` and `shards/`) and of a work folder."""
+LIST = "selection.parquet"
+"""What the selection list of a result is called: one file, or a folder of files."""
 
 
 class DatasetSettings(BaseModel):
@@ -35,12 +37,12 @@ class DatasetSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str | list[str] = Field(default_factory=list)
-    """A folder of images, tars or Parquet files, one such file, a glob, a brace list, an fsspec
-    URL of these, or a list of them."""
+    """A folder of images, tars or Parquet files, the result of a run, one such file, a glob, a brace
+    list, an fsspec URL of these, or a list of them."""
     text: list[str] = Field(default_factory=list)
     """In place of a path, for a seed: captions of what is wanted."""
-    format: Literal["auto", "folder", "tar", "parquet"] = "auto"
-    """What to read there; `auto` looks."""
+    format: Literal["auto", "folder", "tar", "parquet", "list"] = "auto"
+    """What to read there; `auto` looks. `list`: Parquet files as `export.format=list` writes them."""
     licence: str = ""
     """The rights in the images, for the reader of the configuration and the datasheet."""
     source: str = ""
@@ -65,7 +67,7 @@ class DatasetSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Part:
-    """One unit of input: a tar, a Parquet file, or a share of a folder's images.
+    """One unit of input: a tar, a Parquet file, a file of a list, or a share of a folder's images.
 
     `paths` and `table` (img2dataset's Parquet beside a tar) are relative to `root`, a local folder
     or a URL; `sizes` are the bytes of `paths`, -1 of a link that leads nowhere, None where the
@@ -107,7 +109,8 @@ def list_parts(
     """Return the parts of a dataset, sorted by name; `name` is for messages.
 
     Folders below the dataset's root that are in `exclude`, or hold results or work of lvd-curate,
-    are left out, with a warning. Of a root that is itself a result, the shards are the dataset.
+    are left out, with a warning. Of a root that is itself a result, the shards are the dataset, or
+    what its list names.
     Raises LvdError where nothing is there, or where a folder holds images of two kinds.
     """
     paths = [settings.path] if isinstance(settings.path, str) else settings.path
@@ -173,7 +176,8 @@ def _without_outputs(place: Place, exclude: Sequence[str | Path]) -> tuple[Place
         output = next((folder for folder in above if folder in outputs), None)
         if output is not None:
             left_out[output] = None
-        return output is None and ("" not in results or path.startswith("shards/"))
+        is_result = path.startswith("shards/") or is_listed(path)
+        return output is None and ("" not in results or is_result)
 
     files = [file for file in place.files if is_input(file.path)]
     around = {path: file for path, file in place.around.items() if is_input(path)}
@@ -207,6 +211,8 @@ def _nothing(name: str, path: str, why: str) -> LvdError:
 def _format(name: str, path: str, place: Place, settings: DatasetSettings) -> Format:
     if settings.format != "auto":
         return settings.format
+    if all(is_listed(file.path) for file in place.files):
+        return "list"
     tables = _tables(place)
     kinds: dict[str, str] = {}
     for file in place.files:
@@ -262,17 +268,17 @@ def _tables(place: Place) -> set[str]:
 def _shards(
     place: Place, files: list[File], kind: Format, settings: DatasetSettings
 ) -> Iterator[Part]:
-    """Yield a part for each tar or Parquet file; a single file may have any extension."""
+    """Yield a part for each tar, Parquet file or file of a list; a single one may have any extension."""
     tables = _tables(place)
     alone = len(place.files) == 1
     for file in files:
         odd_name = alone and kind_of(file.path) == "unknown"
-        if kind_of(file.path) != kind and not odd_name:
+        if kind_of(file.path) != ("parquet" if kind == "list" else kind) and not odd_name:
             continue
         if kind == "parquet" and file.path in tables and not alone:
             continue
         table = place.around.get(without_extension(file.path) + ".parquet")
-        if kind == "parquet":
+        if kind != "tar":
             table = None
         yield Part(
             name=shown(without_extension(file.path)),
@@ -283,10 +289,21 @@ def _shards(
             table=table.path if table else None,
             fingerprint=_digest([file, table] if table else [file]),
             stamp=_stamp(place.root, [file, table] if table else [file]),
-            nbytes=file.size or 0,
+            nbytes=_listed_bytes(place, file) if kind == "list" else file.size or 0,
             image_column=settings.image_column if kind == "parquet" else None,
             key_column=settings.key_column if kind == "parquet" else None,
         )
+
+
+def is_listed(path: str) -> bool:
+    """Tell whether a path below the root of a dataset is a file of its selection list."""
+    return f"{path}/".startswith(f"{LIST}/")
+
+
+def _listed_bytes(place: Place, file: File) -> int:
+    from shared.selection_lists import sum_sizes
+
+    return sum_sizes(locate(place.root, file.path))
 
 
 def _folder_parts(place: Place, files: list[File], settings: DatasetSettings) -> Iterator[Part]:

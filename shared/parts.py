@@ -7,6 +7,7 @@ does raise is the storage itself (a missing file, a network that fails), so that
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import tempfile
 import zlib
@@ -15,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from shared.datasets import Part
+from shared.errors import LvdError
 from shared.failures import raise_if_storage
 from shared.filetypes import extension, kind_of
 from shared.images import SIGNATURE, ImageError, is_image
@@ -25,6 +27,9 @@ from shared.keys import numbered, shown, stem, within_part
 from shared.remote import ends_early, is_remote, locate, open_binary, read_head, read_range
 from shared.sidecars import LARGEST_NOTE, Note, note_from_json, note_from_text, read_table
 from shared.tars import TarEntry, list_tar
+
+if TYPE_CHECKING:
+    from shared.selection_lists import ListedImage
 
 LARGEST_MEMBER = 512 << 20
 """Bytes of the largest image file that is read."""
@@ -86,10 +91,14 @@ class PartReader:
         self._file: IO[bytes] | None = None
         self._place: dict[str, int] = {}
         self._path: dict[str, str] = {}
+        self._listed: dict[str, ListedImage] = {}
 
     def __enter__(self) -> PartReader:
         try:
-            readers = {"tar": self._tar, "folder": self._folder, "parquet": self._parquet}
+            readers = {
+                **{"tar": self._tar, "folder": self._folder},
+                **{"parquet": self._parquet, "list": self._list},
+            }
             self.members = sorted(readers[self.part.format](), key=lambda member: member.key)
         except BaseException:
             self.__exit__()
@@ -114,6 +123,8 @@ class PartReader:
             raise ImageError(member.problem)
         if self.part.format == "folder":
             return read_range(locate(self.part.root, self._path[member.key]), 0, member.size)
+        if self.part.format == "list":
+            return _read_listed(self._listed[member.key])
         assert self._file is not None  # opened by `members`
         return _pread(self._file.fileno(), self._place[member.key], member.size, self._location)
 
@@ -122,6 +133,8 @@ class PartReader:
 
         What is larger than `LARGEST_NOTE`, and what is a picture, is left out.
         """
+        if self.part.format == "list":
+            return {}
         if self.part.format == "folder":
             found = {end: self._read_sidecar(self._path[member.key], end) for end in self._beside}
         else:
@@ -266,6 +279,23 @@ class PartReader:
                 self.problems.append(f"Parquet cannot be read: {_one_line(error)}")
         self._file.flush()
 
+    def _list(self) -> Iterator[Member]:
+        from pyarrow import ArrowException
+
+        from shared.selection_lists import read_list
+
+        with open_binary(self._location) as source:
+            try:
+                for row in read_list(source):
+                    member = self._member(
+                        f"{self.part.name}/{row.key}", row.key, row.size, row.note
+                    )
+                    self._listed[member.key] = row
+                    yield member
+            except (ArrowException, ValueError, OSError) as error:
+                raise_if_storage(error)
+                self.problems.append(f"the list cannot be read: {_one_line(error)}")
+
     def _member(self, key: str, name: str, size: int, note: Note) -> Member:
         problem = ""
         if size < 0:
@@ -328,6 +358,17 @@ def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
     if part.format == "folder":
         return read_range(locate(part.root, part.path_of(member)), 0, size)
     return read_range(locate(part.root, part.paths[0]), offset or 0, size)
+
+
+def _read_listed(image: ListedImage) -> bytes:
+    """Return the bytes of an image that a list names; LvdError where they are other ones by now."""
+    data = read_range(image.location, image.offset, image.size)
+    if image.sha256 and hashlib.sha256(data).hexdigest() != image.sha256:
+        raise LvdError(
+            f"{image.location}: the image {image.key} has changed since it was listed (sha256): make "
+            "the list anew"
+        )
+    return data
 
 
 def _pread(descriptor: int, offset: int, size: int, location: str) -> bytes:

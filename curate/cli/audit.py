@@ -52,7 +52,7 @@ def audit(
 ) -> None:
     """Find copies between two datasets, such as a training set and a test set.
 
-    A and B are each the --out of a run that wrote shards, a dataset of the configuration, or a path: a folder of
+    A and B are each the --out of a run, a dataset of the configuration, or a path: a folder of
     images or tars, a tar, a glob, a Parquet file, an fsspec URL. What a run has embedded already is
     not embedded again.
 

@@ -28,6 +28,7 @@ from curate.dedup.keep import NUMBER, RANK
 VERSION = 4
 UNDECIDED, REPRESENTATIVE, COVERED = 0, 1, 2
 COMPACT_AT = 4_000_000
+REPRESENTATIVES = "representative.npy"
 ROUNDS = 64
 """Rounds of whole arrays in which `greedy` decides, before it walks what is left: long chains."""
 
@@ -252,7 +253,7 @@ def load_groups(
 ) -> tuple[Int8[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Return by rank what `write_groups` wrote: the status, and the rank that stands for each."""
     number_of, rank = np.load(ranks / NUMBER), np.load(ranks / RANK, mmap_mode="r")
-    held = np.load(groups / "representative.npy", mmap_mode="r")[number_of]
+    held = np.load(groups / REPRESENTATIVES, mmap_mode="r")[number_of]
     chosen = np.where(held >= 0, rank[held], -1)
     return np.load(groups / "status.npy", mmap_mode="r")[number_of], chosen
 
@@ -275,6 +276,6 @@ def write_groups(
     sizes = np.bincount(by_number[by_number >= 0], minlength=len(rank))
     grouped = (by_number >= 0) & (sizes[by_number] > 1)
     np.save(out / "status.npy", by_image)
-    np.save(out / "representative.npy", by_number)
+    np.save(out / REPRESENTATIVES, by_number)
     np.save(out / "grouped.npy", grouped)
     return {"groups": int((sizes > 1).sum()), "members": int(grouped.sum())}

@@ -1,9 +1,6 @@
 """Stage holdout: which crawled images are near-copies of an evaluation set's.
 
-A map over blocks of numbers. Whatever is found takes its whole group with it (`selection/decide.py`).
-With components as groups that is what DINOv2 does (arXiv 2304.07193, appendix A): the copies of
-copies go too, however long the chain. Of greedy groups, one that is a copy of a dropped copy stays
-where another image stands for it.
+A map over blocks of numbers. What is found takes its copies with it, and these theirs (`chains.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.catalogue.collection import Catalogued, Collection, Numbers
+from curate.catalogue.collection import Catalogued, Collection
 from curate.neighbours.in_dataset import nearest_images
 from curate.neighbours.search import gpus_wanted, use_threads
 from curate.stage import Runner, Stage, Unit
@@ -110,22 +106,3 @@ def search(
     np.save(out / "hits.npy", np.column_stack([numbers[hits], where[hits]]))
     np.save(out / "similarity.npy", best[hits])
     return {"hits": int(hits.sum())}
-
-
-def hits_of_groups(
-    representative: Numbers, folders: Sequence[Path]
-) -> tuple[Int64[np.ndarray, "g 4"], Float32[np.ndarray, " g"]]:
-    """Return of every group that a holdout image hits the most similar hit, and its similarity.
-
-    A row is (representative, hit member, place of the holdout set, number in it), in the order of
-    the representatives; ties go to the first member.
-    """
-    hits = [np.empty((0, 3), np.int64), *(np.load(folder / "hits.npy") for folder in folders)]
-    found = np.concatenate(hits)
-    none = np.empty(0, np.float32)
-    similarity = np.concatenate([none, *(np.load(x / "similarity.npy") for x in folders)])
-    group = representative[found[:, 0]]
-    order = np.lexsort((found[:, 0], -similarity, group))
-    order = order[group[order] >= 0]
-    order = order[np.diff(group[order], prepend=-1) > 0]
-    return np.column_stack([group[order], found[order]]), similarity[order]

@@ -1,7 +1,8 @@
 """What a connected component becomes: who stands for it, and who is too far from that to belong.
 
 Units: `settle` (map over ranges of components), and `write_settled`, which makes groups of what
-these say. Needed only where a policy is central, or chains have a floor.
+these say. Needed only where a policy is central, or chains have a floor. Copies by hash (`hashes.py`)
+stay together: where the best of them goes, the others go.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from curate.catalogue.collection import Collection
+from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.groups import COVERED, REPRESENTATIVE, load_groups, spanning_forest, write_groups
+from curate.dedup.hashes import STANDS
 from curate.dedup.keep import RANK
 from curate.dedup.members import load_members
 from curate.neighbours.search import Searchable, cosine, neighbours, unit, use_threads
 
-VERSION = 1
+VERSION = 2
+SAME = 1e-6
+"""More than the rounding of a mean cosine."""
 
 Rows = Int64[np.ndarray, " _"]
 
@@ -26,6 +30,7 @@ def settle(
     collection: Collection,
     ranks: Path,
     listed: Path,
+    hashed: Path | None,
     first: int,
     last: int,
     threshold: float,
@@ -37,7 +42,7 @@ def settle(
 ) -> dict[str, int]:
     """Write `settled.npy` of the components `first` to `last`: int64 ranks [m, 2].
 
-    A row is a content and the one that stands for it.
+    A row is a content and the one that stands for it. `hashed` is what `hashes.cover_copies` wrote.
     """
     use_threads(threads)
     members, group = load_members(listed, first, last)
@@ -46,24 +51,40 @@ def settle(
     rank = np.load(ranks / RANK, mmap_mode="r")[members]
     order = np.lexsort((rank, group))
     members, rank = members[order], rank[order]
+    best = rank if hashed is None else _best_of_hash(ranks, hashed, members)
     stands = np.empty(len(members), np.int64)
     edges = np.flatnonzero(np.diff(group[order])) + 1
     for rows in np.split(np.arange(len(members)), edges):
         if len(rows):
-            own = settle_component(collection.vectors(members[rows]), threshold, central, floor)
+            together = np.searchsorted(rank[rows], best[rows])
+            vectors = collection.vectors(members[rows])
+            own = settle_component(vectors, together, threshold, central, floor)
             stands[rows] = rank[rows[own]]
     np.save(out / "settled.npy", np.stack([rank, stands], 1))
     return {"contents": len(members)}
 
 
+def _best_of_hash(ranks: Path, hashed: Path, members: Numbers) -> Rows:
+    """Return the rank of the best image of each member's hash, which may be the member itself."""
+    rank = np.load(ranks / RANK, mmap_mode="r")
+    stands = np.load(hashed / STANDS, mmap_mode="r")[members]
+    return rank[np.where(stands >= 0, stands, members)]
+
+
 def settle_component(
-    stored: Float[np.ndarray, "n d"], threshold: float, central: bool, floor: float | None
+    stored: Float[np.ndarray, "n d"],
+    together: Rows,
+    threshold: float,
+    central: bool,
+    floor: float | None,
 ) -> Int64[np.ndarray, " n"]:
     """Return which row stands for each member of a component; the rows are from best to worst.
 
+    `together` is the row whose way each one goes: that of the best of its hash, or its own.
+
     The best stands for it, or with `central` the one with the highest mean cosine with the others. Members
-    whose cosine with that is below `floor` leave; what is connected of them by `threshold` is a
-    component again, until all are near enough.
+    whose cosine with that is below `floor` leave, unless it is of their hash; what is connected of
+    them by `threshold` is a component again, until all are near enough.
     """
     stands = np.empty(len(stored), np.int64)
     waiting = [np.arange(len(stored))]
@@ -74,23 +95,28 @@ def settle_component(
         stays = np.ones(len(rows), bool)
         if floor is not None:
             one = np.broadcast_to(units[best], units.shape)
-            stays = cosine(units, one) >= np.float32(floor)
-            stays[best] = True
+            reaches = cosine(units, one) >= np.float32(floor)
+            leader = np.searchsorted(rows, together[rows])
+            stays = reaches[leader] | (leader == leader[best])
         stands[rows[stays]] = rows[best]
         left = rows[~stays]
+        leaders = left[together[left] == left]
         if len(left):
-            waiting += [left[part] for part in components(stored[left], threshold)]
+            parts = components(stored[leaders], threshold)
+            waiting += [left[np.isin(together[left], leaders[part])] for part in parts]
     return stands
 
 
 def most_central(units: Float32[np.ndarray, "n d"]) -> int:
     """Return the row of the unit vector with the highest mean cosine with the others.
 
-    To six decimals: ties go to the first row, and of two vectors either is as central.
+    What is within `SAME` of that is as central, and ties go to the first row: of two vectors either
+    is as central.
     """
     wide = units.astype(np.float64)
     with_all = wide @ wide.sum(0) - np.einsum("nd,nd->n", wide, wide)
-    return int(np.argmax((with_all / max(1, len(units) - 1)).round(6)))
+    mean = with_all / max(1, len(units) - 1)
+    return int(np.argmax(mean >= mean.max() - SAME))
 
 
 def components(stored: Float[np.ndarray, "n d"], threshold: float) -> list[Rows]:

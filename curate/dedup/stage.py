@@ -55,7 +55,7 @@ def dedup(
         hashed = work.cover_copies()
         found, counts = work.group(hashed)
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
-            found, counts = work.settle(found)
+            found, counts = work.settle(found, hashed)
         shapes, chains = work.measure(found)
         complete = work.measure_completeness()
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
@@ -138,20 +138,20 @@ class _Dedup:
             for first, last in clusters.ranges
         ]
         self.runner.run(self.stage, leaders.follow_leaders, units, note="covering heaps")
-        args = (self.ranks, led, [home / unit.name for unit in units], before)
-        self.runner.run(self.stage, leaders.cover, [Unit("covered", args)])
+        followed = [home / unit.name for unit in units]
+        covered = Unit("covered", (self.ranks, led, followed, before))
+        self.runner.run(self.stage, leaders.cover, [covered])
         return home / "covered"
 
-    def settle(self, found: Path) -> tuple[Path, dict[str, int]]:
+    def settle(self, found: Path, hashed: Hashed | None) -> tuple[Path, dict[str, int]]:
         """Choose the representatives of components, and part those that reach too far."""
         settings, home = self.settings, self.runner.folder(self.stage)
         listed, ranges = self._members("components", found)
         central = keep.POLICIES[settings.keep].central
+        covered = hashed.stands.parent if hashed else None
+        read = (self.collection, self.ranks, listed, covered)
         how = (self.threshold, central, settings.chain_floor, self.threads)
-        units = [
-            Unit(f"settle-{first:012d}", (self.collection, self.ranks, listed, first, last, *how))
-            for first, last in ranges
-        ]
+        units = [Unit(f"settle-{first:012d}", (*read, first, last, *how)) for first, last in ranges]
         self.runner.run(self.stage, settle.settle, units, note="looking at components")
         folders = [home / unit.name for unit in units]
         args = (self.ranks, found, folders)

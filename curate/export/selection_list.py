@@ -23,7 +23,7 @@ from curate.catalogue.originals import load_parts, save_parts
 from curate.export.bounds import ShardBounds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
-from shared.datasets import Part
+from shared.datasets import LIST, Part
 from shared.errors import LvdError
 from shared.failures import reword
 from shared.keys import shown
@@ -31,7 +31,7 @@ from shared.parts import direct
 from shared.remote import locate
 
 VERSION = 1
-NAME = "selection"
+NAME = Path(LIST).stem
 BLOCK = 262_144
 """Images of one unit, about."""
 SCHEMA = pa.schema(
@@ -84,11 +84,14 @@ def require_direct(dataset: str, parts: Sequence[Part]) -> None:
     with reword(f"dataset {dataset!r}"), ThreadPoolExecutor(_LOOKED_AT_ONCE) as pool:
         for part, is_direct in zip(parts, pool.map(direct, parts), strict=True):
             if not is_direct:
-                kind = "a Parquet file" if part.format == "parquet" else "a compressed tar"
+                kind = {"parquet": "a Parquet file", "list": "a list itself"}.get(part.format)
+                remedy = "unpack it to a plain tar or a folder of images"
+                if part.format == "list":
+                    remedy = "name the crawl that it was made of"
                 raise LvdError(
-                    f"dataset {dataset!r}: {shown(locate(part.root, part.paths[0]))} is {kind}, whose "
-                    "images no list can name: unpack it to a plain tar or a folder of images, or "
-                    "say export.format=shards"
+                    f"dataset {dataset!r}: {shown(locate(part.root, part.paths[0]))} is "
+                    f"{kind or 'a compressed tar'}, whose images no list can name: {remedy}, or say "
+                    "export.format=shards"
                 )
 
 

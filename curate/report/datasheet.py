@@ -18,13 +18,13 @@ import yaml
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.false_copies import false_copies
-from curate.report.summary import SOURCES, share
+from curate.report.summary import SOURCES, by_hash, share
 from curate.report.tables import open_tables, read_funnel, rows
 from shared.config import flat
 from shared.progress import printable, size
 from shared.storage import read_json
 
-VERSION = 1
+VERSION = 2
 DATASHEET = "datasheet.md"
 QUARTILES = ("smallest", "first quartile", "median", "third quartile", "largest")
 PROBLEMS = 20  # lines; the rest is in funnel.json
@@ -113,6 +113,11 @@ def _composition(out: Path, funnel: dict[str, Any]) -> Iterator[str]:
         f"Of each of the {groups['count']:,} groups of copies ({groups['members']:,} images) one at most "
         "was kept."
     )
+    if hashed := funnel.get("dedup_hash"):
+        yield (
+            f"Before any vector was compared, {by_hash(hashed)} were found among the "
+            f"{hashed['hashed']:,} distinct images that have one."
+        )
     for name, seed in funnel.get("seeds", {}).items():
         if count := seed.get("included", {}).get("kept"):
             yield f"With them go {count:,} images of the seed {_text(name)} itself."
@@ -175,7 +180,7 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     )
     yield ""
     holdouts = ", ".join(map(_text, run["holdouts"])) or "none"
-    yield f"Holdouts, whose copies were dropped with their whole groups: {holdouts}."
+    yield f"Holdouts, whose copies were dropped with all copies of these: {holdouts}."
     lists = ", ".join(map(_text, settings["lists"])) or "none"
     yield f"Lists of known-bad images and opt-outs: {lists}."
     yield ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from curate.catalogue.collection import Collection, Numbers
+from curate.dedup.chains import load_chains
 
 Sets = tuple[tuple[str, Collection], ...]
 """Other datasets, with their names."""
@@ -41,17 +42,31 @@ def find_hits(
     return found
 
 
-def find_hits_of_groups(
-    selected: Path, sets: Sets, representative: Numbers
-) -> dict[int, tuple[int, Hit]]:
-    """Return by representative which member of its group is hit best, and by what."""
-    held = np.load(selected / "held.npy", mmap_mode="r")
-    here = np.flatnonzero(np.isin(held[:, 0], representative))
-    similarity = np.load(selected / "held_similarity.npy", mmap_mode="r")[here].tolist()
-    return {
-        group: (member, _hit(sets, place, row, cosine))
-        for (group, member, place, row), cosine in zip(held[here].tolist(), similarity, strict=True)
-    }
+@dataclass(frozen=True)
+class Chain:
+    """What leads from a crawled image to a holdout image: copies of copies."""
+
+    following: int
+    """The next image, or the image itself where it is a copy of the holdout image."""
+    similarity: float
+    last: int
+    """The image that is a copy of the holdout image."""
+    hit: Hit
+
+
+def find_chains(folder: Path | None, sets: Sets, numbers: Numbers) -> dict[int, Chain]:
+    """Return by number, of those of `numbers` that holdouts drop, the chains."""
+    chains = load_chains(folder)
+    found = {}
+    for row in np.flatnonzero(np.isin(chains.number, numbers)).tolist():
+        hit = _hit(
+            sets, *(int(chains.place[row]), int(chains.row[row])), float(chains.to_holdout[row])
+        )
+        found[int(chains.number[row])] = Chain(
+            *(int(chains.following[row]), float(chains.similarity[row])),
+            *(int(chains.last[row]), hit),
+        )
+    return found
 
 
 def _hit(sets: Sets, place: int, row: int, cosine: float) -> Hit:

@@ -30,12 +30,12 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.report.budgets import why_over_budget
-from curate.report.hits import Hit, find_hits, find_hits_of_groups
+from curate.report.hits import Hit, find_chains, find_hits
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
 
-VERSION = 7
+VERSION = 8
 
 LOOKED = [field for look in LOOKS.values() if look.reported for field in look.columns]
 """What looks take of pictures; null where a run does not ask for it."""
@@ -118,7 +118,8 @@ class Decided:
     grouping: str
     """How they were made: `greedy` or `components`."""
     shapes: tuple[Path, ...]
-    held: tuple[Path, ...]
+    dropped: Path | None
+    """What `trace_chains` wrote."""
     included: Included
     selected: Path
     quality: QualitySettings
@@ -175,11 +176,7 @@ class _Block:
         self.listed = listed & self.nearest.seen & (self.nearest.images.shape[1] > 0)
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
         self.hashed = self._has_the_hash_of(chosen)
-        mine = np.concatenate([self.numbers, self.canonical])
-        self.held = find_hits(decided.held, crawl.block, decided.holdouts, mine)
-        self.held_groups = find_hits_of_groups(
-            decided.selected, decided.holdouts, self.representative
-        )
+        self.chains = find_chains(decided.dropped, decided.holdouts, self.numbers)
         self.included = self._copies_of_seeds()
 
     def _of_blocks(self, folders: tuple[Path, ...], name: str) -> Int32[np.ndarray, " n"]:
@@ -342,16 +339,21 @@ class _Block:
         return result
 
     def _why_held(self, row: int) -> str:
-        """Say which holdout image an image is a copy of, or which one a member of its group is."""
-        hit = self.held.get(int(self.numbers[row])) or self.held.get(int(self.canonical[row]))
-        if hit:
-            return f"{hit} of holdout {hit.name}"
-        representative = int(self.representative[row])
-        member, hit = self.held_groups[representative]
-        [key] = self.decided.crawl.keys(np.array([member]))
-        who = "which" if member == representative else f"in which {key}"
-        said = f"{who} has {hit} of holdout {hit.name}"
-        return f"in the group of {self.representative_key[row]}, {said}"
+        """Say which holdout image an image is a copy of, or which copies lead to one that is."""
+        chain = self.chains[int(self.numbers[row])]
+        said = f"{chain.hit} of holdout {chain.hit.name}"
+        if chain.following == self.numbers[row]:
+            return said
+        following, last = self.decided.crawl.keys(np.array([chain.following, chain.last]))
+        by = f"cosine {chain.similarity:.4f} with {following}"
+        hashed = self.decided.hashed
+        if hashed and chain.similarity < np.float32(self.decided.dedup_threshold):
+            stands = np.load(hashed.stands, mmap_mode="r")
+            if 0 <= stands[self.numbers[row]] == stands[chain.following]:
+                by = f"the same {hashed.title} as {following}"
+        if chain.following == chain.last:
+            return f"{by}, which has {said}"
+        return f"{by}, a copy of copies up to {last}, which has {said}"
 
     def _why_irrelevant(self) -> Callable[[int], str]:
         """Return what says why no seed wants an image, or which negative seed bars it."""

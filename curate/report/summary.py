@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from curate.dedup.hashes import METHODS
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.balance import balance_table, describe_balance
@@ -172,6 +173,8 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
         members = f"{groups['members']:,} images in {groups['count']:,} groups of copies"
         chains = groups.get("chains")  # of a run before chains were counted there are none
         table.add_row("groups", members, f"{chains:,} of them chains" if chains else "")
+    if hashed := funnel.get("dedup_hash"):
+        table.add_row("dedup hash", by_hash(hashed), f"of {hashed['hashed']:,} that have one")
     ignored = funnel.get("ignored") or {}
     if ignored.get("files"):
         count = f"{ignored['files']:,} files that are no images"
@@ -184,6 +187,11 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"
         table.add_row("dedup recall", f"{recall['recall']:.4f}", against)
     return table
+
+
+def by_hash(hashed: dict[str, Any]) -> str:
+    """Return how many copies a pass by hashes found, of `dedup_hash` in `funnel.json`."""
+    return f"{hashed['covered']:,} copies of the same {METHODS[hashed['method']].title}"
 
 
 def _file_table(out: Path) -> Table:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.collection import Catalogued
+from curate.dedup.chains import Dropped
 from curate.dedup.holdout import Held
 from curate.neighbours.cluster import ClusterSettings
 from curate.retrieval.candidates import Candidates, find_candidates
@@ -61,7 +62,7 @@ def ask_seeds(
     settings: Sequence[SeedSettings],
     thresholds: Sequence[Threshold],
     groups: Path,
-    held: Held,
+    dropped: Dropped,
     copies: Held,
     clusters: ClusterSettings,
     top_k: int,
@@ -75,7 +76,7 @@ def ask_seeds(
     answers = []
     for seed, near, asked, threshold in zip(seeds, retrieved, settings, thresholds, strict=True):
         images = len(seed.collection.open_by_key)
-        candidates = find_candidates(runner, crawl.collection, groups, held, copies, near)
+        candidates = find_candidates(runner, crawl.collection, groups, dropped, copies, near)
         question = Question(
             *(runner, crawl, seed, candidates, threshold.value, clusters, threads),
         )

@@ -5,7 +5,6 @@ A strategy speaks of a candidate by its row here, so that ties by row are ties b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from curate.catalogue.collection import Collection, Numbers
+from curate.dedup.chains import Dropped, load_chains
 from curate.dedup.holdout import Held
 from curate.retrieval.nearest_seeds import Retrieved
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ def find_candidates(
     runner: Runner,
     crawl: Collection,
     groups: Path,
-    held: Held,
+    dropped: Dropped,
     copies: Held,
     retrieved: Retrieved,
 ) -> Candidates:
-    """Find the images that stand for groups which no holdout image touches.
+    """Find the images that stand for groups and are not `dropped` for a holdout.
 
     `copies` are those of the images of included seeds, and no candidates.
     """
-    addresses = [retrieved.address, held.address, copies.address]
+    addresses = [retrieved.address, dropped.address, copies.address]
     stage = Stage("choose", ["candidates", VERSION], addresses)
-    args = (crawl, groups, list(held.folders), list(copies.folders), list(retrieved.folders))
+    args = (crawl, groups, dropped.folder, list(copies.folders), list(retrieved.folders))
     [result] = runner.run(stage, find, [Unit("candidates", args)])
     return Candidates(runner.folder(stage) / "candidates", result["candidates"], stage.address)
 
@@ -54,7 +54,7 @@ def find_candidates(
 def find(
     crawl: Collection,
     groups: Path,
-    holdout: list[Path],
+    dropped: Path | None,
     copies: list[Path],
     nearest: list[Path],
     *,
@@ -65,7 +65,8 @@ def find(
     `exported.npy` bool says which of them the result to add to holds. A reduce, of about 20 bytes an image beside what is memory-mapped.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
-    free = (representative == np.arange(len(crawl))) & ~touched_by_holdouts(representative, holdout)
+    free = representative == np.arange(len(crawl))
+    free[load_chains(dropped).number] = False
     for folder in copies:
         free[np.load(folder / "hits.npy")[:, 0]] = False
     similarity = np.full(len(crawl), -1, np.float32)
@@ -91,14 +92,3 @@ def load_exported(folder: Path) -> Bool[np.ndarray, " n"]:
     """Return which of the candidates the result to add to holds."""
     exported: np.ndarray = np.load(folder / "exported.npy")
     return exported
-
-
-def touched_by_holdouts(representative: Numbers, holdout: Sequence[Path]) -> Bool[np.ndarray, " n"]:
-    """Return of every image whether a holdout image hits a member of its group.
-
-    `representative` is -1 for images that are in no group, because they were dropped before.
-    """
-    touched = np.zeros(len(representative), bool)
-    for folder in holdout:
-        touched[representative[np.load(folder / "hits.npy")[:, 0]]] = True
-    return (representative >= 0) & touched[representative]

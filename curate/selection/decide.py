@@ -14,10 +14,9 @@ from jaxtyping import Bool, Int8, Int64, Integer
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.catalogue.keyed_order import hash_keys
-from curate.dedup.holdout import Held, hits_of_groups
+from curate.dedup.chains import Dropped, load_chains
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
-from curate.retrieval.candidates import touched_by_holdouts
 from curate.selection.balance import Balanced
 from curate.selection.include import Included
 from curate.selection.wishes import Wish, addresses_of, gather_wishes, wishes_of
@@ -25,7 +24,7 @@ from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
 
 Decisions = Int8[np.ndarray, " n"]
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def decide(
     runner: Runner,
     crawl: Catalogued,
     groups: Path,
-    held: Held,
+    dropped: Dropped,
     answers: Answers,
     included: Included,
     max_images: int | None,
@@ -65,12 +64,12 @@ def decide(
         VERSION,
         [
             *(crawl.address, addresses_of(wanted), addresses_of(barred)),
-            *(held.address, included.addresses, balanced.address),
+            *(dropped.address, included.addresses, balanced.address),
         ],
         [max_images, seed],
     )
     args = (
-        *(crawl.collection, groups, list(held.folders), wishes_of(wanted), wishes_of(barred)),
+        *(crawl.collection, groups, dropped.folder, wishes_of(wanted), wishes_of(barred)),
         *(list(zip(own, included.folders, strict=True)), max_images, seed),
         balanced.folder,
     )
@@ -81,7 +80,7 @@ def decide(
 def select(
     crawl: Collection,
     groups: Path,
-    holdout: list[Path],
+    dropped: Path | None,
     wanted: list[Wish],
     barred: list[Wish],
     included: list[tuple[Collection, Path]],
@@ -101,7 +100,6 @@ def select(
     `barred.npy` int16 is the first negative seed that bars an image, or -1. `weight.npy` int32 is how
     often a kept image is to be drawn, 0 for all others; of what is retrieved within all budgets it is
     what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1.
-    `held.npy` and `held_similarity.npy` are what `hits_of_groups` says of the groups.
 
     Where the run adds to a result, what that holds comes first, in its order there.
     """
@@ -124,12 +122,9 @@ def select(
 
     decision = np.array(crawl.decision)
     decision[(decision == OPEN) & (representative >= 0)] = CODE["duplicate"]
-    decision[touched_by_holdouts(representative, holdout)] = CODE["holdout"]
+    decision[load_chains(dropped).number] = CODE["holdout"]
     decision[numbers] = np.where(wishes.sought, CODE["over_budget"], CODE["irrelevant"])
     decision[weight > 0] = CODE["kept"]
-    held, closeness = hits_of_groups(representative, holdout)
-    np.save(out / "held.npy", held)
-    np.save(out / "held_similarity.npy", closeness)
     np.save(out / "decision.npy", decision)
     of_seeds = [(own, np.load(folder / "decision.npy")) for own, folder in included]
     _require_kept([(crawl, decision), *of_seeds])

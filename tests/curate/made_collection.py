@@ -18,6 +18,7 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import hashes, holdout
+from curate.dedup.chains import begin, follow, look, write_chains
 from curate.dedup.completeness import add_up, count_found, draw_sample
 from curate.dedup.groups import group
 from curate.dedup.keep import NUMBER, POLICIES, rank_contents
@@ -199,6 +200,7 @@ def grouped(
     ranks, before = ranked(collection, home, settings), None
     if settings.hash != "none":
         before = _hashed(collection, ranks, home, settings)
+    covered = before
     for number in range(1000):
         searched = []
         for first, last in clusters.ranges:
@@ -214,7 +216,7 @@ def grouped(
         before = after
         if not result["undecided"]:
             if POLICIES[settings.keep].central or settings.chain_floor is not None:
-                before = _settled(collection, ranks, before, home, threshold, settings)
+                before = _settled(collection, ranks, before, covered, home, threshold, settings)
             return before, number + 1
     raise AssertionError("the passes do not end")
 
@@ -259,14 +261,14 @@ def _hashed(collection, ranks, home, settings) -> Path:
     return out
 
 
-def _settled(collection, ranks, groups, home, threshold, settings) -> Path:
+def _settled(collection, ranks, groups, covered, home, threshold, settings) -> Path:
     listed, out = _folder(home / "components"), _folder(home / "settled")
     list_members(collection, groups, out=listed)
     folders = []
     for first, last in ranges_of(listed):
         folders.append(_folder(home / f"settle-{first:06d}"))
         how = (threshold, POLICIES[settings.keep].central, settings.chain_floor, 1)
-        settle(collection, ranks, listed, first, last, *how, out=folders[-1])
+        settle(collection, ranks, listed, covered, first, last, *how, out=folders[-1])
     write_settled(ranks, groups, folders, out=out)
     return out
 
@@ -280,8 +282,12 @@ def searched(
     *,
     k: int = 5,
     threshold: float = 0.9,
-) -> tuple[list[Path], list[Path]]:
-    """Take a collection through the stages holdout and retrieve; return the folders of both."""
+    dedup: float | None = None,
+) -> tuple[Path | None, list[Path]]:
+    """Take a collection through the stages holdout and retrieve; return the folders of both.
+
+    `threshold` is that of holdouts, `dedup` that of copies, which is the same unless it is given.
+    """
     home = _fresh(work / "searched")
     held, retrieved = [], []
     for start, stop in crawl.blocks():
@@ -290,15 +296,42 @@ def searched(
             holdout.search(crawl, list(holdouts), start, stop, threshold, 1, out=held[-1])
         retrieved.append(_folder(home / f"retrieve-{start:06d}"))
         retrieve.search(crawl, groups, seed, start, stop, k, 1, out=retrieved[-1])
-    return held, retrieved
+    if not holdouts:
+        return None, retrieved
+    return traced(crawl, held, home, threshold if dedup is None else dedup), retrieved
+
+
+def traced(
+    crawl: Collection,
+    held: Sequence[Path],
+    work: Path,
+    threshold: float,
+    stands: Path | None = None,
+    clusters: Clusters | None = None,
+) -> Path:
+    """Return the folder of what holdouts drop, of what `holdout.search` found."""
+    clusters = clusters or clustered(crawl, _fresh(work / "for-chains"))[0]
+    links, home = _folder(work / "links-0"), work
+    told = begin(crawl, list(held), out=links)
+    while told["open"]:
+        found = []
+        for first, last in clusters.ranges:
+            found.append(_folder(home / f"{links.name}-look-{first:06d}"))
+            look(crawl, clusters, links, first, last, threshold, 1, out=found[-1])
+        after = _folder(home / f"{links.name}-after")
+        told = follow(crawl, stands, links, found, out=after)
+        links = after
+    out = _folder(work / "chains")
+    write_chains(crawl, links, list(held), out=out)
+    return out
 
 
 def candidates_of(
-    crawl: Collection, groups: Path, held: Sequence[Path], retrieved: Sequence[Path], work: Path
+    crawl: Collection, groups: Path, dropped: Path | None, retrieved: Sequence[Path], work: Path
 ) -> Path:
     """Return the folder of the candidates of a seed."""
     out = _folder(_fresh(work / "candidates"))
-    candidates.find(crawl, groups, list(held), [], list(retrieved), out=out)
+    candidates.find(crawl, groups, dropped, [], list(retrieved), out=out)
     return out
 
 

@@ -70,13 +70,13 @@ def kept_of(work, path, settings=None):
     seed = made_collection(work, seeds, name="seed")
     clusters, _ = clustered(crawl, work)
     groups, _ = grouped(crawl, clusters, work, 0.9999)
-    held, retrieved = searched(crawl, groups, seed, [], work)
+    dropped, retrieved = searched(crawl, groups, seed, [], work)
     selected = work / "select"
     selected.mkdir()
-    candidates = candidates_of(crawl, groups, held, retrieved, work)
+    candidates = candidates_of(crawl, groups, dropped, retrieved, work)
     chosen, _ = chosen_by_threshold(candidates, -1.0, None, work)
     wishes = [Wish(candidates, chosen, None)]
-    dealt = select(crawl, groups, held, wishes, [], [], None, 0, out=selected)
+    dealt = select(crawl, groups, dropped, wishes, [], [], None, 0, out=selected)
     file = save_parts(parts, work / "parts.json")
     limit = EmbedSettings().max_pixels
     nearest = NearestSeeds((Retrieved("seed", seed, tuple(retrieved), "r", crawl.block),), 5)

@@ -116,6 +116,18 @@ def test_a_holdout_takes_a_group_and_a_seed_that_is_one_is_told(root, monkeypatc
     assert "holdout seed: 2 of its 2" in said.output
 
 
+@pytest.mark.parametrize("held", ["seed", "ROOT/seed", "ROOT/seed/*.jpg"])
+def test_files_that_are_a_seed_and_a_holdout_are_warned_of_before_anything_is_embedded(
+    root, monkeypatch, held
+):
+    monkeypatch.chdir(root)
+    _, result = run(root, "never", "--dry-run", f"--holdout={held.replace('ROOT', str(root))}")
+    assert "parts are parts of seed seed too" in result.stderr
+    assert not (root / "never").exists()
+    _, result = run(root, "never", "--dry-run", f"--holdout={root}/crawl")
+    assert "parts of seed" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "wrong", ["dedup.keep=centrality", "dedup.chain_floor=0.5", "dedup.search=pool"]
 )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from test_groups import reference_components, reference_greedy
 
 from curate.cli import main
 from curate.dedup import hashes
+from curate.dedup.groups import REPRESENTATIVE
 from curate.dedup.hashes import BITS, METHODS, STEPS, principal_directions
 from curate.dedup.near import DedupSettings
 from curate.filters import grey, phash
@@ -115,6 +117,26 @@ def test_the_search_leaves_out_what_is_covered(tmp_path):
         grouped(collection, clusters, tmp_path / name, 0.9, DedupSettings(hash=name))
         [folder] = (tmp_path / name).glob("dedup/*/search-0-*")
         assert len(np.load(folder / "edges.npy")) == edges
+
+
+@pytest.mark.parametrize("chosen", [{"chain_floor": 0.99}, {"keep": "centrality"}])
+def test_copies_by_hash_stay_together_where_a_floor_parts_components(tmp_path, chosen):
+    angles = np.radians([0, 40, 20, 50])
+    images = [
+        Made(f"p/{n}", (np.cos(angle), np.sin(angle)), (60 - n, 50), phash=digest)
+        for n, (angle, digest) in enumerate(
+            zip(angles, ["a" * 16, "a" * 16, None, "b" * 16], strict=True)
+        )
+    ]
+    images.append(replace(images[1], key="p/4", content="p/1", size=(30, 50)))
+    collection = made_collection(tmp_path, images)
+    clusters, _ = clustered(collection, tmp_path)
+    asked = DedupSettings(hash="phash", groups="components", **chosen)
+    found, _ = grouped(collection, clusters, tmp_path, 0.93, asked)
+    stands = np.load(found / "representative.npy").tolist()
+    assert stands == ([0, 0, 2, 3, 0] if "chain_floor" in chosen else [2, 2, 2, 3, 2])
+    status = np.load(found / "status.npy").tolist()
+    assert [status[n] == REPRESENTATIVE for n in range(4)] == [n == stands[n] for n in range(4)]
 
 
 def test_hashes_are_the_signs_along_the_components_of_a_decomposition():
@@ -221,7 +243,7 @@ def tables(out):
 def test_a_run_says_which_copies_a_hash_found(root, monkeypatch, name, title):
     monkeypatch.chdir(root)
     words = [f"--set=dedup.hash={name}", f"--holdout={root}/held", "--set=dedup.groups=components"]
-    out, _ = run(root, name, *words)
+    out, said = run(root, name, *words)
     images, duplicates = tables(out)
     assert "grey" not in next(iter(images.values()))
     assert (images["000"]["phash"] is not None) == (name == "phash")
@@ -245,6 +267,10 @@ def test_a_run_says_which_copies_a_hash_found(root, monkeypatch, name, title):
         "hashed": PICTURES + 20,
         "covered": len(by_hash & small),
     }
+    counted = f"{len(by_hash & small)} copies of the same {title}"
+    assert counted in said
+    assert f"of {PICTURES + 20} that have one" in said
+    assert counted in (out / "datasheet.md").read_text()
     key = min(by_hash)
     said = CliRunner().invoke(main, ["explain", str(out), f"00000/{key}"]).output
     assert f"the same {title} as 00000/{key}large (cosine" in said

@@ -1,7 +1,11 @@
 """Copies of evaluation images are found, whatever set they are in, at an inclusive threshold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_collection import (
     Made,
     clear,
@@ -11,15 +15,16 @@ from made_collection import (
     from_vectors,
     grouped,
     made_collection,
+    traced,
 )
 from test_groups import at_angle
 
-from curate.dedup.holdout import hits_of_groups
+from curate.dedup.chains import load_chains
 from curate.dedup.holdout import search as search_holdouts
 from curate.dedup.near import DedupSettings
 from curate.dedup.overlap import Overlap, count_shared
 from curate.neighbours import search
-from curate.retrieval.candidates import touched_by_holdouts
+from curate.neighbours.cluster import ClusterSettings
 
 VECTORS = clumps(0, 15, 8, 8, 0.4)
 
@@ -87,58 +92,69 @@ def test_broken_and_decided_images_are_neither_hit_nor_hit(tmp_path):
     assert np.load(tmp_path / "hits.npy").shape == (0, 3)
 
 
-def chain_of(work, mode, floor=None):
-    """Return which links of a chain a holdout image at its end takes, and what names it.
-
-    The holdout image is a copy of the first link alone, each link one of the next.
-    """
+def test_copies_of_copies_go_too_and_each_names_the_next_one(tmp_path):
+    # The holdout image is a copy of the first link of a chain alone, each link one of the next.
     vectors = at_angle(0, 15, 30, 45)
-    images = [Made(f"p/{row}", vector, (50, 50)) for row, vector in enumerate(vectors)]
-    images[2] = Made("p/2", vectors[2], (90, 90))
-    images += [Made("p/x", vectors[0], (50, 50), content="p/0"), Made("p/y", at_angle(90)[0])]
-    crawl = made_collection(work, images)
-    held = made_collection(work, [Made("h/0", at_angle(-8)[0])], name="held")
-    clusters, _ = clustered(crawl, work)
-    chosen = DedupSettings(groups=mode, chain_floor=floor)
-    groups, _ = grouped(crawl, clusters, work, 0.95, chosen)
-    out = work / "held"
-    out.mkdir()
+    images = [Made(f"p/{row}", vector) for row, vector in enumerate(vectors)]
+    images += [Made("p/x", vectors[0], content="p/0"), Made("p/y", at_angle(90)[0])]
+    crawl = made_collection(tmp_path, images)
+    held = made_collection(tmp_path, [Made("h/0", at_angle(-8)[0])], name="held")
+    (out := tmp_path / "held").mkdir()
     search_holdouts(crawl, [held], 0, len(crawl), 0.98, 1, out=out)
-    representative = np.load(groups / "representative.npy")
-    touched = touched_by_holdouts(representative, [out])
-    found, similarity = hits_of_groups(representative, [out])
-    return touched.tolist(), found.tolist(), similarity.tolist()
+    chains = load_chains(traced(crawl, [out], tmp_path, 0.95))
+    assert not chains.place.any()
+    assert not chains.row.any()
+    np.testing.assert_allclose(chains.to_holdout, np.cos(np.radians(8)), atol=1e-3)
+    steps = zip(chains.following.tolist(), chains.last.tolist(), strict=True)
+    found = dict(zip(chains.number.tolist(), steps, strict=True))
+    assert found == {0: (0, 0), 1: (0, 0), 2: (1, 0), 3: (2, 0), 4: (4, 4)}
 
 
-def test_a_component_goes_whole_and_names_the_nearest_holdout_image(tmp_path):
-    touched, found, [similarity] = chain_of(tmp_path, "components")
-    assert touched == [True] * 5 + [False]
-    assert found == [[2, 0, 0, 0]]
-    assert similarity == pytest.approx(np.cos(np.radians(8)), abs=1e-3)
+def connected_with(hits, linked):
+    """Return the images that chains of linked pairs connect with hits, by brute force."""
+    reached = np.isin(np.arange(len(linked)), hits)
+    while (more := reached | linked[:, reached].any(1)).sum() > reached.sum():
+        reached = more
+    return np.flatnonzero(reached).tolist()
 
 
-def test_a_greedy_group_goes_and_the_copy_of_a_copy_in_another_group_stays(tmp_path):
-    touched, found, _ = chain_of(tmp_path, "greedy")
-    assert touched == [True, False, False, False, True, False]
-    assert found == [[0, 0, 0, 0]]
-
-
-def test_a_floor_parts_what_a_holdout_image_takes(tmp_path):
-    assert chain_of(tmp_path, "components", 0.9)[0] == [True, False, False, False, True, False]
-
-
-def test_of_many_hits_in_a_group_the_most_similar_counts(tmp_path):
-    representative = np.array([0, 0, 2, 2, 2, -1])
-    hits = [[[1, 0, 7], [4, 1, 3]], [[2, 0, 5], [3, 0, 6]]]
-    folders = [tmp_path / "0", tmp_path / "1"]
-    for folder, rows, similarity in zip(folders, hits, ([0.5, 0.9], [0.9, 0.7]), strict=True):
-        folder.mkdir()
-        np.save(folder / "hits.npy", np.array(rows))
-        np.save(folder / "similarity.npy", np.array(similarity, np.float32))
-    found, similarity = hits_of_groups(representative, folders)
-    assert found.tolist() == [[0, 1, 0, 7], [2, 2, 0, 5]]
-    assert similarity.tolist() == [0.5, np.float32(0.9)]
-    assert hits_of_groups(representative, [])[0].shape == (0, 4)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**20), kinds=st.sampled_from([None, 40]))
+def test_what_is_dropped_is_what_chains_of_copies_lead_to(tmp_path_factory, seed, kinds):
+    work = tmp_path_factory.mktemp("work")
+    rng = np.random.default_rng(seed)
+    images = []
+    for row, vector in enumerate(clumps(seed, 10, 12, 6, 0.5)):
+        digest = f"{rng.integers(kinds):016x}" if kinds else None
+        image = Made(f"p/{row:03d}", vector, (50 + row % 7, 50), phash=digest)
+        if row % 10 == 9:  # the bytes of the one before
+            image = replace(images[-1], key=image.key, content=images[-1].key)
+        images.append(image)
+    crawl = made_collection(work, images)
+    vectors = np.array([image.vector for image in images])
+    digests = np.array([image.phash or image.sha256 for image in images])
+    exact = exact_cosines(vectors, vectors)
+    threshold = clear(exact, 0.95)
+    same = digests[:, None] == digests
+    clusters, _ = clustered(crawl, work, ClusterSettings(clusters=3))
+    if kinds:
+        grouped(crawl, clusters, work, threshold, DedupSettings(hash="phash"))
+    held = from_vectors(work, vectors[rng.permutation(len(vectors))[:2]], name="held")
+    (out := work / "held").mkdir()
+    search_holdouts(crawl, [held], 0, len(crawl), 0.999, 1, out=out)
+    hits = np.load(out / "hits.npy")[:, 0].tolist()
+    stands = next(work.glob("dedup/*/hashed/stands.npy"), None)
+    chains = load_chains(traced(crawl, [out], work, threshold, stands, clusters))
+    linked = (exact >= threshold) | same | (exact > 1 - 1e-9)
+    assert chains.number.tolist() == connected_with(hits, linked)
+    rows = {number: row for row, number in enumerate(chains.number.tolist())}
+    for number, row in rows.items():
+        following, last = int(chains.following[row]), int(chains.last[row])
+        assert (following == number) == (number in hits)
+        assert exact[number, following] == pytest.approx(chains.similarity[row], abs=1e-6)
+        assert exact[number, following] >= threshold or same[number, following]
+        assert last == chains.last[rows[following]]
+        assert last in hits
 
 
 @pytest.mark.parametrize(("shared", "told"), [(0, False), (1, True), (4, True)])

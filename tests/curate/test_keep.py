@@ -22,7 +22,7 @@ from test_groups import at_angle, reference_components
 from curate.catalogue.keyed_order import keyed_hash
 from curate.dedup.keep import NUMBER, POLICIES, RANK
 from curate.dedup.near import DedupSettings
-from curate.dedup.settle import most_central
+from curate.dedup.settle import SAME, most_central
 from curate.neighbours.search import unit
 
 VECTOR = [1.0, 0.0, 0.0, 0.0]
@@ -157,7 +157,8 @@ def reference_settled(exact, order, threshold, central, floor):
             best = mine[0]
             if central:
                 others = max(1, len(mine) - 1)
-                best = max(mine, key=lambda row: round((exact[row, mine].sum() - 1) / others, 6))
+                means = {row: (exact[row, mine].sum() - 1) / others for row in mine}
+                best = next(row for row in mine if means[row] >= max(means.values()) - SAME)
             left = [row for row in mine if floor is not None and exact[row, best] < floor]
             for row in set(mine) - set(left) | {best}:
                 stands[row] = best

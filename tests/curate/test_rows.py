@@ -77,15 +77,15 @@ class Finished:
             holdout = made_collection(work, held, name="held")
             clusters, assigned = clustered(self.crawl, work, block=block)
             groups, _ = grouped(self.crawl, clusters, work, DEDUP, settings)
-            held, retrieved = searched(
-                self.crawl, groups, self.seed, [holdout], work, threshold=HOLDOUT
+            dropped, retrieved = searched(
+                *(self.crawl, groups, self.seed, [holdout], work), threshold=HOLDOUT, dedup=DEDUP
             )
             chosen = work / "select"
             chosen.mkdir()
-            candidates = candidates_of(self.crawl, groups, held, retrieved, work)
+            candidates = candidates_of(self.crawl, groups, dropped, retrieved, work)
             taken, self.reached = chosen_by_threshold(candidates, RETRIEVE, target, work)
             wishes = [Wish(candidates, taken, None)]
-            select(self.crawl, groups, held, wishes, [], [], most, 0, out=chosen)
+            select(self.crawl, groups, dropped, wishes, [], [], most, 0, out=chosen)
             answer = Answer(
                 SeedSettings(),
                 len(seeds),
@@ -104,7 +104,7 @@ class Finished:
                 groups=groups,
                 grouping=settings.groups,
                 shapes=(),
-                held=tuple(held),
+                dropped=dropped,
                 included=Included(),
                 removed=(),
                 selected=chosen,
@@ -247,27 +247,33 @@ def test_reasons_name_what_decided(run):
                 assert "not among the 20 most similar" in reason
 
 
-def test_a_holdout_image_names_the_image_it_is_a_copy_of_or_its_group(run):
+def test_a_dropped_image_names_the_holdout_image_or_the_next_copy_on_the_way_to_it(run):
     held = {row["key"]: row["reason"] for row in run.images if row["decision"] == "holdout"}
-    assert all(reason.endswith("of holdout evaluation") for reason in held.values())
-    hits = {key for key, reason in held.items() if reason.startswith("cosine")}
     wanted = np.array([VECTORS[3] + 0.01, VECTORS[40]])
+    lengths = set()
     for key, reason in held.items():
-        best = exact_cosines(run.made[key].vector[None], wanted).max()
-        assert (key in hits) == (best >= HOLDOUT)
-        if key in hits:
-            assert reason.startswith(f"cosine {best:.4f} with h/")
+        own = run.made[key].vector[None]
+        to_holdouts = exact_cosines(own, wanted)[0]
+        said = f"cosine {to_holdouts.max():.4f} with h/{to_holdouts.argmax()} of holdout evaluation"
+        if to_holdouts.max() >= HOLDOUT:
+            assert reason == said
+            lengths.add(0)
+            continue
+        step, _, rest = reason.partition(", ")
+        following = step.rpartition(" ")[2]
+        cosine = exact_cosines(own, run.made[following].vector[None])[0, 0]
+        assert step == f"cosine {cosine:.4f} with {following}"
+        assert cosine >= DEDUP
+        if rest.startswith("which has "):
+            assert rest.removeprefix("which has ") == held[following]
+            lengths.add(1)
         else:
-            group = run.by_key[key]["group"]
-            mine = [row["key"] for row in run.images if row["group"] == group]
-            cosines = exact_cosines(np.array([run.made[one].vector for one in mine]), wanted)
-            best = int(cosines.max(1).argmax())
-            first, of = run.by_id[group]["key"], mine[best]
-            said = "which" if of == first else f"in which {of}"
-            hit = f"cosine {cosines[best].max():.4f} with h/{cosines[best].argmax()}"
-            assert reason == f"in the group of {first}, {said} has {hit} of holdout evaluation"
-    assert hits
-    assert set(held) - hits
+            ends = [text.partition("which has ")[2] for text in (rest, held[following])]
+            assert ends[0] == ends[1]
+            last = rest.removeprefix("a copy of copies up to ").partition(",")[0]
+            assert held[last] == ends[0]
+            lengths.add(2)
+    assert {0, 1} <= lengths
 
 
 def test_kept_images_fill_the_shards_without_a_gap(run):

@@ -272,12 +272,14 @@ def reference(images, held, most, target, filters):
             best += [] if near else [image]
     stands = {key: stands[canon] for key, canon in stands.items()}
     by_key = {image.key: image for image in images}
-    touched = {
-        stands[key] for key in stands for other in held if near_by(by_key[key], other) >= DEDUP
-    }
+    dropped = {key for key in stands for other in held if near_by(by_key[key], other) >= DEDUP}
+    before = -1
+    while before < len(dropped):
+        before = len(dropped)
+        dropped |= {a for a in stands for b in dropped if near_by(by_key[a], by_key[b]) >= DEDUP}
     for key, own in stands.items():
         similarity[key] = max(near_by(by_key[key], seed) for seed in SEED)
-        if own in touched:
+        if key in dropped:
             decided[key] = "holdout"
         elif own != key:
             decided[key] = "duplicate"

@@ -78,7 +78,7 @@ def test_decisions_are_those_of_the_definition(tmp_path_factory, question):
     bars = [wish(work / f"b{place}", *each) for place, each in enumerate(barred)]
     out = work / "out"
     out.mkdir()
-    result = select(crawl, groups, [], wishes, bars, [], most, 0, out=out)
+    result = select(crawl, groups, None, wishes, bars, [], most, 0, out=out)
     decided, wants, alone = by_definition(wanted, barred, most, stays)
     found = [DECISIONS[code] for code in np.load(out / "decision.npy")]
     assert found == [decided[i] for i in range(count)]

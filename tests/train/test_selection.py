@@ -236,3 +236,9 @@ def test_a_list_that_is_wrong_is_refused_in_one_line(crawl, tmp_path, change, sa
 def test_what_is_no_list_is_refused_in_one_line(crawl, tmp_path, place):
     with pytest.raises(LvdError, match=r"^--select: no list at [^\n]*selection.parquet[^\n]*$"):
         read_selection(str(tmp_path / place), None, tmp_path / "index")
+
+
+def test_a_list_in_place_of_shards_is_told_to_be_one(crawl, tmp_path):
+    path = write_list(tmp_path / "selection.parquet", rows_of(crawl))
+    with pytest.raises(LvdError, match="is a selection list: name it with --select"):
+        read_index(str(path), tmp_path / "index")

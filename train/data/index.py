@@ -229,6 +229,8 @@ def _list_part(part: Part, folder: Path) -> list[str]:
     """Write what is in one part to `folder`, and return what is wrong with it."""
     place = shown(locate(part.root, part.paths[0]))
     try:
+        if part.format == "list":
+            raise LvdError(f"--shards: {place} is a selection list: name it with --select")
         if not direct(part):
             kind = "a Parquet file" if part.format == "parquet" else "a compressed tar"
             raise LvdError(

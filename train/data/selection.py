@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shared.datasets import DatasetSettings, Part, list_parts
+from shared.datasets import LIST, DatasetSettings, Part, is_listed, list_parts
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.keys import shown
@@ -26,8 +26,6 @@ from train.data.index import MappedIndex, written
 from train.data.listed_files import ListedFiles
 from train.data.order import UNIT
 
-LIST = "selection.parquet"
-"""What a list is called in the OUT of `lvd-curate run`: one file, or a folder of files."""
 _NEEDED = {"key": pa.string(), "part": pa.string(), "offset": pa.int64(), "size": pa.int64()}
 _OPTIONAL = {"sha256": pa.string(), "weight": pa.float64(), "seed": pa.string()}
 _ROWS = pa.schema(
@@ -127,7 +125,7 @@ def _find_list(select: str) -> tuple[Place, list[File]]:
     except ListingError as error:
         raise LvdError(f"--select: no list at {select!r}: {error}: {_REMEDY}") from error
     tables = [file for file in place.files if file.path.endswith(".parquet")]
-    own = [file for file in tables if f"{file.path}/".startswith(f"{LIST}/")]
+    own = [file for file in tables if is_listed(file.path)]
     if not (own or tables):
         raise LvdError(f"--select: no list at {select!r}: no Parquet file is there: {_REMEDY}")
     return place, own or tables
