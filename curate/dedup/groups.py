@@ -79,8 +79,12 @@ class EdgeBuffer:
             self._held = spanning_forest(edges)
             return
         self._held, others = best_edges(edges, self._per_image)
+        del edges
         self._truncated = np.union1d(self._truncated, others[:, 0])
-        self._forgotten = spanning_forest(np.concatenate([self._forgotten, others]))
+        step = max(1, COMPACT_AT // 8)  # a forest takes ten times the memory of its edges
+        for at in range(0, len(others), step):
+            some = np.concatenate([self._forgotten, others[at : at + step]])
+            self._forgotten = spanning_forest(some)
 
 
 def sorted_edges(parts: list[Int64[np.ndarray, "_ 2"]]) -> Edges:
