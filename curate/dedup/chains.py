@@ -64,13 +64,10 @@ def follow_copies(
     threads: int,
 ) -> Dropped:
     """Find what is connected with the copies of evaluation images."""
-    if held.address is None:
-        return Dropped()
     stage = Stage("holdout", ["chains", VERSION], [held.address, copies.address], threads)
     stands = copies.hashed.stands if copies.hashed else None
     args = (crawl.collection, copies.connected, stands, list(held.folders), threshold, threads)
-    with runner.at_work("holdout"):
-        runner.run(stage, trace_chains, [Unit("chains", args)])
+    runner.run(stage, trace_chains, [Unit("chains", args)])
     return Dropped(runner.folder(stage) / "chains", stage.address)
 
 
