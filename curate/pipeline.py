@@ -10,7 +10,7 @@ from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
 from curate.dedup.chains import Dropped, follow_copies
 from curate.dedup.false_copies import FalseCopies, estimate_false_copies
-from curate.dedup.holdout import find_held
+from curate.dedup.holdout import find_copies
 from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.predict import compile_predictors, predict
@@ -33,7 +33,7 @@ from curate.retrieval.nearest_seeds import retrieve
 from curate.selection.balance import Balanced, balance, balance_problems
 from curate.selection.decide import Selected, decide
 from curate.selection.include import Included, include
-from curate.selection.problems import selection_problems
+from curate.selection.problems import barred_problems, selection_problems
 from curate.stage import Runner, Stage
 from shared.embedders import identity
 from shared.errors import LvdError
@@ -173,11 +173,7 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     false_copies = estimate_false_copies(
         runner, crawl, copies, settings.estimate, settings.embed.max_pixels
     )
-    held = find_held(runner, crawl, datasets.holdouts, thresholds.holdout.value, threads)
-    dropped = follow_copies(
-        *(runner, crawl, clustered, held, copies, thresholds.dedup.value, threads)
-    )
-    overlaps = find_overlaps(runner, _wanted_images(plan, seeds), datasets.holdouts)
+    dropped, overlaps = apply_holdouts(plan, runner, datasets, thresholds, clustered, copies)
     included = include(
         *(runner, crawl, datasets.included, datasets.holdouts),
         *(thresholds.dedup.value, thresholds.holdout.value, threads),
@@ -203,6 +199,29 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
         *(datasets, thresholds, clustered, copies, false_copies, dropped, overlaps),
         *(included, answers, balanced, selected),
     )
+
+
+def apply_holdouts(
+    plan: Plan,
+    runner: Runner,
+    datasets: Datasets,
+    thresholds: Thresholds,
+    clustered: Clustered,
+    copies: Deduplicated,
+) -> tuple[Dropped, list[Overlap]]:
+    """Find what the holdouts drop of the crawl, and what they share with the seeds."""
+    crawl, holdouts = datasets.crawl, datasets.holdouts
+    threads = plan.request.settings.engine.threads
+    if not holdouts:
+        return Dropped(), []
+    with runner.at_work("holdout"):
+        held = find_copies(runner, crawl, holdouts, thresholds.holdout.value, threads)
+        return (
+            follow_copies(
+                *(runner, crawl, clustered, held, copies, thresholds.dedup.value, threads)
+            ),
+            find_overlaps(runner, _wanted_images(plan, datasets.seeds), holdouts),
+        )
 
 
 def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
@@ -374,7 +393,13 @@ def _thresholds(results: Results) -> dict[str, dict[str, Any]]:
 
 def _selection_problems(plan: Plan, results: Results) -> list[str]:
     sections = {seed.name: seed.said_at for seed in plan.request.seeds}
-    return [
+    decisions, answers = results.selected.decisions, results.answers
+    barred = barred_problems(
+        max((counts["found"] for counts in results.selected.wanted), default=0),
+        decisions["kept"] + decisions["over_budget"],
+        [answer.name for answer in answers.barred],
+    )
+    return barred + [
         line
         for answer, counts in zip(results.answers.wanted, results.selected.wanted, strict=True)
         for line in selection_problems(

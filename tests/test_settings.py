@@ -1,6 +1,7 @@
 """No setting is dead, and none hides: the models of `pipelines.yaml` are held against the code."""
 
 import ast
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from curate.settings import PipelinesFile
+from curate.settings import PipelineSettings, PipelinesFile
 from shared.config import apply_overrides
 from train.evaluation.settings import EvalSettings
 from train.recipe import Recipe
@@ -72,6 +73,14 @@ def test_every_model_of_settings_is_reached():
     }
     assert named - known == set()
     assert len(named) > 40
+
+
+def test_every_setting_of_a_pipeline_is_named_in_the_docs():
+    told = "".join(
+        (ROOT / name).read_text() for name in ("README.md", "docs/curation.md", "pipelines.yaml")
+    )
+    there = set().union(*(model.model_fields for model in reachable(PipelineSettings)))
+    assert sorted(name for name in there if not re.search(rf"\b{name}\b", told)) == []
 
 
 @pytest.mark.parametrize("key", ["dedup.threshold", "export.resize.smaller_side", "cluster.drift"])

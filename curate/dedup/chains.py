@@ -68,32 +68,29 @@ def follow_copies(
     threads: int,
 ) -> Dropped:
     """Find what chains of copies connect with the copies of evaluation images."""
-    if held.address is None:
-        return Dropped()
     stage = Stage("holdout", ["chains", VERSION], [held.address, copies.address], threads)
     collection, clusters = crawl.collection, clustered.clusters
     home, stands = runner.folder(stage), copies.hashed.stands if copies.hashed else None
-    with runner.at_work("holdout"):
-        links = home / "links-0000"
-        args: tuple = (collection, list(held.folders))
-        [told] = runner.run(stage, begin, [Unit(links.name, args)])
-        for number in itertools.count(1):
-            if not told["open"]:
-                break
-            units = [
-                Unit(
-                    f"look-{number:04d}-{first:08d}",
-                    (collection, clusters, links, first, last, threshold, threads),
-                )
-                for first, last in clusters.ranges
-            ]
-            runner.run(stage, look, units, note=f"copies of copies, {number}")
-            found = [home / unit.name for unit in units]
-            args = (collection, stands, links, found)
-            links = home / f"links-{number:04d}"
-            [told] = runner.run(stage, follow, [Unit(links.name, args)])
-        args = (collection, links, list(held.folders))
-        runner.run(stage, write_chains, [Unit("chains", args)])
+    links = home / "links-0000"
+    args: tuple = (collection, list(held.folders))
+    [told] = runner.run(stage, begin, [Unit(links.name, args)])
+    for number in itertools.count(1):
+        if not told["open"]:
+            break
+        units = [
+            Unit(
+                f"look-{number:04d}-{first:08d}",
+                (collection, clusters, links, first, last, threshold, threads),
+            )
+            for first, last in clusters.ranges
+        ]
+        runner.run(stage, look, units, note=f"copies of copies, {number}")
+        found = [home / unit.name for unit in units]
+        args = (collection, stands, links, found)
+        links = home / f"links-{number:04d}"
+        [told] = runner.run(stage, follow, [Unit(links.name, args)])
+    args = (collection, links, list(held.folders))
+    runner.run(stage, write_chains, [Unit("chains", args)])
     return Dropped(home / "chains", stage.address)
 
 

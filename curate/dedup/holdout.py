@@ -6,7 +6,6 @@ A map over blocks of numbers. What is found takes its copies with it, and these 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,18 +35,6 @@ class Held:
 
     folders: tuple[Path, ...] = ()
     address: str | None = None
-
-
-def find_held(
-    runner: Runner,
-    crawl: Catalogued,
-    holdouts: Sequence[Catalogued],
-    threshold: float,
-    threads: int,
-) -> Held:
-    """Find the crawled images that are copies of evaluation images."""
-    with runner.at_work("holdout") if holdouts else nullcontext():
-        return find_copies(runner, crawl, holdouts, threshold, threads)
 
 
 def find_copies(

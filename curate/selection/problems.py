@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 FEW = 20
 """Images of fewer than which no share is odd."""
 NEARLY_ALL, NEARLY_NONE = 0.95, 0.01
@@ -52,6 +54,19 @@ def selection_problems(
         f"{section} finds {word} images relevant ({relevant:,} of {judged:,} that could be): say "
         f"--set {section}.threshold=... with something {way} than {threshold:.4g}, "
         f"--set {section}.target=... for so many images, or another retrieve.embedder"
+    ]
+
+
+def barred_problems(found: int, left: int, negative: Sequence[str]) -> list[str]:
+    """Return a line where negative seeds bar nearly all that another seed finds.
+
+    Of the `found` images of that seed, and what others find, `left` are barred by none of `negative`.
+    """
+    if not negative or not found or left > NEARLY_NONE * found:
+        return []
+    return [
+        f"negative seed {' and '.join(negative)}: {left:,} images are left of {found:,} that a seed "
+        f"finds: say --set seeds.{negative[0]}.threshold=... with something higher, or leave it out"
     ]
 
 

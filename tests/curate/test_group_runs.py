@@ -114,6 +114,9 @@ def test_a_holdout_takes_a_group_and_a_seed_that_is_one_is_told(root, monkeypatc
     [problem] = json.loads((out / "reports" / "funnel.json").read_text())["problems"][:1]
     assert problem.startswith("holdout seed: 2 of its 2 images are images of seed seed too")
     assert "holdout seed: 2 of its 2" in said.output
+    assert "stopped after" not in said.output
+    stages = json.loads((out / "timings.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages].count("holdout") == 1
 
 
 @pytest.mark.parametrize("held", ["seed", "ROOT/seed", "ROOT/seed/*.jpg"])

@@ -74,9 +74,9 @@ def in_passes(pairs, per_image):
         passes += 1
         edges = sorted_edges([as_edges(pairs)])
         alive = (status[edges] != COVERED).all(1) & (status[edges[:, 0]] == UNDECIDED)
-        held, others = best_edges(edges[alive], per_image)
+        held, more = best_edges(edges[alive], per_image)
         before = int((status == UNDECIDED).sum())
-        left = greedy(held, np.unique(others[:, 0]), status, stands)
+        left = greedy(held, more, status, stands)
         assert left == (status == UNDECIDED).sum() < before
         if not left:
             return stands.tolist(), passes

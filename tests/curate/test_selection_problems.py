@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from curate.retrieval.settings import RetrieveSettings
-from curate.selection.problems import selection_problems
+from curate.selection.problems import barred_problems, selection_problems
 
 
 def counts(kept: int = 0, over_budget: int = 0, irrelevant: int = 0) -> tuple[int, int]:
@@ -81,3 +81,14 @@ def test_a_target_is_a_count_or_a_share(target):
 
 def test_counts_and_shares_stay_what_they_are():
     assert [RetrieveSettings(target=x).target for x in (1, 10_000, 0.3)] == [1, 10_000, 0.3]
+
+
+@pytest.mark.parametrize(("left", "told"), [(0, True), (1, True), (2, False), (100, False)])
+def test_negative_seeds_that_leave_next_to_nothing_are_told(left, told):
+    problems = barred_problems(100, left, ["adult", "ugly"])
+    assert bool(problems) == told
+    if told:
+        assert f"negative seed adult and ugly: {left} images are left of 100" in problems[0]
+        assert "--set seeds.adult.threshold=..." in problems[0]
+    assert not barred_problems(100, left, [])
+    assert not barred_problems(0, 0, ["adult"])
