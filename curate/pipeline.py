@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from curate.export import embeddings, selection_list, shards
 from curate.export.bounds import ShardBounds, bound_shards
 from curate.export.embeddings import export_embeddings
 from curate.neighbours.cluster import Clustered, cluster
-from curate.plan import Plan, comparable, seed_roles
+from curate.plan import Plan, seed_roles
 from curate.report import datasheet, groups, rows, seed_images
 from curate.report.datasheet import write_datasheet
 from curate.report.rows import Decided
@@ -36,6 +37,7 @@ from curate.selection.problems import selection_problems
 from curate.stage import Runner, Stage
 from shared.embedders import identity
 from shared.errors import LvdError
+from shared.progress import say
 from shared.storage import fingerprint
 
 _EXPORT_VERSIONS = {"shards": shards.VERSION, "list": selection_list.VERSION}
@@ -99,8 +101,12 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     """
     started = time.monotonic()
     datasets, before = embed_datasets(plan, runner), plan.before
-    if before is not None and before.inputs == datasets.inputs(plan):
+    if before is not None and output.is_up_to_date(before, datasets.inputs(plan)):
         return False
+    if before is None and (
+        line := output.describe_growth(datasets.crawl.name, len(datasets.crawl.collection))
+    ):
+        say(line)
     results = decide_all(plan, runner, datasets)
     settings = plan.request.settings
     seeds = [seed.address for seed in datasets.seeds]
@@ -115,7 +121,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     ).address
     if output.stands(address):
         return False
-    output.begin(address, adding=before is not None)
+    output.begin(address, adding=before is not None and before.written is not None)
     if before is not None:
         output.keep(before)
     output.lay_centroids(results.clustered.clusters.centers)
@@ -123,7 +129,11 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
         output.write(
-            _run(plan, results, bounds), _funnel(plan, results), address, list(runner.used)
+            *(
+                _run(plan, results, bounds, output.settings),
+                _funnel(plan, results, output.settings),
+            ),
+            *(address, list(runner.used)),
         )
         write_datasheet(output.partial)
         if settings.report.pictures:
@@ -164,7 +174,7 @@ def export(plan: Plan, output: Output, runner: StageRunner, results: Results) ->
 def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     """Run the stages up to the decision about every image."""
     settings, threads = plan.request.settings, plan.request.settings.engine.threads
-    before = plan.before.centroids if plan.before else None
+    before = plan.before.keep_centroids(settings.cluster) if plan.before else None
     crawl, by_meaning, seeds = datasets.crawl, datasets.crawl_by_meaning, datasets.seeds
     thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
     clustered = cluster(runner, crawl, settings.cluster, threads, before)
@@ -289,7 +299,9 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
     )
 
 
-def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
+def _run(
+    plan: Plan, results: Results, bounds: ShardBounds, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     request, datasets = plan.request, results.datasets
     return {
         "crawl": datasets.crawl.name,
@@ -305,9 +317,9 @@ def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
             stage: {"name": request.embedders[stage].name, "identity": identity(each)}
             for stage, each in plan.embedders.items()
         },
-        "settings": comparable(plan.request),
+        "settings": settings,
         "inputs": datasets.inputs(plan),
-        "clusters": results.clustered.fitted,
+        "clusters": {**results.clustered.fitted, "drift": request.settings.cluster.drift},
         "shards": bounds.taken,
         "thresholds": _thresholds(results),
         "calibration": results.thresholds.calibrations,
@@ -331,7 +343,7 @@ def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
     }
 
 
-def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
+def _funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
     counts, embedded = results.copies.counts, results.datasets.embedded
     selected, balanced = results.selected, results.balanced
     hashed = results.copies.hashed
@@ -355,13 +367,25 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
             *(each.problem for each in results.overlaps if each.problem),
             *_selection_problems(plan, results),
             *balance_problems(balanced.told),
+            *_since_problems(plan, selected),
         ],
         "ignored": embedded[0].ignored,
         "set_aside": [each.part for data in embedded for each in data.aside],
-        "settings": comparable(plan.request),
+        "settings": settings,
         "versions": versions(),
         **(plan.before.removals("reports/funnel.json") if plan.before else {}),
     }
+
+
+def _since_problems(plan: Plan, selected: Selected) -> list[str]:
+    """Return a line where not all stays that an earlier result exported."""
+    if plan.before is None or selected.stayed == plan.before.images:
+        return []
+    return [
+        f"{plan.before.images - selected.stayed:,} of the {plan.before.images:,} images that the earlier "
+        "result exported are not kept: they are gone from the crawl, have other bytes, or a filter, a "
+        "list or a holdout of this run drops them"
+    ]
 
 
 def _thresholds(results: Results) -> dict[str, dict[str, Any]]:

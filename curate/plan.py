@@ -198,6 +198,7 @@ def comparable(request: Request) -> dict[str, Any]:
                 **dict.fromkeys(("crawl", "seed", "seeds", "holdouts", "embedder"), True),
                 **{"engine": {"workers", "patience"}, "embed": {"decode_threads"}},
                 **{"dedup": {"embedder"}, "retrieve": {"embedder"}, "export": {"also"}},
+                **{"cluster": {"drift"}},
             },
         ),
         "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
@@ -213,11 +214,12 @@ def pipeline_of(run: Mapping[str, Any]) -> dict[str, Any]:
         for stage in ("dedup", "retrieve")
     }
     export = {**known["export"], "also": run.get("copies", [])}
+    cluster = {**known["cluster"], "drift": run["clusters"]["drift"]}
     seeds = {
         name: {key: said[key] for key in OF_NEGATIVE} if said["negative"] else said
         for name, said in known["seeds"].items()
     }
-    return {**known, **named, "export": export, "seeds": seeds}
+    return {**known, **named, "cluster": cluster, "export": export, "seeds": seeds}
 
 
 def seed_roles(request: Request) -> list[str]:

@@ -17,7 +17,7 @@ from curate.dedup.keep import RANK
 from curate.dedup.members import load_members
 from curate.neighbours.search import Searchable, cosine, neighbours, unit, use_threads
 
-VERSION = 1
+VERSION = 2
 
 Rows = Int64[np.ndarray, " _"]
 
@@ -32,12 +32,14 @@ def settle(
     central: bool,
     floor: float | None,
     threads: int,
+    stays: int = 0,
     *,
     out: Path,
 ) -> dict[str, int]:
     """Write `settled.npy` of the components `first` to `last`: int64 ranks [m, 2].
 
-    A row is a content and the one that stands for it.
+    A row is a content and the one that stands for it. One of the `stays` best ranks stands for its
+    component even where another is more central.
     """
     use_threads(threads)
     members, group = load_members(listed, first, last)
@@ -50,7 +52,8 @@ def settle(
     edges = np.flatnonzero(np.diff(group[order])) + 1
     for rows in np.split(np.arange(len(members)), edges):
         if len(rows):
-            own = settle_component(collection.vectors(members[rows]), threshold, central, floor)
+            is_free = central and bool(rank[rows[0]] >= stays)
+            own = settle_component(collection.vectors(members[rows]), threshold, is_free, floor)
             stands[rows] = rank[rows[own]]
     np.save(out / "settled.npy", np.stack([rank, stands], 1))
     return {"contents": len(members)}

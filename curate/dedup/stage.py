@@ -125,7 +125,8 @@ class _Dedup:
         settings, home = self.settings, self.runner.folder(self.stage)
         listed, ranges = self._members("components", found)
         central = keep.POLICIES[settings.keep].central
-        how = (self.threshold, central, settings.chain_floor, self.threads)
+        stays = len(self.collection.exported)
+        how = (self.threshold, central, settings.chain_floor, self.threads, stays)
         units = [
             Unit(f"settle-{first:012d}", (self.collection, self.ranks, listed, first, last, *how))
             for first, last in ranges

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int8, Int64, Integer
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
+from curate.catalogue.exported import ANEW
 from curate.catalogue.keyed_order import hash_keys
 from curate.dedup.holdout import Held, hits_of_groups
 from curate.filters.decisions import CODE, DECISIONS, OPEN
@@ -25,14 +26,15 @@ from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
 
 Decisions = Int8[np.ndarray, " n"]
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
 class Selected:
     """The decisions, as `select` leaves them in `folder`, and how many there are of each.
 
-    `exported` counts the images of the shards, with those of included seeds.
+    `exported` counts the images of the shards, with those of included seeds, and `stayed` those of them
+    that the result held which the run goes on from.
 
     `wanted` and `barred` count for each seed what its strategy has `found`, what of that it has
     `retrieved` within its budget, and what no other of them did, `alone`.
@@ -41,6 +43,7 @@ class Selected:
     folder: Path
     decisions: dict[str, int]
     exported: int
+    stayed: int
     wanted: list[dict[str, int]]
     barred: list[dict[str, int]]
     address: str
@@ -103,7 +106,8 @@ def select(
     what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1.
     `held.npy` and `held_similarity.npy` are what `hits_of_groups` says of the groups.
 
-    Where the run adds to a result, what that holds comes first, in its order there.
+    Where the run goes on from a result, what that holds is kept, and where it adds to its shards, comes
+    first, in its order there.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
     wishes = gather_wishes(wanted, barred, max_images)
@@ -138,6 +142,10 @@ def select(
     return {
         "decisions": dict(zip(DECISIONS, counts.tolist(), strict=True)),
         "exported": exported,
+        "stayed": sum(
+            int((own[data.exported[:, 0]] == CODE["kept"]).sum())
+            for data, own in [(crawl, decision), *of_seeds]
+        ),
         "wanted": _count(wishes.retrieved, wishes.found),
         "barred": _count(wishes.bars, wishes.bars),
     }
@@ -145,9 +153,10 @@ def select(
 
 def _require_kept(datasets: list[tuple[Collection, Decisions]]) -> None:
     """Raise LvdError where images that the result to add to holds would not be kept."""
-    lost = sum(
-        int((decision[data.exported[:, 0]] != CODE["kept"]).sum()) for data, decision in datasets
-    )
+    lost = 0
+    for data, decision in datasets:
+        numbers, places = data.exported.T
+        lost += int((decision[numbers[places != ANEW]] != CODE["kept"]).sum())
     if lost:
         raise LvdError(
             f"{lost:,} images of the result to add to are copies of holdout images, or of images of "
@@ -188,8 +197,8 @@ def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) ->
 
 
 def _places(data: Collection, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Return where images stand in the shards of the result to add to; behind all others if nowhere."""
-    places = np.full(len(numbers), np.iinfo(np.int64).max)
+    """Return where images stand in the shards of the result to add to; behind all of them if nowhere."""
+    places = np.full(len(numbers), ANEW)
     known, there = data.exported.T
     found = np.isin(numbers, known)
     places[found] = there[np.searchsorted(known, numbers[found])]
