@@ -76,6 +76,10 @@ def describe(plan: Plan, out: Path) -> str:
     if (target := settings.balance.target) is not None:
         much = f"{target:,} images" if isinstance(target, int) else f"{target} of what is retrieved"
         lines.append(f"balance    {much}, over clusters ({settings.balance.levels})")
+    if (target := settings.top_up.target) is not None:
+        much = f"{target:,} images" if isinstance(target, int) else f"{target} of what is retrieved"
+        beside = f", beside {request.held.name}" if request.held else ""
+        lines.append(f"top-up     {much}{beside}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
     shards = sum(part.nbytes for dataset in written(plan) for part in dataset.parts)
     copies = [(out, shards, "needed for shards, at most about")]

@@ -34,6 +34,7 @@ from curate.selection.balance import Balanced, balance, balance_problems
 from curate.selection.decide import Selected, decide
 from curate.selection.include import Included, include
 from curate.selection.problems import selection_problems
+from curate.selection.top_up import TopUp, top_up, top_up_problems
 from curate.stage import Runner, Stage
 from shared.embedders import identity
 from shared.errors import LvdError
@@ -55,6 +56,8 @@ class Datasets:
     included: list[Catalogued]
     """Seeds whose own images go into the shards, as the embedder for copies sees them."""
     holdouts: list[Catalogued]
+    held: list[Catalogued]
+    """What `top_up` adds to, as the embedder for meaning sees it; none, or one."""
 
     def inputs(self, plan: Plan) -> str:
         """Return what stands for all that goes into a run but its settings."""
@@ -66,7 +69,8 @@ class Datasets:
         lists = sorted({each.content for each in plan.lists})
         heads = {name: source.about for name, source in plan.sources.items()}
         named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
-        settings = [each.settings for each in (*named, *plan.request.holdouts)]
+        named += [*plan.request.holdouts, *([plan.request.held] if plan.request.held else [])]
+        settings = [each.settings for each in named]
         notes = [[each.licence, each.source, each.homepage] for each in settings]
         return fingerprint([parts, texts, lists, heads, notes])
 
@@ -91,6 +95,7 @@ class Results:
     included: Included
     answers: Answers
     balanced: Balanced
+    topped_up: TopUp | None
     selected: Selected
 
 
@@ -202,12 +207,15 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
         )
         most, order = settings.retrieve.max_images, settings.export.seed
         balanced = balance(runner, by_meaning, answers, most, settings.balance, threads)
+        known = [*datasets.held, *datasets.included_by_meaning]
+        topped_up = top_up(runner, by_meaning, known, answers, most, settings.top_up, threads)
         selected = decide(
-            *(runner, crawl, copies.groups, held, answers, included, most, balanced, order)
+            *(runner, crawl, copies.groups, held, answers, included, most),
+            *(balanced, topped_up, order),
         )
     return Results(
         *(datasets, thresholds, clustered, copies, false_copies, held, overlaps),
-        *(included, answers, balanced, selected),
+        *(included, answers, balanced, topped_up, selected),
     )
 
 
@@ -238,6 +246,7 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
                 if x.role == "seed" and x.name in plan.request.included
             ],
             holdouts=[catalogued(runner, x, plan.copies) for x in done if x.role == "holdout"],
+            held=[catalogued(runner, x, plan.meaning) for x in done if x.role == "held"],
         )
     if not len(datasets.crawl.collection):
         problems = crawl.problems
@@ -296,6 +305,7 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         bounds=bounds,
         balanced=results.balanced.folder,
         hashed=results.copies.hashed,
+        topped_up=results.topped_up,
     )
 
 
@@ -303,6 +313,7 @@ def _run(
     plan: Plan, results: Results, bounds: ShardBounds, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     request, datasets = plan.request, results.datasets
+    held = [request.held] if request.held else []
     return {
         "crawl": datasets.crawl.name,
         "seed": ", ".join(request.wanted),
@@ -331,9 +342,13 @@ def _run(
                 "images": len(data.collection),
             }
             for role, named, data in zip(
-                ["crawl", *seed_roles(request), *(f"holdout {x.name}" for x in request.holdouts)],
-                [request.crawl, *(seed.dataset for seed in request.seeds), *request.holdouts],
-                [datasets.crawl, *datasets.seeds, *datasets.holdouts],
+                [
+                    *("crawl", *seed_roles(request)),
+                    *(f"holdout {x.name}" for x in request.holdouts),
+                    *("held" for _ in held),
+                ],
+                [request.crawl, *(x.dataset for x in request.seeds), *request.holdouts, *held],
+                [datasets.crawl, *datasets.seeds, *datasets.holdouts, *datasets.held],
                 strict=True,
             )
         },
@@ -347,6 +362,7 @@ def _funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> dict[s
     counts, embedded = results.copies.counts, results.datasets.embedded
     selected, balanced = results.selected, results.balanced
     hashed = results.copies.hashed
+    topped_up = results.topped_up.told if results.topped_up else None
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": selected.decisions,
@@ -361,12 +377,14 @@ def _funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> dict[s
         "thresholds": _thresholds(results),
         "seeds": describe_seeds(results.answers, selected, results.included),
         "balance": balanced.told,
+        "top_up": topped_up,
         "problems": [
             *(text for each in embedded for text in each.problems),
             *([hashed.problem] if hashed and hashed.problem else []),
             *(each.problem for each in results.overlaps if each.problem),
             *_selection_problems(plan, results),
             *balance_problems(balanced.told),
+            *top_up_problems(topped_up),
             *_since_problems(plan, selected),
         ],
         "ignored": embedded[0].ignored,

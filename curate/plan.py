@@ -69,7 +69,8 @@ class Plan:
 
     @property
     def crawl(self) -> Dataset:
-        """The crawl: always the first dataset; seeds follow in the order of the request, then holdouts."""
+        """The crawl: always the first dataset; seeds follow in the order of the request, then holdouts,
+        then what is held."""
         return self.datasets[0]
 
     @property
@@ -91,7 +92,7 @@ class Plan:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
         what is taken of pictures."""
         asked = [each.embedder for each in self.predictors]
-        by_role = {"seed": [self.meaning], "holdout": [self.copies]}
+        by_role = {"seed": [self.meaning], "holdout": [self.copies], "held": [self.meaning]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning, *asked])
         if is_included(dataset, self.request):
             wanted = [self.meaning, self.copies]
@@ -144,11 +145,12 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
         load_hook(request.settings.export.hook)
     seeds = [find("seed", seed.dataset) for seed in request.seeds]
     crawl = find("crawl", request.crawl)
-    holdouts = [find("holdout", held) for held in request.holdouts]
+    holdouts = [find("holdout", holdout) for holdout in request.holdouts]
+    held = [find("held", request.held)] if request.held else []
     return Plan(
         request=request,
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
-        datasets=[crawl, *seeds, *holdouts],
+        datasets=[crawl, *seeds, *holdouts, *held],
         work=work,
         lists=_compile_lists(request, work),
         sources={

@@ -144,6 +144,8 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
     funnel = _count(read_funnel(out), gone, removed, groups, chains)
     if counts is not None:
         funnel["balance"] |= describe_clusters(counts)
+    if funnel.get("top_up"):
+        funnel["top_up"] |= {"kept": funnel["decisions"]["kept"]}
     write_json(new / "reports" / "funnel.json", funnel)
     yield "reports/funnel.json"
 

@@ -21,6 +21,7 @@ from curate.retrieval.answers import Answers
 from curate.retrieval.candidates import touched_by_holdouts
 from curate.selection.balance import Balanced
 from curate.selection.include import Included
+from curate.selection.top_up import TopUp
 from curate.selection.wishes import Wish, addresses_of, gather_wishes, wishes_of
 from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
@@ -58,6 +59,7 @@ def decide(
     included: Included,
     max_images: int | None,
     balanced: Balanced,
+    topped_up: TopUp | None,
     seed: int,
 ) -> Selected:
     """Decide about every image, and deal the kept ones to shards in an order by `seed`."""
@@ -69,13 +71,14 @@ def decide(
         [
             *(crawl.address, addresses_of(wanted), addresses_of(barred)),
             *(held.address, included.addresses, balanced.address),
+            topped_up and topped_up.address,
         ],
         [max_images, seed],
     )
     args = (
         *(crawl.collection, groups, list(held.folders), wishes_of(wanted), wishes_of(barred)),
         *(list(zip(own, included.folders, strict=True)), max_images, seed),
-        balanced.folder,
+        *(balanced.folder, topped_up and topped_up.folder),
     )
     [result] = runner.run(stage, select, [Unit("all", args)])
     return Selected(runner.folder(stage) / "all", **result, address=stage.address)
@@ -91,6 +94,7 @@ def select(
     max_images: int | None,
     seed: int,
     balanced: Path | None = None,
+    topped_up: Path | None = None,
     *,
     out: Path,
 ) -> dict:
@@ -103,7 +107,9 @@ def select(
     seed wants it, 0, else its strategy's code of why not, or `OVER_BUDGET`; 0 for all others.
     `barred.npy` int16 is the first negative seed that bars an image, or -1. `weight.npy` int32 is how
     often a kept image is to be drawn, 0 for all others; of what is retrieved within all budgets it is
-    what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1.
+    what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1;
+    or what `topped_up` says: then `top_up_similarity.npy` float32 is its `similarity`, and
+    `top_up_left.npy` bool what it has left.
     `held.npy` and `held_similarity.npy` are what `hits_of_groups` says of the groups.
 
     Where the run goes on from a result, what that holds is kept, and where it adds to its shards, comes
@@ -113,11 +119,18 @@ def select(
     wishes = gather_wishes(wanted, barred, max_images)
     numbers, count = wishes.numbers, len(crawl)
     weight = np.zeros(count, np.int32)
-    weight[numbers] = wishes.taken if balanced is None else np.load(balanced / "weight.npy")
+    drawn = balanced or topped_up
+    weight[numbers] = wishes.taken if drawn is None else np.load(drawn / "weight.npy")
     np.save(out / "weight.npy", weight)
     if balanced is not None:
         cluster = np.load(balanced / "cluster.npy")
         np.save(out / "balance_cluster.npy", _by_number(cluster, numbers, count))
+    if topped_up is not None:
+        similarity, left = np.full(count, np.nan, np.float32), np.zeros(count, bool)
+        similarity[numbers] = np.load(topped_up / "similarity.npy")
+        left[numbers] = np.load(topped_up / "left.npy")
+        np.save(out / "top_up_similarity.npy", similarity)
+        np.save(out / "top_up_left.npy", left)
     np.save(out / "barred.npy", _by_number(wishes.barred_by, numbers, count))
     missed = np.lib.format.open_memmap(
         out / "missed.npy", mode="w+", dtype=np.int8, shape=(len(wanted), count)
