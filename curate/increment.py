@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.exported import ANEW, EXPORTED, Exported
 from curate.export.bounds import Written
-from curate.filters.lists import CompiledList, ListSettings, compile_lists
+from curate.filters.lists import CompiledList, KindName, ListSettings, compile_lists
+from curate.filters.pdq import require_pdqhash
 from curate.neighbours.cluster import CENTROIDS, Centroids, ClusterSettings
 from curate.report.tables import SEED_IMAGES, image_files
 from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError
-from shared.storage import digest_file, fingerprint, link_or_copy, read_json
+from shared.storage import digest_file, fingerprint, read_json
 
 if TYPE_CHECKING:
     from curate.settings import PipelineSettings
@@ -51,7 +52,8 @@ class Before:
     """How many it exported."""
     written: Written | None
     """What its shards hold, where the run adds to them; None where it writes all anew."""
-    centroids: Centroids
+    centroids: Centroids | None
+    """None where all of them were taken out with images."""
     removed: tuple[CompiledList, ...] = ()
     """What `lvd-curate remove` took out of it, as a list; none where nothing was."""
 
@@ -156,19 +158,27 @@ def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
         pq.write_table(kept.select(OUTPUTS), outputs)
         written = Written(outputs, len(kept), run["shards"])
     fitted = run["clusters"]
-    link_or_copy(out / CLUSTERS / CENTROIDS, scratch / CENTROIDS)  # another run may swap `out`
+    found = np.load(out / CLUSTERS / CENTROIDS)
+    found = found[found.any(1)]  # without those that `lvd-curate remove` took out
+    np.save(scratch / CENTROIDS, found)
     digest = digest_file(scratch / CENTROIDS)
     centroids = Centroids(scratch, digest, fitted["images"], fitted["distance"])
     removed = _list_removed(out, work, scratch)
-    return Before(out, run, exported, len(kept), written, centroids, removed)
+    known = centroids if len(found) else None
+    return Before(out, run, exported, len(kept), written, known, removed)
 
 
 def _list_removed(out: Path, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
     path = out / "reports" / REMOVED
     if not path.exists():
         return ()
-    settings = ListSettings(kind="sha256", path=str(path), column="sha256")
-    return compile_lists({"removed": settings}, work, scratch)
+    kinds: list[KindName] = ["sha256"]
+    known = pq.read_table(path)
+    if "pdq" in known.column_names and known["pdq"].null_count < len(known):
+        require_pdqhash()
+        kinds.append("pdq")
+    settings = [ListSettings(kind=kind, path=str(path), column=kind) for kind in kinds]
+    return tuple(x for each in settings for x in compile_lists({"removed": each}, work, scratch))
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -240,7 +240,11 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             seeds=_catalogued_seeds(plan, runner, done),
             included=[
                 catalogued(
-                    runner, x, plan.copies, lists=plan.removed, exported=exported.get(x.name)
+                    runner,
+                    x,
+                    plan.copies,
+                    lists=plan.removed_of_seeds,
+                    exported=exported.get(x.name),
                 )
                 for x in done
                 if x.role == "seed" and x.name in plan.request.included
@@ -299,7 +303,7 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         quality=settings.quality,
         filters=tuple(settings.filters),
         lists=(*plan.lists, *plan.removed),
-        removed=plan.removed,
+        removed=plan.removed_of_seeds,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
         bounds=bounds,

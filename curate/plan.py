@@ -88,6 +88,11 @@ class Plan:
         """What was taken out of the result that the run adds to: in no dataset it is kept."""
         return self.before.removed if self.before else ()
 
+    @property
+    def removed_of_seeds(self) -> tuple[CompiledList, ...]:
+        """Those of them that images of included seeds are judged by: these have no hash."""
+        return tuple(each for each in self.removed if each.kind != "pdq")
+
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
         what is taken of pictures."""
@@ -121,7 +126,8 @@ class Plan:
     @property
     def _looks(self) -> tuple[str, ...]:
         measured = ["measures"] if needs_measures(self.request.settings.quality) else []
-        hashed = ["pdq"] if any(each.kind == "pdq" for each in self.lists) else []
+        lists = (*self.lists, *self.removed)
+        hashed = ["pdq"] if any(each.kind == "pdq" for each in lists) else []
         method = self.request.settings.dedup.hash
         compared = [] if method == "none" else [METHODS[method].look]
         return (*measured, *hashed, *compared)

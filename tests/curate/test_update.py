@@ -440,3 +440,28 @@ def test_a_list_is_updated_too(site):
     assert f"In all {len(now)} images are listed in `selection.parquet`" in sheet
     assert "shards/" not in sheet
     site("verify", site.out)
+
+
+def test_a_vector_of_what_was_removed_is_no_centroid_and_the_result_goes_on(site):
+    site("run", "--set=cluster.clusters=25")  # one for each image, but for copies
+    content = site.json("run.json")["datasets"]["crawl"]["content"]
+    crawl = Collection(site.work / "catalogue" / content / "all")
+    [vector] = crawl.vectors(np.array([crawl.find("00001/004")])).astype(np.float64)
+    vector /= np.linalg.norm(vector)
+    path = site.out / "clusters" / "centroids.npy"
+    before = np.load(path)
+    cluster = site.rows()["00001/004"]["cluster"]
+    assert before[cluster] @ vector == pytest.approx(1, abs=1e-6)
+    (site.root / "out.txt").write_text("00001/004\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    after = np.load(path)
+    assert (after @ vector).max() < 0.9999
+    others = np.arange(len(before)) != cluster
+    assert np.array_equal(after[others], before[others])
+    site("verify", site.out)
+    site.grow()
+    site("update", site.out, "--set=cluster.drift=10")
+    assert site.json("run.json")["clusters"]["kept"]
+    assert np.array_equal(np.load(path), before[others])
+    assert site.rows()["00001/004"]["decision"] == "unsafe"
+    site.require_whole()
