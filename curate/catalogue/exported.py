@@ -2,7 +2,7 @@
 
 Such an image stays: it ranks before all others, stands for itself and for its copies, and is kept
 whatever else is better or was measured since. Where shards are written anew, it need not be there any
-more, and filters, lists and holdouts may drop it.
+more, filters, lists and holdouts may drop it, and under another key it is known by its bytes.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ def find_exported(
     """Return where the exported images are among those of a dataset.
 
     `parts` yields the number of each part's first image, with its `key` and `sha256`; `decision` is
-    what the facts decide. An image that is there no more, has other bytes, or would not be kept now is
-    no exported one where its shard is written anew, and else raises LvdError.
+    what the facts decide. What is there no more, has other bytes, or would not be kept now is no exported
+    image where its shard is written anew, and else raises LvdError.
     """
     if exported is None:
         return np.empty((0, 2), np.int64)
     known = pq.read_table(exported.file, schema=EXPORTED)
-    places = np.full(len(known), -1, np.int64)
+    place = known["place"].to_numpy()
+    places, renamed = np.full((2, len(known)), -1, np.int64)
     for start, facts in parts:
         found = pc.index_in(known["key"], facts["key"].cast(pa.large_string()).combine_chunks())
         here = np.flatnonzero(found.is_valid().to_numpy())
@@ -65,7 +66,12 @@ def find_exported(
         there = known["sha256"].combine_chunks().take(pa.array(here))
         same = pc.equal(own, there).fill_null(False).to_numpy(zero_copy_only=False)
         places[here[same]] = start + rows[same]
-    place = known["place"].to_numpy()
+        if not (place == ANEW).any():
+            continue
+        by_bytes = pc.index_in(known["sha256"], facts["sha256"].combine_chunks())
+        fresh = by_bytes.is_valid().to_numpy() & (renamed < 0)
+        renamed[fresh] = start + by_bytes.fill_null(0).to_numpy()[fresh]
+    places = np.where((places < 0) & (place == ANEW), renamed, places)
     gone = places < 0
     _require(
         exported, known, gone & (place != ANEW), "are gone from the crawl, or have other bytes now"

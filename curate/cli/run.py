@@ -72,8 +72,8 @@ def run(
     require_places(plan.request.settings.export.also, out, plan.work)
     settings = comparable(plan.request)
     if since is not None:
-        finish_swap(since.absolute())
         since = since.resolve()
+        finish_swap(since)
         settings[SINCE] = read_run(since)["address"]
         if since == out.resolve() and not replace:
             raise LvdError(

@@ -165,7 +165,7 @@ class Output:
         return (
             f"{self.out} holds a result of {held:,} images, and crawl {crawl} has {images:,} now: all "
             "are judged anew. To keep what is exported, stop this run and say lvd-curate update "
-            f"{self.out}, which adds shards to it, or run --since {self.out}, which writes all anew"
+            f"{self.out}, which adds shards to it, or run --since {self.out} --replace, which writes all anew"
         )
 
     def keep(self, before: Before) -> None:

@@ -72,7 +72,7 @@ class Gone:
     """Where it was written, with `output_key`; None for both where it was not kept."""
     output_key: str | None
     pdq: str | None = None
-    """By which its near copies are known."""
+    """By which near copies of it are to be known; None where these stay."""
 
 
 def find_near(out: Path, gone: Sequence[Gone], scratch: Path) -> list[Gone]:
@@ -150,10 +150,9 @@ def _require_column(out: Path, name: str) -> None:
             column = pq.read_table(path, columns=[name])[name]
             if column.null_count < len(column):
                 return
-    hint = (
-        ": runs with a list of kind pdq in `lists`, be it empty, have it" if name == "pdq" else ""
-    )
-    raise LvdError(f"{out}: no image has a {name}, by which images would be found{hint}")
+    hint = ": runs with a list of kind pdq in `lists`, be it empty, have it"
+    said = f"{out}: no image has a {name}, by which images would be found"
+    raise LvdError(said + (hint if name == "pdq" else ""))
 
 
 def _blocks(out: Path) -> Iterator[tuple[str, int, pa.Table]]:

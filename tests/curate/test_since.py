@@ -127,6 +127,21 @@ def test_filters_and_lists_of_the_run_drop_what_was_exported(site):
     site.require_whole()
 
 
+def test_what_was_exported_is_known_by_its_bytes_in_a_part_of_another_name(site):
+    site("run")
+    exported = kept(site)
+    since = set_old_aside(site)
+    site.grow()
+    (site.data / "crawl" / "00001.tar").rename(site.data / "crawl" / "00009.tar")
+    site("run", since)
+    expected = {key.replace("00001/", "00009/") for key in exported}
+    assert expected < kept(site).keys()
+    assert site.rows()["00000/better1"]["duplicate_of"] == "00009/001"
+    assert site.rows()["00000/same2"]["decision"] == "duplicate"
+    assert not any("earlier" in line for line in site.json("reports/funnel.json")["problems"])
+    site.require_whole()
+
+
 def test_thresholds_that_were_measured_are_kept_and_those_that_are_said_are_used(site):
     measured = ("--set=dedup.threshold=auto", "--set=retrieve.threshold=auto")
     site("run", *measured)
