@@ -63,17 +63,23 @@ def describe(plan: Plan, out: Path) -> str:
         f"list       {each.name}: {each.entries:,} of kind {each.kind}" for each in plan.lists
     ]
     known = known_thresholds(settings, plan.embedders)
+    kept = plan.before.keep_dedup(known.get("dedup")) if plan.before else None
+    known |= {"dedup": kept} if kept else {}
     value = _inclusive(known.get("dedup"))
-    if "dedup" in known and known["dedup"].source == "embedder":
+    if kept is None and "dedup" in known and known["dedup"].source == "embedder":
         value += ", unless this crawl contradicts it"
     lines.append(f"dedup      threshold {value}")
     for seed in request.seeds:
         name = f" {seed.name}:" if len(request.seeds) > 1 else ""
         images = _count_readable(seed, plan) if is_pinned else None
-        lines.append(f"retrieve  {name} {_describe_seed(seed, images, plan.meaning)}")
+        lines.append(f"retrieve  {name} {_describe_seed(seed, images, plan)}")
     if (target := settings.balance.target) is not None:
         much = f"{target:,} images" if isinstance(target, int) else f"{target} of what is retrieved"
         lines.append(f"balance    {much}, over clusters ({settings.balance.levels})")
+    if (target := settings.top_up.target) is not None:
+        much = f"{target:,} images" if isinstance(target, int) else f"{target} of what is retrieved"
+        beside = f", beside {request.held.name}" if request.held else ""
+        lines.append(f"top-up     {much}{beside}")
     work = missing // BYTES_PER_IMAGE * WORK_PER_IMAGE + 2**20
     shards = sum(part.nbytes for dataset in written(plan) for part in dataset.parts)
     copies = [(out, shards, "needed for shards, at most about")]
@@ -87,10 +93,12 @@ def describe(plan: Plan, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _describe_seed(seed: Seed, images: int | None, meaning: EmbedderSettings) -> str:
+def _describe_seed(seed: Seed, images: int | None, plan: Plan) -> str:
     """Return by which strategy a seed retrieves; `images` are its readable ones, if counted yet."""
     settings = seed.settings if images is None else seed.settings.resolve(images)
-    threshold = known_threshold_of_seed(settings, meaning)
+    threshold = known_threshold_of_seed(settings, plan.meaning)
+    if threshold is None and plan.before and (found := plan.before.calibration_of(seed.name)):
+        threshold = Threshold(found["threshold"], "kept")
     own = "; its own images are included" if settings.include else ""
     if settings.strategy != "threshold":
         has_floor = is_number(settings.threshold)
@@ -103,7 +111,11 @@ def _describe_seed(seed: Seed, images: int | None, meaning: EmbedderSettings) ->
 
 
 def _inclusive(threshold: Threshold | None) -> str:
-    return "auto: measured in the run" if threshold is None else f"{threshold.value} (inclusive)"
+    """Return what a threshold is; None: it is not known yet."""
+    if threshold is None:
+        return "auto: measured in the run"
+    kept = ", kept from the earlier result" if threshold.source == "kept" else ""
+    return f"{threshold.value} (inclusive{kept})"
 
 
 def _count_readable(seed: Seed, plan: Plan) -> int | None:

@@ -1,15 +1,17 @@
-"""A finished result that a run adds to: what it holds, and what its images were decided by.
+"""A finished result that a run goes on from: what it holds, and what its images were decided by.
 
-`lvd-curate update` keeps all of that: the exported images stay, thresholds and centroids are those of
-the result, and new images are judged beside the old ones.
+The rule of `lvd-curate update` and of `run --since`: what the result exported stays and stands for its
+copies, thresholds that were measured for it and its centroids are kept, and new images are judged
+beside the old ones. An update adds shards to the result and has its settings; a run since it has
+settings of its own and writes all shards anew, so that it leaves out what these do not admit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +19,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.calibration.thresholds import Threshold
-from curate.catalogue.exported import EXPORTED, Exported
+from curate.catalogue.exported import ANEW, EXPORTED, Exported
 from curate.export.bounds import Written
-from curate.filters.lists import CompiledList, ListSettings, compile_lists
-from curate.neighbours.cluster import CENTROIDS, Centroids
+from curate.filters.lists import CompiledList, KindName, ListSettings, compile_lists
+from curate.filters.pdq import require_pdqhash
+from curate.neighbours.cluster import CENTROIDS, Centroids, ClusterSettings
 from curate.report.tables import SEED_IMAGES, image_files
 from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError
 from shared.storage import digest_file, fingerprint, read_json
+
+if TYPE_CHECKING:
+    from curate.settings import PipelineSettings
 
 CLUSTERS = "clusters"
 """The folder of a result with the centroids of its clusters."""
@@ -35,16 +41,19 @@ OUTPUTS = ["output_shard", "output_key"]
 
 @dataclass(frozen=True)
 class Before:
-    """A finished result, as a run that adds to it needs it."""
+    """A finished result, as a run that goes on from it needs it."""
 
     out: Path
     run: dict[str, Any]
     """Its `run.json`."""
     exported: dict[str | None, Exported]
     """By the name of the included seed that the images are of; None: of the crawl."""
-    written: Written
-    """What its shards hold."""
-    centroids: Centroids
+    images: int
+    """How many it exported."""
+    written: Written | None
+    """What its shards hold, where the run adds to them; None where it writes all anew."""
+    centroids: Centroids | None
+    """None where all of them were taken out with images."""
     removed: tuple[CompiledList, ...] = ()
     """What `lvd-curate remove` took out of it, as a list; none where nothing was."""
 
@@ -52,6 +61,10 @@ class Before:
     def inputs(self) -> str:
         """What stands for everything that went into it."""
         return str(self.run["inputs"])
+
+    def is_at(self, out: Path) -> bool:
+        """Tell whether it lies there."""
+        return out.exists() and out.samefile(self.out)
 
     @property
     def calibrations(self) -> dict[str, dict[str, Any]]:
@@ -61,14 +74,15 @@ class Before:
 
     @property
     def copies(self) -> dict[str, Any]:
-        """What its `run.json` says of where its copies are, if anything."""
-        return {"copies": self.run["copies"]} if "copies" in self.run else {}
+        """What its `run.json` says of where its copies are, if anything and if the run adds to it."""
+        is_known = self.written is not None and "copies" in self.run
+        return {"copies": self.run["copies"]} if is_known else {}
 
     def require_models(self, embedders: Mapping[str, EmbedderSettings]) -> None:
         """Raise LvdError where one of these has not the weights that judged the images before."""
         for role, embedder in embedders.items():
-            about = self.run["embedders"][role]
-            if fingerprint(identity(embedder)) != fingerprint(about["identity"]):
+            about = self.run["embedders"].get(role)
+            if about and fingerprint(identity(embedder)) != fingerprint(about["identity"]):
                 raise LvdError(
                     f"embedder {about['name']} is another model than when {self.out} was made, whose "
                     "images and thresholds are judged by that: name the old one again, or curate "
@@ -80,74 +94,108 @@ class Before:
         said = read_json(self.out / file)
         return {"removed": said["removed"]} if "removed" in said else {}
 
-    def threshold(self, name: str) -> Threshold:
-        """Return the threshold of `dedup`, or that of `holdout`, which it used."""
-        found = self.run["thresholds"].get(name) or self.run["thresholds"]["dedup"]
-        return Threshold(
-            found["value"], "kept" if found["source"] == "calibrated" else found["source"]
+    def keep_dedup(self, known: Threshold | None) -> Threshold | None:
+        """Return the threshold of dedup that it used, where it was asked for the same.
+
+        `known` is the one that is known without measuring. A number of the pipeline is used if it is
+        the same; what was measured, or belongs to the embedder, is kept unless the pipeline says a
+        number now, or did then.
+        """
+        found = self.run["thresholds"]["dedup"]
+        now = known.value if known is not None and known.source == "pipeline" else None
+        if now != (found["value"] if found["source"] == "pipeline" else None):
+            return None
+        source = "kept" if found["source"] == "calibrated" else found["source"]
+        return Threshold(found["value"], source)
+
+    def calibration_of(self, seed: str) -> dict[str, Any] | None:
+        """Return how the threshold of the seed of this name was measured, if it was."""
+        is_alone = list(self.run["settings"]["seeds"]) == [seed]
+        return self.calibrations.get("retrieve" if is_alone else f"seeds.{seed}")
+
+    def keep_centroids(self, settings: ClusterSettings) -> Centroids | None:
+        """Return its centroids, unless they were found by other settings than these."""
+        asked = settings.model_dump(mode="json", exclude={"drift"})
+        return self.centroids if asked == self.run["settings"]["cluster"] else None
+
+
+def refuse_weighing(settings: PipelineSettings) -> None:
+    """Raise LvdError for settings under which what was exported cannot stay."""
+    weighing = {
+        "balance.target": settings.balance.target is not None,
+        "dedup.chain_floor": settings.dedup.chain_floor is not None,
+    }
+    if said := [name for name, is_set in weighing.items() if is_set]:
+        raise LvdError(
+            f"{said[0]} weighs images by all others, so that new ones would change what an earlier "
+            "result holds: curate anew into another OUT with `lvd-curate run`, without --since"
         )
 
 
-def read_before(out: Path, work: Path, scratch: Path) -> Before:
+def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
     """Read a finished result, and lay what workers need of it below `scratch`, its list in `work`.
 
-    A reduce that holds the keys and hashes of what was exported. Raises LvdError where `out` is no
-    result, or one that nothing can be added to.
+    With `adds` its shards are added to, and have to be there. A reduce that holds the keys and hashes
+    of what was exported. Raises LvdError where `out` is no result, or one that no run can go on from.
     """
     run = read_run(out)
     kept = pa.concat_tables(_exported(out))
     places = [pc.cast(kept[name], pa.int64()) for name in OUTPUTS]
     kept = kept.take(np.lexsort([column.to_numpy() for column in reversed(places)]))
-    kept = kept.append_column("place", pa.array(np.arange(len(kept)), pa.int64()))
-    is_list = run["settings"]["export"]["format"] == "list"
-    gone = (
-        []
-        if is_list
-        else [x for x in pc.unique(kept["output_shard"]).to_pylist() if not _shard(out, x).exists()]
-    )
-    if gone:
-        raise LvdError(f"{_shard(out, gone[0])} is not there: see `lvd-curate verify {out}`")
+    own = np.arange(len(kept)) if adds else np.full(len(kept), ANEW)
+    kept = kept.append_column("place", pa.array(own, pa.int64()))
+    if adds and run["settings"]["export"]["format"] == "shards":
+        _require_shards(out, pc.unique(kept["output_shard"]).to_pylist())
     exported = {}
     for number, seed in enumerate(pc.unique(kept["seed"]).to_pylist()):
         mine = pc.equal(kept["seed"], seed) if seed is not None else pc.is_null(kept["seed"])
         file = scratch / f"exported-{number}.parquet"
         pq.write_table(kept.filter(mine).select(EXPORTED.names).cast(EXPORTED), file)
         exported[seed] = Exported(str(out), file, digest_file(file))
-    outputs = scratch / "outputs.parquet"
-    pq.write_table(kept.select(OUTPUTS), outputs)
+    written = None
+    if adds:
+        outputs = scratch / "outputs.parquet"
+        pq.write_table(kept.select(OUTPUTS), outputs)
+        written = Written(outputs, len(kept), run["shards"])
     fitted = run["clusters"]
-    centroids = Centroids(
-        out / CLUSTERS,
-        digest_file(out / CLUSTERS / CENTROIDS),
-        fitted["images"],
-        fitted["distance"],
-    )
-    written = Written(outputs, len(kept), run["shards"])
+    found = np.load(out / CLUSTERS / CENTROIDS)
+    found = found[found.any(1)]  # without those that `lvd-curate remove` took out
+    np.save(scratch / CENTROIDS, found)
+    digest = digest_file(scratch / CENTROIDS)
+    centroids = Centroids(scratch, digest, fitted["images"], fitted["distance"])
     removed = _list_removed(out, work, scratch)
-    return Before(out, run, exported, written, centroids, removed)
+    known = centroids if len(found) else None
+    return Before(out, run, exported, len(kept), written, known, removed)
 
 
 def _list_removed(out: Path, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
     path = out / "reports" / REMOVED
     if not path.exists():
         return ()
-    settings = ListSettings(kind="sha256", path=str(path), column="sha256")
-    return compile_lists({"removed": settings}, work, scratch)
+    kinds: list[KindName] = ["sha256"]
+    known = pq.read_table(path)
+    if "pdq" in known.column_names and known["pdq"].null_count < len(known):
+        require_pdqhash()
+        kinds.append("pdq")
+    settings = [ListSettings(kind=kind, path=str(path), column=kind) for kind in kinds]
+    return tuple(x for each in settings for x in compile_lists({"removed": each}, work, scratch))
 
 
 def read_run(out: Path) -> dict[str, Any]:
-    """Return the `run.json` of a result; LvdError where nothing can be added to it."""
+    """Return the `run.json` of a result; LvdError where no run can go on from it."""
     path = out / "run.json"
     if not path.exists():
         raise LvdError(f"{out} is no finished run: name the --out of one")
     run: dict[str, Any] = read_json(path)
-    if not {"inputs", "clusters", "shards"} <= run.keys():
+    if not {"inputs", "clusters", "shards"} <= run.keys() or "drift" not in run["clusters"]:
         raise LvdError(f"{out} was made by an earlier version: curate anew, with --replace")
     return run
 
 
-def _shard(out: Path, name: str) -> Path:
-    return out / "shards" / f"{name}.tar"
+def _require_shards(out: Path, names: Sequence[str]) -> None:
+    paths = (out / "shards" / f"{name}.tar" for name in names)
+    if gone := [path for path in paths if not path.exists()]:
+        raise LvdError(f"{gone[0]} is not there: see `lvd-curate verify {out}`")
 
 
 def _exported(out: Path) -> Iterator[pa.Table]:

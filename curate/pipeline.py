@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from curate.export import embeddings, selection_list, shards
 from curate.export.bounds import ShardBounds, bound_shards
 from curate.export.embeddings import export_embeddings
 from curate.neighbours.cluster import Clustered, cluster
-from curate.plan import Plan, comparable, seed_roles
+from curate.plan import Plan, seed_roles
 from curate.report import datasheet, groups, rows, seed_images
 from curate.report.datasheet import write_datasheet
 from curate.report.rows import Decided
@@ -34,9 +35,11 @@ from curate.selection.balance import Balanced, balance, balance_problems
 from curate.selection.decide import Selected, decide
 from curate.selection.include import Included, include
 from curate.selection.problems import barred_problems, selection_problems
+from curate.selection.top_up import TopUp, top_up, top_up_problems
 from curate.stage import Runner, Stage
 from shared.embedders import identity
 from shared.errors import LvdError
+from shared.progress import say
 from shared.storage import fingerprint
 
 _EXPORT_VERSIONS = {"shards": shards.VERSION, "list": selection_list.VERSION}
@@ -54,6 +57,8 @@ class Datasets:
     included: list[Catalogued]
     """Seeds whose own images go into the shards, as the embedder for copies sees them."""
     holdouts: list[Catalogued]
+    held: list[Catalogued]
+    """What `top_up` adds to, as the embedder for meaning sees it; none, or one."""
 
     def inputs(self, plan: Plan) -> str:
         """Return what stands for all that goes into a run but its settings."""
@@ -65,7 +70,8 @@ class Datasets:
         lists = sorted({each.content for each in plan.lists})
         heads = {name: source.about for name, source in plan.sources.items()}
         named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
-        settings = [each.settings for each in (*named, *plan.request.holdouts)]
+        named += [*plan.request.holdouts, *([plan.request.held] if plan.request.held else [])]
+        settings = [each.settings for each in named]
         notes = [[each.licence, each.source, each.homepage] for each in settings]
         return fingerprint([parts, texts, lists, heads, notes])
 
@@ -90,6 +96,7 @@ class Results:
     included: Included
     answers: Answers
     balanced: Balanced
+    topped_up: TopUp | None
     selected: Selected
 
 
@@ -100,8 +107,12 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     """
     started = time.monotonic()
     datasets, before = embed_datasets(plan, runner), plan.before
-    if before is not None and before.inputs == datasets.inputs(plan):
+    if before is not None and output.is_up_to_date(before, datasets.inputs(plan)):
         return False
+    if before is None and (
+        line := output.describe_growth(datasets.crawl.name, len(datasets.crawl.collection))
+    ):
+        say(line)
     results = decide_all(plan, runner, datasets)
     settings = plan.request.settings
     seeds = [seed.address for seed in datasets.seeds]
@@ -116,7 +127,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     ).address
     if output.stands(address):
         return False
-    output.begin(address, adding=before is not None)
+    output.begin(address, adding=before is not None and before.written is not None)
     if before is not None:
         output.keep(before)
     output.lay_centroids(results.clustered.clusters.centers)
@@ -124,7 +135,11 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
         output.write(
-            _run(plan, results, bounds), _funnel(plan, results), address, list(runner.used)
+            *(
+                _run(plan, results, bounds, output.settings),
+                _funnel(plan, results, output.settings),
+            ),
+            *(address, list(runner.used)),
         )
         write_datasheet(output.partial)
         if settings.report.pictures:
@@ -165,7 +180,7 @@ def export(plan: Plan, output: Output, runner: StageRunner, results: Results) ->
 def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     """Run the stages up to the decision about every image."""
     settings, threads = plan.request.settings, plan.request.settings.engine.threads
-    before = plan.before.centroids if plan.before else None
+    before = plan.before.keep_centroids(settings.cluster) if plan.before else None
     crawl, by_meaning, seeds = datasets.crawl, datasets.crawl_by_meaning, datasets.seeds
     thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
     clustered = cluster(runner, crawl, settings.cluster, threads, before)
@@ -192,12 +207,15 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
         )
         most, order = settings.retrieve.max_images, settings.export.seed
         balanced = balance(runner, by_meaning, answers, most, settings.balance, threads)
+        known = [*datasets.held, *datasets.included_by_meaning]
+        topped_up = top_up(runner, by_meaning, known, answers, most, settings.top_up, threads)
         selected = decide(
-            *(runner, crawl, copies.groups, dropped, answers, included, most, balanced, order)
+            *(runner, crawl, copies.groups, dropped, answers, included, most),
+            *(balanced, topped_up, order),
         )
     return Results(
         *(datasets, thresholds, clustered, copies, false_copies, dropped, overlaps),
-        *(included, answers, balanced, selected),
+        *(included, answers, balanced, topped_up, selected),
     )
 
 
@@ -245,12 +263,17 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             seeds=_catalogued_seeds(plan, runner, done),
             included=[
                 catalogued(
-                    runner, x, plan.copies, lists=plan.removed, exported=exported.get(x.name)
+                    runner,
+                    x,
+                    plan.copies,
+                    lists=plan.removed_of_seeds,
+                    exported=exported.get(x.name),
                 )
                 for x in done
                 if x.role == "seed" and x.name in plan.request.included
             ],
             holdouts=[catalogued(runner, x, plan.copies) for x in done if x.role == "holdout"],
+            held=[catalogued(runner, x, plan.meaning) for x in done if x.role == "held"],
         )
     if not len(datasets.crawl.collection):
         problems = crawl.problems
@@ -303,17 +326,21 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         quality=settings.quality,
         filters=tuple(settings.filters),
         lists=(*plan.lists, *plan.removed),
-        removed=plan.removed,
+        removed=plan.removed_of_seeds,
         dedup_threshold=results.thresholds.dedup.value,
         max_images=settings.retrieve.max_images,
         bounds=bounds,
         balanced=results.balanced.folder,
         hashed=results.copies.hashed,
+        topped_up=results.topped_up,
     )
 
 
-def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
+def _run(
+    plan: Plan, results: Results, bounds: ShardBounds, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     request, datasets = plan.request, results.datasets
+    held = [request.held] if request.held else []
     return {
         "crawl": datasets.crawl.name,
         "seed": ", ".join(request.wanted),
@@ -328,9 +355,9 @@ def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
             stage: {"name": request.embedders[stage].name, "identity": identity(each)}
             for stage, each in plan.embedders.items()
         },
-        "settings": comparable(plan.request),
+        "settings": settings,
         "inputs": datasets.inputs(plan),
-        "clusters": results.clustered.fitted,
+        "clusters": {**results.clustered.fitted, "drift": request.settings.cluster.drift},
         "shards": bounds.taken,
         "thresholds": _thresholds(results),
         "calibration": results.thresholds.calibrations,
@@ -342,9 +369,13 @@ def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
                 "images": len(data.collection),
             }
             for role, named, data in zip(
-                ["crawl", *seed_roles(request), *(f"holdout {x.name}" for x in request.holdouts)],
-                [request.crawl, *(seed.dataset for seed in request.seeds), *request.holdouts],
-                [datasets.crawl, *datasets.seeds, *datasets.holdouts],
+                [
+                    *("crawl", *seed_roles(request)),
+                    *(f"holdout {x.name}" for x in request.holdouts),
+                    *("held" for _ in held),
+                ],
+                [request.crawl, *(x.dataset for x in request.seeds), *request.holdouts, *held],
+                [datasets.crawl, *datasets.seeds, *datasets.holdouts, *datasets.held],
                 strict=True,
             )
         },
@@ -354,10 +385,11 @@ def _run(plan: Plan, results: Results, bounds: ShardBounds) -> dict[str, Any]:
     }
 
 
-def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
+def _funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
     counts, embedded = results.copies.counts, results.datasets.embedded
     selected, balanced = results.selected, results.balanced
     hashed = results.copies.hashed
+    topped_up = results.topped_up.told if results.topped_up else None
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": selected.decisions,
@@ -372,19 +404,33 @@ def _funnel(plan: Plan, results: Results) -> dict[str, Any]:
         "thresholds": _thresholds(results),
         "seeds": describe_seeds(results.answers, selected, results.included),
         "balance": balanced.told,
+        "top_up": topped_up,
         "problems": [
             *(text for each in embedded for text in each.problems),
             *([hashed.problem] if hashed and hashed.problem else []),
             *(each.problem for each in results.overlaps if each.problem),
             *_selection_problems(plan, results),
             *balance_problems(balanced.told),
+            *top_up_problems(topped_up),
+            *_since_problems(plan, selected),
         ],
         "ignored": embedded[0].ignored,
         "set_aside": [each.part for data in embedded for each in data.aside],
-        "settings": comparable(plan.request),
+        "settings": settings,
         "versions": versions(),
         **(plan.before.removals("reports/funnel.json") if plan.before else {}),
     }
+
+
+def _since_problems(plan: Plan, selected: Selected) -> list[str]:
+    """Return a line where not all stays that an earlier result exported."""
+    if plan.before is None or selected.stayed == plan.before.images:
+        return []
+    return [
+        f"{plan.before.images - selected.stayed:,} of the {plan.before.images:,} images that the earlier "
+        "result exported are not kept: they are gone from the crawl, have other bytes, or a filter, a "
+        "list or a holdout of this run drops them"
+    ]
 
 
 def _thresholds(results: Results) -> dict[str, dict[str, Any]]:

@@ -70,7 +70,8 @@ class Plan:
 
     @property
     def crawl(self) -> Dataset:
-        """The crawl: always the first dataset; seeds follow in the order of the request, then holdouts."""
+        """The crawl: always the first dataset; seeds follow in the order of the request, then holdouts,
+        then what is held."""
         return self.datasets[0]
 
     @property
@@ -88,11 +89,16 @@ class Plan:
         """What was taken out of the result that the run adds to: in no dataset it is kept."""
         return self.before.removed if self.before else ()
 
+    @property
+    def removed_of_seeds(self) -> tuple[CompiledList, ...]:
+        """Those of them that images of included seeds are judged by: these have no hash."""
+        return tuple(each for each in self.removed if each.kind != "pdq")
+
     def embed_request(self, dataset: Dataset) -> EmbedRequest:
         """Return what is asked of each part of a dataset: by role, which embedders, which scores,
         what is taken of pictures."""
         asked = [each.embedder for each in self.predictors]
-        by_role = {"seed": [self.meaning], "holdout": [self.copies]}
+        by_role = {"seed": [self.meaning], "holdout": [self.copies], "held": [self.meaning]}
         wanted = by_role.get(dataset.role, [self.copies, self.meaning, *asked])
         if is_included(dataset, self.request):
             wanted = [self.meaning, self.copies]
@@ -121,7 +127,8 @@ class Plan:
     @property
     def _looks(self) -> tuple[str, ...]:
         measured = ["measures"] if needs_measures(self.request.settings.quality) else []
-        hashed = ["pdq"] if any(each.kind == "pdq" for each in self.lists) else []
+        lists = (*self.lists, *self.removed)
+        hashed = ["pdq"] if any(each.kind == "pdq" for each in lists) else []
         method = self.request.settings.dedup.hash
         compared = [] if method == "none" else [METHODS[method].look]
         return (*measured, *hashed, *compared)
@@ -145,12 +152,13 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
         load_hook(request.settings.export.hook)
     seeds = [find("seed", seed.dataset) for seed in request.seeds]
     crawl = find("crawl", request.crawl)
-    holdouts = [find("holdout", held) for held in request.holdouts]
+    holdouts = [find("holdout", holdout) for holdout in request.holdouts]
+    held = [find("held", request.held)] if request.held else []
     _warn_of_shared_parts([seed for seed in seeds if seed.name in request.wanted], holdouts)
     return Plan(
         request=request,
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
-        datasets=[crawl, *seeds, *holdouts],
+        datasets=[crawl, *seeds, *holdouts, *held],
         work=work,
         lists=_compile_lists(request, work),
         sources={
@@ -213,6 +221,7 @@ def comparable(request: Request) -> dict[str, Any]:
                 **dict.fromkeys(("crawl", "seed", "seeds", "holdouts", "embedder"), True),
                 **{"engine": {"workers", "patience"}, "embed": {"decode_threads"}},
                 **{"dedup": {"embedder"}, "retrieve": {"embedder"}, "export": {"also"}},
+                **{"cluster": {"drift"}},
             },
         ),
         "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
@@ -228,11 +237,12 @@ def pipeline_of(run: Mapping[str, Any]) -> dict[str, Any]:
         for stage in ("dedup", "retrieve")
     }
     export = {**known["export"], "also": run.get("copies", [])}
+    cluster = {**known["cluster"], "drift": run["clusters"]["drift"]}
     seeds = {
         name: {key: said[key] for key in OF_NEGATIVE} if said["negative"] else said
         for name, said in known["seeds"].items()
     }
-    return {**known, **named, "export": export, "seeds": seeds}
+    return {**known, **named, "cluster": cluster, "export": export, "seeds": seeds}
 
 
 def seed_roles(request: Request) -> list[str]:

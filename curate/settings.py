@@ -24,6 +24,7 @@ from curate.neighbours.cluster import ClusterSettings
 from curate.report.rows import ReportSettings
 from curate.retrieval.settings import RetrieveSettings, SeedSettings, settings_of_seed
 from curate.selection.sampling import BalanceSettings
+from curate.selection.top_up import TopUpSettings
 from curate.stage import EngineSettings
 from shared.config import (
     apply_overrides,
@@ -33,7 +34,7 @@ from shared.config import (
     source_of,
     validate,
 )
-from shared.datasets import DatasetSettings
+from shared.datasets import RESULT_MARKER, DatasetSettings
 from shared.embedders import (
     BUNDLED,
     DEFAULTS,
@@ -70,6 +71,7 @@ class PipelineSettings(BaseModel):
     holdout: HoldoutSettings = Field(default_factory=HoldoutSettings)
     retrieve: RetrieveSettings = Field(default_factory=RetrieveSettings)
     balance: BalanceSettings = Field(default_factory=BalanceSettings)
+    top_up: TopUpSettings = Field(default_factory=TopUpSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
@@ -88,6 +90,14 @@ class PipelineSettings(BaseModel):
             raise ValueError(
                 "seed and seeds exclude each other: name all datasets under seeds, or say "
                 "--seed NAME"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_in_one_way(self) -> PipelineSettings:
+        if self.balance.target is not None and self.top_up.target is not None:
+            raise ValueError(
+                "balance.target and top_up.target exclude each other: set one of them to null"
             )
         return self
 
@@ -159,6 +169,8 @@ class Request:
     seeds: tuple[Seed, ...]
     """In the order of their names, negative ones too."""
     holdouts: tuple[Named[DatasetSettings], ...]
+    held: Named[DatasetSettings] | None
+    """What `top_up` adds to."""
     configuration: Configuration
 
     @property
@@ -228,6 +240,7 @@ def read_request(
             holdouts=tuple(
                 names.dataset("holdouts", name) for name in holdouts or validated.holdouts
             ),
+            held=names.held(),
             configuration=Configuration(config, expand(file), tuple(absolute), whole),
         )
 
@@ -356,6 +369,15 @@ class Names:
             f"{source and source + ': '}no dataset {name!r} in {self.config}{nearest(name, known)}, "
             f"and no such path: the file has {', '.join(sorted(known)) or 'none'}"
         )
+
+    def held(self) -> Named[DatasetSettings] | None:
+        """Return what `top_up` adds to: a dataset, or the shards of a finished result."""
+        name = self.whole.pipelines[self.pipeline].top_up.held
+        if name is None:
+            return None
+        if name not in self.whole.datasets and (Path(name) / RESULT_MARKER).exists():
+            return Named(name, DatasetSettings(path=str(Path(name) / "shards")))
+        return self.dataset("top_up.held", name)
 
     def seeds(self, asked: Sequence[str], embedder: Named[EmbedderSettings]) -> tuple[Seed, ...]:
         """Return the seeds of the call, else those of the pipeline, each with its settings.

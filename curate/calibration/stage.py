@@ -62,7 +62,8 @@ def find_thresholds(
     """Return the thresholds of a run; warns where one is not to be trusted.
 
     The dedup threshold is measured whatever is known of it: what belongs to the embedder is used
-    only where this crawl does not contradict it. A run that adds to a result uses its thresholds.
+    only where this crawl does not contradict it. A run that goes on from a result measures nothing that
+    was measured for that.
     """
     known = known_thresholds(plan.request.settings, plan.embedders)
     calibrations: dict[str, dict[str, Any]] = {}
@@ -70,9 +71,10 @@ def find_thresholds(
     of_seeds: list[Threshold] = []
     before = plan.before
     with runner.at_work("calibrate"):
-        if before is not None:
-            known |= {name: before.threshold(name) for name in ("dedup", "holdout")}
-            calibrations = dict(before.calibrations)
+        kept = before.keep_dedup(known.get("dedup")) if before else None
+        if before is not None and kept is not None:
+            known["dedup"] = kept
+            calibrations = {k: v for k, v in before.calibrations.items() if k == "dedup"}
         elif "dedup" not in known or few >= FEWEST:
             found = calibrations["dedup"] = calibrate_dedup(runner, plan, crawl)
             name = plan.request.embedders["dedup"].name
@@ -81,10 +83,10 @@ def find_thresholds(
             threshold = known_threshold_of_seed(asked.settings, plan.meaning)
             if threshold is None:
                 name = "retrieve" if len(seeds) == 1 else f"seeds.{seed.name}"
-                if before is None:
-                    calibrations[name] = calibrate_retrieve(runner, plan, crawl_by_meaning, seed)
-                source = "calibrated" if before is None else "kept"
-                threshold = Threshold(calibrations[name]["threshold"], source)
+                there = before.calibration_of(seed.name) if before else None
+                found = there or calibrate_retrieve(runner, plan, crawl_by_meaning, seed)
+                calibrations[name] = found
+                threshold = Threshold(found["threshold"], "kept" if there else "calibrated")
             of_seeds.append(threshold)
     if few < FEW and "calibrated" in {each.source for each in (known["dedup"], *of_seeds)}:
         warn(f"thresholds were calibrated on {few} images only: look at the pictures")

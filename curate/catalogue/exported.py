@@ -1,7 +1,8 @@
-"""Which images of a dataset stand in the shards of a result already, where a run adds to it.
+"""Which images of a dataset an earlier result exported, where a run goes on from it.
 
 Such an image stays: it ranks before all others, stands for itself and for its copies, and is kept
-whatever else is better or was measured since.
+whatever else is better or was measured since. Where shards are written anew, it need not be there any
+more, filters, lists and holdouts may drop it, and under another key it is known by its bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from jaxtyping import Int8, Int64
 from curate.filters.decisions import DECISIONS, OPEN
 from shared.errors import LvdError
 
+ANEW = np.iinfo(np.int64).max
+"""The place of an image whose shard is written anew."""
 EXPORTED = pa.schema([("key", pa.large_string()), ("sha256", pa.string()), ("place", pa.int64())])
 
 
@@ -29,13 +32,14 @@ class Exported:
     out: str
     """The result, as errors call it."""
     file: Path
-    """Parquet with the columns of `EXPORTED`; `place` counts through all shards of the result."""
+    """Parquet with the columns of `EXPORTED`; `place` counts through all shards of the result, or is
+    `ANEW`."""
     digest: str
     """Stands for what the file says."""
 
 
 Places = Int64[np.ndarray, "m 2"]
-"""Numbers of images, ascending, each with its place in the shards of the result."""
+"""Numbers of images, ascending, each with its place in the shards of the result, or `ANEW`."""
 
 
 def find_exported(
@@ -46,13 +50,14 @@ def find_exported(
     """Return where the exported images are among those of a dataset.
 
     `parts` yields the number of each part's first image, with its `key` and `sha256`; `decision` is
-    what the facts decide. Raises LvdError where an exported image is there no more, has other bytes,
-    or would not be kept now.
+    what the facts decide. What is there no more, has other bytes, or would not be kept now is no exported
+    image where its shard is written anew, and else raises LvdError.
     """
     if exported is None:
         return np.empty((0, 2), np.int64)
     known = pq.read_table(exported.file, schema=EXPORTED)
-    places = np.full(len(known), -1, np.int64)
+    place = known["place"].to_numpy()
+    places, renamed = np.full((2, len(known)), -1, np.int64)
     for start, facts in parts:
         found = pc.index_in(known["key"], facts["key"].cast(pa.large_string()).combine_chunks())
         here = np.flatnonzero(found.is_valid().to_numpy())
@@ -61,13 +66,24 @@ def find_exported(
         there = known["sha256"].combine_chunks().take(pa.array(here))
         same = pc.equal(own, there).fill_null(False).to_numpy(zero_copy_only=False)
         places[here[same]] = start + rows[same]
-    _require(exported, known, places < 0, "are gone from the crawl, or have other bytes now")
-    closed = decision[places] != OPEN
-    if closed.any():
-        name = DECISIONS[decision[places[np.argmax(closed)]]]
-        _require(exported, known, closed, f"would not be kept now: the first is {name}")
-    order = np.argsort(places)
-    return np.stack([places[order], known["place"].to_numpy()[order]], 1)
+        if not (place == ANEW).any():
+            continue
+        by_bytes = pc.index_in(known["sha256"], facts["sha256"].combine_chunks())
+        fresh = by_bytes.is_valid().to_numpy() & (renamed < 0)
+        renamed[fresh] = start + by_bytes.fill_null(0).to_numpy()[fresh]
+    places = np.where((places < 0) & (place == ANEW), renamed, places)
+    gone = places < 0
+    _require(
+        exported, known, gone & (place != ANEW), "are gone from the crawl, or have other bytes now"
+    )
+    closed = np.zeros(len(known), bool)
+    closed[~gone] = decision[places[~gone]] != OPEN
+    if (wrong := closed & (place != ANEW)).any():
+        name = DECISIONS[decision[places[np.argmax(wrong)]]]
+        _require(exported, known, wrong, f"would not be kept now: the first is {name}")
+    there = np.flatnonzero(~gone & ~closed)
+    there = there[np.argsort(places[there])]
+    return np.stack([places[there], place[there]], 1)
 
 
 def _require(exported: Exported, known: pa.Table, wrong: np.ndarray, what: str) -> None:

@@ -21,6 +21,11 @@ from curate.cli.options import work_option
 )
 @click.option("--distance", type=int, help="Of pdq, bits that may differ [default: 31].")
 @click.option("--column", help="Of a .csv or .parquet, the column of the entries.")
+@click.option(
+    "--near",
+    is_flag=True,
+    help="Take out near copies of them by PDQ, too, and keep their hashes, so that none comes back.",
+)
 @click.option("--name", help="What the reports call it; by default the name of its file.")
 @work_option("The --work of the run.")
 @click.option("--no-work", is_flag=True, help="The --work of the run is gone.")
@@ -31,6 +36,7 @@ def remove(
     kind: str,
     distance: int | None,
     column: str | None,
+    near: bool,
     name: str | None,
     work: Path,
     no_work: bool,
@@ -40,8 +46,11 @@ def remove(
 
     With them go images of the same bytes, and the copies that they stood for: nothing takes their
     place. Shards that hold them are written anew, what stays keeps its key, and the reports say
-    `unsafe`. Vectors of them go from WORK with the units that hold them. The crawl is not touched,
-    and a new run takes them in again unless its pipeline has the list in `lists`.
+    `unsafe`. Vectors of them go from WORK with the units that hold them, and from OUT the centroids
+    of their clusters. The crawl is not touched, and a new run takes them in again unless its pipeline
+    has the list in `lists`. `lvd-curate update` and `run --since` know them again by their bytes, and
+    with --near, which needs a run with a list of kind pdq in its `lists` (an empty one will do), their
+    near copies; without it these are new images.
     """
     from curate.filters.lists import ListSettings
     from curate.removal.remove import remove
@@ -51,5 +60,5 @@ def remove(
     settings = validate(ListSettings, asked, file="--list")
     place = None if no_work else work.absolute()
     name = name or Path(path).stem
-    for line in remove(out.absolute(), name, settings, place, dry_run=dry_run):
+    for line in remove(out.absolute(), name, settings, place, near=near, dry_run=dry_run):
         click.echo(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ for parts that were set aside."""
 @click.command()
 @request_options()
 @folder("--out", help="Where the result goes; by default runs/curate/<crawl>-<seed>.")
+@folder(
+    "--since",
+    metavar="OLD",
+    help="A finished result to go on from: what it exported stays. With --replace OUT itself.",
+)
 @executor_option()
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, and the disk space it needs."
@@ -33,6 +39,7 @@ for parts that were set aside."""
 @retry_option()
 def run(
     out: Path | None,
+    since: Path | None,
     executor: ExecutorName,
     dry_run: bool,
     replace: bool,
@@ -44,25 +51,77 @@ def run(
     What an earlier run left in --work is used again, whoever started it; a run that was killed
     goes on where it stopped. The exit status is 3 where it is done but for parts that failed again
     and again for reasons of their own.
+
+    --since OLD, for a crawl that has grown: what OLD exported stays, whatever the seeds and budgets of
+    this run say, and stands for its copies; only filters, lists and holdouts of this run drop it.
+    Thresholds that were measured for OLD are kept, and so are its centroids until the images have
+    drifted from them (cluster.drift); all other settings are those of this run, and all shards are
+    written anew. `lvd-curate update OLD` adds shards to OLD instead.
     """
     from curate.calibration.pairing import wrong_pairings
     from curate.dry_run import describe
     from curate.execution.copies import require_places
-    from curate.execution.output import Output
+    from curate.execution.output import SINCE, Output, finish_swap
+    from curate.increment import read_run
     from curate.plan import check_export, comparable, pinned, writable
+    from shared.errors import LvdError
     from shared.progress import warn
 
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
     require_places(plan.request.settings.export.also, out, plan.work)
-    output = Output(out.absolute(), comparable(plan.request), replace)
+    settings = comparable(plan.request)
+    if since is not None:
+        since = since.resolve()
+        finish_swap(since)
+        settings[SINCE] = read_run(since)["address"]
+        if since == out.resolve() and not replace:
+            raise LvdError(
+                f"--since {since} is --out itself: say --replace to swap it at the end, or name "
+                "another --out"
+            )
+    output = Output(out.absolute(), settings, replace)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
-    if dry_run:
+    if since is not None:
+        go_on_from(since, plan, output, out, executor, retry, adds=False, dry_run=dry_run)
+    elif dry_run:
         click.echo(describe(plan, out))
-        return
-    carry_out(pinned(plan), output, out, executor, retry)
+    else:
+        carry_out(pinned(plan), output, out, executor, retry)
+
+
+def go_on_from(
+    old: Path,
+    plan: Plan,
+    output: Output,
+    out: Path,
+    executor: ExecutorName,
+    retry: str | None,
+    *,
+    adds: bool,
+    dry_run: bool,
+) -> None:
+    """Carry out a plan whose images are judged beside those of the finished result `old`.
+
+    With `adds` that is `out`, and gets new shards. With `dry_run` say what there would be to do.
+    """
+    from curate.dry_run import describe
+    from curate.increment import read_before, refuse_weighing
+    from curate.plan import pinned
+    from shared.locks import scratch_folder
+
+    refuse_weighing(plan.request.settings)
+    with scratch_folder(plan.work / "scratch") as scratch:
+        before = read_before(old, plan.work, scratch, adds=adds)
+        plan = dataclasses.replace(plan, before=before)
+        if dry_run:
+            click.echo(describe(plan, out))
+            return
+        plan = pinned(plan)
+        before.require_models(plan.embedders)
+        carry_out(plan, output, out, executor, retry)
 
 
 def carry_out(

@@ -37,12 +37,14 @@ def settle(
     central: bool,
     floor: float | None,
     threads: int,
+    stays: int = 0,
     *,
     out: Path,
 ) -> dict[str, int]:
     """Write `settled.npy` of the components `first` to `last`: int64 ranks [m, 2].
 
     A row is a content and the one that stands for it. `hashed` is what `hashes.cover_copies` wrote.
+    One of the `stays` best ranks stands for its component even where another is more central.
     """
     use_threads(threads)
     members, group = load_members(listed, first, last)
@@ -57,8 +59,9 @@ def settle(
     for rows in np.split(np.arange(len(members)), edges):
         if len(rows):
             together = np.searchsorted(rank[rows], best[rows])
+            is_free = central and bool(rank[rows[0]] >= stays)
             vectors = collection.vectors(members[rows])
-            own = settle_component(vectors, together, threshold, central, floor)
+            own = settle_component(vectors, together, threshold, is_free, floor)
             stands[rows] = rank[rows[own]]
     np.save(out / "settled.npy", np.stack([rank, stands], 1))
     return {"contents": len(members)}

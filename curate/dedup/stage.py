@@ -150,7 +150,8 @@ class _Dedup:
         central = keep.POLICIES[settings.keep].central
         covered = hashed.stands.parent if hashed else None
         read = (self.collection, self.ranks, listed, covered)
-        how = (self.threshold, central, settings.chain_floor, self.threads)
+        stays = len(self.collection.exported)
+        how = (self.threshold, central, settings.chain_floor, self.threads, stays)
         units = [Unit(f"settle-{first:012d}", (*read, first, last, *how)) for first, last in ranges]
         self.runner.run(self.stage, settle.settle, units, note="looking at components")
         folders = [home / unit.name for unit in units]

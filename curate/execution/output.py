@@ -33,6 +33,8 @@ from shared.storage import (
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
 TIMINGS = "timings.json"
+SINCE = "since"
+"""The setting that names, by its address, the result that one was made since."""
 ADDRESS = ".address"
 OWN = {
     *(RUN, USED, FILES, ADDRESS, TIMINGS, DATASHEET, CLUSTERS),
@@ -148,13 +150,36 @@ class Output:
         """Put the centroids of a unit beside the shards, for a run that adds to this one."""
         link_or_copy(folder / CENTROIDS, self.clusters / CENTROIDS)
 
+    def is_up_to_date(self, before: Before, inputs: str) -> bool:
+        """Tell whether `out` is the result that a run of these inputs goes on from, and all of it is old."""
+        own, there = flat(self.settings), flat(before.run["settings"])
+        same = {**own, SINCE: None} == {**there, SINCE: None}
+        return same and before.inputs == inputs and before.is_at(self.out)
+
+    def describe_growth(self, crawl: str, images: int) -> str:
+        """Return a line where `out` holds the result of fewer images of a crawl than there are, or ""."""
+        there = read_optional(self.out / RUN)
+        held = there.get("datasets", {}).get("crawl", {}).get("images", images)
+        if there.get("crawl") != crawl or held >= images:
+            return ""
+        return (
+            f"{self.out} holds a result of {held:,} images, and crawl {crawl} has {images:,} now: all "
+            "are judged anew. To keep what is exported, stop this run and say lvd-curate update "
+            f"{self.out}, which adds shards to it, or run --since {self.out} --replace, which writes all anew"
+        )
+
     def keep(self, before: Before) -> None:
-        """Take over the shards, and the list of what was removed, of the result that is added to."""
-        if read_json(self.out / RUN) != before.run:
-            raise LvdError(f"{self.out} was changed by another process meanwhile: call this again")
+        """Take over the list of what was removed from the result that the run goes on from.
+
+        Where it adds to that, its shards, too.
+        """
+        if read_optional(before.out / RUN) != before.run:
+            raise LvdError(
+                f"{before.out} was changed by another process meanwhile: call this again"
+            )
         known = read_optional(before.out / FILES)
-        kept = [before.out / "reports" / REMOVED, *sorted((before.out / "shards").glob("*"))]
-        for path in filter(Path.exists, kept):
+        shards = sorted((before.out / "shards").glob("*")) if before.written else []
+        for path in filter(Path.exists, [before.out / "reports" / REMOVED, *shards]):
             name = path.relative_to(before.out).as_posix()
             link_or_copy(path, self.partial / name)
             if name in known:
@@ -211,6 +236,14 @@ def note_hashes(out: Path, names: Iterable[str]) -> None:
             for name in names
         }
         write_json(out / FILES, read_json(out / FILES) | now)
+
+
+def finish_swap(out: Path) -> None:
+    """Finish a swap of `out` that was cut off between its two renames."""
+    output = Output(out, {}, replace=True)
+    if not out.exists() and output.partial.exists():
+        with output.locked():
+            pass
 
 
 def lock_file(out: Path) -> Path:

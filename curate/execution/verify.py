@@ -27,6 +27,7 @@ STAGES = (
         "retrieve",
         "choose",
         "balance",
+        "top_up",
         "select",
         "audit",
     ),

@@ -1,6 +1,7 @@
 """Stage cluster: spherical k-means on a seeded sample, then every vector beside its neighbours.
 
-Where a run adds to a result, the centroids of that are kept until its images have drifted from them.
+Where a run goes on from a result, the centroids of that are kept until the images have drifted from
+them.
 
 Units: `centroids` (reduce), `assign` (map over blocks of numbers: every vector gets its cluster)
 and `members` (regroup: the vectors of a range of clusters, one of each distinct content, side by
@@ -51,8 +52,8 @@ class ClusterSettings(BaseModel):
     seed: int = 0
     drift: float = Field(0.1, ge=0)
     """How much farther from its centroid an image may be on average, as a share, than when the
-    centroids were found, before `lvd-curate update` finds new ones. It does so, too, for more than
-    `GROWN` times the images."""
+    centroids were found, before `lvd-curate update` or `run --since` finds new ones. They do so, too,
+    for more than `GROWN` times the images. It decides nothing in any other run."""
 
 
 GROWN = 4

@@ -8,8 +8,8 @@ crawled ones, with the crawled images that were left out as copies of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
-from curate.filters.lists import CompiledList, listed
+from curate.filters.lists import CompiledList, ListSettings, compile_lists, listed
 from curate.report.tables import SEED_IMAGES, image_files, table_files
 from shared.errors import LvdError
 
@@ -46,10 +46,11 @@ REMOVED = pa.schema(
         ("decision", pa.string()),
         ("reason", pa.string()),
         ("list", pa.string()),
+        ("pdq", pa.string()),
     ]
 )
 """`reports/removed.parquet`: what was taken out, sorted by key; `seed` is null for what was crawled,
-`decision` that of before."""
+`decision` that of before. `pdq` is the hash whose near copies stay out, too, null where none do."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,29 @@ class Gone:
     shard: str | None
     """Where it was written, with `output_key`; None for both where it was not kept."""
     output_key: str | None
+    pdq: str | None = None
+    """By which near copies of it are to be known; None where these stay."""
+
+
+def find_near(out: Path, gone: Sequence[Gone], scratch: Path) -> list[Gone]:
+    """Return what goes with the near copies of these by PDQ, and these with their hashes.
+
+    `scratch` is for the list of the hashes. Raises LvdError where a result has none.
+    """
+    _require_column(out, "pdq")
+    known = {(each.table, each.row): each for each in gone}
+    for name, start, images in _blocks(out):
+        for (table, row), each in known.items():
+            if table == name and start <= row < start + len(images):
+                known[table, row] = replace(each, pdq=images["pdq"][row - start].as_py())
+    if not gone:
+        return []
+    path = scratch / "near.txt"
+    path.write_text("".join(f"{each.pdq}\n" for each in known.values() if each.pdq))
+    settings = ListSettings(kind="pdq", path=str(path))
+    [near] = compile_lists({gone[0].list: settings}, scratch, scratch)
+    more = {(each.table, each.row): each for each in find_gone(out, near)}
+    return [found for _, found in sorted({**more, **known}.items())]
 
 
 def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
@@ -80,7 +104,7 @@ def find_gone(out: Path, asked: CompiledList) -> list[Gone]:
     where no crawled image has what the list is of.
     """
     gone: dict[tuple[str, int], Gone] = {}
-    _require_column(out, asked)
+    _require_column(out, asked.column)
     for name, start, images in _blocks(out):
         [check] = listed(images, [asked])
         for row in np.flatnonzero(check.failing & _readable(images)).tolist():
@@ -120,14 +144,15 @@ def read_removed(out: Path) -> pa.Table:
     return pq.read_table(path) if path.exists() else REMOVED.empty_table()
 
 
-def _require_column(out: Path, asked: CompiledList) -> None:
+def _require_column(out: Path, name: str) -> None:
     for path in table_files(out, "images"):
-        if asked.column in pq.read_schema(path).names:
-            column = pq.read_table(path, columns=[asked.column])[asked.column]
+        if name in pq.read_schema(path).names:
+            column = pq.read_table(path, columns=[name])[name]
             if column.null_count < len(column):
                 return
-    hint = ": runs with a list of that kind in `lists` have it" if asked.kind == "pdq" else ""
-    raise LvdError(f"{out}: no image has a {asked.column}, by which the list names them{hint}")
+    hint = ": runs with a list of kind pdq in `lists`, be it empty, have it"
+    said = f"{out}: no image has a {name}, by which images would be found"
+    raise LvdError(said + (hint if name == "pdq" else ""))
 
 
 def _blocks(out: Path) -> Iterator[tuple[str, int, pa.Table]]:

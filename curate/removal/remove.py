@@ -17,7 +17,7 @@ from curate.execution.gc import refuse_while_at_work
 from curate.execution.output import RUN, Output
 from curate.export.selection_list import list_files
 from curate.filters.lists import ListSettings, compile_lists
-from curate.removal.gone import Gone, find_gone, read_removed
+from curate.removal.gone import Gone, find_gone, find_near, read_removed
 from curate.removal.result import rewrite
 from curate.removal.work import drop, units_with
 from shared.datasets import WORK_MARKER
@@ -28,9 +28,17 @@ from shared.storage import read_json
 
 
 def remove(
-    out: Path, name: str, settings: ListSettings, work: Path | None, *, dry_run: bool
+    out: Path,
+    name: str,
+    settings: ListSettings,
+    work: Path | None,
+    *,
+    near: bool = False,
+    dry_run: bool,
 ) -> Iterator[str]:
     """Take the images that a list names out of `out` and `work`; yield lines that say which.
+
+    With `near` their near copies by PDQ go too, and those that come later stay out.
 
     Raises LvdError, and changes nothing, where the list is wrong, `out` is no finished result,
     `work` no work folder, or a run is at work on either.
@@ -54,6 +62,8 @@ def remove(
             scratch = stack.enter_context(scratch_folder(work / "scratch"))
             refuse_while_at_work(work, scratch)
         gone = find_gone(out, compiled)
+        if near:
+            gone = find_near(out, gone, temporary)
         yield from (f"{each.key}  {each.was}  {each.reason}" for each in gone)
         if gone and not dry_run:
             source = {"name": name, "content": compiled.content, **settings.model_dump()}

@@ -21,6 +21,7 @@ from jaxtyping import Int64
 from curate.execution.output import FILES, RUN, Output
 from curate.export.selection_list import list_files
 from curate.redraw import picture_files, redraw
+from curate.removal.centroids import drop_centroids
 from curate.removal.embeddings import drop_embeddings
 from curate.removal.gone import REMOVED, Gone, read_removed
 from curate.report import groups as group_table
@@ -48,7 +49,7 @@ def rewrite(
     output.begin(fingerprint([VERSION, source, [each.key for each in gone]]))
     made = {RUN, FILES, DATASHEET, *_write_reports(out, new, gone)}
     made |= {*_write_shards(out, new, gone), *_write_list(out, new, gone)}
-    made |= set(drop_embeddings(out, new, gone))
+    made |= {*drop_embeddings(out, new, gone), *drop_centroids(out, new, gone)}
     run = read_json(out / RUN)
     removed = [*run.get("removed", []), {**source, "images": len(gone)}]
     write_json(new / RUN, {**run, "removed": removed}, output.scratch)
@@ -132,18 +133,22 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
                 "decision": each.was,
                 "reason": each.reason,
                 "list": each.list,
+                "pdq": each.pdq,
             }
             for each in gone
         ],
         REMOVED,
     )
-    removed = pa.concat_tables([read_removed(out), said]).sort_by("key")
+    there = [read_removed(out), said]
+    removed = pa.concat_tables(there, promote_options="default").sort_by("key")
     pq.write_table(removed, new / "reports" / "removed.parquet", compression="zstd")
     yield "reports/removed.parquet"
     groups = {group: members for group, members in left.items() if members > 1}
     funnel = _count(read_funnel(out), gone, removed, groups, chains)
     if counts is not None:
         funnel["balance"] |= describe_clusters(counts)
+    if funnel.get("top_up"):
+        funnel["top_up"] |= {"kept": funnel["decisions"]["kept"]}
     write_json(new / "reports" / "funnel.json", funnel)
     yield "reports/funnel.json"
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int8, Int32
+from jaxtyping import Bool, Float32, Int8, Int32
 
 from curate.retrieval.answers import Answers
+from curate.selection.top_up import TopUp
 from curate.selection.wishes import OVER_BUDGET
 
 
@@ -20,11 +21,14 @@ def why_over_budget(
     cluster: Int32[np.ndarray, " n"],
     max_images: int | None,
     balanced: Path | None,
+    left: Bool[np.ndarray, " n"],
+    topped_up: TopUp | None,
 ) -> Callable[[int], str]:
     """Return what says of a row which budget has no room for it.
 
     `missed` is why each seed does not want an image, `similarity` its cosine with the nearest one,
-    `cluster` the lowest cluster that it is balanced in, or -1, and `balanced` where their counts are.
+    `cluster` the lowest cluster that it is balanced in, or -1, and `balanced` where their counts are;
+    `left` is what `topped_up` has left.
     """
     counts = None if balanced is None else pq.read_table(balanced / "balance.parquet")
 
@@ -34,6 +38,12 @@ def why_over_budget(
             return (
                 f"balance takes {kept:,} of the {images:,} images of its cluster {cluster[row]}, "
                 "and not this one"
+            )
+        if topped_up is not None and left[row]:
+            told = topped_up.told
+            return (
+                f"top_up takes {told['kept']:,} of {told['retrieved']:,} images, each no more similar to "
+                "what was held or taken before it than this one"
             )
         best = f"not among the {max_images} most similar"
         if not (missed[:, row] == 0).any():

@@ -25,7 +25,7 @@ def life(out: Path, key: str) -> dict[str, Any]:
     `MEMBERS` of its `members`: the representative, this image, the others by similarity;
     `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it;
     `balance_cluster`: its row in `balance.parquet`, and `weight`: how often it is to be drawn, or
-    None; `written`: None, or the `shard`, or list, and the `key` in it.
+    None; `top_up_similarity`: its cosine with what was held or taken before it, or None; `written`: None, or the `shard`, or list, and the `key` in it.
     LvdError, with the nearest keys, where no crawled image has this key.
     """
     funnel = read_funnel(out)
@@ -59,6 +59,7 @@ def life(out: Path, key: str) -> dict[str, Any]:
         "wanted_by": image.get("seeds") or [],
         "balance_cluster": image.get("balance_cluster"),
         "weight": image.get("weight"),
+        "top_up_similarity": image.get("top_up_similarity"),
         "thresholds": thresholds,
         "written": written,
     }
@@ -81,6 +82,7 @@ def explain(out: Path, key: str) -> str:
             ("scores", _scores(told["scores"])),
             ("cluster", told["cluster"]),
             ("balance", _balance(told)),
+            ("top-up", _top_up(told["top_up_similarity"])),
         ]
     )
     lines += [*_group_lines(told), *_seed_lines(told)]
@@ -134,7 +136,7 @@ def _why(
     nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
     if wanted is not None and decision == "kept":
         if np.float32(similarity) < np.float32(wanted):
-            return f"kept from before an update, whose threshold is {wanted:.6g}: {nearest}"
+            return f"kept from an earlier result; the threshold is {wanted:.6g}: {nearest}"
         return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
     if decision == "irrelevant":
         return reason
@@ -204,6 +206,12 @@ def _balance(told: dict[str, Any]) -> str:
         return ""
     drawn = "" if told["weight"] in (None, 1) else f", to be drawn {told['weight']:,} times"
     return f"in cluster {told['balance_cluster']}{drawn}"
+
+
+def _top_up(similarity: float | None) -> str:
+    if similarity is None:
+        return ""
+    return f"cosine {similarity:.4f} with the nearest that was held or taken before it"
 
 
 def _table(pairs: list[tuple[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from curate.report.balance import describe_balance, describe_levels
 from curate.report.contact_sheets import Sheet
 from curate.report.false_copies import advice, false_copies
 from curate.report.summary import SOURCES, headline, share
+from curate.selection.top_up import describe_top_up
 from shared.page import render_page
 
 CHART_OF = {"threshold": "similarities", "borderline_copies": "copy_similarities"}
@@ -82,6 +83,8 @@ def _settings(funnel: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, seed in funnel.get("seeds", {}).items():
         kind = "bars" if seed["negative"] else f"{seed['strategy']} retrieves"
         yield f"seed {name}", f"{kind} {seed['retrieved']:,} images", seed["description"]
+    if told := funnel.get("top_up"):
+        yield "top-up", f"keeps {told['kept']:,} images", describe_top_up(told)
     recall = funnel.get("dedup_recall") or {}
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"

@@ -34,6 +34,7 @@ from curate.report.hits import Hit, find_chains, find_hits
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
+from curate.selection.top_up import TopUp
 
 VERSION = 8
 
@@ -62,6 +63,7 @@ IMAGES = pa.schema(
         ("seeds", pa.list_(pa.string())),
         ("weight", pa.int32()),
         ("balance_cluster", pa.int32()),
+        ("top_up_similarity", pa.float32()),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
         ("scores", pa.map_(pa.string(), pa.float64())),
@@ -132,6 +134,7 @@ class Decided:
     bounds: ShardBounds
     balanced: Path | None = None
     hashed: Hashed | None = None
+    topped_up: TopUp | None = None
 
 
 def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
@@ -162,6 +165,11 @@ class _Block:
         self.balance_cluster = np.full(len(self.numbers), -1, np.int32)
         if decided.balanced is not None:
             self.balance_cluster = of(decided.selected / "balance_cluster.npy")
+        self.top_up_similarity = np.full(len(self.numbers), np.nan, np.float32)
+        self.left = np.zeros(len(self.numbers), bool)
+        if decided.topped_up is not None:
+            self.top_up_similarity = of(decided.selected / "top_up_similarity.npy")
+            self.left = of(decided.selected / "top_up_left.npy")
         self.missed = np.load(decided.selected / "missed.npy", mmap_mode="r")[:, self.numbers]
         self.representative = of(decided.groups / "representative.npy")
         self.grouped = of(decided.groups / "grouped.npy")
@@ -253,6 +261,9 @@ class _Block:
             "balance_cluster": pa.array(
                 self.balance_cluster, pa.int32(), mask=self.balance_cluster < 0
             ),
+            "top_up_similarity": pa.array(
+                self.top_up_similarity, pa.float32(), mask=np.isnan(self.top_up_similarity)
+            ),
             "output_shard": pa.array([shard for shard, _ in outputs], pa.string()),
             "output_key": pa.array([key for _, key in outputs], pa.string()),
             "scores": pa.array(self._scores(), IMAGES.field("scores").type),
@@ -313,7 +324,7 @@ class _Block:
         irrelevant = self._why_irrelevant()
         over_budget = why_over_budget(
             *(decided.answers, self.missed, self._first_similarity(), self.balance_cluster),
-            *(decided.max_images, decided.balanced),
+            *(decided.max_images, decided.balanced, self.left, decided.topped_up),
         )
         for row, code in enumerate(self.decision):
             name = DECISIONS[code]

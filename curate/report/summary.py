@@ -19,6 +19,7 @@ from curate.report.balance import balance_table, describe_balance
 from curate.report.false_copies import advice, false_copies
 from curate.report.seeds import seed_table
 from curate.report.tables import read_funnel
+from curate.selection.top_up import describe_top_up
 from shared.progress import WIDTH, duration, printable, rate
 from shared.storage import read_optional
 
@@ -72,6 +73,9 @@ def _blocks(
         yield Text("\nBalance", style="bold")
         yield _indented(Text(describe_balance(balance)))
         yield _indented(balance_table(balance))
+    if told := funnel.get("top_up"):
+        yield Text("\nTop-up", style="bold")
+        yield _indented(Text(describe_top_up(told)))
     if timings.get("stages"):
         yield Text("\nTime", style="bold")
         yield _indented(_time_table(timings))

@@ -13,12 +13,14 @@ import numpy as np
 from jaxtyping import Bool, Int8, Int64, Integer
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
+from curate.catalogue.exported import ANEW
 from curate.catalogue.keyed_order import hash_keys
 from curate.dedup.chains import Dropped, load_chains
 from curate.filters.decisions import CODE, DECISIONS, OPEN
 from curate.retrieval.answers import Answers
 from curate.selection.balance import Balanced
 from curate.selection.include import Included
+from curate.selection.top_up import TopUp
 from curate.selection.wishes import Wish, addresses_of, gather_wishes, wishes_of
 from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
@@ -31,7 +33,8 @@ VERSION = 7
 class Selected:
     """The decisions, as `select` leaves them in `folder`, and how many there are of each.
 
-    `exported` counts the images of the shards, with those of included seeds.
+    `exported` counts the images of the shards, with those of included seeds, and `stayed` those of them
+    that the result held which the run goes on from.
 
     `wanted` and `barred` count for each seed what its strategy has `found`, what of that it has
     `retrieved` within its budget, and what no other of them did, `alone`.
@@ -40,6 +43,7 @@ class Selected:
     folder: Path
     decisions: dict[str, int]
     exported: int
+    stayed: int
     wanted: list[dict[str, int]]
     barred: list[dict[str, int]]
     address: str
@@ -54,6 +58,7 @@ def decide(
     included: Included,
     max_images: int | None,
     balanced: Balanced,
+    topped_up: TopUp | None,
     seed: int,
 ) -> Selected:
     """Decide about every image, and deal the kept ones to shards in an order by `seed`."""
@@ -65,13 +70,14 @@ def decide(
         [
             *(crawl.address, addresses_of(wanted), addresses_of(barred)),
             *(dropped.address, included.addresses, balanced.address),
+            topped_up and topped_up.address,
         ],
         [max_images, seed],
     )
     args = (
         *(crawl.collection, groups, dropped.folder, wishes_of(wanted), wishes_of(barred)),
         *(list(zip(own, included.folders, strict=True)), max_images, seed),
-        balanced.folder,
+        *(balanced.folder, topped_up and topped_up.folder),
     )
     [result] = runner.run(stage, select, [Unit("all", args)])
     return Selected(runner.folder(stage) / "all", **result, address=stage.address)
@@ -87,6 +93,7 @@ def select(
     max_images: int | None,
     seed: int,
     balanced: Path | None = None,
+    topped_up: Path | None = None,
     *,
     out: Path,
 ) -> dict:
@@ -99,19 +106,29 @@ def select(
     seed wants it, 0, else its strategy's code of why not, or `OVER_BUDGET`; 0 for all others.
     `barred.npy` int16 is the first negative seed that bars an image, or -1. `weight.npy` int32 is how
     often a kept image is to be drawn, 0 for all others; of what is retrieved within all budgets it is
-    what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1.
+    what `balanced` says, where it is given, and `balance_cluster.npy` int32 is then the cluster, or -1;
+    or what `topped_up` says: then `top_up_similarity.npy` float32 is its `similarity`, and
+    `top_up_left.npy` bool what it has left.
 
-    Where the run adds to a result, what that holds comes first, in its order there.
+    Where the run goes on from a result, what that holds is kept, and where it adds to its shards, comes
+    first, in its order there.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
     wishes = gather_wishes(wanted, barred, max_images)
     numbers, count = wishes.numbers, len(crawl)
     weight = np.zeros(count, np.int32)
-    weight[numbers] = wishes.taken if balanced is None else np.load(balanced / "weight.npy")
+    drawn = balanced or topped_up
+    weight[numbers] = wishes.taken if drawn is None else np.load(drawn / "weight.npy")
     np.save(out / "weight.npy", weight)
     if balanced is not None:
         cluster = np.load(balanced / "cluster.npy")
         np.save(out / "balance_cluster.npy", _by_number(cluster, numbers, count))
+    if topped_up is not None:
+        similarity, left = np.full(count, np.nan, np.float32), np.zeros(count, bool)
+        similarity[numbers] = np.load(topped_up / "similarity.npy")
+        left[numbers] = np.load(topped_up / "left.npy")
+        np.save(out / "top_up_similarity.npy", similarity)
+        np.save(out / "top_up_left.npy", left)
     np.save(out / "barred.npy", _by_number(wishes.barred_by, numbers, count))
     missed = np.lib.format.open_memmap(
         out / "missed.npy", mode="w+", dtype=np.int8, shape=(len(wanted), count)
@@ -133,6 +150,10 @@ def select(
     return {
         "decisions": dict(zip(DECISIONS, counts.tolist(), strict=True)),
         "exported": exported,
+        "stayed": sum(
+            int((own[data.exported[:, 0]] == CODE["kept"]).sum())
+            for data, own in [(crawl, decision), *of_seeds]
+        ),
         "wanted": _count(wishes.retrieved, wishes.found),
         "barred": _count(wishes.bars, wishes.bars),
     }
@@ -140,9 +161,10 @@ def select(
 
 def _require_kept(datasets: list[tuple[Collection, Decisions]]) -> None:
     """Raise LvdError where images that the result to add to holds would not be kept."""
-    lost = sum(
-        int((decision[data.exported[:, 0]] != CODE["kept"]).sum()) for data, decision in datasets
-    )
+    lost = 0
+    for data, decision in datasets:
+        numbers, places = data.exported.T
+        lost += int((decision[numbers[places != ANEW]] != CODE["kept"]).sum())
     if lost:
         raise LvdError(
             f"{lost:,} images of the result to add to are copies of holdout images, or of images of "
@@ -183,8 +205,8 @@ def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) ->
 
 
 def _places(data: Collection, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Return where images stand in the shards of the result to add to; behind all others if nowhere."""
-    places = np.full(len(numbers), np.iinfo(np.int64).max)
+    """Return where images stand in the shards of the result to add to; behind all of them if nowhere."""
+    places = np.full(len(numbers), ANEW)
     known, there = data.exported.T
     found = np.isin(numbers, known)
     places[found] = there[np.searchsorted(known, numbers[found])]

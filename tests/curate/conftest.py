@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from growing_crawl import Site
 from pictures import encoded, picture, write_tar
 
 from curate.cli import main
@@ -103,3 +104,14 @@ def small_run(finished_once, tmp_path, monkeypatch):
     for name in ("work", "out"):
         shutil.copytree(finished_once.root / name, tmp_path / name, copy_function=shutil.copy2)
     return SmallRun(finished_once.data, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def grown_work(tmp_path_factory):
+    """A work folder that holds the vectors and the calibration of all that `growing_crawl` has."""
+    with pytest.MonkeyPatch.context() as patch:
+        site = Site(tmp_path_factory.mktemp("computed"), patch)
+        site("run")
+        site.grow()
+        site("update", site.out)
+    return site.work

@@ -2,174 +2,23 @@
 
 import json
 import shutil
-import tarfile
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from growing_crawl import LARGE, OWN, Site, decide_by_the_rule
 from pictures import encoded, picture, write_tar
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.keyed_order import keyed_hash
-from curate.cli import main
 from curate.filters.head import dim_of
 from shared.embedders import EmbedderSettings
 
-CONFIG = """
-datasets:
-  crawl: {path: ROOT/crawl}
-  seed: {path: ROOT/seed}
-  held: {path: ROOT/held}
-  own: {path: ROOT/own}
-embedders:
-  descriptor: {kind: descriptor}
-pipelines:
-  default:
-    crawl: crawl
-    seed: seed
-    embedder: descriptor
-    calibrate: {originals: 8}
-    cluster: {clusters: 3}
-    dedup: {threshold: 0.95}
-    retrieve: {threshold: -1}
-    report: {pictures: false}
-"""
-LARGE = (96, 80)
-
-
-OWN = (
-    "--set=seeds={own: {include: true, strategy: none}, seed: {threshold: -1}}",
-    "--set=seed=null",
-)
-
-
-class Site:
-    """A crawl that grows, and where commands leave their results."""
-
-    def __init__(self, root, monkeypatch):
-        self.root, self.data, self.work, self.out = root, root / "data", root / "work", root / "out"
-        monkeypatch.chdir(root)
-        old = {f"{n:03d}.jpg": encoded(picture(n)) for n in range(12)}
-        write_tar(self.data / "crawl" / "00001.tar", old)
-        more = {f"{n:03d}.jpg": encoded(picture(n)) for n in range(12, 24)}
-        write_tar(
-            self.data / "crawl" / "00002.tar", more | {"copy.png": encoded(picture(3), "PNG")}
-        )
-        for name, numbers in {"seed": range(100, 109), "held": [50], "own": [60, 61]}.items():
-            (self.data / name).mkdir()
-            for n in numbers:
-                (self.data / name / f"{n}.jpg").write_bytes(encoded(picture(n)))
-        (root / "pipelines.yaml").write_text(CONFIG.replace("ROOT", str(self.data)))
-
-    def grow(self):
-        """Add a part whose keys come first: new pictures, and better copies of old ones."""
-        new = {f"{n:03d}.jpg": encoded(picture(n)) for n in range(30, 40)}
-        better = {f"better{n}.jpg": encoded(picture(n, LARGE)) for n in (1, 14)}
-        same = {"same2.jpg": encoded(picture(2)), "same31.png": encoded(picture(31, LARGE), "PNG")}
-        write_tar(self.data / "crawl" / "00000.tar", new | better | same)
-
-    def __call__(self, command, *words, status=0):
-        asked = [command, *map(str, words)]
-        if command in ("run", "update"):
-            asked += ["--executor=inline"]
-            asked += [] if any("--work" in word for word in asked) else [f"--work={self.work}"]
-        if command == "run":
-            asked += [f"--out={self.out}", "--set=export.shard_size=7"]
-        result = CliRunner().invoke(main, asked)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == status, result.output
-        return result.output
-
-    def rows(self, table="images"):
-        found = pq.read_table(self.out / "reports" / f"{table}.parquet").to_pylist()
-        return {row["key"]: row for row in found}
-
-    def files(self):
-        return {
-            path.relative_to(self.out).as_posix(): path.read_bytes()
-            for path in self.out.rglob("*")
-            if path.is_file() and path.name != "timings.json"
-        }
-
-    def json(self, name):
-        return json.loads((self.out / name).read_text())
-
-    def require_whole(self):
-        """Compare what the shards hold with what the tables say that they hold."""
-        held, told = {}, {}
-        for path in sorted((self.out / "shards").glob("*.tar")):
-            with tarfile.open(path) as tar:
-                for entry in tar:
-                    if entry.name.endswith(".json"):
-                        sample = json.load(tar.extractfile(entry))
-                        held[entry.name.removesuffix(".json")] = sample["sha256"]
-        for name in ("images", "seed_images"):
-            if (self.out / "reports" / f"{name}.parquet").exists():
-                rows = self.rows(name).values()
-                told |= {row["output_key"]: row["sha256"] for row in rows if row["output_key"]}
-        assert held == told
-        self("verify", self.out)
-
-
-@pytest.fixture(scope="module")
-def computed(tmp_path_factory):
-    """Return a work folder that holds the vectors and the calibration of all that the tests see."""
-    with pytest.MonkeyPatch.context() as patch:
-        site = Site(tmp_path_factory.mktemp("computed"), patch)
-        site("run")
-        site.grow()
-        site("update", site.out)
-    return site.work
-
 
 @pytest.fixture
-def site(tmp_path, monkeypatch, computed):
-    shutil.copytree(computed, tmp_path / "work")
+def site(tmp_path, monkeypatch, grown_work):
+    shutil.copytree(grown_work, tmp_path / "work")
     return Site(tmp_path, monkeypatch)
-
-
-def decide_by_the_rule(site, exported, threshold, floor):
-    """Return decision and representative of every key, from all pairs of stored vectors in float64.
-
-    What is exported comes first, in the order of rank, and stands for itself; then the best first.
-    """
-    content = site.json("run.json")["datasets"]
-    crawl, seed = (
-        Collection(site.work / "catalogue" / content[role]["content"] / "all")
-        for role in ("crawl", "seed")
-    )
-    keys = crawl.keys(np.arange(len(crawl)))
-    facts = crawl.facts(np.arange(len(crawl)), ["sha256", "width", "height", "bytes"]).to_pylist()
-    vectors, seeds = (
-        each / np.linalg.norm(each, axis=1, keepdims=True)
-        for each in (
-            data.vectors(np.arange(len(data))).astype(np.float64) for data in (crawl, seed)
-        )
-    )
-
-    def rank(n):
-        fact = facts[n]
-        pixels = fact["width"] * fact["height"]
-        return keys[n] not in exported, -pixels, -fact["bytes"], keys[n]
-
-    by_bytes, stands, decided = {}, [], {}
-    for n in sorted(range(len(keys)), key=lambda n: (keys[n] not in exported, keys[n])):
-        by_bytes.setdefault(facts[n]["sha256"], n)
-    for n in sorted(by_bytes.values(), key=rank):
-        near = [r for r in stands if vectors[n] @ vectors[r] >= threshold]
-        if near and keys[n] not in exported:
-            decided[keys[n]] = "duplicate", keys[near[0]]
-        else:
-            stands.append(n)
-            relevant = keys[n] in exported or (seeds @ vectors[n]).max() >= floor
-            decided[keys[n]] = "kept" if relevant else "irrelevant", None
-    for n, key in enumerate(keys):
-        first = by_bytes[facts[n]["sha256"]]
-        if first != n:
-            decided[key] = "duplicate", decided[keys[first]][1] or keys[first]
-    return decided
 
 
 def test_an_update_keeps_what_is_there_and_adds_what_is_new(site):
@@ -310,7 +159,7 @@ def test_what_stays_below_the_new_threshold_is_not_called_relevant(site):
     kept = {k: r["seed_similarity"] for k, r in site.rows().items() if r["decision"] == "kept"}
     assert min(kept.values()) < threshold <= max(kept.values())
     for key, similarity in kept.items():
-        said = "relevant" if similarity >= threshold else "kept from before an update"
+        said = "relevant" if similarity >= threshold else "kept from an earlier result"
         assert f"  {said}" in site("explain", site.out, key)
 
 
@@ -591,3 +440,33 @@ def test_a_list_is_updated_too(site):
     assert f"In all {len(now)} images are listed in `selection.parquet`" in sheet
     assert "shards/" not in sheet
     site("verify", site.out)
+
+
+@pytest.mark.parametrize("clusters", [25, 3])
+def test_a_vector_of_what_was_removed_is_no_centroid_and_the_result_goes_on(site, clusters):
+    site("run", f"--set=cluster.clusters={clusters}")
+    content = site.json("run.json")["datasets"]["crawl"]["content"]
+    crawl = Collection(site.work / "catalogue" / content / "all")
+    [vector] = crawl.vectors(np.array([crawl.find("00001/004")])).astype(np.float64)
+    vector /= np.linalg.norm(vector)
+    path = site.out / "clusters" / "centroids.npy"
+    before = np.load(path)
+    cluster = site.rows()["00001/004"]["cluster"]
+    alone = clusters == 25
+    assert ((before @ vector).max() > 0.999999) == alone
+    (site.root / "out.txt").write_text("00001/004\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    after = np.load(path)
+    assert (after @ vector).max() < 0.9999
+    others = np.arange(len(before)) != cluster
+    assert not after[cluster].any()
+    assert np.array_equal(after[others], before[others])
+    site("verify", site.out)
+    site.grow()
+    site("update", site.out, "--set=cluster.drift=10")
+    kept = site.json("run.json")["clusters"]["kept"]
+    assert kept == (not alone)  # where each was its own centroid, any other is far from all
+    if kept:
+        assert np.array_equal(np.load(path), before[others])
+    assert site.rows()["00001/004"]["decision"] == "unsafe"
+    site.require_whole()
