@@ -48,8 +48,7 @@ def draw_sample(
         assert probes is not None
         asks[home == own] = probes.of(vectors[home == own], own)
     head = heads(vectors, np.load(clusters.centers / AXES))
-    about = {"numbers": numbers, "stored": stored, "heads": head}
-    np.savez(out / SAMPLE, home=home, asks=asks, **about)
+    np.savez(out / SAMPLE, home=home, asks=asks, numbers=numbers, stored=stored, heads=head)
     return {"queries": size}
 
 

@@ -127,8 +127,8 @@ class _Dedup:
             return before
         home, clusters = self.runner.folder(self.stage), self.clustered.clusters
         how = self.threshold, len(self.collection.exported), before, self.threads
-        args = (self.collection, self.ranks, clusters, *how)
-        self.runner.run(self.stage, leaders.find_leaders, [Unit("leaders", args)])
+        unit = Unit("leaders", (self.collection, self.ranks, clusters, *how))
+        self.runner.run(self.stage, leaders.find_leaders, [unit])
         led = home / "leaders"
         units = [
             Unit(
@@ -138,8 +138,8 @@ class _Dedup:
             for first, last in clusters.ranges
         ]
         self.runner.run(self.stage, leaders.follow_leaders, units, note="covering heaps")
-        args = (self.ranks, led, [home / unit.name for unit in units], before)
-        self.runner.run(self.stage, leaders.cover, [Unit("covered", args)])
+        unit = Unit("covered", (self.ranks, led, [home / unit.name for unit in units], before))
+        self.runner.run(self.stage, leaders.cover, [unit])
         return home / "covered"
 
     def settle(self, found: Path) -> tuple[Path, dict[str, int]]:
