@@ -34,6 +34,9 @@ VERSION = 6
 CENTROIDS, AXES = "centroids.npy", "axes.npy"
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
+BLOCKS_TOGETHER = 3
+"""Blocks' worth of vectors in a range of clusters: a search visits nearly all clusters for each range,
+so that fewer ranges cost fewer visits, and more of them share the work out better."""
 MAPPED = 4
 """Ranges of clusters whose files are mapped at a time."""
 
@@ -162,7 +165,7 @@ def _assign_all(
 def _lay_out(runner: Runner, together: int, done: _Assigned, fitted: dict[str, Any]) -> Clustered:
     stage, assigned = done.stage, done.units
     home = runner.folder(stage)
-    ranges = buckets(assigned, 2 * together)
+    ranges = buckets(assigned, BLOCKS_TOGETHER * together)
     units = [
         Unit(f"members-{first:08d}", (home / "centroids", assigned, first, last))
         for first, last in ranges
