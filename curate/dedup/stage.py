@@ -127,8 +127,8 @@ class _Dedup:
             return before
         home, clusters = self.runner.folder(self.stage), self.clustered.clusters
         how = self.threshold, len(self.collection.exported), before, self.threads
-        args = (self.collection, self.ranks, clusters, *how)
-        self.runner.run(self.stage, leaders.find_leaders, [Unit("leaders", args)])
+        unit = Unit("leaders", (self.collection, self.ranks, clusters, *how))
+        self.runner.run(self.stage, leaders.find_leaders, [unit])
         led = home / "leaders"
         units = [
             Unit(

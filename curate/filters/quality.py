@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool
 
 from curate.filters.decisions import Check
@@ -35,7 +36,7 @@ def needs_measures(settings: QualitySettings) -> bool:
 def corrupt(facts: pa.Table) -> Check:
     """Return the check for images that could not be read or decoded."""
     problems = facts["problem"]
-    failing = np.array([bool(text) for text in problems.to_pylist()], bool)
+    failing = pc.not_equal(problems.fill_null(""), "").to_numpy()
     return Check("corrupt", failing, lambda row: problems[row].as_py())
 
 

@@ -35,6 +35,9 @@ VERSION = 6
 CENTROIDS, AXES = "centroids.npy", "axes.npy"
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
+BLOCKS_TOGETHER = 3
+"""Blocks' worth of vectors in a range of clusters: a search visits nearly all clusters for each range,
+so that fewer ranges cost fewer visits, and more of them share the work out better."""
 MAPPED = 4
 """Ranges of clusters whose files are mapped at a time."""
 
@@ -163,7 +166,7 @@ def _assign_all(
 def _lay_out(runner: Runner, together: int, done: _Assigned, fitted: dict[str, Any]) -> Clustered:
     stage, assigned = done.stage, done.units
     home = runner.folder(stage)
-    ranges = buckets(assigned, together)
+    ranges = buckets(assigned, BLOCKS_TOGETHER * together)
     units = [
         Unit(f"members-{first:08d}", (home / "centroids", assigned, first, last))
         for first, last in ranges
@@ -190,6 +193,7 @@ def centroids(
 ) -> dict:
     """Write `centroids.npy`, float32 unit vectors [k, d], of a seeded sample of the collection.
 
+    Near ones follow one another, so that the members of a range of clusters are searched in few others.
     `before` has those that are kept in place of new ones. Beside them `axes.npy` [d, h]: the sample's
     principal directions, for the members' heads.
     """
@@ -198,6 +202,7 @@ def centroids(
     vectors = unit(collection.vectors(usable[sample_rows(len(usable), settings)]))
     if before is None:
         centers = find_centroids(vectors, len(usable), settings)
+        centers = centers[order_by_nearness(centers, settings)]
     else:
         centers = np.load(before / CENTROIDS)
     np.save(out / CENTROIDS, centers)
@@ -219,6 +224,15 @@ def find_centroids(
         return np.empty((0, sample.shape[1]), np.float32)
     k = _count_clusters(images, settings)
     return spherical_kmeans(sample, k, settings.iterations, settings.seed)
+
+
+def order_by_nearness(
+    centers: Float32[np.ndarray, "k d"], settings: ClusterSettings
+) -> Int64[np.ndarray, " k"]:
+    """Return an order of unit centroids in which those of one of about sqrt(k) clusters stand together."""
+    count = round(len(centers) ** 0.5)
+    coarse = spherical_kmeans(centers, count, settings.iterations, settings.seed)
+    return np.argsort(nearest(centers, coarse), kind="stable")
 
 
 def _count_clusters(images: int, settings: ClusterSettings) -> int:
@@ -335,7 +349,8 @@ class LoadedClusters:
         self.images = clusters.images
         self._firsts = np.array([first for first, _ in clusters.ranges])
         self._folders = clusters.folders
-        self._mapped: dict[int, tuple[np.ndarray, ...]] = {}
+        self.mapped: dict[int, tuple[np.ndarray, ...]] = {}
+        """By range, the one used last at the end."""
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -349,14 +364,14 @@ class LoadedClusters:
         return Searchable(vectors[rows], numbers[rows], head[rows])
 
     def _map(self, part: int) -> tuple[np.ndarray, ...]:
-        arrays = self._mapped.pop(part, None)
+        arrays = self.mapped.pop(part, None)
         if arrays is None:
             arrays = tuple(
                 np.load(self._folders[part] / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
             )
-        self._mapped[part] = arrays  # the last one used is the last one dropped
-        if len(self._mapped) > MAPPED:
-            del self._mapped[next(iter(self._mapped))]
+        self.mapped[part] = arrays
+        if len(self.mapped) > MAPPED:
+            del self.mapped[next(iter(self.mapped))]
         return arrays
 
 

@@ -273,6 +273,13 @@ def test_pictures_are_encoded_under_the_limit_that_they_were_admitted_under(tmp_
         export_shard(replace(kept, max_pixels=10), 0, ExportSettings(), out=tmp_path)
 
 
+def test_a_shard_reads_no_facts_of_parts(tmp_path, monkeypatch):
+    kept, _ = kept_of(tmp_path, write_tar(tmp_path / "in" / "p.tar", MEMBERS))
+    monkeypatch.setattr(Collection, "facts_of_part", None)
+    export_shard(kept, 0, ExportSettings(), out=tmp_path)
+    assert (tmp_path / "00000.tar").exists()
+
+
 def test_a_shard_that_failed_leaves_no_mark(tmp_path):
     path = write_tar(tmp_path / "in" / "p.tar", MEMBERS)
     kept, _ = kept_of(tmp_path, path)

@@ -1,13 +1,17 @@
 """What is opened and held for an image stays as much when there are more images."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_collection import from_vectors
+from made_collection import clumps, clustered, exact_cosines, from_vectors
 
 from curate.catalogue import collection as module
 from curate.catalogue.collection import block_size, read_rows
+from curate.neighbours import in_dataset
+from curate.neighbours.cluster import MAPPED
 
 
 def test_files_opened_by_all_blocks_of_all_blocks_grow_as_the_images():
@@ -46,3 +50,38 @@ def test_an_image_costs_one_row_group_of_its_part(tmp_path, monkeypatch):
         pq.write_table(pq.read_table(path), path, row_group_size=10)
     assert made.facts(np.array([3, 77, 4]))["key"].to_pylist() == made.keys(np.array([3, 77, 4]))
     assert read == [(1, 5), (1, 5)]
+
+
+def test_few_ranges_of_clusters_are_mapped_at_a_time(tmp_path, monkeypatch):
+    collection = from_vectors(tmp_path, clumps(0, 30, 8, 16, 0.3))
+    clusters, _ = clustered(collection, tmp_path, bucket=1)
+    assert len(clusters.ranges) > 3 * MAPPED
+    opened = []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path, **how: opened.append(path) or load(path, **how))
+    loaded = clusters.load()
+    held = 0
+    for cluster in range(len(loaded)):
+        held += len(loaded.of(cluster))
+        assert len(loaded.mapped) <= MAPPED
+    assert held == clusters.images == len(collection)
+    assert len(opened) == 1 + 4 * len(clusters.ranges)
+
+
+def test_the_memory_of_a_search_among_seeds_does_not_grow_with_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(in_dataset, "TOGETHER", 64)
+    monkeypatch.setattr(module, "block_size", lambda images: 64)
+    queries, peaks = clumps(1, 4, 4, 256, 0.3).astype(np.float16), []
+    for count in (300, 600, 1200):
+        vectors = clumps(2, count // 4, 4, 256, 0.3)
+        seed = from_vectors(tmp_path / str(count), vectors)
+        warm = in_dataset.nearest_images(queries, seed, 5)
+        tracemalloc.start()
+        similarity, numbers = in_dataset.nearest_images(queries, seed, 5)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        np.testing.assert_array_equal(warm[1], numbers)
+        exact = exact_cosines(queries, vectors)
+        np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :5], atol=1e-6)
+    assert max(peaks) < 1.2 * peaks[0]
+    assert max(peaks) < 1200 * 256 * 2
