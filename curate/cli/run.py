@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curate.cli.options import executor_option, folder, make_plan, request_options, retry_option
+from curate.cli.options import (
+    OutFolder,
+    WorkFolder,
+    executor_option,
+    folder,
+    make_plan,
+    request_options,
+    retry_option,
+)
 
 if TYPE_CHECKING:
     from curate.execution.output import Output
+    from curate.execution.published import Published
     from curate.execution.session import ExecutorName
     from curate.plan import Plan
 
@@ -21,8 +30,12 @@ for parts that were set aside."""
 
 
 @click.command()
-@request_options()
-@folder("--out", help="Where the result goes; by default runs/curate/<crawl>-<seed>.")
+@request_options(work=WorkFolder)
+@folder(
+    "--out",
+    kind=OutFolder,
+    help="Where the result goes, a folder or an fsspec URL; by default runs/curate/<crawl>-<seed>.",
+)
 @executor_option()
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, and the disk space it needs."
@@ -32,7 +45,7 @@ for parts that were set aside."""
 )
 @retry_option()
 def run(
-    out: Path | None,
+    out: Path | str | None,
     executor: ExecutorName,
     dry_run: bool,
     replace: bool,
@@ -49,27 +62,45 @@ def run(
     from curate.dry_run import describe
     from curate.execution.copies import require_places
     from curate.execution.output import Output
+    from curate.execution.published import open_published
     from curate.plan import check_export, comparable, pinned, writable
+    from shared.errors import LvdError
     from shared.progress import warn
 
+    published = None
+    if isinstance(out, str):
+        published = click.get_current_context().with_resource(open_published(out))
+        out = published.local
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
-    require_places(plan.request.settings.export.also, out, plan.work)
-    output = Output(out.absolute(), comparable(plan.request), replace)
+    also = plan.request.settings.export.also
+    require_places(also, out, plan.work)
+    if published is not None and also:
+        raise LvdError(
+            f"export.also {also[0]}: copies are made of a result on this machine, and --out is "
+            f"{published.url}: name one of the two"
+        )
+    name = published.url if published is not None else None
+    output = Output(out.absolute(), comparable(plan.request), replace, name)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
     if dry_run:
         click.echo(describe(plan, out))
         return
-    carry_out(pinned(plan), output, out, executor, retry)
+    carry_out(pinned(plan), output, out, executor, retry, published)
 
 
 def carry_out(
-    plan: Plan, output: Output, out: Path, executor: ExecutorName, retry: str | None
+    plan: Plan,
+    output: Output,
+    out: Path,
+    executor: ExecutorName,
+    retry: str | None,
+    published: Published | None = None,
 ) -> None:
-    """Run a plan into `output`, called `out`; show what came of it; exit with 3 where parts were set
-    aside."""
+    """Run a plan into `output`, called `out`, and to where it is `published`; show what came of it;
+    exit with 3 where parts were set aside."""
     from curate.execution.copies import note_places
     from curate.execution.output import name_latest
     from curate.execution.session import open_runner
@@ -90,11 +121,15 @@ def carry_out(
         settings = plan.request.settings.engine
         with open_runner(plan.work, settings, executor, output.out) as runner:
             made = curate(plan, output, runner)
-        name_latest(out)
+        if published is None:
+            name_latest(out)
+        elif made:
+            published.publish()
+        place = str(out) if published is None else published.url
         if not made:
-            say(f"{out} is complete and up to date: nothing to do")
+            say(f"{place} is complete and up to date: nothing to do")
         else:
-            click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)
+            click.echo(summary(out, colour=sys.stdout.isatty(), place=place), nl=False)
         note_places(output.out, also)
         failed = [line for place in also if (line := _copy(output.out, place))]
         if failed:

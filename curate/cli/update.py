@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from curate.cli.options import SET, executor_option, folder, retry_option, work_option
+from curate.cli.options import SET, LocalFolder, executor_option, folder, retry_option, work_option
 from curate.cli.run import carry_out
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=LocalFolder())
 @folder(
     "--config", default=Path("pipelines.yaml"), show_default=True, help="Datasets and embedders."
 )

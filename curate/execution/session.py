@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
 from curate.stage import EngineSettings
 from shared.datasets import WORK_MARKER
+from shared.errors import LvdError
 from shared.locks import scratch_folder
 from shared.storage import read_optional, reraise_disk_full, write_json
+from shared.stores import store_of
 
 ExecutorName = Literal["ray", "inline"]
 STATUS = "status"
@@ -26,6 +29,12 @@ def open_runner(
     work: Path, settings: EngineSettings, executor: ExecutorName, out: Path | None = None
 ) -> Iterator[StageRunner]:
     """Give a runner on `work`; `lvd-curate status` finds it there, and by `out`."""
+    store = store_of(work / WORK_MARKER)
+    if store is not None and executor == "ray" and os.environ.get("RAY_ADDRESS"):
+        raise LvdError(
+            f"--work {store.url}: a Ray cluster of several machines needs a --work that all of them "
+            "see: name a shared folder, or unset RAY_ADDRESS"
+        )
     with ExitStack() as stack:
         with reraise_disk_full(work):
             work.mkdir(parents=True, exist_ok=True)
