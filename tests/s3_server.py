@@ -4,7 +4,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,8 @@ class S3Server:
     """Of the server; `s3://bucket` is of the bucket."""
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    watch: Callable[[Request], None] | None = None
+    """Called with each request before it is answered."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, folder: Path, name: str) -> str:
@@ -80,6 +82,7 @@ class S3Server:
     def clear(self) -> None:
         """Remove all that is stored, asked and to fail."""
         self.faults.clear()
+        self.watch = None
         system = fsspec.filesystem("s3")
         system.invalidate_cache()
         for path in system.find(BUCKET):
@@ -96,6 +99,8 @@ class S3Server:
         )
         with self._lock:
             self.requests.append(about)
+            if self.watch is not None:
+                self.watch(about)
             fault = next((fault for fault in self.faults if fault.strikes(about)), None)
         if fault is None:
             return app(environ, start)

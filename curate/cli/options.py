@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from shared.errors import LvdError
-from shared.remote import is_remote
+from shared.commands import LocalFolder
 
 EMBEDDER = (
     "Finds copies and judges meaning, whatever the pipeline names for either: an embedder of the "
@@ -25,33 +24,6 @@ SET = (
     "Override a setting of the pipeline, such as dedup.threshold=0.9, export.shard_size=5000 or "
     "engine.workers=4 (a wrong name lists the right ones). Repeatable."
 )
-
-
-class LocalFolder(click.ParamType):
-    """A path of this machine; a URL is refused in one line."""
-
-    name = "path"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path | str:
-        """Return the path."""
-        if isinstance(value, str) and is_remote(value):
-            return self.convert_url(value, param, ctx)
-        return Path(value)
-
-    def convert_url(
-        self, url: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path | str:
-        """Return what a URL stands for."""
-        said = param.human_readable_name if isinstance(param, click.Argument) else "this option"
-        if isinstance(param, click.Option):
-            said = param.opts[0]
-        command = f"{ctx.info_name}: " if ctx is not None else ""
-        raise LvdError(
-            f"{command}{said} {url}: only the --work and --out of lvd-curate run may be URLs: name "
-            "a folder of this machine, with a copy of what is there"
-        )
 
 
 class WorkFolder(LocalFolder):

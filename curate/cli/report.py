@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from curate.cli.options import LocalFolder, work_option
+from curate.cli.options import work_option
+from shared.commands import LocalFolder
 
 
 @click.command()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from curate.cli.options import SET, LocalFolder, executor_option, folder, retry_option, work_option
+from curate.cli.options import SET, executor_option, folder, retry_option, work_option
 from curate.cli.run import carry_out
+from shared.commands import LocalFolder
 
 if TYPE_CHECKING:
     from curate.execution.session import ExecutorName

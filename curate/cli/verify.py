@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from curate.cli.options import LocalFolder
+from shared.commands import LocalFolder
 
 
 @click.command()

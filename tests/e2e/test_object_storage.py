@@ -1,9 +1,13 @@
 """Data, work and results on S3, that fails at times: a real client, a real server, the same bytes."""
 
+import os
+import signal
+
 import fsspec
 import pytest
 from click.testing import CliRunner
-from curated_site import TIMINGS, content, leftovers, result
+from curated_site import TIMINGS, content, result
+from forked import forked_command
 from s3_server import Fault, S3Server, serve
 
 from curate.cli import main
@@ -40,26 +44,15 @@ def test_data_behind_s3_gives_the_bytes_of_local_data(s3, site, undisturbed):
     assert result(site.root / "out", *places) == result(undisturbed.root / "out", *places)
 
 
-def test_a_run_goes_on_through_throttling_errors_resets_and_short_answers(s3, site, undisturbed):
-    words = stored_data(s3, site)
-    ways = ("SlowDown", "InternalError", "reset", "cut")
-    s3.faults += [Fault(way, "GET", every=n) for way, n in zip(ways, (7, 11, 13, 17), strict=True)]
-    site.run(*words)
-    assert all(fault.failed for fault in s3.faults)
-    places = (site.data, "s3://bucket/data")
-    assert result(site.root / "out", *places) == result(undisturbed.root / "out", *places)
-    assert leftovers(site) == []
-
-
 def on_s3(site, *words: str, work: bool = True) -> list[str]:
     """Return the words of a run whose OUT, and WORK too, lie on the server."""
     places = ["--out", "s3://bucket/runs/out"]
     return [*words, *places, *(["--work", "s3://bucket/work"] if work else [])]
 
 
-def stored_result(s3: S3Server, name: str = "runs/out") -> dict[str, bytes]:
+def stored_result(s3: S3Server) -> dict[str, bytes]:
     """Return the files of a result but the timings."""
-    return {path: data for path, data in s3.get(name).items() if path != TIMINGS}
+    return {path: data for path, data in s3.get("runs/out").items() if path != TIMINGS}
 
 
 def test_work_and_out_on_s3_give_the_bytes_of_local_ones(s3, site, undisturbed):
@@ -79,10 +72,77 @@ def test_what_is_committed_on_s3_is_not_computed_again(s3, site, undisturbed):
     site.run(*on_s3(site, "--set=retrieve.threshold=0.3", "--replace"))
     written = {each.path for each in s3.requests if each.method == "PUT"}
     stages = {path.split("/")[3] for path in written if path.startswith("/bucket/work/")}
-    assert "select" in stages or stages
+    assert "select" in stages
     assert stages.isdisjoint({"facts", "vectors", "cluster", "dedup", "stamps"})
     assert first.items() <= s3.get("work").items()
     assert stored_result(s3) != content(undisturbed.root / "out")
+
+
+def test_a_run_goes_on_through_throttling_errors_resets_and_short_answers(s3, site, undisturbed):
+    words = stored_data(s3, site)
+    ways = {"SlowDown": 7, "InternalError": 11, "reset": 13}
+    s3.faults += [Fault(way, every=every) for way, every in ways.items()]
+    s3.faults.append(Fault("cut", "GET", every=5))
+    site.run(*on_s3(site, *words))
+    faults = s3.faults[:]
+    s3.faults.clear()
+    assert all(fault.failed for fault in faults)
+    fetched = site.root / "fetched"
+    for name, data in s3.get("runs/out").items():
+        (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+        (fetched / name).write_bytes(data)
+    places = (site.data, "s3://bucket/data")
+    assert result(fetched, *places) == result(undisturbed.root / "out", *places)
+
+
+def test_a_store_that_goes_on_failing_is_one_line_and_the_same_command_goes_on(
+    s3, site, undisturbed
+):
+    s3.faults.append(Fault("SlowDown", "PUT", "/work/cluster/"))
+    said = site.run(*on_s3(site), status=2)
+    assert "the storage asks for fewer requests" in said.splitlines()[-1]
+    assert not s3.get("runs")
+    s3.faults.clear()
+    s3.requests.clear()
+    site.run(*on_s3(site))
+    assert not [each for each in s3.requests if each.method == "PUT" and "/facts/" in each.path]
+    assert stored_result(s3) == content(undisturbed.root / "out")
+
+
+MOMENTS = (
+    "work/vectors/",
+    "work/cluster/",
+    "work/select/",
+    "runs/out/shards/",
+    "runs/out/run.json",
+)
+"""What a run is about to store when it is killed."""
+
+
+def test_a_run_killed_while_it_stores_finishes_to_the_same_bytes(
+    s3, site, undisturbed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    environment = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    environment["TMPDIR"] = os.environ["TMPDIR"]
+    words = site.arguments(*on_s3(site))
+    for moment in MOMENTS:
+        with forked_command("curate.cli", words, tmp_path / "log", **environment) as process:
+
+            def kill(request, moment=moment, process=process):
+                if request.method == "PUT" and f"/bucket/{moment}" in request.path:
+                    s3.watch = None
+                    process.send_signal(signal.SIGKILL)
+
+            s3.watch = kill
+            assert process.wait() == -signal.SIGKILL, (moment, process.log.read_text())
+        assert "run.json" not in s3.get("runs/out")
+    site.run(*words[1:])
+    assert stored_result(s3) == content(undisturbed.root / "out")
+    assert set(s3.get("runs")) == {f"out/{name}" for name in s3.get("runs/out")}
+    assert not [*(tmp_path / "scratch" / "lvd-stores").iterdir()]
 
 
 def test_a_result_on_s3_of_other_settings_is_refused_in_one_line(s3, site):
