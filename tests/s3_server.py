@@ -63,6 +63,17 @@ class S3Server:
     """Called with each request before it is answered."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to be told for `s3://` to be this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "own",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "1",  # the client waits long before it tries again
+        }
+
     def put(self, folder: Path, name: str) -> str:
         """Store the files of a folder, and return their URL."""
         system = fsspec.filesystem("s3")
@@ -153,11 +164,8 @@ def serve() -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", made.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "own")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client waits long before it tries again
+        for name, value in made.environment.items():
+            patch.setenv(name, value)
         fsspec.filesystem("s3").mkdir(BUCKET)
         try:
             yield made

@@ -1,6 +1,5 @@
 """Data, work and results on S3, that fails at times: a real client, a real server, the same bytes."""
 
-import os
 import signal
 
 import fsspec
@@ -125,8 +124,7 @@ def test_a_run_killed_while_it_stores_finishes_to_the_same_bytes(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr("tempfile.tempdir", None)
-    environment = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
-    environment["TMPDIR"] = os.environ["TMPDIR"]
+    environment = {**s3.environment, "TMPDIR": str(tmp_path / "scratch")}
     words = site.arguments(*on_s3(site))
     for moment in MOMENTS:
         with forked_command("curate.cli", words, tmp_path / "log", **environment) as process:
