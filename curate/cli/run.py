@@ -63,12 +63,14 @@ def run(
     from curate.execution.copies import require_places
     from curate.execution.output import Output
     from curate.execution.published import open_published
+    from curate.execution.session import require_one_machine
     from curate.plan import check_export, comparable, pinned, writable
     from shared.errors import LvdError
     from shared.progress import warn
 
     published = None
     if isinstance(out, str):
+        require_one_machine(executor, f"--out {out}")
         published = click.get_current_context().with_resource(open_published(out))
         out = published.local
     plan, out = make_plan(out=out, **asked)

@@ -29,12 +29,8 @@ def open_runner(
     work: Path, settings: EngineSettings, executor: ExecutorName, out: Path | None = None
 ) -> Iterator[StageRunner]:
     """Give a runner on `work`; `lvd-curate status` finds it there, and by `out`."""
-    store = store_of(work / WORK_MARKER)
-    if store is not None and executor == "ray" and os.environ.get("RAY_ADDRESS"):
-        raise LvdError(
-            f"--work {store.url}: a Ray cluster of several machines needs a --work that all of them "
-            "see: name a shared folder, or unset RAY_ADDRESS"
-        )
+    if (store := store_of(work / WORK_MARKER)) is not None:
+        require_one_machine(executor, f"--work {store.url}")
     with ExitStack() as stack:
         with reraise_disk_full(work):
             work.mkdir(parents=True, exist_ok=True)
@@ -53,6 +49,15 @@ def open_runner(
         if isinstance(engine, RayExecutor):
             engine.started = runner.note_start
         yield runner
+
+
+def require_one_machine(executor: ExecutorName, place: str) -> None:
+    """Raise LvdError where the machines of a cluster would each work on a copy of their own."""
+    if executor == "ray" and os.environ.get("RAY_ADDRESS"):
+        raise LvdError(
+            f"{place}: the machines of a Ray cluster want a folder that all of them see: name a "
+            "shared one, or unset RAY_ADDRESS"
+        )
 
 
 def status_file(out: Path) -> Path:

@@ -17,7 +17,7 @@ from shared.leases import leased
 from shared.stores import is_there, new_copy, opened, publish, store_of
 
 URL, LEASE = "s3://bucket/work", "s3://bucket/runs/.out.lock"
-LARGE = 51 << 20
+LARGE = 101 << 20
 """Bytes of a file that the client stores in several parts."""
 
 
@@ -84,7 +84,7 @@ def test_the_manifest_of_a_unit_is_stored_last_and_removed_first(s3):
 def test_a_unit_whose_manifest_was_not_stored_is_none(s3):
     s3.faults.append(Fault("SlowDown", "PUT", MANIFEST))
     with opened(URL, "--work", "marker") as work:
-        with pytest.raises(Exception, match="SlowDown|so it is|reduce"):
+        with pytest.raises(OSError, match="so it is"):
             compute(work)
         assert not (work / "stage/address/0").exists()
     s3.faults.clear()
