@@ -58,6 +58,10 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError):  # no JSON, or a number
         pass
+    if (store := store_of(out)) is not None:
+        raise LvdError(
+            f"{store.url_of(out / MANIFEST)} is damaged: remove it, and run the same command again"
+        )
     raise LvdError(
         f"{out / MANIFEST} is damaged: remove {out} (lvd-curate verify --discard finds all that "
         "is), and run the same command again"
@@ -103,11 +107,11 @@ def commit(
     manifest = {"result": result, "files": files, "runtime": runtime or {}}
     (beside / MANIFEST).write_text(dumps({**manifest, "seal": fingerprint(manifest)}))
     sync_tree(beside)
-    if (store := store_of(out)) is not None:
-        store.put_unit(beside, out, MANIFEST)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and read_manifest(out) is None:
         discard(out, beside.parent)
+    if (store := store_of(out)) is not None:
+        store.put_unit(beside, out, MANIFEST)
     try:
         beside.rename(out)
     except OSError as error:

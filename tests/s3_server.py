@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class S3Server:
     """Of the server; `s3://bucket` is of the bucket."""
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    latency: float = 0.0
+    """Seconds before each answer."""
     watch: Callable[[Request], None] | None = None
     """Called with each request before it is answered."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -108,6 +111,7 @@ class S3Server:
             environ["QUERY_STRING"],
             environ.get("HTTP_RANGE"),
         )
+        time.sleep(self.latency)
         with self._lock:
             self.requests.append(about)
             if self.watch is not None:

@@ -88,7 +88,7 @@ def run(
     for line in wrong_pairings(plan.request):
         warn(line)
     if dry_run:
-        click.echo(describe(plan, out))
+        click.echo(describe(plan, out, name or ""))
         return
     carry_out(pinned(plan), output, out, executor, retry, published)
 
