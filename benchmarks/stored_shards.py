@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import multiprocessing
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ from train.data.index import ShardIndex, read_index
 from train.data.loader import make_loader
 from train.data.order import Order
 from train.data.settings import CropSettings, DataSettings
+
+SERVER = """
+import json, sys
+from s3_server import serve
+with serve() as made:
+    made.latency = float(sys.argv[1])
+    print(json.dumps(made.environment), flush=True)
+    sys.stdin.read()
+"""
 
 
 def main() -> None:
@@ -39,28 +49,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--latency", type=float, default=0.03)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    server = spawn.Process(target=_serve, args=(theirs, options.latency), daemon=True)
-    server.start()
-    os.environ |= ours.recv()
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(options.latency)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": "tests"},
+        text=True,
+    )
+    assert server.stdout is not None
+    os.environ |= json.loads(server.stdout.readline())
     try:
         with tempfile.TemporaryDirectory() as folder:
             _measure(options, Path(folder))
     finally:
         server.terminate()
-
-
-def _serve(connection: Connection, latency: float) -> None:
-    import sys
-
-    sys.path.append("tests")
-    from s3_server import serve
-
-    with serve() as made:
-        made.latency = latency
-        connection.send(made.environment)
-        connection.recv()
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> None:

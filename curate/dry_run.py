@@ -31,7 +31,8 @@ WORK_PER_IMAGE = 6_000
 def describe(plan: Plan, out: Path, place: str = "") -> str:
     """Return what a run would do: the plan, its parts, what is cached or to be fetched, the space.
 
-    `place` is what `out` is called, if something else. Nothing is fetched. Raises LvdError where a hub says that it does not have a model.
+    `place` is what `out` is called, if something else. Nothing is fetched. Raises LvdError where a
+    hub says that it does not have a model.
     """
     request, settings = plan.request, plan.request.settings
     lines = [f"pipeline   {request.pipeline}"]

@@ -119,9 +119,9 @@ def test_a_file_that_does_not_arrive_as_it_was_stored_is_an_error(s3):
 
 def test_a_damaged_manifest_is_one_line_with_its_url(s3):
     fsspec.filesystem("s3").pipe_file(f"bucket/work/stage/address/0/{MANIFEST}", b"{}{")
-    with opened(URL, "--work", "marker") as work:
-        with pytest.raises(LvdError, match=f"{URL}/stage/address/0/{MANIFEST} is damaged"):
-            committed(work / "stage/address/0")
+    said = f"{URL}/stage/address/0/{MANIFEST} is damaged"
+    with opened(URL, "--work", "marker") as work, pytest.raises(LvdError, match=said):
+        committed(work / "stage/address/0")
 
 
 def test_a_note_is_there_for_the_next_process(s3):
