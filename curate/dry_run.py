@@ -28,10 +28,11 @@ WORK_PER_IMAGE = 6_000
 """Facts, and three copies of a 768-dimensional float16 vector."""
 
 
-def describe(plan: Plan, out: Path) -> str:
+def describe(plan: Plan, out: Path, place: str = "") -> str:
     """Return what a run would do: the plan, its parts, what is cached or to be fetched, the space.
 
-    Nothing is fetched. Raises LvdError where a hub says that it does not have a model.
+    `place` is what `out` is called, if something else. Nothing is fetched. Raises LvdError where a
+    hub says that it does not have a model.
     """
     request, settings = plan.request, plan.request.settings
     lines = [f"pipeline   {request.pipeline}"]
@@ -89,7 +90,7 @@ def describe(plan: Plan, out: Path) -> str:
     ):
         free = shutil.disk_usage(parent_of(folder)).free
         lines.append(f"space      {folder}: {what} {size(need)}; {size(free)} free")
-    lines.append(f"output     {out}" + (" (exists)" if out.exists() else ""))
+    lines.append(f"output     {place or out}" + (" (exists)" if out.exists() else ""))
     return "\n".join(lines)
 
 

@@ -37,6 +37,7 @@ from shared.errors import LvdError
 from shared.locks import scratch_folder
 from shared.progress import warn
 from shared.storage import fingerprint
+from shared.stores import remove
 
 BUILT_IN = "builtin:"
 PARTIAL = ".partial"
@@ -352,5 +353,5 @@ def forget_set_aside(plan: Plan) -> int:
         for note in set_aside_parts(plan.embed_request(dataset), dataset.parts)
     ]
     for note in notes:
-        note.unlink()
+        remove(note)
     return len(notes)

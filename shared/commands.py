@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 
 from shared.errors import LvdError
 from shared.progress import WIDTH
+from shared.remote import is_remote
 
 STOP_AT_EOF = "LVD_STOP_AT_EOF"
 """Set in the environment of a command whose stdin is a pipe that ends when its parent dies."""
@@ -45,6 +47,33 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo(f"{self._prog}: stopped; run the same command again to go on", err=True)
             sys.exit(130)
+
+
+class LocalFolder(click.ParamType):
+    """A path of this machine; a URL is refused in one line."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Return the path."""
+        if isinstance(value, str) and is_remote(value):
+            return self.convert_url(value, param, ctx)
+        return Path(value)
+
+    def convert_url(
+        self, url: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Return what a URL stands for."""
+        said = param.human_readable_name if isinstance(param, click.Argument) else "this option"
+        if isinstance(param, click.Option):
+            said = param.opts[0]
+        command = f"{ctx.info_name}: " if ctx is not None else ""
+        raise LvdError(
+            f"{command}{said} {url}: only the --work and --out of lvd-curate run may be URLs: name "
+            "a folder of this machine, with a copy of what is there"
+        )
 
 
 def _stop_at_eof() -> None:

@@ -21,6 +21,7 @@ from shared.storage import (
     sync,
     sync_tree,
 )
+from shared.stores import store_of
 
 MANIFEST = "unit.json"
 PROGRESS = "progress"
@@ -42,8 +43,11 @@ def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """Return a unit's manifest (`result`, `files`, `runtime`), or None where it is not committed.
 
-    Raises LvdError where it is damaged.
+    Where `out` is of the copy of a store, the unit is fetched first. Raises LvdError where it is
+    damaged.
     """
+    if not (out / MANIFEST).exists() and (store := store_of(out)) is not None:
+        store.fetch_unit(out, MANIFEST)
     try:
         manifest: dict[str, Any] = read_json(out / MANIFEST)
         if "seal" not in manifest:  # of an older version
@@ -54,6 +58,10 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError):  # no JSON, or a number
         pass
+    if (store := store_of(out)) is not None:
+        raise LvdError(
+            f"{store.url_of(out / MANIFEST)} is damaged: remove it, and run the same command again"
+        )
     raise LvdError(
         f"{out / MANIFEST} is damaged: remove {out} (lvd-curate verify --discard finds all that "
         "is), and run the same command again"
@@ -88,7 +96,8 @@ def commit(
 
     Its manifest holds `result`, the size and hash of every file, and `runtime`: what is worth
     knowing of how it was computed and decides nothing. A unit that another process has committed
-    meanwhile stays, and its result is returned; what else stands there is removed.
+    meanwhile stays, and its result is returned; what else stands there is removed. Where `out` is of
+    the copy of a store, the files go there first.
     """
     (beside / PROGRESS).unlink(missing_ok=True)
     files = {
@@ -101,6 +110,8 @@ def commit(
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and read_manifest(out) is None:
         discard(out, beside.parent)
+    if (store := store_of(out)) is not None:
+        store.put_unit(beside, out, MANIFEST)
     try:
         beside.rename(out)
     except OSError as error:
@@ -142,6 +153,8 @@ def run_unit(
 
 def discard(out: Path, scratch: Path) -> None:
     """Remove a unit: at once for whoever looks, as its folder is renamed before it is emptied."""
+    if (store := store_of(out)) is not None:
+        store.remove_unit(out, MANIFEST)
     aside = scratch / f"discarded-{fingerprint(str(out))}"
     shutil.rmtree(aside, ignore_errors=True)
     scratch.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def locked(path: Path | str, busy: str | None, waiting: str = "") -> Iterator[in
         lock.release()
 
 
-def busy(out: Path) -> str:
+def busy(out: Path | str) -> str:
     """Return what a run says whose `--out` another run is at work on."""
     return f"another run is writing --out {out}: wait for it, or name another --out"
 

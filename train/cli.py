@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shared.commands import Commands
+from shared.commands import Commands, LocalFolder
 from train.evaluation.command import evaluate
 from train.export.command import export
 from train.visualise.command import visualise
@@ -48,9 +48,7 @@ def main() -> None:
     "lvd-curate run --set export.format=list, or its selection.parquet. --shards is then where the "
     "crawl is now; without it, it is where it was when it was curated.",
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Where the run's folder is."
-)
+@click.option("--out", required=True, type=LocalFolder(), help="Where the run's folder is.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

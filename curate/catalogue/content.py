@@ -21,6 +21,7 @@ from shared.keys import shown
 from shared.parts import Member
 from shared.remote import is_remote, locate, open_binary
 from shared.storage import fingerprint, read_json, write_json
+from shared.stores import is_there, publish, remove
 
 STAMPS, PLACES = "stamps", "places"
 _CHUNK = 1 << 20
@@ -67,12 +68,13 @@ def remember(work: Path, part: Part, content: str, scratch: Path) -> None:
     for path in [work / PLACES / place_of(part), *stamps]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"content": content}, scratch)
+        publish(path)
 
 
 def forget(work: Path, part: Part) -> None:
     """Let a part's bytes be read again, whatever its stamp says."""
     if part.stamp:
-        _stamp_file(work, part).unlink(missing_ok=True)
+        remove(_stamp_file(work, part))
 
 
 def earlier_content(work: Path, place: str) -> str | None:
@@ -136,7 +138,7 @@ def _stamp_file(work: Path, part: Part) -> Path:
 
 def _kept_content(note: Path) -> str | None:
     try:
-        content: str = read_json(note)["content"]
+        content: str | None = read_json(note)["content"] if is_there(note) else None
         return content
     except (FileNotFoundError, ValueError):
         return None

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curate.cli.options import executor_option, folder, make_plan, request_options
+from curate.cli.options import WorkFolder, executor_option, folder, make_plan, request_options
 
 if TYPE_CHECKING:
     from curate.execution.session import ExecutorName
 
 
 @click.command()
-@request_options()
+@request_options(work=WorkFolder)
 @executor_option()
 @click.option(
     "--save",

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from shared.commands import LocalFolder
+
 
 @click.command()
-@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("out", metavar="DIR", type=LocalFolder())
 @click.argument("key")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def explain(out: Path, key: str, as_json: bool) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from curate.cli.options import work_option
+from shared.commands import LocalFolder
 
 
 @click.command()
-@click.argument("keep", metavar="OUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("keep", metavar="OUT...", nargs=-1, required=True, type=LocalFolder())
 @work_option("The folder to clear out.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 def gc(keep: tuple[Path, ...], work: Path, dry_run: bool) -> None:

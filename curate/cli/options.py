@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from shared.commands import LocalFolder
+
 EMBEDDER = (
     "Finds copies and judges meaning, whatever the pipeline names for either: an embedder of the "
     "configuration, bundled or bundled-copies (the project's own), descriptor, or a model folder "
@@ -24,12 +26,41 @@ SET = (
 )
 
 
-def folder(*names: str, help: str, **more: Any) -> Callable:
+class WorkFolder(LocalFolder):
+    """The work folder; one behind a URL is worked on in a copy, for as long as the command lasts."""
+
+    def convert_url(
+        self, url: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Return the copy."""
+        from shared.datasets import WORK_MARKER
+        from shared.stores import opened
+
+        assert ctx is not None  # click gives one to every option of a command
+        copy: Path = ctx.with_resource(opened(url, "--work", WORK_MARKER))
+        return copy
+
+
+class OutFolder(LocalFolder):
+    """The folder of a result, or its URL."""
+
+    def convert_url(
+        self, url: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Return the URL as it is."""
+        return url
+
+
+def folder(*names: str, help: str, kind: type[LocalFolder] = LocalFolder, **more: Any) -> Callable:
     """Return an option that takes a path."""
-    return click.option(*names, type=click.Path(path_type=Path), help=help, **more)
+    return click.option(*names, type=kind(), help=help, **more)
 
 
-def request_options(pipeline: str = "default", settings: str = "--set") -> Callable:
+def request_options(
+    pipeline: str = "default",
+    settings: str = "--set",
+    work: type[LocalFolder] = LocalFolder,
+) -> Callable:
     """Return the decorator with the options of whatever curates."""
     options = [
         click.option(
@@ -60,14 +91,14 @@ def request_options(pipeline: str = "default", settings: str = "--set") -> Calla
             help="Datasets, embedders and pipelines.",
         ),
         click.option(settings, "overrides", multiple=True, metavar="KEY=VALUE", help=SET),
-        work_option("Where all runs keep what can be used again."),
+        work_option("Where all runs keep what can be used again.", work),
     ]
     return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
 
 
-def work_option(help: str) -> Callable:
+def work_option(help: str, kind: type[LocalFolder] = LocalFolder) -> Callable:
     """Return the option --work."""
-    return folder("--work", default=Path("runs/work"), show_default=True, help=help)
+    return folder("--work", kind=kind, default=Path("runs/work"), show_default=True, help=help)
 
 
 def executor_option() -> Callable:

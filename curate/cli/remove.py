@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from curate.cli.options import work_option
+from shared.commands import LocalFolder
 
 
 @click.command()
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=LocalFolder())
 @click.option("--list", "path", required=True, help="The list: a path or an fsspec URL.")
 @click.option(
     "--kind",

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from curate.cli.options import work_option
+from shared.commands import LocalFolder
 
 
 @click.command()
-@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("out", metavar="DIR", type=LocalFolder())
 @work_option("The --work of the run: it knows where the images are.")
 def report(out: Path, work: Path) -> None:
     """Print the summary of a finished run, and draw its pictures again."""

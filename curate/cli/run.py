@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from curate.cli.options import executor_option, folder, make_plan, request_options, retry_option
+from curate.cli.options import (
+    OutFolder,
+    WorkFolder,
+    executor_option,
+    folder,
+    make_plan,
+    request_options,
+    retry_option,
+)
 
 if TYPE_CHECKING:
     from curate.execution.output import Output
+    from curate.execution.published import Published
     from curate.execution.session import ExecutorName
     from curate.plan import Plan
 
@@ -22,8 +31,12 @@ for parts that were set aside."""
 
 
 @click.command()
-@request_options()
-@folder("--out", help="Where the result goes; by default runs/curate/<crawl>-<seed>.")
+@request_options(work=WorkFolder)
+@folder(
+    "--out",
+    kind=OutFolder,
+    help="Where the result goes, a folder or an fsspec URL; by default runs/curate/<crawl>-<seed>.",
+)
 @folder(
     "--since",
     metavar="OLD",
@@ -38,7 +51,7 @@ for parts that were set aside."""
 )
 @retry_option()
 def run(
-    out: Path | None,
+    out: Path | str | None,
     since: Path | None,
     executor: ExecutorName,
     dry_run: bool,
@@ -62,14 +75,27 @@ def run(
     from curate.dry_run import describe
     from curate.execution.copies import require_places
     from curate.execution.output import SINCE, Output, finish_swap
+    from curate.execution.published import open_published
+    from curate.execution.session import require_one_machine
     from curate.increment import read_run
     from curate.plan import check_export, comparable, pinned, writable
     from shared.errors import LvdError
     from shared.progress import warn
 
+    published = None
+    if isinstance(out, str):
+        require_one_machine(executor, f"--out {out}")
+        published = click.get_current_context().with_resource(open_published(out))
+        out = published.local
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
-    require_places(plan.request.settings.export.also, out, plan.work)
+    also = plan.request.settings.export.also
+    require_places(also, out, plan.work)
+    if published is not None and also:
+        raise LvdError(
+            f"export.also {also[0]}: copies are made of a result on this machine, and --out is "
+            f"{published.url}: name one of the two"
+        )
     settings = comparable(plan.request)
     if since is not None:
         since = since.resolve()
@@ -80,16 +106,17 @@ def run(
                 f"--since {since} is --out itself: say --replace to swap it at the end, or name "
                 "another --out"
             )
-    output = Output(out.absolute(), settings, replace)
+    output = Output(out.absolute(), settings, replace, published.url if published else None)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
+    how = (plan, output, out, executor, retry, published)
     if since is not None:
-        go_on_from(since, plan, output, out, executor, retry, adds=False, dry_run=dry_run)
+        go_on_from(since, *how, adds=False, dry_run=dry_run)
     elif dry_run:
-        click.echo(describe(plan, out))
+        click.echo(describe(plan, out, published.url if published else ""))
     else:
-        carry_out(pinned(plan), output, out, executor, retry)
+        carry_out(pinned(plan), *how[1:])
 
 
 def go_on_from(
@@ -99,6 +126,7 @@ def go_on_from(
     out: Path,
     executor: ExecutorName,
     retry: str | None,
+    published: Published | None = None,
     *,
     adds: bool,
     dry_run: bool,
@@ -117,18 +145,23 @@ def go_on_from(
         before = read_before(old, plan.work, scratch, adds=adds)
         plan = dataclasses.replace(plan, before=before)
         if dry_run:
-            click.echo(describe(plan, out))
+            click.echo(describe(plan, out, published.url if published else ""))
             return
         plan = pinned(plan)
         before.require_models(plan.embedders)
-        carry_out(plan, output, out, executor, retry)
+        carry_out(plan, output, out, executor, retry, published)
 
 
 def carry_out(
-    plan: Plan, output: Output, out: Path, executor: ExecutorName, retry: str | None
+    plan: Plan,
+    output: Output,
+    out: Path,
+    executor: ExecutorName,
+    retry: str | None,
+    published: Published | None = None,
 ) -> None:
-    """Run a plan into `output`, called `out`; show what came of it; exit with 3 where parts were set
-    aside."""
+    """Run a plan into `output`, called `out`, and to where it is `published`; show what came of it;
+    exit with 3 where parts were set aside."""
     from curate.execution.copies import note_places
     from curate.execution.output import name_latest
     from curate.execution.session import open_runner
@@ -149,11 +182,15 @@ def carry_out(
         settings = plan.request.settings.engine
         with open_runner(plan.work, settings, executor, output.out) as runner:
             made = curate(plan, output, runner)
-        name_latest(out)
+        if published is None:
+            name_latest(out)
+        elif made:
+            published.publish()
+        place = str(out) if published is None else published.url
         if not made:
-            say(f"{out} is complete and up to date: nothing to do")
+            say(f"{place} is complete and up to date: nothing to do")
         else:
-            click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)
+            click.echo(summary(out, colour=sys.stdout.isatty(), place=place), nl=False)
         note_places(output.out, also)
         failed = [line for place in also if (line := _copy(output.out, place))]
         if failed:

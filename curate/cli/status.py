@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from shared.commands import LocalFolder
+
 
 @click.command()
-@click.argument("folder", metavar="OUT|WORK", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="OUT|WORK", type=LocalFolder())
 def status(folder: Path) -> None:
     """Say how far a run is, from another terminal.
 

@@ -9,13 +9,14 @@ import click
 
 from curate.cli.options import SET, executor_option, folder, retry_option, work_option
 from curate.cli.run import go_on_from
+from shared.commands import LocalFolder
 
 if TYPE_CHECKING:
     from curate.execution.session import ExecutorName
 
 
 @click.command()
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=LocalFolder())
 @folder(
     "--config", default=Path("pipelines.yaml"), show_default=True, help="Datasets and embedders."
 )

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from shared.commands import LocalFolder
+
 
 @click.command()
-@click.argument("folder", metavar="OUT|WORK", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="OUT|WORK", type=LocalFolder())
 @click.option(
     "--discard", is_flag=True, help="Of a WORK: remove the damaged units; a run makes them again."
 )

@@ -28,6 +28,7 @@ from shared.errors import LvdError
 from shared.failures import reword
 from shared.parts import PartReader
 from shared.storage import fingerprint, read_json, write_json
+from shared.stores import is_there, publish, side_by_side
 
 PARTS_LOOKED_AT = 16
 """Parts, evenly spread, in which a filter's column is looked for before anything is embedded."""
@@ -80,12 +81,13 @@ def embed(
     A part of the crawl that fails again and again for its own reasons is set aside, and stays so
     until it changes or is retried. Raises LvdError where that happens to a seed or a holdout.
     """
-    contents = {part.name: _known(request, part) for part in parts}
+    known_contents = side_by_side(lambda part: _known(request, part), parts, request.facts)
+    contents = dict(zip([part.name for part in parts], known_contents, strict=True))
     notes = {part.name: _aside_note(request, part) for part in parts}
     aside = [
         SetAside(part.name, read_json(notes[part.name])["line"])
         for part in parts
-        if contents[part.name] is None and notes[part.name].exists()
+        if contents[part.name] is None and is_there(notes[part.name])
     ]
     left_out = {each.part for each in aside}
     todo = [part for part in parts if contents[part.name] is None and part.name not in left_out]
@@ -111,6 +113,7 @@ def embed(
             raise LvdError(f"{role} {name}: {result.line}: mend or leave out that part")
         notes[part.name].parent.mkdir(parents=True, exist_ok=True)
         write_json(notes[part.name], {"part": part.name, "line": result.line}, runner.scratch)
+        publish(notes[part.name])
         aside.append(SetAside(part.name, result.line))
     there = [part for part in parts if contents[part.name] is not None]
     embedded = EmbeddedParts(
@@ -191,7 +194,7 @@ def unit_name(part: Part) -> str:
 def set_aside_parts(request: EmbedRequest, parts: Sequence[Part]) -> list[Path]:
     """Return the notes of the parts that are set aside."""
     notes = [_aside_note(request, part) for part in parts]
-    return [note for note in notes if note.exists()]
+    return [note for note in notes if is_there(note)]
 
 
 def is_embedded(request: EmbedRequest, part: Part) -> bool:

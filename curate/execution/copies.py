@@ -56,7 +56,7 @@ def note_places(out: Path, places: Iterable[str]) -> None:
         note_hashes(out, [RUN])
 
 
-def copy_result(out: Path, place: str) -> int:
+def copy_result(out: Path, place: str, option: str = "export.also") -> int:
     """Let `place` hold the finished result `out`; return how many files had to be copied.
 
     What fails for a moment is tried again. Raises LvdError, in one line, where `place` holds what no
@@ -65,7 +65,7 @@ def copy_result(out: Path, place: str) -> int:
     try:
         return _Copy.of(out, place).bring_up_to_date()
     except Exception as error:  # storage libraries raise anything
-        raise as_line(error, f"export.also {shown(place)}") from error
+        raise as_line(error, f"{option} {shown(place)}") from error
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,7 @@ class _Copy:
         """
         listed = next((name for name in (NOTE, FILES) if name in there), None)
         if there and listed is None:
-            raise LvdError(
-                f"export.also {shown(self.root)} holds files that no run wrote: name an empty place"
-            )
+            raise LvdError(f"{shown(self.root)} holds files that no run wrote: name an empty place")
         known = json.loads(self._read(listed)) if listed else {}
         same = {
             name

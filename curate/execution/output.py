@@ -48,9 +48,12 @@ LIBRARIES = ("lvd", "numpy", "open_clip_torch", "pillow", "pyarrow", "ray", "tim
 class Output:
     """`out`, and `out` + ".partial", where it is built; one process at a time works on it."""
 
-    def __init__(self, out: Path, settings: dict[str, Any], replace: bool) -> None:
-        """Refuse an `out` that holds something else, unless `replace`."""
+    def __init__(
+        self, out: Path, settings: dict[str, Any], replace: bool, name: str | None = None
+    ) -> None:
+        """Refuse an `out`, which the user calls `name`, that holds something else, unless `replace`."""
         self.out = out
+        self._name = name or str(out)
         self.settings = settings
         self.partial = out.with_name(out.name + PARTIAL)
         self._old = out.with_name(f".{out.name}.replaced")
@@ -78,14 +81,14 @@ class Output:
             return
         if not (self.out / RUN).exists():
             raise LvdError(
-                f"--out {self.out} holds files that no run wrote: name an empty folder, or say "
+                f"--out {self._name} holds files that no run wrote: name an empty folder, or say "
                 "--replace to delete them at the end of the run"
             )
         own, there = flat(self.settings), flat(read_json(self.out / RUN)["settings"])
         for key in (*own, *there):
             if there.get(key) != own.get(key):
                 raise LvdError(
-                    f"--out {self.out} holds a run with {key}={there.get(key)!r}, not "
+                    f"--out {self._name} holds a run with {key}={there.get(key)!r}, not "
                     f"{own.get(key)!r}: name another --out, or say --replace to swap it at the end"
                 )
 
@@ -113,7 +116,7 @@ class Output:
             removed := read_optional(self.out / RUN).get("removed")
         ):
             raise LvdError(
-                f"--out {self.out} is without images that lvd-curate remove took out, and this run "
+                f"--out {self._name} is without images that lvd-curate remove took out, and this run "
                 f"may bring them back: add {removed[-1]['path']} to the pipeline's `lists` and say "
                 "--replace, or name another --out"
             )

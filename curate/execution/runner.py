@@ -17,6 +17,7 @@ from shared.commits import committed, count_under_way
 from shared.errors import LvdError
 from shared.failures import as_line, kind_of
 from shared.progress import StageBar, stage_bar
+from shared.stores import publish, side_by_side
 
 
 @dataclass
@@ -97,8 +98,12 @@ class StageRunner:
         folder = self.folder(place) if isinstance(place, Stage) else place
         if isinstance(place, Stage):
             self.use(folder)
-        known = {unit.name: committed(folder / unit.name, flat) for unit in units}
-        results = {name: result for name, result in known.items() if result is not None}
+        known = side_by_side(lambda unit: committed(folder / unit.name, flat), units, folder)
+        results = {
+            unit.name: result
+            for unit, result in zip(units, known, strict=True)
+            if result is not None
+        }
         missing = [unit for unit in units if unit.name not in results]
         calls = [Call(unit, function, scratch or self.scratch, folder, flat) for unit in missing]
         total = sum(unit.images for unit in units)
@@ -210,4 +215,6 @@ class StageRunner:
             return as_line(error, ", ".join(filter(None, (stage, unit))))
         said = (str(error).strip().splitlines() or [""])[0]
         on = f" on {unit}" if unit else ""
-        return LvdError(f"{stage} failed{on}: {type(error).__name__}: {said} (trace: {log})")
+        return LvdError(
+            f"{stage} failed{on}: {type(error).__name__}: {said} (trace: {publish(log)})"
+        )

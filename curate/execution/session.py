@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,8 +16,10 @@ from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
 from curate.stage import EngineSettings
 from shared.datasets import WORK_MARKER
+from shared.errors import LvdError
 from shared.locks import scratch_folder
 from shared.storage import read_optional, reraise_disk_full, write_json
+from shared.stores import store_of
 
 ExecutorName = Literal["auto", "ray", "inline"]
 STATUS = "status"
@@ -27,6 +30,8 @@ def open_runner(
     work: Path, settings: EngineSettings, executor: ExecutorName, out: Path | None = None
 ) -> Iterator[StageRunner]:
     """Give a runner on `work`; `lvd-curate status` finds it there, and by `out`."""
+    if (store := store_of(work / WORK_MARKER)) is not None:
+        require_one_machine(executor, f"--work {store.url}")
     with ExitStack() as stack:
         with reraise_disk_full(work):
             work.mkdir(parents=True, exist_ok=True)
@@ -49,6 +54,15 @@ def open_runner(
         runner = StageRunner(work, scratch, stack.enter_context(engines[executor]), monitor)
         on_ray.started = runner.note_start
         yield runner
+
+
+def require_one_machine(executor: ExecutorName, place: str) -> None:
+    """Raise LvdError where the machines of a cluster would each work on a copy of their own."""
+    if executor != "inline" and os.environ.get("RAY_ADDRESS"):
+        raise LvdError(
+            f"{place}: the machines of a Ray cluster want a folder that all of them see: name a "
+            "shared one, or unset RAY_ADDRESS"
+        )
 
 
 def status_file(out: Path) -> Path:

@@ -34,10 +34,11 @@ SOURCES = {
 }
 
 
-def summary(out: Path, *, colour: bool = False) -> str:
+def summary(out: Path, *, colour: bool = False, place: str = "") -> str:
     """Return the summary of the run in `out`: lines of at most 100 columns, a newline last.
 
-    With `colour` it holds ANSI styles, and says nothing more. LvdError where no run has finished.
+    With `colour` it holds ANSI styles, and says nothing more. `place` is what `out` is called, if
+    something else. LvdError where no run has finished.
     """
     funnel = read_funnel(out)
     run, timings = read_optional(out / "run.json"), read_optional(out / "timings.json")
@@ -51,14 +52,14 @@ def summary(out: Path, *, colour: bool = False) -> str:
         emoji=False,
         markup=False,
     )
-    for block in _blocks(out, funnel, run, timings):
+    for block in _blocks(out, place or str(out), funnel, run, timings):
         console.print(block)
     lines = text.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _blocks(
-    out: Path, funnel: dict[str, Any], run: dict[str, Any], timings: dict[str, Any]
+    out: Path, place: str, funnel: dict[str, Any], run: dict[str, Any], timings: dict[str, Any]
 ) -> Iterable[RenderableType]:
     if said := advice(funnel):
         yield Text(f"{said}:", style="bold red")
@@ -90,7 +91,7 @@ def _blocks(
         if len(problems) > PROBLEMS:
             more = f"and {len(problems) - PROBLEMS:,} more, in reports/funnel.json"
             yield _indented(Text(more))
-    yield Text(f"\nIn {printable(str(out))}", style="bold")
+    yield Text(f"\nIn {printable(place)}", style="bold")
     yield _indented(_file_table(out))
 
 

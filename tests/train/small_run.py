@@ -108,14 +108,16 @@ def run(arguments: list[str], processes: int = 1) -> str:
     return done.stdout
 
 
-def run_command(arguments: list[str], code: int = 0) -> str:
+def run_command(arguments: list[str], code: int = 0, **environment: str) -> str:
     """Run the command, and return what it said.
 
     In a process of its own: what other tests have done in this one changes the last bits of sums.
     """
     with ExitStack() as stack:
         log = Path(stack.enter_context(TemporaryDirectory())) / "log"
-        return stack.enter_context(forked_command("train.cli", arguments, log=log)).said(code)
+        return stack.enter_context(
+            forked_command("train.cli", arguments, log=log, **environment)
+        ).said(code)
 
 
 def run_twofold(arguments: list[str], logs: Path) -> None:

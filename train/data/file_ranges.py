@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from shared.failures import kind_of, retry
@@ -12,8 +14,10 @@ from shared.keys import shown
 from shared.remote import is_remote
 
 _MOST_OPEN = 128
-_AT_ONCE = 64
-"""Ranges of one request to a remote file system, which answers them side by side."""
+_AT_ONCE = 16
+"""Ranges that a remote file system is asked for together, which it answers side by side."""
+_AHEAD = 4
+"""So many times as many are under way while those before them are decoded."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,22 @@ class FileRanges:
     def read(self, ranges: Sequence[Range]) -> Iterator[bytes | ImageError]:
         """Yield for each range its bytes, or the reason why they are not to be had.
 
-        Ranges behind a URL are asked for many at a time, and again where the network fails.
+        Ranges behind a URL are asked for many at a time, ahead of those that are yielded, and again
+        where the network fails.
         """
-        for start in range(0, len(ranges), _AT_ONCE):
-            some = ranges[start : start + _AT_ONCE]
-            systems: dict[str, list[Range]] = {}
-            for wanted in some:
-                if is_remote(wanted.location):
-                    systems.setdefault(_protocol(wanted), []).append(wanted)
-            answers = {name: iter(_read_remote(of_one)) for name, of_one in systems.items()}
-            for wanted in some:
-                remote = answers.get(_protocol(wanted))
-                yield self._read_local(wanted) if remote is None else next(remote)
+        if not any(is_remote(wanted.location) for wanted in ranges):
+            yield from map(self._read_local, ranges)
+            return
+        groups = [ranges[at : at + _AT_ONCE] for at in range(0, len(ranges), _AT_ONCE)]
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            ahead = deque(pool.submit(_read_systems, group) for group in groups[:_AHEAD])
+            for number, group in enumerate(groups):
+                answers = ahead.popleft().result()
+                if number + _AHEAD < len(groups):
+                    ahead.append(pool.submit(_read_systems, groups[number + _AHEAD]))
+                for wanted in group:
+                    remote = answers.get(_protocol(wanted))
+                    yield self._read_local(wanted) if remote is None else next(remote)
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
@@ -92,6 +100,15 @@ class FileRanges:
 
 def _protocol(wanted: Range) -> str:
     return wanted.location.partition("://")[0] if is_remote(wanted.location) else ""
+
+
+def _read_systems(ranges: Sequence[Range]) -> dict[str, Iterator[bytes | ImageError]]:
+    """Return by protocol the answers to those ranges that are remote, in their order."""
+    systems: dict[str, list[Range]] = {}
+    for wanted in ranges:
+        if is_remote(wanted.location):
+            systems.setdefault(_protocol(wanted), []).append(wanted)
+    return {name: iter(_read_remote(of_one)) for name, of_one in systems.items()}
 
 
 def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
