@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import GraphExecGroup
 
 CUDA = torch.device("cuda", 0)
 PROJECT = Path(__file__).parents[1]
@@ -154,7 +155,11 @@ def _refuse_mixture(*tree: Any) -> None:
 
 
 def _any_fake(tree: Any) -> bool:
-    return any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(tree))
+    if isinstance(tree, (tuple, list)):
+        return any(map(_any_fake, tree))
+    if isinstance(tree, dict):
+        return any(map(_any_fake, tree.values()))
+    return isinstance(tree, FakeTensor)
 
 
 def _backward(loss: Tensor) -> None:
@@ -164,7 +169,8 @@ def _backward(loss: Tensor) -> None:
         node: [None] * len(node._input_metadata) for node in order
     }
     waiting[loss.grad_fn][0] = torch.ones_like(loss)
-    with torch.no_grad():
+    # Outside of the engine, each tensor that checkpointing asks for would recompute its whole block.
+    with torch.no_grad(), GraphExecGroup():
         for node in order:
             given = waiting.pop(node)
             if all(gradient is None for gradient in given):

@@ -24,6 +24,8 @@ from train.data.workers import worker_context
 IMPORTED = (
     *("pytest", "hypothesis", "train.data.loader", "train.cli", "train.loop", "train.launch"),
     *("curate.pipeline", "curate.cli.run", "curate.report.summary", "faiss", "skimage.feature"),
+    *("pandas", "torch.utils.tensorboard", "torch.distributed.checkpoint", "train.preview"),
+    *("train.evaluation.evaluate", "train.visualise.album", "train.export.formats"),
 )
 """What the server imports: the commands of both stages, and what they import when they are run."""
 _started: list[int] = []

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -89,23 +86,6 @@ def started(arguments: list[str], log: Path) -> Iterator[Forked]:
     """Run the command in a process of its own, to be killed or told to stop; `log` gets its words."""
     with forked_command("train.cli", arguments, log) as process:
         yield process
-
-
-def run(arguments: list[str], processes: int = 1) -> str:
-    """Run the real command as users do, by torchrun in several processes; return what it said."""
-    many = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    launch = [*(many if processes > 1 else []), "train.launch"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def run_command(arguments: list[str], code: int = 0, **environment: str) -> str:

@@ -27,12 +27,10 @@ def picture():
 
 
 @pytest.fixture(scope="module")
-def many_parameters(picture):
+def many_parameters():
     """What is drawn for 3000 samples by DINOv2's settings: tensors [3000, views, ...]."""
-    draw = Views(CropSettings(**SMALL | {"global_size": 5, "local_size": 5}, device="gpu"), 0)
-    tiny = picture[:, :8, :8]
-    samples = [draw(tiny, number, 0).parameters for number in range(3000)]
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    drawn = Views(DEFERRED, 0).draw(range(3000), [0] * 3000, np.full((3000, 2), 8))
+    return {name: torch.from_numpy(values) for name, values in drawn.parameters.items()}
 
 
 def finished(settings, seed, image, sample, epoch):

@@ -9,7 +9,7 @@ from shared.errors import LvdError
 from train.evaluation.depth import depth, errors, expected_depth, scale_invariant_loss
 from train.evaluation.settings import DepthSettings
 
-QUICK = {"steps": 150, "points": 64, "learning_rates": (0.003, 0.03), "workers": 1}
+QUICK = {"steps": 75, "points": 64, "learning_rates": (0.003, 0.03), "workers": 1}
 NAN = float("nan")
 
 

@@ -13,7 +13,7 @@ from train.objectives.centering import SinkhornKnopp
 from train.objectives.dino_loss import dino_loss
 from train.objectives.ibot_loss import ibot_loss, mask_weights
 
-WIDTH, DEPTH, HEADS, PATCH, HIDDEN, BOTTLENECK, PROTOTYPES = 64, 3, 2, 8, 96, 32, 512
+WIDTH, DEPTH, HEADS, PATCH, HIDDEN, BOTTLENECK, PROTOTYPES = 64, 2, 2, 8, 96, 32, 512
 GLOBAL, LOCAL, LOCALS, IMAGES = 32, 16, 3, 4
 LOAD = Load(images=IMAGES, global_size=GLOBAL, local_size=LOCAL, local_views=LOCALS)
 
@@ -47,6 +47,12 @@ def network(
     )
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """The estimate of a network without anything special."""
+    return estimate(network(), LOAD)
+
+
 def views(load, masks=None):
     local_views = torch.randn(load.local_views * load.images, 3, load.local_size, load.local_size)
     global_views = torch.randn(2 * load.images, 3, load.global_size, load.global_size)
@@ -60,7 +66,7 @@ def some_masks(load):
     return masks
 
 
-def test_flops_are_those_of_the_formulas():
+def test_flops_are_those_of_the_formulas(plain):
     def forward(tokens):  # one view; all but its CLS token skip the last MLP
         patches = 2 * (tokens - 1) * 3 * PATCH**2 * WIDTH
         attention = 2 * tokens * 4 * WIDTH**2 + 2 * 2 * tokens**2 * WIDTH
@@ -74,7 +80,7 @@ def test_flops_are_those_of_the_formulas():
         2 * of_global + LOCALS * of_local
         for of_global, of_local in ((patches, local_patches), (blocks, local_blocks))
     )
-    flops = estimate(network(), LOAD).flops
+    flops = plain.flops
     assert flops["teacher"] == 2 * (patches + blocks)
     assert flops["student forward"] == all_patches + all_blocks
     assert flops["student backward"] == all_patches + 2 * all_blocks  # images need no gradient
@@ -102,8 +108,8 @@ def test_a_projector_counts_as_a_head(headless):
     assert found["student backward"] == plain["student backward"]
 
 
-def test_stochastic_depth_and_masked_patches_change_the_flops():
-    plain = estimate(network(), LOAD).flops
+def test_stochastic_depth_and_masked_patches_change_the_flops(plain):
+    plain = plain.flops
     deep = estimate(network(drop_path=0.5), LOAD).flops
     assert deep["student forward"] < 0.7 * plain["student forward"]
     assert deep["teacher"] == plain["teacher"]
@@ -147,8 +153,8 @@ def test_activations_are_the_bytes_that_a_real_forward_pass_saves(precision, set
     assert memory["activations"] == sum(storages.values())
 
 
-def test_memory_follows_checkpointing_shards_and_accumulation():
-    plain = estimate(network(), LOAD).memory
+def test_memory_follows_checkpointing_shards_and_accumulation(plain):
+    plain = plain.memory
     changed = {
         name: estimate(network(), replace(LOAD, **{name: value})).memory
         for name, value in {"checkpointing": True, "shards": 2, "accumulate": 3}.items()

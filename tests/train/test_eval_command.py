@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from small_models import TINY, timm_folder
-from small_run import draw, run, write_shards
+from small_run import draw, run_command, write_shards
 
 import train.evaluation.evaluate
 from train.cli import main
@@ -71,7 +71,7 @@ def test_the_real_command_makes_one_table_of_all_models_and_the_same_one_again(d
     arguments += [word for name in names for word in ("--model", name)]
     arguments += [word for setting in QUICK for word in ("--set", setting)]
     arguments += ["--cache", str(tmp_path / "cache"), "--out"]
-    first = run([*arguments, str(tmp_path / "first")])
+    first = run_command([*arguments, str(tmp_path / "first")])
     again = CliRunner().invoke(main, [*arguments, str(tmp_path / "again")])
     assert "features" in first
     assert "features" not in again.stderr  # which the first call has kept

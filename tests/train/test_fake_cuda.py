@@ -33,6 +33,9 @@ IMAGES = 4
 READS_OF_A_STEP = {"clip_by_module", "_mean_over_ranks"}
 """The functions of a step that wait for the card: the norms and the losses, once each."""
 
+MODEL = RECIPE["model"] | {"options": RECIPE["model"]["options"] | {"depth": 1}}
+"""Of one block: another would only do the same again."""
+
 WITHOUT_TEACHER = {
     "masks": None,
     "heads": None,
@@ -51,10 +54,8 @@ STUDENTS = {
     "no local views": {"crops": {"global_size": 32, "local_views": 0}},
     "recomputed": {"parallel": {"activation_checkpointing": True, "precision": "bfloat16"}},
     "float32": {"parallel": {"precision": "float32"}},
-    "explicit attention": {"model": RECIPE["model"] | {"attention": "explicit"}},
-    "DINOv2's positions": {
-        "model": RECIPE["model"] | {"position_offset": 0.1, "position_antialias": False}
-    },
+    "explicit attention": {"model": MODEL | {"attention": "explicit"}},
+    "DINOv2's positions": {"model": MODEL | {"position_offset": 0.1, "position_antialias": False}},
     "never clipped": {"optimiser": {"clip": None}},
     "two micro-batches": {"accumulate": 2},
 }
@@ -67,8 +68,8 @@ def card() -> Iterator[FakeCard]:
 
 
 def recipe(**changes: object) -> Recipe:
-    settings = RECIPE | {"parallel": {"precision": "bfloat16"}, "group_size": 2} | changes
-    return Recipe.model_validate(settings)
+    settings = {"model": MODEL, "parallel": {"precision": "bfloat16"}, "group_size": 2}
+    return Recipe.model_validate(RECIPE | settings | changes)
 
 
 def batch(recipe: Recipe, device: str = "cpu") -> Batch:
@@ -167,8 +168,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_distillation_stays_on_the_card(
     card: FakeCard, models: dict[str, str], teacher: str
 ) -> None:
-    student = RECIPE["model"] | {"drop_path": 0, "patch_size": 16}
-    student["options"] = student["options"] | {"embed_dim": 16, "depth": 1}
+    student = MODEL | {"drop_path": 0, "patch_size": 16}
+    student["options"] = student["options"] | {"embed_dim": 16}
     system = build_system(
         recipe(model=student, masks=None, distillation={"teacher": models[teacher]}), THERE
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import run_ranks
 
 from shared.errors import LvdError
 from train.distributed.ranks import any_rank, barrier, max_over_ranks, process_group, sum_over_ranks
@@ -41,18 +40,11 @@ def in_each_process(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    subprocess.run(
-        [sys.executable, "-m", *torchrun, __file__, str(folder)],
-        check=True,
-        timeout=120,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    run_ranks(in_each_process, folder, folder=folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 
-def test_torchruns_processes_find_each_other(two_processes: list[dict]) -> None:
+def test_processes_with_torchruns_environment_find_each_other(two_processes: list[dict]) -> None:
     assert [found["rank"] for found in two_processes] == [0, 1]
     assert [found["first"] for found in two_processes] == [True, False]
     assert {found["world"] for found in two_processes} == {PROCESSES}
@@ -99,7 +91,3 @@ def test_a_gpu_that_is_not_there_is_said_in_one_line() -> None:
     with pytest.raises(LvdError, match="no GPU") as caught, process_group("cuda"):
         pass
     assert "\n" not in str(caught.value)
-
-
-if __name__ == "__main__":
-    in_each_process(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,25 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from small_run import command, write_config, write_shards
 
-from train.distributed.ranks import any_rank, process_group
 from train.distributed.signals import SIGNALS, StopRequest
+from train.persistence.checkpoints import newest
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "train" / "cluster"
-SAID = "saved"
-
-
-def run_until_asked(folder: Path) -> None:
-    """What a training process does: step after step, until one of the processes is asked."""
-    with process_group("cpu") as ranks, StopRequest() as stop:
-        (folder / f"{ranks.rank}.pid").write_text(str(os.getpid()))
-        step = 0
-        while not any_rank(stop.asked):
-            time.sleep(0.01)
-            step += 1
-        time.sleep(0.3)  # while it saves, more signals may come
-        (folder / f"{ranks.rank}.txt").write_text(f"{SAID} {step}")
 
 
 def until(condition, seconds: float = 90) -> None:
@@ -75,37 +64,45 @@ def test_in_another_thread_nothing_is_installed() -> None:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str]]:
-    """Two processes of torchrun.sh, of which the script alone is signalled, more than once."""
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
+    """A run in two processes of torchrun.sh, of which the script alone is signalled, twice.
+
+    The script's exit status, what was said, and the run's OUT.
+    """
     folder = tmp_path_factory.mktemp("launched")
-    torchrun = folder / "torchrun"
-    # The real one, with these two processes in place of the trainer.
-    torchrun.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$1" "$2" "$3" "$4" "$5" "$6"'
-        f" --standalone {__file__} {folder}\n"
-    )
-    torchrun.chmod(0o755)
-    script = subprocess.Popen(
-        [LAUNCH / "torchrun.sh", "--recipe", "any"],
-        env=environment(TORCHRUN=str(torchrun), NPROC="2"),
-    )
-    until(lambda: all((folder / f"{rank}.pid").exists() for rank in range(2)))
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        script.send_signal(number)
-        time.sleep(0.1)
-    code = script.wait(timeout=60)
-    return code, [(folder / f"{rank}.txt").read_text() for rank in range(2)]
+    config, shards, out = write_config(folder), write_shards(folder / "shards"), folder / "out"
+    changes = ("steps=9999", "checkpoints.every=9999", "parallel.strategy=fsdp")
+    more = [text for change in changes for text in ("--set", change)]
+    torchrun = Path(sys.executable).with_name("torchrun")
+    with (folder / "log").open("wb") as log:
+        script = subprocess.Popen(
+            [LAUNCH / "torchrun.sh", *command(config, shards, out, *more)[1:]],
+            env=environment(TORCHRUN=str(torchrun), NPROC="2"),
+            stdout=log,
+            stderr=log,
+        )
+        until(lambda: script.poll() is not None or (out / "metrics.jsonl").exists())
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            script.send_signal(number)
+            time.sleep(0.1)
+        status = script.wait(timeout=90)
+    return status, (folder / "log").read_text(), out
 
 
 def test_the_launch_script_passes_signals_on_and_ends_well(launched: tuple) -> None:
-    code, said = launched
-    assert code == 0
-    assert all(text.startswith(SAID) for text in said)
+    status, said, _ = launched
+    assert status == 0, said
+    assert said.count("goes on from there") == 1
 
 
 # pitfall 12
 def test_all_processes_stop_at_the_same_step(launched: tuple) -> None:
-    assert len(set(launched[1])) == 1
+    _, said, out = launched
+    (step,) = re.findall(r"stopped behind step ([\d,]+):", said)
+    (path,) = (out / "checkpoints").iterdir()
+    assert path.name == f"step-{int(step.replace(',', '')):07d}"
+    assert newest(out / "checkpoints") == path
+    assert len(list(path.glob("*.safetensors"))) == 2
 
 
 def write_script(path: Path, text: str) -> None:
@@ -181,7 +178,3 @@ def test_a_launch_script_says_what_is_missing_in_one_line(
     (line,) = done.stderr.splitlines()
     assert line.startswith(script)
     assert said in line
-
-
-if __name__ == "__main__":
-    run_until_asked(Path(sys.argv[1]))

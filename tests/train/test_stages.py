@@ -16,8 +16,9 @@ from train.evaluation.frozen import load_models
 
 SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"
 SHORT = (
-    "batch_size=16",
-    "group_size=16",
+    "batch_size=8",
+    "group_size=8",
+    "crops.local_views=2",
     "accumulate=1",
     "steps=3",
     "parallel.precision=float32",
