@@ -12,6 +12,12 @@ GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
 """Environment variable: `cpu` runs the tests of a card on the CPU, to try out their own code."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files of whole runs first: no process is left alone with a long one at the end."""
+    first = [Path(__file__).parent / name for name in ("e2e", "train")]
+    items.sort(key=lambda item: [not item.path.is_relative_to(folder) for folder in first])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _unflushed():
     """Nobody waits for the disk: what a killed process has written is there without it."""

@@ -11,7 +11,6 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d
 
 SIDE = 32
 SAME = 0.65
@@ -89,6 +88,8 @@ def _blurred(pictures: Details) -> Details:
 @cache
 def _blur(side: int) -> Float32[np.ndarray, "side side"]:
     """Return the matrix that blurs columns of that length."""
+    from scipy.ndimage import gaussian_filter1d  # slow to import
+
     return gaussian_filter1d(np.eye(side, dtype=np.float32), _SIGMA, axis=0)
 
 

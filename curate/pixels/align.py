@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64
 from PIL import Image
-from scipy import fft
-from scipy.ndimage import gaussian_filter
 
 VERSION = 1
 
@@ -80,6 +78,8 @@ def laid_on(
 
 def blurred(picture: Grey, sigma: float) -> Grey:
     """Return a Gaussian blur."""
+    from scipy.ndimage import gaussian_filter  # slow to import
+
     smooth: np.ndarray = gaussian_filter(picture, sigma, mode="nearest", truncate=2.5)
     return smooth
 
@@ -142,6 +142,8 @@ def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
 
 def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
     """Return the best shift of each of the best matrices."""
+    from scipy import fft
+
     points = _points((_CANVAS, _CANVAS))
     none = np.zeros(2, np.float32)
     warped, there = zip(

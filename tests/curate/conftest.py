@@ -27,6 +27,7 @@ pipelines:
     holdouts: [held]
     embedder: descriptor
     filters: [{column: nsfw, max: 0.5}]
+    calibrate: {originals: 8, crawl_sample: 8}
     cluster: {clusters: 2}
     dedup: {threshold: 0.95}
     retrieve: {threshold: -1}

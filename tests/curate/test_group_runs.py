@@ -23,6 +23,7 @@ pipelines:
     holdouts: [seed]
     embedder: descriptor
     cluster: {clusters: 3}
+    calibrate: {originals: 8, crawl_sample: 8}
     dedup: {threshold: 0.85, groups: components}
     retrieve: {threshold: -1}
     report: {pictures: false}

@@ -192,6 +192,7 @@ pipelines:
     crawl: crawl
     seed: seed
     embedder: descriptor
+    calibrate: {originals: 8, crawl_sample: 8}
     cluster: {clusters: 3}
     dedup: {threshold: 0.9999, max_pair_share: 1}
     retrieve: {threshold: -1}

@@ -45,6 +45,7 @@ CONFIG = """
 pipelines:
   default:
     embedder: descriptor
+    calibrate: {originals: 8, crawl_sample: 8}
     dedup: {threshold: 0.9999}
     retrieve: {threshold: -1}
     report: {pictures: false}

@@ -1,5 +1,6 @@
 """One drawn crawl and one undisturbed run for all end-to-end tests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ def drawn(tmp_path_factory) -> Path:
     return make_data(tmp_path_factory.mktemp("drawn"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _elsewhere(tmp_path_factory):
     """`runs/curate/latest` belongs to the working folder: not the repository's, here."""
     with pytest.MonkeyPatch.context() as patch:
@@ -21,13 +22,23 @@ def _elsewhere(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def undisturbed(drawn, tmp_path_factory) -> Site:
-    """A finished run in `out`, and the work folder that it left."""
+@pytest.fixture(scope="session")
+def undisturbed_once(drawn, tmp_path_factory) -> Site:
+    """The run that is copied."""
     root = tmp_path_factory.mktemp("undisturbed")
     site = Site(root, drawn, root / "work")
-    site.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("cwd"))
+        site.run()
     return site
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_once, tmp_path_factory) -> Site:
+    """A finished run in `out`, and the work folder that it left: copies of this module."""
+    root = tmp_path_factory.mktemp("undisturbed") / "copy"
+    shutil.copytree(undisturbed_once.root, root, copy_function=shutil.copy2)
+    return Site(root, undisturbed_once.data, root / "work")
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ pipelines:
     holdouts: [exam]
     embedder: descriptor
     filters: []
+    calibrate: {originals: 8, crawl_sample: 8}
     cluster: {clusters: 2}
     export: {shard_size: 4}
     report: {pictures: false}

@@ -2,19 +2,15 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from forked_loop import forked_loop
 
-from curate.cli import main
-
-LVD_CURATE = Path(sys.executable).with_name("lvd-curate")
+PATIENCE = 600.0
 HEAD = {"prototypes": 16, "hidden": 16, "bottleneck": 8}
 RECIPE = {
     "batch_size": 8,
@@ -67,34 +63,33 @@ class LoopSite:
         return ["loop", *[str(word) for pair in where.items() for word in pair], *extra]
 
     def run(self, out: str, *extra: str, rounds: str = "2", status: int = 0) -> str:
-        """Run a loop in this process, its steps in their own, and return all that was said."""
-        result = CliRunner().invoke(main, self.arguments(out, *extra, rounds=rounds))
-        assert result.exit_code == status, f"{result.output}\n{result.exception!r}"
-        return result.output
+        """Run a loop, and return all that was said."""
+        log = self.root / "said.log"
+        log.unlink(missing_ok=True)
+        with forked_loop(self.arguments(out, *extra, rounds=rounds), log) as loop:
+            found, said = loop.wait(PATIENCE), log.read_text()
+        assert found == status, f"{found}\n{said}"
+        return said
 
     def kill_when(self, out: str, pattern: str, rounds: str) -> None:
-        """Run a loop in a process of its own; kill it when `pattern` is there.
+        """Run a loop; kill it when `pattern` is there.
 
         Nothing else is killed: its children end too.
         """
-        loop = subprocess.Popen(
-            [LVD_CURATE, *self.arguments(out, rounds=rounds)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        patience = time.monotonic() + 240
-        while loop.poll() is None and not (self.root / out / pattern).exists():
-            assert time.monotonic() < patience
-            time.sleep(0.002)
-        assert loop.poll() is None, loop.stderr.read()
-        children = Path(f"/proc/{loop.pid}/task/{loop.pid}/children").read_text().split()
-        loop.send_signal(signal.SIGKILL)
-        assert loop.wait() == -signal.SIGKILL
-        while any(Path(f"/proc/{child}").exists() for child in children):
-            assert time.monotonic() < patience
-            time.sleep(0.02)
-        loop.stderr.close()
+        log = self.root / "killed.log"
+        with forked_loop(self.arguments(out, rounds=rounds), log) as loop:
+            patience = time.monotonic() + PATIENCE
+            while loop.poll() is None and not (self.root / out / pattern).exists():
+                assert time.monotonic() < patience
+                time.sleep(0.01)
+            assert loop.poll() is None, log.read_text()
+            number = loop.process.pid
+            children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+            loop.send_signal(signal.SIGKILL)
+            assert loop.wait() == -signal.SIGKILL
+            while any(Path(f"/proc/{child}").exists() for child in children):
+                assert time.monotonic() < patience
+                time.sleep(0.02)
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:

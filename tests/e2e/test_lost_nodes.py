@@ -12,13 +12,11 @@ from saboteurs import NodeKilled, sabotage
 from curate.execution.on_ray import RayExecutor
 
 PATIENCE = 300.0
-NETWORK = "--set=retrieve.embedder=bundled"
-"""Makes embed ask for GPUs, which the nodes pretend to have."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(ray_environment):
-    """A cluster whose head computes nothing."""
+    """A cluster whose head computes nothing; its nodes stay until a test loses them."""
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False}
@@ -30,8 +28,20 @@ def cluster(ray_environment):
     cluster.shutdown()
 
 
+def have_nodes(cluster, count: int) -> None:
+    """Give the cluster so many living nodes of one processor and, as they pretend, one GPU."""
+    for node in list(cluster.worker_nodes):
+        if not node.remaining_processes_alive():
+            cluster.remove_node(node, allow_graceful=False)
+    for _ in range(count - len(cluster.worker_nodes)):
+        cluster.add_node(num_cpus=1, num_gpus=1)
+
+
 def run_losing_a_node(address: str, site: Site, patience: float = 600, status: int = 0) -> str:
-    """Curate on a cluster that loses the node of the first part; from then on, with `patience`."""
+    """Curate on a cluster that loses the node of the first part; from then on, with `patience`.
+
+    The embedder pretends to gain by a GPU.
+    """
     os.environ["RAY_ADDRESS"] = address
     fuse = site.root / "fuse"
     run = RayExecutor.run
@@ -46,8 +56,9 @@ def run_losing_a_node(address: str, site: Site, patience: float = 600, status: i
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RayExecutor, "run", run_impatiently)
+        patch.setattr("curate.embedding.stage.may_use_gpu", lambda settings: True)
         sabotage(patch, NodeKilled, "curate.embedding.stage", "embed_part", fuse)
-        said = site.run(NETWORK, status=status)
+        said = site.run(status=status)
     assert not fuse.exists()
     return said
 
@@ -58,18 +69,15 @@ def run_elsewhere(function, *args, **options):
         return pool.apply_async(function, args, options).get(PATIENCE)
 
 
-def test_a_node_that_is_lost_while_it_embeds_changes_nothing(cluster, site):
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, num_gpus=1)
+def test_a_node_that_is_lost_while_it_embeds_changes_nothing(cluster, site, undisturbed):
+    have_nodes(cluster, 2)
     run_elsewhere(run_losing_a_node, cluster.address, replace(site, executor="ray"))
     assert leftovers(site) == []
-    inline = replace(site, root=site.root / "inline", work=site.root / "inline" / "work")
-    inline.run(NETWORK)
-    assert content(site.root / "out") == content(inline.root / "out")
+    assert content(site.root / "out") == content(undisturbed.root / "out")
 
 
 def test_the_only_gpu_that_is_lost_for_good_ends_in_a_line(cluster, site):
-    cluster.add_node(num_cpus=1, num_gpus=1)
+    have_nodes(cluster, 1)
     on_ray = replace(site, executor="ray")
     said = run_elsewhere(run_losing_a_node, cluster.address, on_ray, patience=2, status=2)
     lacks = "(the Ray cluster has had no GPU free|no node of the Ray cluster has had the CPUs)"
