@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Float64
 
 from curate.calibration.histograms import Histograms, compare, draw
 from curate.calibration.near_pairs import LookedPairs
-from curate.calibration.tail import HIGH, LOW, depth, false_shares, image_weights, true_shares
+from curate.calibration.tail import HIGH, LOW, depth, draw_bootstrap, false_shares, true_shares
 from shared.errors import LvdError
 
 FEWEST_PAIRS = 5
@@ -110,9 +110,9 @@ def calibrate_dedup(
             "declare the embedder's thresholds.dedup, or use a larger crawl"
         )
     thresholds = _grid(looked.lowest)
-    weights = image_weights(looked, seed)
-    false = false_shares(looked, size, thresholds, weights)
-    true = true_shares(looked, size, thresholds, weights)
+    bootstrap = draw_bootstrap(looked, seed)
+    false = false_shares(looked, size, thresholds, bootstrap)
+    true = true_shares(looked, size, thresholds, bootstrap)
     high, low = false.quantile(HIGH), false.quantile(LOW)
     kept = high <= (1 - precision) * np.maximum(true.quantile(LOW), FEWEST_COPIES)
     possible = low <= (1 - precision) * np.maximum(true.quantile(HIGH), FEWEST_COPIES)
