@@ -1,12 +1,12 @@
 """How rare false copies are at a size that nobody has sampled: the tail of their cosines, by peaks
 over threshold.
 
-Pairs of different pictures above a cosine are counted in a sample of m images. Around an image of
-a crawl of N there are (N - 1) / (m - 1) times as many, Poisson distributed. Where only every w-th
-pair was looked at, one that was found stands for as many as a geometric distribution of mean w says.
-Above what the sample saw, a generalised Pareto distribution of y = -log(1 - cosine) goes on, fitted by probability
-weighted moments (Hosking and Wallis 1987). In y the upper end of cosines lies at infinity, and a
-cloud of d dimensions around each image makes an exponential tail, of shape 0.
+Pairs of different pictures above a cosine are counted in a sample of m images. Around an image of a
+crawl of N there are (N - 1) / (m - 1) times as many, Poisson distributed. Where only every w-th
+pair was looked at, one that was found stands for as many as a geometric distribution of mean w
+says. Above what the sample saw, a generalised Pareto distribution of y = -log(1 - cosine) goes on,
+fitted by probability weighted moments (Hosking and Wallis 1987). In y the upper end of cosines lies
+at infinity, and a cloud of d dimensions around each image makes an exponential tail, of shape 0.
 """
 
 from __future__ import annotations
