@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Float64
 
 from curate.calibration.histograms import Histograms, compare, draw
 from curate.calibration.near_pairs import LookedPairs
-from curate.calibration.tail import HIGH, LOW, depth, false_shares, image_weights, true_shares
+from curate.calibration.tail import HIGH, LOW, depth, draw_bootstrap, false_shares, true_shares
 from shared.errors import LvdError
 
 FEWEST_PAIRS = 5
@@ -109,10 +109,10 @@ def calibrate_dedup(
             f"calibration found {different} pairs of different pictures and needs {FEWEST_PAIRS}: "
             "declare the embedder's thresholds.dedup, or use a larger crawl"
         )
-    thresholds = _grid(looked.lowest)
-    weights = image_weights(looked, seed)
-    false = false_shares(looked, size, thresholds, weights)
-    true = true_shares(looked, size, thresholds, weights)
+    thresholds = _grid(looked)
+    bootstrap = draw_bootstrap(looked, seed)
+    false = false_shares(looked, size, thresholds, bootstrap)
+    true = true_shares(looked, size, thresholds, bootstrap)
     high, low = false.quantile(HIGH), false.quantile(LOW)
     kept = high <= (1 - precision) * np.maximum(true.quantile(LOW), FEWEST_COPIES)
     possible = low <= (1 - precision) * np.maximum(true.quantile(HIGH), FEWEST_COPIES)
@@ -150,10 +150,15 @@ def _interval(estimate: float, replicates: Float64[np.ndarray, " b"]) -> Interva
     return float(estimate), float(low), float(high)
 
 
-def _grid(lowest: float) -> Float64[np.ndarray, " t"]:
-    """Return thresholds from `lowest` to 1, denser towards 1, rounded up to few digits."""
-    first, last = depth(np.array([lowest, 1.0])).tolist()
-    values = 1 - np.exp(-np.linspace(first, last, _STEPS))
+def _grid(looked: LookedPairs) -> Float64[np.ndarray, " t"]:
+    """Return thresholds to choose from, rounded up to few digits.
+
+    They go from `looked.lowest` to 1, denser towards 1, and some lie just above different pictures.
+    """
+    first, last = depth(np.array([looked.lowest, 1.0])).tolist()
+    even = 1 - np.exp(-np.linspace(first, last, _STEPS))
+    above = np.nextafter(looked.cosine[~looked.same], np.float32(2)).astype(np.float64)
+    values = np.concatenate([even, above])
     scale = np.where(values < 0.99, 1e4, 1e7)
     return np.unique(np.append(np.minimum(1.0, np.ceil(values * scale) / scale), 1.0))
 

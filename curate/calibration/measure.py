@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.edits import edits_of
-from curate.calibration.near_pairs import LookedPairs, Thumbnails, look_at_nearest
+from curate.calibration.near_pairs import FinerLook, LookedPairs, Thumbnails, look_at_nearest
 from curate.calibration.retrieve_threshold import (
     FEWEST,
     RetrieveCalibration,
@@ -25,6 +25,7 @@ from curate.catalogue.collection import Collection, Numbers
 from curate.catalogue.originals import Originals, load_parts
 from curate.embedding.embed import Forwards, preparation
 from curate.neighbours.search import unit
+from curate.pixels.same import CLEAR, OTHER, Verdict, similarity
 from curate.stage import Runner, Stage, Unit, Workers
 from curate.state import State
 from shared.commits import committed
@@ -32,7 +33,7 @@ from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
 from shared.images import ImageError, decode
 
-VERSION = 4
+VERSION = 5
 EDITED_TOGETHER = 25
 PAIRS = "pairs.npz"
 
@@ -160,7 +161,9 @@ def look(
     numbers, _ = sample(collection, settings)
     with Originals(collection, load_parts(parts), out.parent) as originals:
         found = look_at_nearest(
-            unit(collection.vectors(numbers)), _thumbnails(originals, numbers, max_pixels)
+            unit(collection.vectors(numbers)),
+            _thumbnails(originals, numbers, max_pixels),
+            _finer_look(originals, numbers, max_pixels),
         )
     np.savez(out / PAIRS, **vars(found))
     return {"pairs": len(found.one)}
@@ -282,6 +285,19 @@ def _decoded(originals: Originals, number: int, max_pixels: int) -> Image.Image 
         return decode(data, max_pixels=max_pixels)
     except ImageError:
         return None
+
+
+def _finer_look(originals: Originals, numbers: Numbers, max_pixels: int) -> FinerLook:
+    """Return what tells by the pixels: only `CLEAR` copies are, as a first look was in doubt."""
+
+    def of(one: int, other: int) -> Verdict:
+        first, second = (_decoded(originals, int(numbers[row]), max_pixels) for row in (one, other))
+        if first is None or second is None:
+            return "unsure"
+        found = similarity(first, second)
+        return "same" if found >= CLEAR else "other" if found < OTHER else "unsure"
+
+    return of
 
 
 def _thumbnails(originals: Originals, numbers: Numbers, max_pixels: int) -> Thumbnails:

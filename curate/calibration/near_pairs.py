@@ -8,18 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from curate.calibration.same_picture import Thumbnail, same_picture
+from curate.calibration.same_picture import Thumbnail, judge_thumbnails
 from curate.neighbours.search import cosine
+from curate.pixels.same import Verdict
 
 MOST_PAIRS = 100_000
 MOST_LOOKED = 3_000
 ENOUGH = 500
 """Pairs of different pictures after which nobody looks further."""
+UNTHINNED = 1_000
+"""Pairs that are all looked at, before any are passed over: what decides in a small crawl."""
 _CHUNK = 100
 _BLOCK = 256
 
 Thumbnails = Callable[[int], Thumbnail | None]
 """Gives `thumbnail` of the image in a row of the vectors; None when unreadable."""
+FinerLook = Callable[[int, int], Verdict]
+"""Tells whether the images in two rows show one picture, where their thumbnails do not tell."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,23 @@ class LookedPairs:
     """How many pairs each stands for."""
     same: Bool[np.ndarray, " p"]
     """Whether both show one picture."""
+    unsure: Bool[np.ndarray, " p"]
+    """Whether that is hard to say: such pairs are not `same`."""
     lowest: float
     """Pairs below this cosine were not looked at."""
 
 
 def look_at_nearest(
-    vectors: Float32[np.ndarray, "m d"], thumbnail_of: Thumbnails, enough: int = ENOUGH
+    vectors: Float32[np.ndarray, "m d"],
+    thumbnail_of: Thumbnails,
+    look_finer: FinerLook,
+    enough: int = ENOUGH,
 ) -> LookedPairs:
     """Look at the nearest pairs of unit vectors until `enough` of them are different pictures.
 
-    Where most pairs are copies, only every second, fourth, ... is looked at, and stands for so
-    many. Looks at `MOST_LOOKED` pairs at most; a pair that cannot be read is left out.
+    Where thumbnails do not tell, `look_finer` may. Where most pairs are copies, only every second,
+    fourth, ... behind the first `UNTHINNED` is looked at, and stands for so many. Looks at
+    `MOST_LOOKED` pairs at most; a pair that cannot be read is left out.
     """
     one, other, cosines = nearest_pairs(vectors, MOST_PAIRS)
     enough = min(enough, max(20, len(vectors) * (len(vectors) - 1) // 1000))
@@ -57,7 +68,7 @@ def look_at_nearest(
 
     places: list[int] = []
     weights: list[int] = []
-    same: list[bool] = []
+    verdicts: list[Verdict] = []
     at, step, different = 0, 1, 0
     while at < len(one) and different < enough and len(places) < MOST_LOOKED:
         chunk = range(at, min(at + _CHUNK * step, len(one)), step)
@@ -68,10 +79,13 @@ def look_at_nearest(
                 continue
             places.append(place)
             weights.append(min(step, len(one) - place))
-            same.append(same_picture(first, second))
-            different += not same[-1]
+            verdict = judge_thumbnails(first, second)
+            if verdict == "unsure":
+                verdict = look_finer(int(one[place]), int(other[place]))
+            verdicts.append(verdict)
+            different += verdict != "same"
         at += _CHUNK * step
-        if 2 * (different - before) < len(chunk):
+        if at >= UNTHINNED and 2 * (different - before) < len(chunk):
             step *= 2
     chosen = np.array(places, np.int64)
     return LookedPairs(
@@ -80,7 +94,8 @@ def look_at_nearest(
         other=other[chosen],
         cosine=cosines[chosen],
         weight=np.array(weights, np.float64),
-        same=np.array(same, bool),
+        same=np.array([verdict == "same" for verdict in verdicts], bool),
+        unsure=np.array([verdict == "unsure" for verdict in verdicts], bool),
         lowest=float(cosines[min(at, len(one)) - 1]) if len(one) else 1.0,
     )
 

@@ -18,6 +18,7 @@ from curate.calibration.thresholds import (
 )
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import save_parts
+from curate.pixels import align, same
 from curate.stage import Runner, Stage
 from shared.progress import warn
 
@@ -136,7 +137,8 @@ def find_sides(
 
 def _stage(plan: Plan, *measured: Catalogued) -> Stage:
     inputs = [each.address for each in measured]
-    return Stage("calibrate", VERSION, inputs, plan.request.settings.calibrate.model_dump())
+    versions = [VERSION, align.VERSION, same.VERSION]
+    return Stage("calibrate", versions, inputs, plan.request.settings.calibrate.model_dump())
 
 
 def _parts(runner: Runner, measured: Catalogued) -> Path:

@@ -1,11 +1,12 @@
 """How rare false copies are at a size that nobody has sampled: the tail of their cosines, by peaks
 over threshold.
 
-Pairs of different pictures above a cosine are counted in a sample of m images. Around an image of
-a crawl of N there are (N - 1) / (m - 1) times as many, Poisson distributed. Above what the sample
-saw, a generalised Pareto distribution of y = -log(1 - cosine) goes on, fitted by probability
-weighted moments (Hosking and Wallis 1987). In y the upper end of cosines lies at infinity, and a
-cloud of d dimensions around each image makes an exponential tail, of shape 0.
+Pairs of different pictures above a cosine are counted in a sample of m images. Around an image of a
+crawl of N there are (N - 1) / (m - 1) times as many, Poisson distributed. Where only every w-th
+pair was looked at, one that was found stands for as many as a geometric distribution of mean w
+says. Above what the sample saw, a generalised Pareto distribution of y = -log(1 - cosine) goes on,
+fitted by probability weighted moments (Hosking and Wallis 1987). In y the upper end of cosines lies
+at infinity, and a cloud of d dimensions around each image makes an exponential tail, of shape 0.
 """
 
 from __future__ import annotations
@@ -36,23 +37,41 @@ class Shares:
         return np.quantile(self.replicates, q, axis=0)
 
 
-def image_weights(looked: LookedPairs, seed: int) -> Float64[np.ndarray, "w m"]:
-    """Return how often each image is drawn in each replicate of a Poisson bootstrap; first, once."""
-    drawn = np.random.default_rng(seed).poisson(1.0, (REPLICATES, looked.images))
-    return np.vstack([np.ones(looked.images), drawn])
+@dataclass(frozen=True)
+class Bootstrap:
+    """What another sample might have been: in the first row as it is, then `REPLICATES` others."""
+
+    images: Float64[np.ndarray, "r m"]
+    """How often each image is drawn: Poisson distributed."""
+    others: Float64[np.ndarray, "r p"]
+    """How many pairs of different pictures each pair stands for: geometrically distributed, and of an
+    unsure pair, none every other time."""
+
+
+def draw_bootstrap(looked: LookedPairs, seed: int) -> Bootstrap:
+    """Return replicates of the sample of images, and of what was passed over among its pairs."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.poisson(1.0, (REPLICATES, looked.images))
+    counts = rng.geometric(1 / looked.weight, (REPLICATES, len(looked.weight)))
+    different = np.where(looked.same, 0, np.where(looked.unsure, 0.5, 1))
+    others = counts * (rng.random(counts.shape) < different)
+    return Bootstrap(
+        np.vstack([np.ones(looked.images), drawn]), np.vstack([looked.weight * different, others])
+    )
 
 
 def false_shares(
     looked: LookedPairs,
     size: int,
     thresholds: Float64[np.ndarray, " t"],
-    weights: Float64[np.ndarray, "w m"],
+    bootstrap: Bootstrap,
 ) -> Shares:
     """Return the expected share of a crawl's `size` images with another picture at a threshold.
 
     Thresholds are none below `looked.lowest`. The pairs inside the sample are counted, and only the
-    others expected: a crawl that was sampled whole is known. In a replicate a pair counts as often as both of its
-    images are drawn together, so that a crowd of alike images counts as one observation.
+    others expected: a crawl that was sampled whole, and looked at whole, is known. In a replicate a
+    pair counts as often as both of its images are drawn together, so that a crowd of alike images
+    counts as one observation.
     """
     other = ~looked.same
     one, two = looked.one[other], looked.other[other]
@@ -61,12 +80,14 @@ def false_shares(
     growth = (size - 1) / max(1, looked.images - 1)
     seen = min(1.0, looked.images / size / growth)
     reach = looked.cosine[other] >= thresholds.astype(np.float32)[:, None]
-    known = 2 * (reach @ looked.weight[other]) / looked.images
-    rates = np.empty((len(weights), len(thresholds)))
-    for at, drawn in enumerate(weights):
-        pairs = looked.weight[other] * drawn[one] * drawn[two]
-        unseen = 2 * pairs.sum() / looked.images * survival(excess, pairs, beyond)
-        rates[at] = seen * known + (1 - seen) * unseen
+    counts = bootstrap.others[:, other]
+    known = 2 * (counts @ reach.T) / looked.images
+    rates = seen * known
+    if seen < 1:
+        for at, drawn in enumerate(bootstrap.images):
+            pairs = counts[at] * drawn[one] * drawn[two]
+            unseen = 2 * pairs.sum() / looked.images * survival(excess, pairs, beyond)
+            rates[at] += (1 - seen) * unseen
     shares = 1 - np.exp(-growth * rates)
     return Shares(shares[0], shares[1:])
 
@@ -75,15 +96,16 @@ def true_shares(
     looked: LookedPairs,
     size: int,
     thresholds: Float64[np.ndarray, " t"],
-    weights: Float64[np.ndarray, "w m"],
+    bootstrap: Bootstrap,
 ) -> Shares:
     """Return the expected share of a crawl's `size` images with a copy at or above a threshold.
 
     Of k copies of an image a sample of a share f holds f k on average, and of pairs of them f^2;
     by Cauchy and Schwarz at least E[k]^2 / E[k^2] of the images have a copy. Not less than have
-    one in the sample.
+    one in the sample. Replicates of it vary by 1 - f, as those of samples of a finite crawl do.
     """
     share = min(1.0, (looked.images - 1) / max(1, size - 1))
+    weights = 1 + np.sqrt(1 - share) * (bootstrap.images - 1)
     images, ends = np.unique(np.stack([looked.one, looked.other]), return_inverse=True)
     ends = ends.reshape(2, -1)
     drawn = weights[:, images]

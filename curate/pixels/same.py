@@ -6,7 +6,8 @@ a band of words across them 3 and 3. Of the look-alikes by two embedders, the 15
 each, 8 are unsure, and none is called a copy but a pair that is one; of 200 others of the same
 shards two obelisks were. An edited copy takes 21 ms, a look-alike 66 ms. Two pages of one template,
 and crops that overlap by half, can pass for copies. Calibration, which looks at thousands of pairs,
-has a faster and coarser one: `curate/calibration/same_picture.py`.
+has a faster and coarser one, `curate/calibration/same_picture.py`, and asks this one of the few that
+it leaves unsure.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from curate.calibration.retrieve_threshold import (
     nearest_other,
 )
 from curate.calibration.same_picture import same_picture, thumbnail
+from curate.pixels.same import judge
 from shared.embedders import EmbedderSettings, load
 from shared.errors import LvdError
 
@@ -151,7 +152,11 @@ def test_the_descriptor_calibrates_on_real_pictures():
     edited = [edits(crop, np.random.default_rng(at)) for at, crop in enumerate(crops)]
     vectors = np.stack([embed(list(copies.values())) for copies in edited])
     cosines = np.einsum("ned,nd->ne", vectors, crawl)
-    looked = look_at_nearest(crawl, lambda row: thumbnail(crops[row]))
+    looked = look_at_nearest(
+        crawl,
+        lambda row: thumbnail(crops[row]),
+        lambda one, other: judge(crops[one], crops[other]),
+    )
     found = calibrate_dedup(looked, len(crops), 0.99, cosines, tuple(edited[0]))
     assert found.separates
     assert found.recall_by_edit["jpeg"] >= 0.9

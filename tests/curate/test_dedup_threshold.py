@@ -8,7 +8,7 @@ import pytest
 from curate.calibration import near_pairs
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.near_pairs import LookedPairs, look_at_nearest, nearest_pairs
-from curate.calibration.tail import depth, false_shares, image_weights, survival, true_shares
+from curate.calibration.tail import depth, draw_bootstrap, false_shares, survival, true_shares
 from curate.neighbours.search import unit
 from shared.errors import LvdError
 
@@ -28,7 +28,7 @@ def different(vectors: np.ndarray, enough: int = 500) -> LookedPairs:
     one, other, cosine = nearest_pairs(vectors, enough)
     none = np.zeros(len(one), bool)
     weight = np.ones(len(one))
-    return LookedPairs(len(vectors), one, other, cosine, weight, none, float(cosine[-1]))
+    return LookedPairs(len(vectors), one, other, cosine, weight, none, none, float(cosine[-1]))
 
 
 def with_copies(images: int, copies: int, similarity: float, seed: int = 0) -> LookedPairs:
@@ -45,8 +45,14 @@ def with_copies(images: int, copies: int, similarity: float, seed: int = 0) -> L
         cosine[order],
         np.ones(len(order)),
         np.append(looked.same, np.ones(copies, bool))[order],
+        np.zeros(len(order), bool),
         looked.lowest,
     )
+
+
+def told_apart(one: int, other: int) -> str:
+    """Stand in for a finer look where thumbnails tell all."""
+    raise AssertionError((one, other))
 
 
 def edited(at: float) -> np.ndarray:
@@ -97,7 +103,7 @@ def test_the_share_at_ten_sizes_is_that_of_brute_force_within_a_factor_of_two(tr
     cut = threshold(0.01, size)
     samples = [different(clustered(2_000, 100 + at)) for at in range(8)]
     shares = [
-        false_shares(one, size, np.array([max(cut, one.lowest)]), image_weights(one, 0)[:1])
+        false_shares(one, size, np.array([max(cut, one.lowest)]), draw_bootstrap(one, 0))
         for one in samples
     ]
     mean = np.mean([share.estimate[0] for share in shares])
@@ -112,7 +118,7 @@ def test_the_interval_holds_the_truth_in_most_samples(truth):
         for at in range(20):
             looked = different(clustered(1_000, 200 + at))
             share = false_shares(
-                looked, size, np.array([max(cut, looked.lowest)]), image_weights(looked, 0)
+                looked, size, np.array([max(cut, looked.lowest)]), draw_bootstrap(looked, 0)
             )
             low, high = share.quantile(0.1)[0], share.quantile(0.9)[0]
             held.append(low <= rate(cut, size) <= high)
@@ -122,7 +128,7 @@ def test_the_interval_holds_the_truth_in_most_samples(truth):
 def test_a_crawl_that_is_sampled_whole_is_counted():
     looked = with_copies(1_000, 0, 1)
     cuts = looked.cosine[[0, 4, 20]].astype(np.float64)
-    share = false_shares(looked, 1_000, cuts, image_weights(looked, 0))
+    share = false_shares(looked, 1_000, cuts, draw_bootstrap(looked, 0))
     np.testing.assert_allclose(share.estimate, 1 - np.exp(-np.array([2, 10, 42]) / 1_000))
     np.testing.assert_allclose(share.replicates, np.tile(share.estimate, (300, 1)))
 
@@ -139,8 +145,9 @@ def test_the_share_of_images_with_a_copy_grows_with_the_crawl():
         both = (one >= 0) & (other >= 0)
         count = int(both.sum())
         cosine, ones = np.full(count, 0.95, np.float32), np.ones(count)
-        looked = LookedPairs(2_000, one[both], other[both], cosine, ones, ones > 0, 0.5)
-        found.append(true_shares(looked, 10_000, np.array([0.9]), image_weights(looked, 0)[:1]))
+        verdicts = ones > 0, ones < 0
+        looked = LookedPairs(2_000, one[both], other[both], cosine, ones, *verdicts, 0.5)
+        found.append(true_shares(looked, 10_000, np.array([0.9]), draw_bootstrap(looked, 0)))
     assert np.mean([share.estimate[0] for share in found]) == pytest.approx(0.1, rel=0.15)
 
 
@@ -183,6 +190,7 @@ def test_an_embedder_that_tells_nothing_is_recognised_and_keeps_exact_copies():
 def test_copies_among_the_neighbours_are_told_apart_and_thinned(monkeypatch):
     """Of 400 pairs of copies in front, most are passed over, and what is looked at stands for all."""
     monkeypatch.setattr(near_pairs, "_CHUNK", 20)
+    monkeypatch.setattr(near_pairs, "UNTHINNED", 60)
     rng = np.random.default_rng(0)
     pictures = unit(rng.normal(size=(400, 32)))
     vectors = np.concatenate([pictures, unit(pictures + 1e-3 * rng.normal(size=(400, 32)))])
@@ -193,7 +201,7 @@ def test_copies_among_the_neighbours_are_told_apart_and_thinned(monkeypatch):
         asked.append(row)
         return grids[row % 400]
 
-    looked = look_at_nearest(vectors, look_up, enough=50)
+    looked = look_at_nearest(vectors, look_up, told_apart, enough=50)
     copies = looked.one % 400 == looked.other % 400
     np.testing.assert_array_equal(looked.same, copies)
     assert copies.sum() < 200
@@ -202,7 +210,7 @@ def test_copies_among_the_neighbours_are_told_apart_and_thinned(monkeypatch):
 
 
 def test_what_cannot_be_read_is_left_out():
-    looked = look_at_nearest(clustered(50, 0), lambda row: None)
+    looked = look_at_nearest(clustered(50, 0), lambda row: None, told_apart)
     assert len(looked.one) == 0
     with pytest.raises(LvdError, match=r"thresholds\.dedup"):
         calibrate_dedup(looked, 50, 0.99, edited(1), NAMES)
