@@ -3,101 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
 from curate.dedup.chains import Dropped, follow_copies
-from curate.dedup.false_copies import FalseCopies, estimate_false_copies
+from curate.dedup.false_copies import estimate_false_copies
 from curate.dedup.holdout import find_copies
 from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.predict import compile_predictors, predict
 from curate.embedding.stage import EmbeddedParts, catalogued, embed
 from curate.embedding.text import embed_text
-from curate.execution.output import Output, versions
+from curate.execution.output import Output
 from curate.execution.runner import StageRunner
 from curate.export import embeddings, selection_list, shards
 from curate.export.bounds import ShardBounds, bound_shards
 from curate.export.embeddings import export_embeddings
 from curate.neighbours.cluster import Clustered, cluster
-from curate.plan import Plan, seed_roles
+from curate.plan import Plan
+from curate.record import count_funnel, describe_run
 from curate.report import datasheet, groups, rows, seed_images
 from curate.report.datasheet import write_datasheet
 from curate.report.rows import Decided
-from curate.report.seeds import describe_seeds
 from curate.report.stage import draw, write_tables
-from curate.retrieval.answers import Answers, ask_seeds
+from curate.results import Datasets, Results
+from curate.retrieval.answers import ask_seeds
 from curate.retrieval.nearest_seeds import retrieve
-from curate.selection.balance import Balanced, balance, balance_problems
-from curate.selection.decide import Selected, decide
-from curate.selection.include import Included, include
-from curate.selection.problems import barred_problems, selection_problems
-from curate.selection.top_up import TopUp, top_up, top_up_problems
+from curate.selection.balance import balance
+from curate.selection.decide import decide
+from curate.selection.include import include
+from curate.selection.top_up import top_up
 from curate.stage import Runner, Stage
-from shared.embedders import identity
 from shared.errors import LvdError
 from shared.progress import say
-from shared.storage import fingerprint
 
 _EXPORT_VERSIONS = {"shards": shards.VERSION, "list": selection_list.VERSION}
-
-
-@dataclass(frozen=True)
-class Datasets:
-    """What goes into a run, as the embedders see it: `copies` for copies, `meaning` for the seeds."""
-
-    embedded: list[EmbeddedParts]
-    crawl: Catalogued
-    crawl_by_meaning: Catalogued
-    seeds: list[Catalogued]
-    """In the order of the request, negative ones too."""
-    included: list[Catalogued]
-    """Seeds whose own images go into the shards, as the embedder for copies sees them."""
-    holdouts: list[Catalogued]
-    held: list[Catalogued]
-    """What `top_up` adds to, as the embedder for meaning sees it; none, or one."""
-
-    def inputs(self, plan: Plan) -> str:
-        """Return what stands for all that goes into a run but its settings."""
-        parts = [
-            [data.role, data.name, [part.name for part in data.parts], data.contents]
-            for data in self.embedded
-        ]
-        texts = [sorted(data.texts) for data in plan.datasets]
-        lists = sorted({each.content for each in plan.lists})
-        heads = {name: source.about for name, source in plan.sources.items()}
-        named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
-        named += [*plan.request.holdouts, *([plan.request.held] if plan.request.held else [])]
-        settings = [each.settings for each in named]
-        notes = [[each.licence, each.source, each.homepage] for each in settings]
-        return fingerprint([parts, texts, lists, heads, notes])
-
-    @property
-    def included_by_meaning(self) -> list[Catalogued]:
-        """The included seeds as the embedder for meaning sees them."""
-        by_name = {seed.name: seed for seed in self.seeds}
-        return [by_name[seed.name] for seed in self.included]
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the stages made."""
-
-    datasets: Datasets
-    thresholds: Thresholds
-    clustered: Clustered
-    copies: Deduplicated
-    false_copies: FalseCopies
-    dropped: Dropped
-    overlaps: list[Overlap]
-    included: Included
-    answers: Answers
-    balanced: Balanced
-    topped_up: TopUp | None
-    selected: Selected
 
 
 def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
@@ -134,13 +74,9 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     bounds = export(plan, output, runner, results)
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
-        output.write(
-            *(
-                _run(plan, results, bounds, output.settings),
-                _funnel(plan, results, output.settings),
-            ),
-            *(address, list(runner.used)),
-        )
+        told = describe_run(plan, results, bounds, output.settings)
+        counted = count_funnel(plan, results, output.settings)
+        output.write(told, counted, address, list(runner.used))
         write_datasheet(output.partial)
         if settings.report.pictures:
             draw(output.partial, datasets.crawl, datasets.seeds, runner.scratch)
@@ -334,122 +270,3 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         hashed=results.copies.hashed,
         topped_up=results.topped_up,
     )
-
-
-def _run(
-    plan: Plan, results: Results, bounds: ShardBounds, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    request, datasets = plan.request, results.datasets
-    held = [request.held] if request.held else []
-    return {
-        "crawl": datasets.crawl.name,
-        "seed": ", ".join(request.wanted),
-        "holdouts": [held.name for held in datasets.holdouts],
-        "embedder": request.embedder_name,
-        "revisions": {
-            request.embedders[stage].name: each.revision
-            for stage, each in plan.embedders.items()
-            if each.revision
-        },
-        "embedders": {
-            stage: {"name": request.embedders[stage].name, "identity": identity(each)}
-            for stage, each in plan.embedders.items()
-        },
-        "settings": settings,
-        "inputs": datasets.inputs(plan),
-        "clusters": {**results.clustered.fitted, "drift": request.settings.cluster.drift},
-        "shards": bounds.taken,
-        "thresholds": _thresholds(results),
-        "calibration": results.thresholds.calibrations,
-        "datasets": {
-            role: {
-                "name": named.name,
-                "settings": named.settings.model_dump(mode="json"),
-                "content": data.address,
-                "images": len(data.collection),
-            }
-            for role, named, data in zip(
-                [
-                    *("crawl", *seed_roles(request)),
-                    *(f"holdout {x.name}" for x in request.holdouts),
-                    *("held" for _ in held),
-                ],
-                [request.crawl, *(x.dataset for x in request.seeds), *request.holdouts, *held],
-                [datasets.crawl, *datasets.seeds, *datasets.holdouts, *datasets.held],
-                strict=True,
-            )
-        },
-        "versions": versions(),
-        **(plan.before.copies if plan.before else {}),
-        **(plan.before.removals("run.json") if plan.before else {}),
-    }
-
-
-def _funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
-    counts, embedded = results.copies.counts, results.datasets.embedded
-    selected, balanced = results.selected, results.balanced
-    hashed = results.copies.hashed
-    topped_up = results.topped_up.told if results.topped_up else None
-    return {
-        "images": len(results.datasets.crawl.collection),
-        "decisions": selected.decisions,
-        "groups": {
-            "count": counts["groups"],
-            "members": counts["members"],
-            "chains": counts["chains"],
-        },
-        "dedup_hash": hashed and {"method": hashed.name, **hashed.counts},
-        "dedup_recall": results.copies.completeness,
-        "dedup_precision": results.false_copies.found,
-        "thresholds": _thresholds(results),
-        "seeds": describe_seeds(results.answers, selected, results.included),
-        "balance": balanced.told,
-        "top_up": topped_up,
-        "problems": [
-            *(text for each in embedded for text in each.problems),
-            *([hashed.problem] if hashed and hashed.problem else []),
-            *(each.problem for each in results.overlaps if each.problem),
-            *_selection_problems(plan, results),
-            *balance_problems(balanced.told),
-            *top_up_problems(topped_up),
-            *_since_problems(plan, selected),
-        ],
-        "ignored": embedded[0].ignored,
-        "set_aside": [each.part for data in embedded for each in data.aside],
-        "settings": settings,
-        "versions": versions(),
-        **(plan.before.removals("reports/funnel.json") if plan.before else {}),
-    }
-
-
-def _since_problems(plan: Plan, selected: Selected) -> list[str]:
-    """Return a line where not all stays that an earlier result exported."""
-    if plan.before is None or selected.stayed == plan.before.images:
-        return []
-    return [
-        f"{plan.before.images - selected.stayed:,} of the {plan.before.images:,} images that the earlier "
-        "result exported are not kept: they are gone from the crawl, have other bytes, or a filter, a "
-        "list or a holdout of this run drops them"
-    ]
-
-
-def _thresholds(results: Results) -> dict[str, dict[str, Any]]:
-    return results.thresholds.known([each.threshold for each in results.answers.wanted])
-
-
-def _selection_problems(plan: Plan, results: Results) -> list[str]:
-    sections = {seed.name: seed.said_at for seed in plan.request.seeds}
-    decisions, answers = results.selected.decisions, results.answers
-    barred = barred_problems(
-        max((counts["found"] for counts in results.selected.wanted), default=0),
-        decisions["kept"] + decisions["over_budget"],
-        [answer.name for answer in answers.barred],
-    )
-    return barred + [
-        line
-        for answer, counts in zip(results.answers.wanted, results.selected.wanted, strict=True)
-        for line in selection_problems(
-            *(counts["found"], answer.candidates.count, answer.threshold.value),
-            *(answer.chosen.target, answer.settings.strategy, sections[answer.name]),
-        )
-    ]
