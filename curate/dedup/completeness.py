@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from curate.catalogue.collection import Collection
+from curate.catalogue.part_files import VECTORS
 from curate.dedup.near import DedupSettings, asked_together, probes_of
 from curate.dedup.probes import Probes
 from curate.neighbours.cluster import AXES, Clusters
@@ -48,7 +49,8 @@ def draw_sample(
         assert probes is not None
         asks[home == own] = probes.of(vectors[home == own], own)
     head = heads(vectors, np.load(clusters.centers / AXES))
-    np.savez(out / SAMPLE, home=home, asks=asks, numbers=numbers, stored=stored, heads=head)
+    np.save(out / VECTORS, stored)
+    np.savez(out / SAMPLE, home=home, asks=asks, numbers=numbers, heads=head)
     return {"queries": size}
 
 
@@ -67,7 +69,8 @@ def count_found(
     use_threads(threads)
     loaded = clusters.load()
     with np.load(sample / SAMPLE) as drawn:
-        asked = Searchable(drawn["stored"], drawn["numbers"], drawn["heads"].astype(np.float32))
+        stored = np.load(sample / VECTORS)
+        asked = Searchable(stored, drawn["numbers"], drawn["heads"].astype(np.float32))
         home, asks = drawn["home"], drawn["asks"][:, first:last]
     probes = probes_of(loaded, threshold, settings) if len(asked) else None
     pairs = found = 0

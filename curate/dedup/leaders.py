@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from curate.catalogue.collection import Collection
+from curate.catalogue.part_files import VECTORS
 from curate.dedup.groups import (
     COVERED,
     REPRESENTATIVE,
@@ -80,11 +81,11 @@ def find_leaders(
     decide(sorted_edges(edges), none, "greedy", len(rank), status, stands, first)
     leads = status == REPRESENTATIVE
     np.save(out / STANDS, np.stack([rank, rank[stands]], 1))
+    np.save(out / VECTORS, stored[leads])
     np.savez(
         out / LEADERS,
         rank=rank[leads],
         numbers=numbers[leads],
-        stored=stored[leads],
         heads=head[leads],
     )
     return {"leaders": int(leads.sum())}
@@ -109,8 +110,8 @@ def follow_leaders(
     state = None if before is None else np.load(before / "status.npy", mmap_mode="r")
     with np.load(leaders / LEADERS) as found_leaders:
         leading = found_leaders["rank"]
-        names = ("stored", "numbers", "heads")
-        base = Searchable(*(found_leaders[name] for name in names))
+        stored = np.load(leaders / VECTORS)
+        base = Searchable(stored, found_leaders["numbers"], found_leaders["heads"])
     loaded, edges = clusters.load(), [np.empty((0, 2), np.int64)]
     for cluster in range(first, last):
         members = loaded.of(cluster)

@@ -29,7 +29,8 @@ def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
     """Return the units of `work` that hold a vector of images of these sha256.
 
     These are the vectors of parts, which come last; the clusters that they stand in, of whatever
-    run, found by the vectors' own bytes; and the vectors of edited copies of all calibrations, as
+    run, and those of them that a search for copies laid aside, found by the vectors' own bytes; and
+    the vectors of edited copies of all calibrations, as
     nothing in these tells of which images they are.
     """
     rows = _rows_of(work, pa.array(sorted(set(hashes)), pa.string()))
@@ -47,11 +48,16 @@ def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
     clusters = [
         unit
         for stage in sorted((work / "cluster").glob("*"))
-        if any(map(vectors.stand_in, sorted(stage.glob("*/vectors.npy"))))
+        if any(map(vectors.stand_in, sorted(stage.glob(f"*/{VECTORS}"))))
         for unit in sorted(stage.glob("*"))
     ]
+    searched = [
+        path.parent
+        for path in sorted((work / "dedup").glob(f"*/*/{VECTORS}"))
+        if vectors.stand_in(path)
+    ]
     edited = sorted((work / "calibrate").glob("*/edited-*"))
-    return [*clusters, *edited, *parts]
+    return [*clusters, *searched, *edited, *parts]
 
 
 def drop(units: Iterable[Path], scratch: Path) -> None:
