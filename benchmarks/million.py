@@ -347,6 +347,8 @@ def main(
 ) -> None:
     """Print a line for each stage of each size, and the exponent of its growth."""
     table: dict[str, list[tuple[int, float]]] = {}
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
     for count in (images * 2**step for step in range(doublings + 1)):
         with tempfile.TemporaryDirectory(dir=work) as folder:
             home = Path(folder)
