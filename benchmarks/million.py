@@ -34,6 +34,7 @@ from clumps import clumps
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
+from curate.dedup.chains import Dropped
 from curate.dedup.holdout import Held
 from curate.dedup.near import DedupSettings
 from curate.dedup.stage import Deduplicated, dedup
@@ -223,10 +224,10 @@ def select(
     """Decide about every image, by a threshold."""
     answers = ask_seeds(
         *(runner, made.crawl, [made.seed], near, [SeedSettings()]),
-        *([Threshold(RELEVANT, "pipeline")], copies.groups, Held(), Held()),
+        *([Threshold(RELEVANT, "pipeline")], copies.groups, Dropped(), Held()),
         *(ClusterSettings(), 5, 1),
     )
-    whole = (copies.groups, Held(), answers, Included(), None, Balanced(), 0)
+    whole = (copies.groups, Dropped(), answers, Included(), None, Balanced(), None, 0)
     return answers, decide(runner, made.crawl, *whole)
 
 
@@ -253,7 +254,7 @@ def report(
         groups=copies.groups,
         grouping="greedy",
         shapes=copies.shapes,
-        held=(),
+        dropped=None,
         included=Included(),
         selected=selected.folder,
         quality=QualitySettings(),
