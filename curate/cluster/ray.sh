@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Curates on several machines: start it on each, with the same arguments and variables.
 #
-#   HEAD=ADDRESS NODES=4 NODE=0 curate/cluster/ray.sh --crawl CRAWL --seed SEED --out OUT --work WORK
+#   HEAD=ADDRESS NODES=4 NODE=0 TOKEN=SECRET curate/cluster/ray.sh --crawl CRAWL --seed SEED --out OUT --work WORK
 #
 # Arguments are those of `lvd-curate run`. The crawl and the seed may be URLs; what is not one, OUT
 # and WORK must be the same folders on all machines. The machine of NODE 0 is the head: it starts
@@ -13,6 +13,7 @@
 #   HEAD                 the machine of NODE 0, by a name or address that all reach
 #   NODES        1       machines
 #   NODE         0       which of them this one is
+#   TOKEN                a secret that all are given: without it nobody joins, or sends work
 #   PORT         6379    a free port of the head
 #   PATIENCE     300     seconds that machines wait for each other
 #   LVD_BIN      .venv/bin  the folder with `ray` and `lvd-curate`
@@ -34,6 +35,11 @@ if [[ -z ${HEAD:-} ]]; then
   fi
   HEAD=127.0.0.1
 fi
+if [[ -z ${TOKEN:-} ]] && ((nodes > 1)); then
+  echo "ray.sh: TOKEN is not set: give all machines one, such as \$(openssl rand -hex 32)" >&2
+  exit 2
+fi
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${TOKEN:-$RANDOM$RANDOM$RANDOM$RANDOM}
 export RAY_ADDRESS=$HEAD:${PORT:-6379} RAY_USAGE_STATS_ENABLED=0
 read -ra options <<<"${RAY_OPTIONS:-}"
 

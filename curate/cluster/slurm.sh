@@ -41,6 +41,8 @@ HEAD=$(getent hosts "$first" | sed -n '1s/ .*//p')
 export HEAD=${HEAD:-$first}
 export NODES=$SLURM_JOB_NUM_NODES
 export PORT=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
+TOKEN=${TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
+export TOKEN
 
 # One node's number is known there alone.
 srun --kill-on-bad-exit=1 bash -c 'NODE=$SLURM_NODEID exec "$@"' _ "$root/curate/cluster/ray.sh" "$@" &

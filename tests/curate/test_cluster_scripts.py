@@ -42,7 +42,7 @@ def machines(tmp_path: Path) -> dict[str, str]:
         health-check) test -e {tmp_path}/head ;;
         *) [[ $* == *broken* ]] && exit 1
         name=worker; [[ $* == *--head* ]] && name=head
-        echo "$*" >{tmp_path}/$name.part; mv {tmp_path}/$name.part {tmp_path}/$name
+        echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN $*" >{tmp_path}/$name.part; mv {tmp_path}/$name.part {tmp_path}/$name
         trap 'rm {tmp_path}/$name; exit' TERM; while test -e {tmp_path}/head; do sleep 0.02; done ;;
         esac""",
     )
@@ -61,6 +61,7 @@ def machines(tmp_path: Path) -> dict[str, str]:
         "NODES": "2",
         "PORT": "6380",
         "PATIENCE": "60",
+        "TOKEN": "secret",
         "RAY_OPTIONS": "--num-cpus=4 --temp-dir=short",
     }
 
@@ -92,11 +93,11 @@ def test_what_ray_is_told(tmp_path: Path, machines: dict[str, str]) -> None:
     until((tmp_path / "told").exists)
     common = "--disable-usage-stats"
     assert (tmp_path / "head").read_text() == (
-        f"start --block {common} --head --port 6380 --node-ip-address 127.0.0.1 "
+        f"token secret start --block {common} --head --port 6380 --node-ip-address 127.0.0.1 "
         "--include-dashboard=false --num-cpus=4 --temp-dir=short\n"
     )
     assert (tmp_path / "worker").read_text() == (
-        f"start --block {common} --address 127.0.0.1:6380 --num-cpus=4 --temp-dir=short\n"
+        f"token secret start --block {common} --address 127.0.0.1:6380 --num-cpus=4 --temp-dir=short\n"
     )
     worker.send_signal(signal.SIGUSR1)  # Slurm's come to all machines
     head.send_signal(signal.SIGUSR1)
@@ -111,6 +112,7 @@ def test_what_ray_is_told(tmp_path: Path, machines: dict[str, str]) -> None:
         (1, {"PATIENCE": "1"}, 1, "no head answers at 127.0.0.1:6380 after 1 s"),
         (0, {"RAY_OPTIONS": "broken"}, 1, "'ray start' failed"),
         (0, {"HEAD": ""}, 2, "HEAD is not set"),
+        (1, {"TOKEN": ""}, 2, "TOKEN is not set"),
         (0, {"LVD_BIN": "/nowhere"}, 2, "make setup"),
     ],
 )
@@ -138,7 +140,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     write_script(
         tmp_path / "curate" / "cluster" / "ray.sh",
         f"""trap 'exit 143' USR1
-        echo "$HEAD $NODES $NODE $PORT $*" >{tmp_path}/told.part
+        echo "$HEAD $NODES $NODE $PORT ${{#TOKEN}} $*" >{tmp_path}/told.part
         mv {tmp_path}/told.part {tmp_path}/told
         [[ $* == *aside* ]] && exit 3; [[ $* == *short* ]] && exit 0
         while true; do sleep 0.05; done""",
@@ -156,7 +158,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 def test_a_job_that_runs_out_of_time_is_queued_again(tmp_path: Path, slurm: dict[str, str]) -> None:
     job = subprocess.Popen([SCRIPTS / "slurm.sh", "--crawl", "two words"], env=slurm)
     until((tmp_path / "told").exists)
-    assert (tmp_path / "told").read_text() == "192.0.2.7 2 1 22345 --crawl two words\n"
+    assert (tmp_path / "told").read_text() == "192.0.2.7 2 1 22345 64 --crawl two words\n"
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=60) == 143
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 12345\n"
