@@ -12,6 +12,7 @@ from curate.catalogue.collection import Catalogued
 from curate.dedup.chains import Dropped, follow_copies
 from curate.dedup.false_copies import FalseCopies, estimate_false_copies
 from curate.dedup.holdout import find_copies
+from curate.dedup.looks import LOOK_COUNTS
 from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
 from curate.embedding.predict import compile_predictors, predict
@@ -184,10 +185,11 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     crawl, by_meaning, seeds = datasets.crawl, datasets.crawl_by_meaning, datasets.seeds
     thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
     clustered = cluster(runner, crawl, settings.cluster, threads, before)
-    copies = dedup(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, threads)
-    false_copies = estimate_false_copies(
-        runner, crawl, copies, settings.estimate, settings.embed.max_pixels
+    max_pixels = settings.embed.max_pixels
+    copies = dedup(
+        *(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, max_pixels, threads)
     )
+    false_copies = estimate_false_copies(runner, crawl, copies, settings.estimate, max_pixels)
     dropped, overlaps = apply_holdouts(plan, runner, datasets, thresholds, clustered, copies)
     included = include(
         *(runner, crawl, datasets.included, datasets.holdouts),
@@ -332,6 +334,7 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         bounds=bounds,
         balanced=results.balanced.folder,
         hashed=results.copies.hashed,
+        looked=results.copies.looked,
         topped_up=results.topped_up,
     )
 
@@ -388,7 +391,7 @@ def _run(
 def _funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
     counts, embedded = results.copies.counts, results.datasets.embedded
     selected, balanced = results.selected, results.balanced
-    hashed = results.copies.hashed
+    hashed, looked = results.copies.hashed, results.copies.looked
     topped_up = results.topped_up.told if results.topped_up else None
     return {
         "images": len(results.datasets.crawl.collection),
@@ -399,6 +402,7 @@ def _funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> dict[s
             "chains": counts["chains"],
         },
         "dedup_hash": hashed and {"method": hashed.name, **hashed.counts},
+        "dedup_looks": looked and {name: looked.counts[name] for name in LOOK_COUNTS},
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
         "thresholds": _thresholds(results),
