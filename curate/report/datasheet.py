@@ -120,8 +120,8 @@ def _composition(out: Path, funnel: dict[str, Any]) -> Iterator[str]:
         )
     if looks := funnel.get("dedup_looks"):
         yield (
-            f"By a look at their pixels {by_look(looks)} (cosine from {looks['floor']:.4f} on), so that "
-            f"{looks['joined']:,} images joined the groups of others."
+            f"Below the threshold of copies, from cosine {looks['floor']:.4f}, {by_look(looks)} by a "
+            f"look at their pixels, so that {looks['joined']:,} images joined the groups of others."
         )
     for name, seed in funnel.get("seeds", {}).items():
         if count := seed.get("included", {}).get("kept"):

@@ -86,7 +86,7 @@ def _settings(funnel: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if told := funnel.get("top_up"):
         yield "top-up", f"keeps {told['kept']:,} images", describe_top_up(told)
     if looks := funnel.get("dedup_looks"):
-        yield "dedup looks", by_look(looks), f"cosine from {looks['floor']:.4f} on"
+        yield "dedup looks", by_look(looks), f"below the threshold, from {looks['floor']:.4f}"
     recall = funnel.get("dedup_recall") or {}
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"

@@ -91,7 +91,7 @@ def test_framed_copies_below_the_threshold_are_joined_and_no_others(root, monkey
     assert funnel["decisions"]["duplicate"] == 2 * COPIES
     assert funnel["groups"]["members"] == 3 * COPIES
     assert funnel["dedup_precision"] is None  # no other opinion on what the pixels told
-    one_picture = f"{COPIES} of {looks['looked']} pairs below the threshold are one picture"
+    one_picture = f"{COPIES} of {looks['looked']} pairs are one picture"
     assert one_picture in said
     assert one_picture in (out / "datasheet.md").read_text()
     told = CliRunner().invoke(main, ["explain", str(out), "00000/0b"]).output
