@@ -34,7 +34,7 @@ from curate.dedup.near import DedupSettings
 from curate.dedup.pictures import decode_pair
 from curate.neighbours.cluster import Clustered
 from curate.pixels import align, same
-from curate.pixels.same import CLEAR, similarity
+from curate.pixels.same import is_clear_copy
 from curate.stage import Runner, Stage, Unit
 
 VERSION = 1
@@ -143,7 +143,7 @@ def look(
             if pictures is None:
                 unreadable += 1
             else:
-                verdicts[place] = similarity(*pictures) >= CLEAR
+                verdicts[place] = is_clear_copy(*pictures)
     np.save(out / SAME, verdicts)
     return {"unreadable": unreadable}
 

@@ -24,6 +24,9 @@ VERSION = 1
 SAME, OTHER = 0.62, 0.52
 CLEAR = 0.75
 """Nothing better is looked for."""
+DRAWN = 1 / 3
+"""Share of a picture that has one grey, from which it is a drawing. Of 6 pairs of charts of crawl-small
+all have more (0.43 and up), of 160 photographs of Tiny-ImageNet and edited copies 2 pairs in 100 over 0.22."""
 
 _FINE = 3.0
 _WINDOW = 4.0
@@ -39,6 +42,20 @@ def judge(one: Image.Image, other: Image.Image) -> Verdict:
     """Tell whether two RGB pictures are edited copies of one: `unsure` where it is hard to say."""
     found = similarity(one, other)
     return "same" if found >= SAME else "other" if found < OTHER else "unsure"
+
+
+def is_clear_copy(one: Image.Image, other: Image.Image) -> bool:
+    """Tell whether two RGB pictures are clearly edited copies of one; two drawn ones never are.
+
+    Charts and pages of one template pass for copies here, so that pixels decide nothing about them.
+    """
+    return not (is_drawn(one) and is_drawn(other)) and similarity(one, other) >= CLEAR
+
+
+def is_drawn(picture: Image.Image) -> bool:
+    """Tell whether one grey covers a third of a picture, as a page or the ground of a chart does."""
+    histogram = picture.convert("L").histogram()
+    return max(histogram) >= DRAWN * sum(histogram)
 
 
 def similarity(one: Image.Image, other: Image.Image) -> float:

@@ -85,7 +85,7 @@ def dedupe(work, vectors, says, patch, **said):
     """Return what dedup makes of vectors where `says` tells of two numbers if they are one picture."""
     crawl = Catalogued("crawl", [], from_vectors(work / "made", vectors), "0" * 16)
     patch.setattr(looks, "decode_pair", lambda originals, pair, _: pair)
-    patch.setattr(looks, "similarity", lambda one, other: looks.CLEAR if says(one, other) else 0.7)
+    patch.setattr(looks, "is_clear_copy", says)
     asked = ALL.model_copy(update={"looks": 1.0, "look_floor": FLOOR, **said})
     with open_runner(work / "work", EngineSettings(), "inline") as runner:
         clusters = cluster(runner, crawl, ClusterSettings(), 1, None)
