@@ -1,6 +1,6 @@
 """Joins copies that the threshold leaves apart, by a look at the pixels of the most similar pairs.
 
-A pair that the look clearly calls one picture is an edge between two images that stood for themselves.
+A pair that the look calls one picture for certain is an edge between two images that stood for themselves.
 The worse one joins the better one, greedily or as a component, as the run groups all else; whoever it
 stood for follows it, whatever the cosine, as copies by hash do.
 
@@ -131,7 +131,7 @@ def look(
     *,
     out: Path,
 ) -> dict[str, int]:
-    """Write bool `same.npy`: which of the pairs `start` to `stop` are clearly one picture.
+    """Write bool `same.npy`: which of the pairs `start` to `stop` are one picture for certain.
 
     A pair that cannot be decoded any more is none.
     """

@@ -80,7 +80,7 @@ class DedupSettings(BaseModel):
     """Edges held for an image at a time; groups larger than this take another pass."""
     looks: float = Field(0.02, ge=0, le=1)
     """Pairs below the threshold whose pixels are looked at, for each image of the crawl at most: the
-    most similar ones of images that stand for themselves. What is clearly one picture, and no drawing,
+    most similar ones of images that stand for themselves. What is one picture for certain, and no drawing,
     is a copy. A look takes some 70 ms; 0: none."""
     look_floor: float | None = Field(None, ge=-1, le=1)
     """The least cosine of a pair that is looked at, inclusive. Default: half as far again from 1 as the
