@@ -37,7 +37,7 @@ from curate.pixels import align, same
 from curate.pixels.same import is_clear_copy
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 1
+VERSION = 2
 LOOKED, CONFIRMED, SAME = "looked.npy", "confirmed.npy", "same.npy"
 NOT, DIRECTLY, THROUGH = 0, 1, 2
 """What `looked.npy` says: how an image came to the one that stands for it, as to looks."""
