@@ -81,7 +81,7 @@ class DedupSettings(BaseModel):
     looks: float = Field(0.02, ge=0, le=1)
     """Pairs below the threshold whose pixels are looked at, for each image of the crawl at most: the
     most similar ones of images that stand for themselves. What is one picture for certain, and no drawing,
-    is a copy. A look takes some 70 ms; 0: none."""
+    is a copy. A look takes some 50 ms; 0: none."""
     look_floor: float | None = Field(None, ge=-1, le=1)
     """The least cosine of a pair that is looked at, inclusive. Default: half as far again from 1 as the
     threshold (0.7 of 0.8); where many images are that near to one another, higher."""
