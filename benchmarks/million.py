@@ -202,7 +202,7 @@ def take_through(
             clustered = cluster(runner, made.crawl, ClusterSettings(), 1, None)
         if "dedup" in wanted:
             with measured(rows, "dedup", work):
-                copies = dedup(runner, made.crawl, clustered, THRESHOLD, settings, 1)
+                copies = dedup(runner, made.crawl, clustered, THRESHOLD, settings, 0, 1)
             recall["dedup"] = _share_grouped(made, copies)
         if "retrieve" in wanted:
             with measured(rows, "retrieve", work):
@@ -354,7 +354,7 @@ def main(
         with tempfile.TemporaryDirectory(dir=work) as folder:
             home = Path(folder)
             made = (make_same if same else make)(home, count, seeds)
-            settings = DedupSettings(max_pair_share=1.0 if same else 0.01)
+            settings = DedupSettings(max_pair_share=1.0 if same else 0.01, looks=0)
             rows, recall = take_through(made, home, stage, settings)
         for name, row in rows.items():
             units = ", ".join(f"{kind or 'block'} {n}" for kind, n in sorted(row.units.items()))

@@ -120,10 +120,11 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     crawl, by_meaning, seeds = datasets.crawl, datasets.crawl_by_meaning, datasets.seeds
     thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
     clustered = cluster(runner, crawl, settings.cluster, threads, before)
-    copies = dedup(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, threads)
-    false_copies = estimate_false_copies(
-        runner, crawl, copies, settings.estimate, settings.embed.max_pixels
+    max_pixels = settings.embed.max_pixels
+    copies = dedup(
+        *(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, max_pixels, threads)
     )
+    false_copies = estimate_false_copies(runner, crawl, copies, settings.estimate, max_pixels)
     dropped, overlaps = apply_holdouts(plan, runner, datasets, thresholds, clustered, copies)
     included = include(
         *(runner, crawl, datasets.included, datasets.holdouts),
@@ -268,5 +269,6 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         bounds=bounds,
         balanced=results.balanced.folder,
         hashed=results.copies.hashed,
+        looked=results.copies.looked,
         topped_up=results.topped_up,
     )

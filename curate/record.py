@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from curate.dedup.looks import LOOK_COUNTS
 from curate.execution.output import versions
 from curate.export.bounds import ShardBounds
 from curate.plan import Plan, seed_roles
@@ -71,7 +72,7 @@ def count_funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> d
     """Return what `reports/funnel.json` says: what became of the images, and what looks wrong."""
     counts, embedded = results.copies.counts, results.datasets.embedded
     selected, balanced = results.selected, results.balanced
-    hashed = results.copies.hashed
+    hashed, looked = results.copies.hashed, results.copies.looked
     topped_up = results.topped_up.told if results.topped_up else None
     return {
         "images": len(results.datasets.crawl.collection),
@@ -82,6 +83,7 @@ def count_funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> d
             "chains": counts["chains"],
         },
         "dedup_hash": hashed and {"method": hashed.name, **hashed.counts},
+        "dedup_looks": looked and {name: looked.counts[name] for name in LOOK_COUNTS},
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,
         "thresholds": _thresholds(results),

@@ -2,7 +2,7 @@
 
 As DINOv2 does (arXiv 2304.07193, appendix A), a component of copies that touches an evaluation image
 is dropped whole, whatever groups its images are in: greedy groups part such chains, and so does
-`dedup.chain_floor`.
+`dedup.chain_floor`. What a hash or a look made copies are links, too.
 
 Units: `begin` (reduce), then for each link of the chains `look` (map over ranges of clusters: an exact
 search for what was dropped last) and `follow` (reduce), at last `write_chains` (reduce). A reduce holds
@@ -71,6 +71,7 @@ def follow_copies(
     stage = Stage("holdout", ["chains", VERSION], [held.address, copies.address], threads)
     collection, clusters = crawl.collection, clustered.clusters
     home, stands = runner.folder(stage), copies.hashed.stands if copies.hashed else None
+    looked = copies.looked.confirmed if copies.looked else None
     links = home / "links-0000"
     args: tuple = (collection, list(held.folders))
     [told] = runner.run(stage, begin, [Unit(links.name, args)])
@@ -86,7 +87,7 @@ def follow_copies(
         ]
         runner.run(stage, look, units, note=f"copies of copies, {number}")
         found = [home / unit.name for unit in units]
-        args = (collection, stands, links, found)
+        args = (collection, stands, looked, links, found)
         links = home / f"links-{number:04d}"
         [told] = runner.run(stage, follow, [Unit(links.name, args)])
     args = (collection, links, list(held.folders))
@@ -194,12 +195,19 @@ def look(
 
 
 def follow(
-    crawl: Collection, stands: Path | None, links: Path, found: Sequence[Path], *, out: Path
+    crawl: Collection,
+    stands: Path | None,
+    looked: Path | None,
+    links: Path,
+    found: Sequence[Path],
+    *,
+    out: Path,
 ) -> dict[str, int]:
     """Write the links with those that `look` found.
 
     Where it found none, with copies by hash, which no cosine need reach: `stands` says by image number
-    who has one hash, where these are copies.
+    who has one hash, where these are copies. Where there are none either, with the pairs that a look
+    at their pixels confirmed: `looked` has them.
     """
     dropped = _load_links(links)
     parts = [np.load(folder / FOUND) for folder in found]
@@ -209,6 +217,9 @@ def follow(
     )
     if stands is not None and not len(number):
         number, following = _copies_by_hash(crawl, np.load(stands, mmap_mode="r"), dropped)
+        similarity = cosine(unit(crawl.vectors(number)), unit(crawl.vectors(following)))
+    if looked is not None and not len(number):
+        number, following = _copies_by_look(crawl, np.load(looked), dropped)
         similarity = cosine(unit(crawl.vectors(number)), unit(crawl.vectors(following)))
     return dropped.go_on(number, following, similarity).save(out)
 
@@ -223,6 +234,18 @@ def _copies_by_hash(
     number = np.flatnonzero(np.isin(stands, known))
     number = number[(crawl.canonical[number] == number) & ~dropped.has(number)]
     return number, dropped.number[hashed[first[np.searchsorted(known, stands[number])]]]
+
+
+def _copies_by_look(
+    crawl: Collection, pairs: Int64[np.ndarray, "p 2"], dropped: _Links
+) -> tuple[Numbers, Numbers]:
+    """Return the contents that a look found to be one with a dropped one, and the first of these."""
+    pairs = crawl.canonical[pairs]
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[~dropped.has(both[:, 0]) & dropped.has(both[:, 1])]
+    both = both[np.lexsort(both.T[::-1])]
+    number, first = np.unique(both[:, 0], return_index=True)
+    return number, both[first, 1]
 
 
 def write_chains(

@@ -1,6 +1,7 @@
 """Stage estimate: looks at a sample of the near copies again, by their pixels.
 
-The embedder that found the copies has no say in it. A map over blocks of pairs, and a reduce; the
+The embedder that found the copies has no say in it. What such a look found itself (`looks.py`) is not
+among them, as the same look would be no second opinion. A map over blocks of pairs, and a reduce; the
 sample is drawn with 17 bytes an image.
 """
 
@@ -18,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals, load_parts, save_parts
+from curate.dedup.looks import NOT
+from curate.dedup.pictures import decode_pair
 from curate.dedup.stage import Deduplicated
 from curate.neighbours.search import cosine, unit
 from curate.pixels import align, same
 from curate.pixels.same import judge
 from curate.stage import Runner, Stage, Unit
-from shared.images import ImageError, decode
 
 VERSION = 1
 HOW = "pixels after alignment (curate/pixels)"
@@ -34,7 +36,6 @@ FEWEST = 20
 """Pairs at least that a threshold is proposed by."""
 
 _TOGETHER = 50
-_REDUCE_TO = 2 * align.SIDE
 _EXAMPLES = 5
 _Z = 1.959964  # of a 95% interval
 
@@ -74,8 +75,11 @@ def estimate_false_copies(
     asked = settings.model_dump()
     stage = Stage("estimate", [VERSION, align.VERSION, same.VERSION], copies.address, asked)
     collection, home = crawl.collection, runner.folder(stage)
+    joined = copies.looked.of_images if copies.looked else None
     with runner.at_work("estimate"):
-        [drawn] = runner.run(stage, sample, [Unit("sample", (collection, copies.groups, settings))])
+        [drawn] = runner.run(
+            stage, sample, [Unit("sample", (collection, copies.groups, joined, settings))]
+        )
         if not drawn["pairs"]:
             return FalseCopies(None, stage.address)
         parts = save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json")
@@ -90,16 +94,24 @@ def estimate_false_copies(
 
 
 def sample(
-    collection: Collection, groups: Path, settings: EstimateSettings, *, out: Path
+    collection: Collection,
+    groups: Path,
+    looked: Path | None,
+    settings: EstimateSettings,
+    *,
+    out: Path,
 ) -> dict[str, int]:
     """Write `pairs.npy`: numbers of near copies and of what stands for them, int64 [pairs, 2].
 
+    `looked` is what `looks.join` wrote of each image: what came there by a look is left out.
     They are a sample without repeats, in the order of the numbers, so that parts are read in turn.
     """
     representative = np.load(groups / "representative.npy", mmap_mode="r")[:]
     canonical = collection.canonical[:]
     members = np.flatnonzero(representative >= 0)
     near = members[canonical[members] != canonical[representative[members]]]
+    if looked is not None:
+        near = near[np.load(looked, mmap_mode="r")[near] == NOT]
     rng = np.random.default_rng(settings.seed)
     chosen = np.sort(rng.choice(near, min(settings.pairs, len(near)), replace=False))
     np.save(out / PAIRS, np.stack([chosen, representative[chosen]], 1))
@@ -124,15 +136,8 @@ def look(
     verdicts = []
     with Originals(collection, load_parts(parts), out.parent) as originals:
         for pair in pairs.tolist():
-            data = [originals.read(number) for number in pair]
-            try:
-                pictures = [
-                    decode(each, max_pixels=max_pixels, reduce_to=_REDUCE_TO) for each in data
-                ]
-            except ImageError:
-                verdicts.append("unreadable")
-            else:
-                verdicts.append(judge(*pictures))
+            pictures = decode_pair(originals, pair, max_pixels)
+            verdicts.append("unreadable" if pictures is None else judge(*pictures))
     told = zip(*keys, cosines.tolist(), verdicts, strict=True)
     names = ("key", "representative", "cosine", "verdict")
     return {"images": len(pairs), "pairs": [dict(zip(names, each, strict=True)) for each in told]}

@@ -10,7 +10,8 @@ there are more), the image stays undecided and the next pass searches again, amo
 
 *components* joins whatever is connected, as the DINOv2 paper does; a spanning forest is enough.
 
-What a pass by hashes (`hashes.py`) covers follows the image of its hash, wherever that goes.
+What a pass by hashes (`hashes.py`) covers follows the image of its hash, wherever that goes. At last
+a look at pixels (`looks.py`) joins groups, whose members follow their representative.
 
 Where a run adds to a result, what that holds ranks first and always stands for itself.
 """

@@ -50,7 +50,8 @@ class DedupSettings(BaseModel):
     precision: float = Field(0.99, gt=0, lt=1)
     """Share of what is called copies that has to be right; decides a threshold that is measured."""
     groups: Literal["greedy", "components"] = "greedy"
-    """greedy: every member reaches the threshold with its representative. components: chains."""
+    """greedy: every member reaches the threshold with its representative, but for what hashes and looks
+    join. components: chains."""
     hash: HashName | Literal["none"] = "none"
     """Images of one hash are copies before any vector is compared: of them only the best takes part
     in the search, and the others follow it into its group, whatever their cosine. pca: of a grey picture of 16 x 16, the signs along 64 principal components of the
@@ -77,11 +78,31 @@ class DedupSettings(BaseModel):
     whole."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
+    looks: float = Field(0.02, ge=0, le=1)
+    """Pairs below the threshold whose pixels are looked at, for each image of the crawl at most: the
+    most similar ones of images that stand for themselves. What is one picture for certain, and no drawing,
+    is a copy. A look takes some 50 ms; 0: none."""
+    look_floor: float | None = Field(None, ge=-1, le=1)
+    """The least cosine of a pair that is looked at, inclusive. Default: half as far again from 1 as the
+    threshold (0.7 of 0.8); where many images are that near to one another, higher."""
     recall_sample: int = Field(256, ge=0)
     """Images whose copies are looked for in all others too, to measure the completeness."""
     max_pair_share: float = Field(0.01, gt=0, le=1)
     """The run stops when more of the pairs of different images than this reach the threshold."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _looks_below_the_threshold(self) -> DedupSettings:
+        if self.look_floor is None:
+            return self
+        if not self.looks:
+            raise ValueError("look_floor is for looks, and looks: 0 asks for none: leave one out")
+        if isinstance(self.threshold, float) and self.look_floor >= self.threshold:
+            raise ValueError(
+                f"look_floor {self.look_floor:g} is not below the threshold {self.threshold:g}, so "
+                "that nothing is looked at: lower it, or set looks: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_as_they_can_be(self) -> DedupSettings:
@@ -122,12 +143,12 @@ def search(
     rank = np.load(ranks / RANK, mmap_mode="r")
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
     edges = EdgeBuffer(settings.groups, settings.edges_per_image)
-    asking = [_alive(loaded.of(own), state) for own in range(first, last)]
+    asking = [alive(loaded.of(own), state) for own in range(first, last)]
     queries = joined(asking)
     own = np.repeat(np.arange(first, last), [len(members) for members in asking])
     probes = probes_of(loaded, threshold, settings)
     kept = MostSimilar(settings.neighbours) if settings.search == "pool" else None
-    for visited, rows in _visits(queries, own, probes):
+    for visited, rows in visits(queries, own, probes):
         base = _thinned(loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, threshold):
             if state is not None:
@@ -139,7 +160,7 @@ def search(
             else:
                 kept.add(a, b, cosines(queries, row, base, found))
     if kept is not None:
-        a, b = kept.result()
+        a, b, _ = kept.result()
         edges.add(np.maximum(a, b), np.minimum(a, b))
     found, truncated = edges.result()
     np.save(out / "edges.npy", found)
@@ -159,7 +180,7 @@ def probes_of(loaded: LoadedClusters, threshold: float, settings: DedupSettings)
     return MarginProbes(loaded.centroids, threshold, cap)
 
 
-def _visits(
+def visits(
     queries: Searchable, own: Int64[np.ndarray, " n"], probes: Probes
 ) -> Iterator[tuple[int, Integer[np.ndarray, " _"]]]:
     """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
@@ -184,7 +205,8 @@ def asked_together(probes: Probes) -> int:
     return max(1, PAIRS_AT_ONCE // max(1, len(probes)))
 
 
-def _alive(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
+def alive(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
+    """Return members without those that are covered."""
     if state is None:
         return members
     return members[np.flatnonzero(state[members.numbers] != COVERED)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.dedup import completeness, groups, hashes, keep, leaders, members, near, settle, shape
 from curate.dedup.hashes import STANDS, Hashed
+from curate.dedup.looks import Looked, look_below
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
 from curate.stage import Runner, Stage, Unit
@@ -31,6 +32,8 @@ class Deduplicated:
     """What `shape.measure_groups` says of the groups, in the order of their keys."""
     hashed: Hashed | None = None
     """What a pass by hashes found."""
+    looked: Looked | None = None
+    """What looks below the threshold found."""
 
 
 def dedup(
@@ -39,6 +42,7 @@ def dedup(
     clustered: Clustered,
     threshold: float,
     settings: DedupSettings,
+    max_pixels: int,
     threads: int,
 ) -> Deduplicated:
     """Group copies: every image gets the one that stands for it."""
@@ -46,7 +50,8 @@ def dedup(
         each.VERSION
         for each in (near, groups, hashes, keep, leaders, members, settle, shape, completeness)
     ]
-    asked = settings.model_dump(exclude={"embedder"}) | {"threshold": threshold}
+    asked = settings.model_dump(exclude={"embedder", "looks", "look_floor"})
+    asked |= {"threshold": threshold}
     stage = Stage("dedup", versions, clustered.address, asked)
     work = _Dedup(runner, stage, crawl.collection, clustered, threshold, settings, threads)
     with runner.at_work("dedup"):
@@ -56,10 +61,15 @@ def dedup(
         found, counts = work.group(hashed)
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
             found, counts = work.settle(found, hashed)
-        shapes, chains = work.measure(found)
         complete = work.measure_completeness()
+        groups_so_far = found, stage.address
+        how = work.ranks, threshold, settings, max_pixels, threads
+        looked = look_below(runner, crawl, clustered, groups_so_far, *how)
+        if looked is not None:
+            found, counts, work = looked.groups, looked.counts, replace(work, stage=looked.stage)
+        shapes, chains = work.measure(found)
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(found, counts, complete, stage.address, shapes, hashed)
+    return Deduplicated(found, counts, complete, work.stage.address, shapes, hashed, looked)
 
 
 @dataclass(frozen=True)

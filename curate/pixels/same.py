@@ -23,7 +23,13 @@ VERSION = 1
 
 SAME, OTHER = 0.62, 0.52
 CLEAR = 0.75
-"""Nothing better is looked for."""
+"""Nothing better is looked for, unless asked."""
+ALONE = 0.85
+"""What makes copies without any other sign. Of 218 near pairs of Tiny-ImageNet's shards 0 to 19 that are
+clear all 213 planted ones reach it, and none of the others, of which one is a copy."""
+DRAWN = 1 / 3
+"""Share of a picture that has one grey, from which it is a drawing. Of 6 pairs of charts of crawl-small
+all have more (0.43 and up), of 160 photographs of Tiny-ImageNet and edited copies 2 pairs in 100 over 0.22."""
 
 _FINE = 3.0
 _WINDOW = 4.0
@@ -41,12 +47,26 @@ def judge(one: Image.Image, other: Image.Image) -> Verdict:
     return "same" if found >= SAME else "other" if found < OTHER else "unsure"
 
 
-def similarity(one: Image.Image, other: Image.Image) -> float:
+def is_clear_copy(one: Image.Image, other: Image.Image) -> bool:
+    """Tell whether two RGB pictures are copies for certain (`ALONE`); two drawn ones never are.
+
+    Charts and pages of one template pass for copies here, so that pixels decide nothing about them.
+    """
+    return not (is_drawn(one) and is_drawn(other)) and similarity(one, other, ALONE) >= ALONE
+
+
+def is_drawn(picture: Image.Image) -> bool:
+    """Tell whether one grey covers a third of a picture, as a page or the ground of a chart does."""
+    histogram = picture.convert("L").histogram()
+    return max(histogram) >= DRAWN * sum(histogram)
+
+
+def similarity(one: Image.Image, other: Image.Image, enough: float = CLEAR) -> float:
     """Return how alike two RGB pictures are in [-1, 1], in the best alignment that is found.
 
     It is the correlation of what is finer than a twentieth of the picture, in windows of that
     order, each weighted by how much there is to see in it. The worst 20% are forgiven, for
-    captions. Brightness, contrast and colour matter little. Flat pictures equal flat ones of their
+    captions. Nothing better than `enough` is looked for. Brightness, contrast and colour matter little. Flat pictures equal flat ones of their
     colour only.
     """
     flat = [_is_flat(picture) for picture in (one, other)]
@@ -55,7 +75,7 @@ def similarity(one: Image.Image, other: Image.Image) -> float:
     best = -1.0
     for first, second, alignment in alignments(one, other):
         best = max(best, _alike(first, second, alignment))
-        if best >= CLEAR:
+        if best >= enough:
             break
     return best
 

@@ -18,7 +18,7 @@ import yaml
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.false_copies import false_copies
-from curate.report.summary import SOURCES, by_hash, share
+from curate.report.summary import SOURCES, by_hash, by_look, share
 from curate.report.tables import open_tables, read_funnel, rows
 from shared.config import flat
 from shared.progress import printable, size
@@ -117,6 +117,11 @@ def _composition(out: Path, funnel: dict[str, Any]) -> Iterator[str]:
         yield (
             f"Before any vector was compared, {by_hash(hashed)} were found among the "
             f"{hashed['hashed']:,} distinct images that have one."
+        )
+    if looks := funnel.get("dedup_looks"):
+        yield (
+            f"Below the threshold of copies, from cosine {looks['floor']:.4f}, {by_look(looks)} by a "
+            f"look at their pixels, so that {looks['joined']:,} images joined the groups of others."
         )
     for name, seed in funnel.get("seeds", {}).items():
         if count := seed.get("included", {}).get("kept"):

@@ -20,6 +20,8 @@ def false_copies(funnel: dict[str, Any]) -> str | None:
     looked = [f"{low}-{high}%", f"{seen['pairs']:,} pairs looked at"]
     looked += [f"{seen['unsure']:,} hard to tell"] if seen["unsure"] else []
     looked += [unread] if seen["unreadable"] else []
+    if joined := (funnel.get("dedup_looks") or {}).get("joined"):
+        looked.append(f"{joined:,} found by such a look left out")
     share = _percent(1 - seen["precision"], seen["pairs"])
     return f"about {share}% of the copies look false ({', '.join(looked)})"
 

@@ -10,7 +10,7 @@ from typing import Any
 from curate.report.balance import describe_balance, describe_levels
 from curate.report.contact_sheets import Sheet
 from curate.report.false_copies import advice, false_copies
-from curate.report.summary import SOURCES, headline, share
+from curate.report.summary import SOURCES, by_look, headline, share
 from curate.selection.top_up import describe_top_up
 from shared.page import render_page
 
@@ -85,6 +85,8 @@ def _settings(funnel: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield f"seed {name}", f"{kind} {seed['retrieved']:,} images", seed["description"]
     if told := funnel.get("top_up"):
         yield "top-up", f"keeps {told['kept']:,} images", describe_top_up(told)
+    if looks := funnel.get("dedup_looks"):
+        yield "dedup looks", by_look(looks), f"below the threshold, from {looks['floor']:.4f}"
     recall = funnel.get("dedup_recall") or {}
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.hashes import Hashed
+from curate.dedup.looks import DIRECTLY, NOT, Looked
 from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
@@ -134,6 +135,7 @@ class Decided:
     bounds: ShardBounds
     balanced: Path | None = None
     hashed: Hashed | None = None
+    looked: Looked | None = None
     topped_up: TopUp | None = None
 
 
@@ -184,6 +186,9 @@ class _Block:
         self.listed = listed & self.nearest.seen & (self.nearest.images.shape[1] > 0)
         self.exact = self.canonical == np.where(self.grouped, crawl.canonical[chosen], -2)
         self.hashed = self._has_the_hash_of(chosen)
+        self.looked = np.full(len(self.numbers), NOT, np.int8)
+        if decided.looked is not None:
+            self.looked = of(decided.looked.of_images)
         self.chains = find_chains(decided.dropped, decided.holdouts, self.numbers)
         self.included = self._copies_of_seeds()
 
@@ -335,6 +340,9 @@ class _Block:
                 result[row] = f"{hit} of seed {hit.name}, which is included"
             elif name == "duplicate" and self.exact[row]:
                 result[row] = f"the same bytes as {self.representative_key[row]}"
+            elif name == "duplicate" and self.looked[row] != NOT:
+                how = "by its pixels" if self.looked[row] == DIRECTLY else "through others"
+                result[row] = f"the same picture as {self.representative_key[row]}, {how}"
             elif name == "duplicate" and self.hashed[row]:
                 assert decided.hashed is not None
                 title = decided.hashed.title
@@ -357,8 +365,11 @@ class _Block:
             return said
         following, last = self.decided.crawl.keys(np.array([chain.following, chain.last]))
         by = f"cosine {chain.similarity:.4f} with {following}"
-        hashed = self.decided.hashed
-        if hashed and chain.similarity < np.float32(self.decided.dedup_threshold):
+        hashed, looked = self.decided.hashed, self.decided.looked
+        is_short = chain.similarity < np.float32(self.decided.dedup_threshold)
+        if looked and is_short:
+            by = f"the same picture as {following}, by its pixels"
+        if hashed and is_short:
             stands = np.load(hashed.stands, mmap_mode="r")
             if 0 <= stands[self.numbers[row]] == stands[chain.following]:
                 by = f"the same {hashed.title} as {following}"
@@ -422,6 +433,7 @@ class _Block:
         own = self.representative[rows] == self.numbers[rows]
         by_vectors = np.where(self.exact[rows], "exact", "near")
         by_hash = self.decided.hashed.name if self.decided.hashed else ""
+        by_vectors = np.where(self.looked[rows] != NOT, "looked", by_vectors)
         methods = np.where(self.hashed[rows], by_hash, by_vectors)
         return pa.table(
             [

@@ -180,6 +180,10 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
         table.add_row("groups", members, f"{chains:,} of them chains" if chains else "")
     if hashed := funnel.get("dedup_hash"):
         table.add_row("dedup hash", by_hash(hashed), f"of {hashed['hashed']:,} that have one")
+    if looks := funnel.get("dedup_looks"):
+        table.add_row(
+            "dedup looks", by_look(looks), f"below the threshold, from {looks['floor']:.4f}"
+        )
     ignored = funnel.get("ignored") or {}
     if ignored.get("files"):
         count = f"{ignored['files']:,} files that are no images"
@@ -197,6 +201,12 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
 def by_hash(hashed: dict[str, Any]) -> str:
     """Return how many copies a pass by hashes found, of `dedup_hash` in `funnel.json`."""
     return f"{hashed['covered']:,} copies of the same {METHODS[hashed['method']].title}"
+
+
+def by_look(looks: dict[str, Any]) -> str:
+    """Return what looks below the threshold found, of `dedup_looks` in `funnel.json`."""
+    unread = f", {looks['unreadable']:,} unreadable" if looks["unreadable"] else ""
+    return f"{looks['confirmed']:,} of {looks['looked']:,} pairs are one picture{unread}"
 
 
 def _file_table(out: Path) -> Table:

@@ -319,7 +319,7 @@ def traced(
             found.append(_folder(home / f"{links.name}-look-{first:06d}"))
             look(crawl, clusters, links, first, last, threshold, 1, out=found[-1])
         after = _folder(home / f"{links.name}-after")
-        told = follow(crawl, stands, links, found, out=after)
+        told = follow(crawl, stands, None, links, found, out=after)
         links = after
     out = _folder(work / "chains")
     write_chains(crawl, links, list(held), out=out)

@@ -23,6 +23,16 @@ def picture(number: int, size=(48, 40)) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
+def textured(number: int) -> Image.Image:
+    """Return patches of all sizes, as pictures have them."""
+    rng = np.random.default_rng(number)
+    whole = np.zeros((80, 96, 3))
+    for side in (3, 6, 12, 24, 48):
+        coarse = Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8))
+        whole += np.asarray(coarse.resize((96, 80), Image.Resampling.BICUBIC)) / 5
+    return Image.fromarray(whole.astype(np.uint8))
+
+
 def encoded(image: Image.Image, file_format="JPEG") -> bytes:
     """Return the bytes of an image file."""
     stream = io.BytesIO()

@@ -8,13 +8,14 @@ import pytest
 from failing_storage import Rule, failing, script
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encoded, write_tar
-from PIL import Image, ImageOps
+from pictures import encoded, textured, write_tar
+from PIL import ImageOps
 from scipy.stats import binomtest
 
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import Originals
 from curate.dedup import false_copies
+from curate.dedup import pictures as pairs_of_pictures
 from curate.dedup.false_copies import (
     EstimateSettings,
     better_threshold,
@@ -35,16 +36,6 @@ from shared.errors import LvdError
 from shared.images import ImageError
 
 TRUE, FALSE, EXACT = 9, 5, 2
-
-
-def textured(number):
-    """Return patches of all sizes, as pictures have them."""
-    rng = np.random.default_rng(number)
-    whole = np.zeros((80, 96, 3))
-    for side in (3, 6, 12, 24, 48):
-        coarse = Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8))
-        whole += np.asarray(coarse.resize((96, 80), Image.Resampling.BICUBIC)) / 5
-    return Image.fromarray(whole.astype(np.uint8))
 
 
 @pytest.fixture
@@ -142,8 +133,8 @@ def test_an_image_that_cannot_be_decoded_is_counted_apart(pool, monkeypatch):
             raise ImageError("broken")
         return original(data, **options)
 
-    original = false_copies.decode
-    monkeypatch.setattr(false_copies, "decode", decode)
+    original = pairs_of_pictures.decode
+    monkeypatch.setattr(pairs_of_pictures, "decode", decode)
     found = estimated(pool)
     assert found["unreadable"] == 2
     assert found["pairs"] == TRUE + FALSE - 2

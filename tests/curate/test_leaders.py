@@ -18,10 +18,10 @@ def groups_of(work, vectors, few, patch, threshold=0.9, **settings):
     patch.setattr(leaders, "FEWEST", few)
     patch.setattr(leaders, "LEAST", 8)
     crawl = Catalogued("crawl", [], from_vectors(work, vectors), "0" * 16)
-    asked = DedupSettings(probes=10**6, max_pair_share=1, edges_per_image=9, **settings)
+    asked = DedupSettings(probes=10**6, max_pair_share=1, edges_per_image=9, looks=0, **settings)
     with open_runner(work, EngineSettings(), "inline") as runner:
         clustered = cluster(runner, crawl, ClusterSettings(), 1, None)
-        found = dedup(runner, crawl, clustered, threshold, asked, 1)
+        found = dedup(runner, crawl, clustered, threshold, asked, 10**8, 1)
     return np.load(found.groups / "representative.npy")
 
 

@@ -97,5 +97,5 @@ def test_ties_go_to_the_best_rank():
     one, others = np.zeros(4, np.int64), np.array([7, 3, 5, 9])
     kept.add(one[:2], others[:2], np.array([0.5, 0.5], np.float32))
     kept.add(one[2:], others[2:], np.array([0.5, 0.9], np.float32))
-    image, other = kept.result()
+    image, other, _ = kept.result()
     assert (image.tolist(), other.tolist()) == ([0, 0], [9, 3])

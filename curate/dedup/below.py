@@ -1,0 +1,123 @@
+"""Pairs of images that the threshold leaves apart and that may be copies all the same.
+
+Only images that stand for themselves are asked, so that no pair of one group is told. Units: `set_floor`
+(reduce), `find_pairs` (map over ranges of clusters: the search of `near.py` at the floor), `choose_pairs`
+(reduce). Of each image the `NEAREST` most similar better ones count, so that a heap of look-alikes of
+one pattern does not take all looks: 20 bytes for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from curate.catalogue.collection import Collection
+from curate.dedup.groups import REPRESENTATIVE
+from curate.dedup.keep import NUMBER, RANK
+from curate.dedup.most_similar import MostSimilar
+from curate.dedup.near import DedupSettings, alive, probes_of, visits
+from curate.neighbours.cluster import Clusters
+from curate.neighbours.search import Searchable, cosines, joined, neighbours, use_threads
+
+VERSION = 1
+NEAREST = 2
+FURTHER = 1.5
+"""The floor is so much further from 1 than the threshold, where no setting says it."""
+SAMPLED = 2_000
+CROWDED = 16
+"""Images that reach the floor with one, on average, at most: beyond these the floor is raised."""
+PAIRS, NEAR = "pairs.npy", "near.npz"
+
+
+def set_floor(
+    collection: Collection,
+    groups: Path,
+    threshold: float,
+    settings: DedupSettings,
+    threads: int,
+    *,
+    out: Path,
+) -> dict[str, float]:
+    """Return the `floor`: the cosine from which pairs are looked for, inclusive.
+
+    It is `look_floor`, or 1 - 1.5 (1 - threshold), but not below `chain_floor`, nor so low that of a
+    seeded sample of the representatives of `groups` more than `CROWDED` others reach it with one.
+    """
+    use_threads(threads)
+    status = np.load(groups / "status.npy", mmap_mode="r")[:]
+    asking = np.flatnonzero(status == REPRESENTATIVE)
+    size = min(len(asking), SAMPLED)
+    sample = np.sort(np.random.default_rng(settings.seed).choice(asking, size, replace=False))
+    further = 1 - FURTHER * (1 - threshold)
+    floor = max(-1.0, further if settings.look_floor is None else settings.look_floor)
+    if settings.chain_floor is not None:
+        floor = max(floor, settings.chain_floor)
+    vectors, found = Searchable(collection.vectors(sample), sample), [np.empty(0, np.float32)]
+    for row, other in neighbours(vectors, np.arange(size), vectors, floor):
+        found.append(cosines(vectors, row, vectors, other))
+    reached = np.sort(np.concatenate(found))[::-1]
+    allowed = int(CROWDED * size * (size - 1) / max(1, len(asking) - 1))
+    if len(reached) > allowed:
+        floor = float(np.nextafter(reached[allowed], np.float32(2)))
+    return {"floor": floor}
+
+
+def find_pairs(
+    collection: Collection,
+    ranks: Path,
+    clusters: Clusters,
+    first: int,
+    last: int,
+    floor: float,
+    settings: DedupSettings,
+    groups: Path,
+    stays: int,
+    threads: int,
+    *,
+    out: Path,
+) -> dict[str, int]:
+    """Write the pairs of representatives of `groups` that reach the floor: `near.npz`.
+
+    `pairs` int64 [p, 2], worse and better rank, and `similarity` float32 [p], of those that the
+    clusters `first` to `last` ask for. Two of the `stays` best ranks are no pair.
+    """
+    use_threads(threads)
+    loaded = clusters.load()
+    rank = np.load(ranks / RANK, mmap_mode="r")
+    state = np.load(groups / "status.npy", mmap_mode="r")
+    asking = [alive(loaded.of(own), state) for own in range(first, last)]
+    queries = joined(asking)
+    own = np.repeat(np.arange(first, last), [len(members) for members in asking])
+    kept = MostSimilar(NEAREST)
+    for visited, rows in visits(queries, own, probes_of(loaded, floor, settings)):
+        base = alive(loaded.of(visited), state)
+        for row, found in neighbours(queries, rows, base, floor):
+            a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
+            worse, better = np.maximum(a, b), np.minimum(a, b)
+            free = worse >= stays
+            similarity = cosines(queries, row[free], base, found[free])
+            kept.add(worse[free], better[free], similarity)
+    worse, better, similarity = kept.result()
+    np.savez(out / NEAR, pairs=np.stack([worse, better], 1), similarity=similarity)
+    return {"pairs": len(worse)}
+
+
+def choose_pairs(ranks: Path, found: Sequence[Path], most: int, *, out: Path) -> dict[str, int]:
+    """Write the `most` most similar pairs that were found, ties to the better ranks.
+
+    `pairs.npy` int64 [p, 2]: numbers of a worse and a better image, in the order of the first, so that
+    parts are read in turn. Returns how many `pairs` there are, and how many were `near` enough.
+    """
+    kept = MostSimilar(NEAREST)
+    for folder in found:
+        with np.load(folder / NEAR) as near:
+            worse, better = near["pairs"].T
+            kept.add(worse, better, near["similarity"])
+    worse, better, similarity = kept.result()
+    order = np.lexsort((better, worse, -similarity))[:most]
+    number_of = np.load(ranks / NUMBER, mmap_mode="r")
+    pairs = np.stack([number_of[worse[order]], number_of[better[order]]], 1)
+    np.save(out / PAIRS, pairs[np.lexsort(pairs.T[::-1])])
+    return {"pairs": len(pairs), "near": len(worse)}

@@ -1,0 +1,197 @@
+"""Copies below the threshold are joined by a look at their pixels, and nothing else is."""
+
+import numpy as np
+import pytest
+from made_collection import (
+    clumps,
+    clustered,
+    exact_cosines,
+    files_of,
+    from_vectors,
+    grouped,
+    ranked,
+)
+
+from curate.catalogue.collection import Catalogued
+from curate.catalogue.originals import Originals
+from curate.dedup import below, looks
+from curate.dedup.below import PAIRS, choose_pairs, find_pairs, set_floor
+from curate.dedup.keep import NUMBER, RANK
+from curate.dedup.looks import DIRECTLY, NOT, THROUGH
+from curate.dedup.near import DedupSettings
+from curate.dedup.stage import dedup
+from curate.execution.session import open_runner
+from curate.neighbours.cluster import ClusterSettings, cluster
+from curate.stage import EngineSettings
+from shared.config import validate
+
+ALL = DedupSettings(probes=10**6, max_pair_share=1)
+THRESHOLD, FLOOR = 0.93, 0.8
+
+
+@pytest.mark.parametrize("bucket", [1, 10**9])
+@pytest.mark.parametrize("most", [7, 10**6])
+def test_the_pairs_are_the_most_similar_of_representatives(tmp_path, bucket, most):
+    vectors = clumps(3, 15, 20, 12, 0.8)
+    collection = from_vectors(tmp_path, vectors)
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=20), bucket=bucket)
+    groups, _ = grouped(collection, clusters, tmp_path, THRESHOLD, ALL)
+    home = tmp_path / "looks"
+    home.mkdir()
+    ranks, found = ranked(collection, home), []
+    for first, last in clusters.ranges:
+        found.append(home / f"below-{first}")
+        found[-1].mkdir()
+        asked = (collection, ranks, clusters, first, last, FLOOR, ALL, groups, 0, 1)
+        find_pairs(*asked, out=found[-1])
+    chosen = home / "chosen"
+    chosen.mkdir()
+    told = choose_pairs(ranks, found, most, out=chosen)
+
+    rank, stands = np.load(ranks / RANK), np.load(groups / "representative.npy")
+    best_first = [n for n in np.load(ranks / NUMBER).tolist() if stands[n] == n]
+    exact, near = exact_cosines(vectors, vectors), []
+    for place, worse in enumerate(best_first):
+        better = [n for n in best_first[:place] if exact[worse, n] >= np.float32(FLOOR)]
+        better.sort(key=lambda n: (-exact[worse, n], rank[n]))
+        near += [
+            (-exact[worse, n], rank[worse], rank[n], worse, n) for n in better[: below.NEAREST]
+        ]
+    expected = sorted(pair[3:] for pair in sorted(near)[:most])
+    assert len(near) > 20
+    assert told == {"pairs": len(expected), "near": len(near)}
+    assert list(map(tuple, np.load(chosen / PAIRS).tolist())) == expected
+
+
+def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path):
+    vectors = clumps(5, 40, 3, 24, 0.3)
+    collection = from_vectors(tmp_path, vectors)
+    np.save(tmp_path / "status.npy", np.ones(len(vectors), np.int8))
+
+    def floor(threshold, **said):
+        asked = ALL.model_copy(update=said)
+        return set_floor(collection, tmp_path, threshold, asked, 1, out=tmp_path)["floor"]
+
+    assert floor(0.8) == pytest.approx(0.7)
+    assert floor(0.8, look_floor=0.75) == 0.75
+    assert floor(0.8, chain_floor=0.78) == 0.78
+    raised = floor(0.8, look_floor=-1.0)
+    exact = exact_cosines(vectors, vectors)
+    reached = (np.sort(exact[~np.eye(len(exact), dtype=bool)]) >= raised).sum() / len(vectors)
+    assert below.CROWDED - 1 <= reached <= below.CROWDED
+
+
+def dedupe(work, vectors, says, patch, **said):
+    """Return what dedup makes of vectors where `says` tells of two numbers if they are one picture."""
+    crawl = Catalogued("crawl", [], from_vectors(work / "made", vectors), "0" * 16)
+    patch.setattr(looks, "decode_pair", lambda originals, pair, _: pair)
+    patch.setattr(looks, "is_clear_copy", says)
+    asked = ALL.model_copy(update={"looks": 1.0, "look_floor": FLOOR, **said})
+    with open_runner(work / "work", EngineSettings(), "inline") as runner:
+        clusters = cluster(runner, crawl, ClusterSettings(), 1, None)
+        found = dedup(runner, crawl, clusters, THRESHOLD, asked, 10**8, 1)
+        ranks = found.groups.parent / "ranks"
+    return crawl.collection, found, ranks
+
+
+def one_in_three(one, other):
+    return (one * 7 + other) % 3 == 0
+
+
+@pytest.mark.parametrize("mode", ["greedy", "components"])
+def test_what_a_look_confirms_joins_as_by_brute_force(tmp_path, monkeypatch, mode):
+    vectors = clumps(3, 15, 20, 12, 0.8)
+    said = dict(groups=mode, says=one_in_three, patch=monkeypatch)
+    _, plain, _ = dedupe(tmp_path, vectors, looks=0.0, look_floor=None, **said)
+    collection, found, _ = dedupe(tmp_path, vectors, **said)
+    before, after = (np.load(each.groups / "representative.npy") for each in (plain, found))
+    home = tmp_path / "ranks"
+    home.mkdir()
+    best_first = np.load(ranked(collection, home) / NUMBER).tolist()
+    rank = {number: place for place, number in enumerate(best_first)}
+    [pairs] = found.groups.parent.glob("chosen/pairs.npy")
+    confirmed = [pair for pair in np.load(pairs).tolist() if one_in_three(*pair)]
+    assert np.load(found.looked.confirmed).tolist() == confirmed
+    stands = {number: number for number in best_first}
+    if mode == "greedy":
+        for number in best_first:
+            better = [b for a, b in confirmed if a == number and stands[b] == b]
+            stands[number] = min(better, key=rank.get, default=number)
+    else:
+        for _ in best_first:
+            for pair in confirmed:
+                best = min((stands[number] for number in pair), key=rank.get)
+                stands |= dict.fromkeys(pair, best)
+    expected = np.array([stands[number] for number in before.tolist()])
+    assert (after == expected).all()
+    told = np.load(found.looked.of_images)
+    direct = {a for a, b in confirmed if stands[a] == b}
+    for number, kind in enumerate(told.tolist()):
+        moved = after[number] != before[number]
+        assert kind == (DIRECTLY if number in direct else THROUGH if moved else NOT)
+    assert {NOT, DIRECTLY, THROUGH} == set(told.tolist())
+    assert found.looked.counts["joined"] == np.count_nonzero(told) > 10
+    assert found.looked.counts["members"] == found.counts["members"]
+
+
+def test_without_looks_nothing_is_read_and_with_none_confirmed_nothing_changes(
+    tmp_path, monkeypatch
+):
+    vectors = clumps(4, 10, 12, 12, 0.8)
+    monkeypatch.setattr(Originals, "read", lambda *_: pytest.fail("an original was read"))
+    never = lambda *_: False  # noqa: E731
+    _, off, _ = dedupe(tmp_path / "a", vectors, never, monkeypatch, looks=0.0, look_floor=None)
+    _, none, _ = dedupe(tmp_path / "b", vectors, never, monkeypatch)
+    assert off.looked is None
+    assert none.looked.counts["looked"] > 10
+    assert none.looked.counts["confirmed"] == none.looked.counts["joined"] == 0
+    assert off.counts == none.counts
+    for name in ("representative.npy", "grouped.npy", "status.npy"):
+        assert (off.groups / name).read_bytes() == (none.groups / name).read_bytes()
+
+
+def test_what_an_earlier_result_exported_still_stands_for_itself(tmp_path, monkeypatch):
+    vectors = clumps(3, 15, 20, 12, 0.8)
+    made = from_vectors
+    exported = made(tmp_path / "old", vectors)
+    keys = exported.keys(np.arange(0, len(vectors), 2))
+    stay = np.array([exported.find(key) for key in keys])
+    monkeypatch.setattr(
+        type(exported), "exported", property(lambda _: np.stack([stay, stay * 0], 1))
+    )
+    _, found, _ = dedupe(tmp_path, vectors, lambda *_: True, monkeypatch)
+    stands = np.load(found.groups / "representative.npy")
+    assert (stands[stay] == stay).all()
+    assert found.looked.counts["joined"] > 0
+
+
+def test_a_run_that_was_killed_looks_only_at_what_is_left(tmp_path, monkeypatch):
+    vectors = clumps(3, 15, 20, 12, 0.8)
+    monkeypatch.setattr(looks, "_TOGETHER", 5)
+    _, whole, _ = dedupe(tmp_path / "a", vectors, one_in_three, monkeypatch)
+    calls = []
+
+    def fall(one, other):
+        calls.append((one, other))
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return one_in_three(one, other)
+
+    with pytest.raises(KeyboardInterrupt):
+        dedupe(tmp_path / "b", vectors, fall, monkeypatch)
+    _, found, _ = dedupe(tmp_path / "b", vectors, fall, monkeypatch)
+    assert len(calls) == whole.looked.counts["looked"] + 2  # of the block that was lost
+    assert files_of(found.groups) == files_of(whole.groups)
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"looks": 0, "look_floor": 0.5}, "looks: 0"),
+        ({"threshold": 0.8, "look_floor": 0.8}, "not below the threshold"),
+    ],
+)
+def test_looks_that_make_no_sense_are_refused_in_one_line(said, names):
+    with pytest.raises(Exception, match=names) as error:
+        validate(DedupSettings, said, file="pipelines.yaml")
+    assert str(error.value).count("\n") == 0
