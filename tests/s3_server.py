@@ -170,7 +170,9 @@ def serve() -> Iterator[S3Server]:
             patch.delenv(name)
         for name, value in made.environment.items():
             patch.setenv(name, value)
-        fsspec.filesystem("s3").mkdir(BUCKET)
+        # What moto stores belongs to the process, and not to this server.
+        fsspec.filesystem("s3").makedirs(BUCKET, exist_ok=True)
+        made.clear()
         try:
             yield made
         finally:
