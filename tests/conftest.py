@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from s3_server import serve
 
 NO_CARD = "no CUDA device"
 GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
@@ -42,6 +43,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats.get("skipped", [])
     if count := sum(NO_CARD in str(report.longrepr) for report in reports):
         terminalreporter.write_line(f"{count} gpu tests skipped: {NO_CARD}")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server that speaks S3, with faults to order."""
+    with serve() as made:
+        yield made
+
+
+@pytest.fixture
+def s3(server):
+    """That server, empty."""
+    server.clear()
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -7,23 +7,11 @@ import pytest
 from click.testing import CliRunner
 from curated_site import TIMINGS, content, result
 from forked import forked_command
-from s3_server import Fault, S3Server, serve
+from s3_server import Fault, S3Server
 
 from curate.cli import main
 
 DATASETS = ("crawl", "animals", "exam")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serve() as made:
-        yield made
-
-
-@pytest.fixture
-def s3(server):
-    server.clear()
-    return server
 
 
 @pytest.fixture(autouse=True)

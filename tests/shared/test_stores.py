@@ -8,7 +8,7 @@ import sys
 
 import fsspec
 import pytest
-from s3_server import Fault, serve
+from s3_server import Fault
 
 import shared.leases
 from shared.commits import MANIFEST, committed, discard, run_unit
@@ -19,18 +19,6 @@ from shared.stores import is_there, new_copy, opened, publish, store_of
 URL, LEASE = "s3://bucket/work", "s3://bucket/runs/.out.lock"
 LARGE = 101 << 20
 """Bytes of a file that the client stores in several parts."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serve() as made:
-        yield made
-
-
-@pytest.fixture
-def s3(server):
-    server.clear()
-    return server
 
 
 @pytest.fixture(autouse=True)

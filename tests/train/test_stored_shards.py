@@ -5,24 +5,12 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_server import Fault, serve
+from s3_server import Fault
 from small_run import command, lines, run_command, write_config, write_shards
 
 from shared.images import ImageError
 from train.data.index import read_index
 from train.data.selection import read_selection
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serve() as made:
-        yield made
-
-
-@pytest.fixture
-def s3(server):
-    server.clear()
-    return server
 
 
 @pytest.fixture(autouse=True)
