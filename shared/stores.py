@@ -84,7 +84,8 @@ class Store:
     def fetch_unit(self, out: Path, manifest: str) -> bool:
         """Fetch a unit, whose manifest lists its other files; False where it is not committed.
 
-        What arrives is held against the manifest's sizes and hashes.
+        What arrives is held against the manifest's hashes. Raises LvdError for one that names files
+        elsewhere.
         """
         written = self._read(out / manifest)
         if written is None:
@@ -94,6 +95,10 @@ class Store:
         beside.mkdir(parents=True)
         try:
             for name, entry in _listed_files(written).items():
+                if Path(name).name != name or name == "..":
+                    raise LvdError(
+                        f"{self.url_of(out / manifest)} names {name}, no file of its unit"
+                    )
                 retry(self._download, out / name, beside / name, entry["sha256"])
             (beside / manifest).write_bytes(written)
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,14 @@ def test_a_damaged_manifest_is_one_line_with_its_url(s3):
         committed(work / "stage/address/0")
 
 
+@pytest.mark.parametrize("name", ["../../../outside", "/outside", "in/side", ".."])
+def test_a_manifest_that_names_files_elsewhere_is_refused(s3, name):
+    manifest = json.dumps({"files": {name: {"bytes": 1, "sha256": "0" * 64}}}).encode()
+    fsspec.filesystem("s3").pipe_file(f"bucket/work/stage/address/0/{MANIFEST}", manifest)
+    with opened(URL, "--work", "marker") as work, pytest.raises(LvdError, match="of its unit"):
+        committed(work / "stage/address/0")
+
+
 def test_a_note_is_there_for_the_next_process(s3):
     with opened(URL, "--work", "marker") as work:
         (work / "notes").mkdir()
