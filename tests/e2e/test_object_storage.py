@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from curated_site import TIMINGS, content, result
 from forked import forked_command
+from forked import server as fork_server
 from s3_server import Fault, S3Server
 
 from curate.cli import main
@@ -109,6 +110,7 @@ MOMENTS = (
 def test_a_run_killed_while_it_stores_finishes_to_the_same_bytes(
     s3, site, undisturbed, tmp_path, monkeypatch
 ):
+    fork_server()  # before TMPDIR names a folder of this test: its sockets stay where it starts
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from functools import partial
@@ -356,3 +357,29 @@ def test_loading_draws_nothing_from_the_global_generator(index):
 def test_a_batch_that_is_not_cut_evenly_is_refused_in_one_line(index):
     with pytest.raises(LvdError, match=r"^batch_size 8 cannot be cut into 3 processes x 2 [^\n]*$"):
         load(index, ranks=(0, 3), accumulate=2)
+
+
+IN_A_LONG_FOLDER = """
+from train.data.workers import worker_context
+
+context = worker_context(["train.data.workers"])
+process = context.Process(target=print, args=("a worker at work",))
+process.start()
+process.join(60)
+assert process.exitcode == 0, process.exitcode
+"""
+
+
+def test_workers_start_where_the_path_of_temporary_files_is_too_long_for_sockets(tmp_path):
+    folder = tmp_path / ("long-" * 20)
+    folder.mkdir()
+    said = subprocess.run(
+        [sys.executable, "-c", IN_A_LONG_FOLDER],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (said.returncode, said.stdout) == (0, "a worker at work\n"), said.stderr
+    assert not [*folder.iterdir()]

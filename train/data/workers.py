@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,6 +22,9 @@ from shared.errors import LvdError
 Made = TypeVar("Made")
 
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SHORT_FOLDER = "/tmp"
+_LONGEST_SOCKET = "pymp-12345678/listener-12345678"
+_SOCKET_BYTES = 107
 
 
 def made_by_workers(
@@ -52,6 +58,7 @@ def worker_context(preload: Sequence[str]) -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    _choose_socket_folder()
     resource_tracker.ensure_running()  # first, because starting it unblocks some of the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
@@ -59,6 +66,25 @@ def worker_context(preload: Sequence[str]) -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _choose_socket_folder() -> None:
+    """Keep the sockets of worker processes in /tmp where those of TMPDIR would have no room.
+
+    The kernel takes no longer path of a socket than 107 bytes. Raises LvdError.
+    """
+    if len(os.fsencode(Path(tempfile.gettempdir()) / _LONGEST_SOCKET)) <= _SOCKET_BYTES:
+        return
+    usual, tempfile.tempdir = tempfile.tempdir, _SHORT_FOLDER
+    try:
+        get_temp_dir()  # it stays where it was made first, in the workers too
+    except OSError as error:
+        raise LvdError(
+            f"workers have no folder for their sockets ({error}): set TMPDIR to a short path that "
+            "can be written"
+        ) from None
+    finally:
+        tempfile.tempdir = usual
 
 
 def start_worker(_: int) -> None:
