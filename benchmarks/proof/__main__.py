@@ -10,11 +10,13 @@ on drawn pictures; it measures nothing.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -58,7 +60,7 @@ class Plan:
     """Of `lvd-curate run`."""
 
 
-FULL = Plan(Composition(), batch=64, steps=1200, epochs=40, seeds=3)
+FULL = Plan(Composition(), batch=64, steps=600, epochs=20, seeds=3)
 QUICK = Plan(
     Composition(wanted=4, seeds=6, head=12, tail=4, most_copies=8),
     batch=8,
@@ -78,14 +80,23 @@ QUICK = Plan(
     "--out", type=click.Path(path_type=Path), default=Path("runs/proof"), show_default=True
 )
 @click.option("--quick", is_flag=True, help="Tiny, on drawn pictures: to see that everything runs.")
+@click.option(
+    "--measured",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The proof.json of an OUT that is gone: what it trained on the same arms is not trained again.",
+)
 @click.option("--most", type=int, help="End behind so many trainings; the next call goes on.")
-def main(data: Path | None, out: Path, quick: bool, most: int | None) -> None:
+def main(
+    data: Path | None, out: Path, quick: bool, measured: Path | None, most: int | None
+) -> None:
     """Print what arms of curation are worth."""
     plan = QUICK if quick else FULL
     if quick:
         os.environ[IN_PROCESS] = "1"
     try:
         _prepare(data, out, plan, quick)
+        if measured is not None:
+            _take_over(out, plan, read_json(measured))
         for number, (arm, length, seed) in enumerate(_trainings(out, plan)):
             if most is not None and number == most:
                 break
@@ -134,13 +145,20 @@ def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
         )
     known = {key_of(n): item.data for n, item in enumerate(pool.items)}
     chosen = choose(known, places / TRUTH, runs, plan.composition.seed)
+    known_digest = {key: hashlib.sha256(data).hexdigest() for key, data in known.items()}
     for arm, keys in chosen.items():
         folder = _shards(out, arm)
         folder.mkdir(parents=True)
         members = ((f"{n:06d}.jpg", known[key]) for n, key in enumerate(keys))
         write_tar(folder / "00000.tar", members)
     sizes = {
-        arm: {"images": len(keys), "precision": precision(keys, places / TRUTH)}
+        arm: {
+            "images": len(keys),
+            "precision": precision(keys, places / TRUTH),
+            "digest": hashlib.sha256(
+                "".join(known_digest[key] for key in keys).encode()
+            ).hexdigest(),
+        }
         for arm, keys in chosen.items()
     }
     write_json(out / ARM_SIZES, {"asked": asked, "pool": len(pool.items), "arms": sizes})
@@ -148,22 +166,43 @@ def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
         click.echo(f"{arm:<32} {size['images']:>7,} images, {size['precision']:.1%} wanted and new")
 
 
+def _take_over(out: Path, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Take trainings of another OUT into the table, where they saw the same pictures as often."""
+    arms = read_json(out / ARM_SIZES)["arms"]
+    for row in rows:
+        [length] = [each for each in _lengths(plan) if each.name == row["length"]]
+        about = arms[row["arm"]]
+        same = about["digest"], length.steps(about["images"], plan.batch)
+        if (row["digest"], row["steps"]) != same:
+            raise FailedError(
+                f"--measured: {row['arm']}, {row['length']}, seed {row['seed']} was of other "
+                "pictures or steps than those of OUT"
+            )
+        if not table.has(out, row):
+            table.add(out, row)
+
+
+def _lengths(plan: Plan) -> tuple[Length, Length]:
+    return Length("equal steps", plan.steps), Length("equal epochs", plan.epochs)
+
+
 def _trainings(out: Path, plan: Plan) -> Iterator[tuple[str, Length, int]]:
     """Yield what is yet to be trained: all arms once, before any of them again."""
-    lengths = (Length("equal steps", plan.steps), Length("equal epochs", plan.epochs))
     for seed in range(plan.seeds):
-        for length in lengths:
+        for length in _lengths(plan):
             for arm in ARMS:
                 if not table.has(out, {"arm": arm, "length": length.name, "seed": seed}):
                     yield arm, length, seed
 
 
 def _train(out: Path, plan: Plan, arm: str, length: Length, seed: int) -> None:
-    images = read_json(out / ARM_SIZES)["arms"][arm]["images"]
+    about = read_json(out / ARM_SIZES)["arms"][arm]
+    images, digest = about["images"], about["digest"]
     steps = length.steps(images, plan.batch)
     place = out / "trainings" / f"{arm} {length.name} {seed}".replace(" ", "-")
     train(_shards(out, arm), place, steps, seed, (f"batch_size={plan.batch}", *plan.settings))
-    row = {"arm": arm, "length": length.name, "seed": seed, "images": images, "steps": steps}
+    row = {"arm": arm, "digest": digest, "length": length.name, "seed": seed}
+    row |= {"images": images, "steps": steps}
     found = scores(place / "model", out / "data", place / "eval")
     table.add(out, {**row, "seen": steps * plan.batch, **found})
     shutil.rmtree(place / "checkpoints")
