@@ -34,6 +34,7 @@ from clumps import clumps
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
+from curate.dedup.bar import Bar
 from curate.dedup.chains import Dropped
 from curate.dedup.holdout import Held
 from curate.dedup.near import DedupSettings
@@ -202,7 +203,9 @@ def take_through(
             clustered = cluster(runner, made.crawl, ClusterSettings(), 1, None)
         if "dedup" in wanted:
             with measured(rows, "dedup", work):
-                copies = dedup(runner, made.crawl, clustered, THRESHOLD, settings, 0, 1)
+                copies = dedup(
+                    runner, made.crawl, clustered, Bar(THRESHOLD, THRESHOLD), settings, 0, 1
+                )
             recall["dedup"] = _share_grouped(made, copies)
         if "retrieve" in wanted:
             with measured(rows, "retrieve", work):

@@ -106,7 +106,7 @@ class Before:
         if now != (found["value"] if found["source"] == "pipeline" else None):
             return None
         source = "kept" if found["source"] == "calibrated" else found["source"]
-        return Threshold(found["value"], source)
+        return Threshold(found["value"], source, found.get("drawn"))
 
     def calibration_of(self, seed: str) -> dict[str, Any] | None:
         """Return how the threshold of the seed of this name was measured, if it was."""

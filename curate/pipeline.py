@@ -6,6 +6,7 @@ import time
 
 from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
+from curate.dedup.bar import Bar
 from curate.dedup.chains import Dropped, follow_copies
 from curate.dedup.false_copies import estimate_false_copies
 from curate.dedup.holdout import find_copies
@@ -121,9 +122,8 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     thresholds = find_thresholds(runner, plan, crawl, by_meaning, seeds)
     clustered = cluster(runner, crawl, settings.cluster, threads, before)
     max_pixels = settings.embed.max_pixels
-    copies = dedup(
-        *(runner, crawl, clustered, thresholds.dedup.value, settings.dedup, max_pixels, threads)
-    )
+    bar = Bar(thresholds.dedup.value, thresholds.dedup.of_drawn)
+    copies = dedup(*(runner, crawl, clustered, bar, settings.dedup, max_pixels, threads))
     false_copies = estimate_false_copies(runner, crawl, copies, settings.estimate, max_pixels)
     dropped, overlaps = apply_holdouts(plan, runner, datasets, thresholds, clustered, copies)
     included = include(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from curate.calibration.thresholds import is_number
 from curate.catalogue.content import forget, place_of, recall
 from curate.dedup.hashes import METHODS
 from curate.embedding.predict import Predictor
@@ -16,6 +17,7 @@ from curate.embedding.request import EmbedRequest
 from curate.embedding.stage import set_aside_parts
 from curate.export.hook import load_hook
 from curate.export.selection_list import require_direct
+from curate.filters import luminance
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.phash import require_imagehash
@@ -132,7 +134,9 @@ class Plan:
         hashed = ["pdq"] if any(each.kind == "pdq" for each in lists) else []
         method = self.request.settings.dedup.hash
         compared = [] if method == "none" else [METHODS[method].look]
-        return (*measured, *hashed, *compared)
+        dedup = self.request.settings.dedup
+        is_one = is_number(dedup.threshold) and dedup.drawn_threshold is None
+        return (*measured, *hashed, *compared, *([] if is_one else [luminance.LOOK.name]))
 
 
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from curate.calibration.histograms import Histograms, compare, draw
-from curate.calibration.near_pairs import LookedPairs
+from curate.calibration.near_pairs import Looked, LookedPairs
 from curate.calibration.tail import HIGH, LOW, depth, draw_bootstrap, false_shares, true_shares
 from shared.errors import LvdError
 
@@ -20,7 +20,7 @@ FEWEST_COPIES = 0.01
 """Share of images that are taken for copies where fewer are: a crawl without copies allows none."""
 FEW_FOUND = 0.1
 """Share of edited copies below which an embedder finds none to speak of."""
-_STEPS = 400
+_STEPS = 200
 
 Interval = tuple[float, float, float]
 """An estimate, and the ends of its 80 % interval."""
@@ -31,8 +31,12 @@ class DedupCalibration:
     """A proposed threshold, and what is to be expected of it in a crawl of `size` images."""
 
     threshold: float
+    drawn_threshold: float
+    """Of two drawn pictures, not below that of all others."""
     at_least: float
     """Below it the measurement contradicts that the precision is kept."""
+    drawn_at_least: float
+    """The same of two drawn pictures."""
     precision_asked: float
     size: int
     """Different images of the crawl."""
@@ -69,10 +73,12 @@ class DedupCalibration:
             right = "the sample holds no copies"
         else:
             right = "{:.1%} of copies are right ({:.1%} to {:.1%})".format(*self.precision)
+        is_own = self.drawn_threshold > self.threshold
+        of_drawn = f", of two drawn pictures {self.drawn_threshold}" if is_own else ""
         edits = ", ".join(f"{name} {share:.0%}" for name, share in self.recall_by_edit.items())
         lines = [
             *draw(self.histograms, self.threshold),
-            f"dedup threshold {self.threshold}",
+            f"dedup threshold {self.threshold}" + of_drawn,
             f"expected among {self.size:,} images, by {self.sampled:,} of them and a look at "
             f"{self.looked_at:,} pairs:",
             f"false copies of {false:.2g} in 1,000 images ({low:.2g} to {high:.2g}); {right}",
@@ -88,66 +94,104 @@ class DedupCalibration:
 
 
 def calibrate_dedup(
-    looked: LookedPairs,
+    looked: Looked,
     size: int,
     precision: float,
     edited: Float32[np.ndarray, "n e"],
     edit_names: tuple[str, ...],
+    edited_drawn: Bool[np.ndarray, " n"],
     seed: int = 0,
 ) -> DedupCalibration:
-    """Return the lowest threshold that keeps `precision` in a crawl of `size` different images.
+    """Return the lowest thresholds that keep `precision` in a crawl of `size` different images.
 
     `looked` are nearest pairs of a sample, `edited` the cosines of edited copies to their
-    originals. The threshold is the lowest at which the upper end of the share of images with a
-    false copy is at most 1 - `precision` of the lower end of the share with a true one (of
-    `FEWEST_COPIES` where that is more). It is 1 where none below does.
+    originals, of which some are drawn. A threshold is the lowest at which the upper end of the share
+    of images with a false copy is at most 1 - `precision` of the lower end of the share with a true
+    one (of `FEWEST_COPIES` where that is more). It is 1 where none below does. Pairs of two drawn
+    pictures have one of their own, as charts of one template would else decide about photographs.
+    A kind of which too few pairs are different has the other's.
 
-    Raises LvdError where there are too few pairs of different pictures.
+    Raises LvdError where that is so of both.
     """
-    if (different := int((~looked.same).sum())) < FEWEST_PAIRS:
+    if not any(each.different >= FEWEST_PAIRS for each in (looked.others, looked.drawn)):
         raise LvdError(
-            f"calibration found {different} pairs of different pictures and needs {FEWEST_PAIRS}: "
-            "declare the embedder's thresholds.dedup, or use a larger crawl"
+            f"calibration found {looked.others.different + looked.drawn.different} pairs of different "
+            f"pictures and needs {FEWEST_PAIRS}: declare the embedder's thresholds.dedup, or use a "
+            "larger crawl"
         )
-    thresholds = _grid(looked)
-    bootstrap = draw_bootstrap(looked, seed)
-    false = false_shares(looked, size, thresholds, bootstrap)
-    true = true_shares(looked, size, thresholds, bootstrap)
-    high, low = false.quantile(HIGH), false.quantile(LOW)
-    kept = high <= (1 - precision) * np.maximum(true.quantile(LOW), FEWEST_COPIES)
-    possible = low <= (1 - precision) * np.maximum(true.quantile(HIGH), FEWEST_COPIES)
-    chosen = _lowest(kept)
-    threshold = float(thresholds[chosen])
-    recall = edited >= np.float32(threshold)
-    right = true.replicates / np.maximum(true.replicates + false.replicates, 1e-12)
-    share = true.estimate[chosen]
+    share = looked.drawn_images / looked.others.images
+    kinds = [
+        _calibrate_kind(pairs, size, precision, part * FEWEST_COPIES, seed)
+        for pairs, part in ((looked.others, 1 - share), (looked.drawn, share))
+        if pairs.different >= FEWEST_PAIRS
+    ]
+    first, last = kinds[0], kinds[-1]
+    threshold, drawn_threshold = first.threshold, max(first.threshold, last.threshold)
+    bars = np.where(edited_drawn, np.float32(drawn_threshold), np.float32(threshold))
+    recall = edited >= bars[:, None]
+    false, true = (
+        np.sum([getattr(kind, name) for kind in kinds], axis=0) for name in ("false", "true")
+    )
+    right = true / np.maximum(true + false, 1e-12)
     return DedupCalibration(
         threshold=threshold,
-        at_least=float(thresholds[_lowest(possible)]),
+        drawn_threshold=drawn_threshold,
+        at_least=first.at_least,
+        drawn_at_least=max(first.at_least, last.at_least),
         precision_asked=precision,
         size=size,
-        sampled=looked.images,
-        looked_at=len(looked.one),
+        sampled=looked.others.images,
+        looked_at=looked.others.looks + looked.drawn.looks,
         separates=threshold < 1 and float(recall.mean()) >= FEW_FOUND,
-        false_per_thousand=_interval(
-            1000 * false.estimate[chosen], 1000 * false.replicates[:, chosen]
-        ),
-        precision=_interval(share / (share + false.estimate[chosen]), right[:, chosen])
-        if share
-        else None,
+        false_per_thousand=_interval(1000 * false),
+        precision=_interval(right) if true[0] else None,
         recall=float(recall.mean()),
         recall_by_edit=dict(zip(edit_names, recall.mean(0).tolist(), strict=True)),
         histograms=compare(
             threshold,
             ("edited copies", edited),
-            ("nearest pairs of different pictures", looked.cosine[~looked.same]),
+            ("nearest pairs of different pictures", _different(looked)),
         ),
     )
 
 
-def _interval(estimate: float, replicates: Float64[np.ndarray, " b"]) -> Interval:
-    low, high = np.quantile(replicates, (LOW, HIGH))
-    return float(estimate), float(low), float(high)
+def _different(looked: Looked) -> Float32[np.ndarray, " p"]:
+    kinds = (looked.others, looked.drawn)
+    return np.concatenate([pairs.cosine[~pairs.same] for pairs in kinds])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What holds of one kind of pairs at its threshold."""
+
+    threshold: float
+    at_least: float
+    false: Float64[np.ndarray, " r"]
+    """Share of the images with a false copy: the estimate, then its replicates."""
+    true: Float64[np.ndarray, " r"]
+
+
+def _calibrate_kind(
+    looked: LookedPairs, size: int, precision: float, fewest: float, seed: int
+) -> _Kind:
+    thresholds = _grid(looked)
+    bootstrap = draw_bootstrap(looked, seed)
+    false = false_shares(looked, size, thresholds, bootstrap)
+    true = true_shares(looked, size, thresholds, bootstrap)
+    high, low = false.quantile(HIGH), false.quantile(LOW)
+    kept = high <= (1 - precision) * np.maximum(true.quantile(LOW), fewest)
+    possible = low <= (1 - precision) * np.maximum(true.quantile(HIGH), fewest)
+    chosen = _lowest(kept)
+    return _Kind(
+        float(thresholds[chosen]),
+        float(thresholds[_lowest(possible)]),
+        *(np.append(of.estimate[chosen], of.replicates[:, chosen]) for of in (false, true)),
+    )
+
+
+def _interval(shares: Float64[np.ndarray, " r"]) -> Interval:
+    low, high = np.quantile(shares[1:], (LOW, HIGH))
+    return float(shares[0]), float(low), float(high)
 
 
 def _grid(looked: LookedPairs) -> Float64[np.ndarray, " t"]:
@@ -157,7 +201,8 @@ def _grid(looked: LookedPairs) -> Float64[np.ndarray, " t"]:
     """
     first, last = depth(np.array([looked.lowest, 1.0])).tolist()
     even = 1 - np.exp(-np.linspace(first, last, _STEPS))
-    above = np.nextafter(looked.cosine[~looked.same], np.float32(2)).astype(np.float64)
+    nearest = looked.cosine[~looked.same][:_STEPS]
+    above = np.nextafter(nearest, np.float32(2)).astype(np.float64)
     values = np.concatenate([even, above])
     scale = np.where(values < 0.99, 1e4, 1e7)
     return np.unique(np.append(np.minimum(1.0, np.ceil(values * scale) / scale), 1.0))

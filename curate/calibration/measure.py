@@ -14,14 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.edits import edits_of
-from curate.calibration.near_pairs import FinerLook, LookedPairs, Thumbnails, look_at_nearest
+from curate.calibration.near_pairs import Looked, LookedPairs, look_at_nearest
 from curate.calibration.retrieve_threshold import (
     FEWEST,
     RetrieveCalibration,
     calibrate_retrieve,
 )
 from curate.calibration.same_picture import Thumbnail, thumbnail
+from curate.calibration.second_look import FinerLook, Thumbnails
 from curate.catalogue.collection import Collection, Numbers
+from curate.catalogue.drawn import are_drawn
 from curate.catalogue.originals import Originals, load_parts
 from curate.embedding.embed import Forwards, preparation
 from curate.neighbours.search import unit
@@ -33,9 +35,9 @@ from shared.embedders import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
 from shared.images import ImageError, decode
 
-VERSION = 5
+VERSION = 6
 EDITED_TOGETHER = 25
-PAIRS = "pairs.npz"
+OTHERS, DRAWN = "others.npz", "drawn.npz"
 
 
 class CalibrateSettings(BaseModel):
@@ -157,16 +159,22 @@ def look(
     *,
     out: Path,
 ) -> dict:
-    """Look at the nearest pairs of a sample of the crawl: `pairs.npz`."""
+    """Look at the nearest pairs of a sample of the crawl: `others.npz`, and `drawn.npz` of two drawn ones."""
     numbers, _ = sample(collection, settings)
     with Originals(collection, load_parts(parts), out.parent) as originals:
         found = look_at_nearest(
             unit(collection.vectors(numbers)),
+            are_drawn(collection, numbers),
             _thumbnails(originals, numbers, max_pixels),
             _finer_look(originals, numbers, max_pixels),
         )
-    np.savez(out / PAIRS, **vars(found))
-    return {"pairs": len(found.one)}
+    np.savez(out / OTHERS, **vars(found.others))
+    np.savez(out / DRAWN, **vars(found.drawn))
+    return {
+        "pairs": len(found.others.one),
+        "drawn_pairs": len(found.drawn.one),
+        "drawn_images": found.drawn_images,
+    }
 
 
 def dedup(
@@ -179,24 +187,30 @@ def dedup(
     out: Path,
 ) -> dict:
     """Return the calibration of the dedup threshold, of what `look` and `edit` made."""
-    _, names, cosines = load_edited(collection, edited)
+    originals, names, cosines = load_edited(collection, edited)
     return calibrate_dedup(
         load_looked(looked),
         len(collection.usable),
         precision,
         cosines,
         names,
+        are_drawn(collection, originals),
         seed,
     ).to_dict()
 
 
-def load_looked(folder: Path) -> LookedPairs:
+def load_looked(folder: Path) -> Looked:
     """Return the pairs that `look` looked at; their rows are those of the sample."""
-    with np.load(folder / PAIRS) as saved:
+    stats = committed(folder)
+    assert stats is not None, folder
+    return Looked(_pairs(folder / OTHERS), _pairs(folder / DRAWN), stats["drawn_images"])
+
+
+def _pairs(file: Path) -> LookedPairs:
+    with np.load(file) as saved:
         pairs = {name: saved[name] for name in saved.files}
-    return LookedPairs(
-        **{**pairs, "images": int(pairs["images"]), "lowest": float(pairs["lowest"])}
-    )
+    numbers = {name: pairs.pop(name).item() for name in ("images", "lowest", "looks")}
+    return LookedPairs(**pairs, **numbers)
 
 
 def load_edited(

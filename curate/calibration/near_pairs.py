@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from curate.calibration.same_picture import Thumbnail, judge_thumbnails
+from curate.calibration.second_look import FinerLook, SecondLook, Thumbnails
 from curate.neighbours.search import cosine
 from curate.pixels.same import Verdict
 
 MOST_PAIRS = 100_000
-MOST_LOOKED = 3_000
+MOST_LOOKED, FILLED = 3_000, 1_500
 ENOUGH = 500
 """Pairs of different pictures after which nobody looks further."""
 UNTHINNED = 1_000
 """Pairs that are all looked at, before any are passed over: what decides in a small crawl."""
+Pairs = tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Float32[np.ndarray, " p"]]
+FIRM = 50
+"""So many pairs of different pictures, the nearest, decide on a threshold."""
 _CHUNK = 100
 _BLOCK = 256
-
-Thumbnails = Callable[[int], Thumbnail | None]
-"""Gives `thumbnail` of the image in a row of the vectors; None when unreadable."""
-FinerLook = Callable[[int, int], Verdict]
-"""Tells whether the images in two rows show one picture, where their thumbnails do not tell."""
 
 
 @dataclass(frozen=True)
@@ -43,75 +41,128 @@ class LookedPairs:
     """Whether that is hard to say: such pairs are not `same`."""
     lowest: float
     """Pairs below this cosine were not looked at."""
+    looks: int
+    """Pairs that were looked at; what the others show was known from these."""
+
+    @property
+    def different(self) -> int:
+        """How many show different pictures."""
+        return int(np.count_nonzero(~self.same))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The nearest pairs of a sample by kind, as either needs a threshold of its own."""
+
+    others: LookedPairs
+    """Not of two drawn pictures."""
+    drawn: LookedPairs
+    drawn_images: int
+    """Images of the sample that are drawn."""
 
 
 def look_at_nearest(
     vectors: Float32[np.ndarray, "m d"],
+    drawn: Bool[np.ndarray, " m"],
     thumbnail_of: Thumbnails,
     look_finer: FinerLook,
     enough: int = ENOUGH,
-) -> LookedPairs:
-    """Look at the nearest pairs of unit vectors until `enough` of them are different pictures.
+) -> Looked:
+    """Look at the nearest pairs of unit vectors, of which some are of `drawn` pictures.
 
-    Where thumbnails do not tell, `look_finer` may. Where most pairs are copies, only every second,
-    fourth, ... behind the first `UNTHINNED` is looked at, and stands for so many. Looks at
-    `MOST_LOOKED` pairs at most; a pair that cannot be read is left out.
+    Of either kind, until `enough` of them are different pictures, at `MOST_LOOKED` at most. Nobody
+    looks at two images that others were seen to join: they are the same. Where most of the others are
+    copies too, only every second, fourth, ... behind the first `UNTHINNED` is looked at, and stands for
+    so many; then those between, `FILLED` at most, above some `FIRM` pairs that are different, as these
+    decide on the threshold, and are looked at firmly. A pair that cannot be read is left out.
     """
-    one, other, cosines = nearest_pairs(vectors, MOST_PAIRS)
-    enough = min(enough, max(20, len(vectors) * (len(vectors) - 1) // 1000))
-    small: dict[int, Thumbnail | None] = {}
+    second_look = SecondLook(vectors, drawn, thumbnail_of, look_finer)
+    rows = np.flatnonzero(drawn)
+    one, other, cosines = nearest_pairs(vectors[rows], MOST_PAIRS)
+    others = nearest_pairs(vectors, MOST_PAIRS, apart=drawn)
+    return Looked(
+        _look(others, second_look, len(vectors), enough),
+        _look((rows[one], rows[other], cosines), second_look, len(vectors), enough),
+        len(rows),
+    )
 
-    def seen(row: int) -> Thumbnail | None:
-        if row not in small:
-            small[row] = thumbnail_of(row)
-        return small[row]
 
-    places: list[int] = []
-    weights: list[int] = []
-    verdicts: list[Verdict] = []
-    at, step, different = 0, 1, 0
-    while at < len(one) and different < enough and len(places) < MOST_LOOKED:
-        chunk = range(at, min(at + _CHUNK * step, len(one)), step)
-        before = different
-        for place in chunk:
-            first, second = seen(int(one[place])), seen(int(other[place]))
-            if first is None or second is None:
-                continue
-            places.append(place)
-            weights.append(min(step, len(one) - place))
-            verdict = judge_thumbnails(first, second)
-            if verdict == "unsure":
-                verdict = look_finer(int(one[place]), int(other[place]))
-            verdicts.append(verdict)
-            different += verdict != "same"
-        at += _CHUNK * step
-        if at >= UNTHINNED and 2 * (different - before) < len(chunk):
-            step *= 2
+def _look(pairs: Pairs, second_look: SecondLook, images: int, enough: int) -> LookedPairs:
+    one, other, cosines = pairs
+    enough = min(enough, max(20, images * (images - 1) // 1000))
+    seen: dict[int, Verdict | None] = {}
+    stands_for: Counter[int] = Counter()
+    passed_by: dict[int, int] = {}
+    """Who stands for a place that nobody looked at."""
+    step, looks = 1, 0
+    passed = different = before = at = last = 0
+    for at, pair in enumerate(zip(one.tolist(), other.tolist(), strict=True)):
+        if different >= enough or looks >= MOST_LOOKED:
+            break
+        if second_look.knows(*pair):
+            seen[at] = "same"
+        elif passed:
+            passed_by[at] = last
+            passed -= 1
+        else:
+            seen[at] = second_look.at(*pair, firmly=different < FIRM)
+            last, passed, looks = at, step - 1, looks + 1
+            different += seen[at] not in ("same", None)
+            if looks % _CHUNK == 0:
+                if looks >= UNTHINNED and 2 * (different - before) < _CHUNK:
+                    step *= 2
+                before = different
+    else:
+        at = len(one)
+    stands_for.update(passed_by.values())
+    other_places = [place for place, verdict in seen.items() if verdict not in ("same", None)]
+    near = np.searchsorted(np.cumsum([1 + stands_for[place] for place in other_places]), FIRM)
+    until = other_places[near] if near < len(other_places) else at
+    more = 0
+    for place in reversed(passed_by):
+        pair = int(one[place]), int(other[place])
+        is_known = second_look.knows(*pair)
+        if is_known or (place < until and more < FILLED):
+            more += not is_known
+            seen[place] = "same" if is_known else second_look.at(*pair, firmly=True)
+            stands_for[passed_by[place]] -= 1
+    places = sorted(place for place, verdict in seen.items() if verdict is not None)
     chosen = np.array(places, np.int64)
+    same = np.array(
+        [
+            seen[place] == "same" or second_look.knows(int(one[place]), int(other[place]))
+            for place in places
+        ],
+        bool,
+    )
     return LookedPairs(
-        images=len(vectors),
+        images=images,
         one=one[chosen],
         other=other[chosen],
         cosine=cosines[chosen],
-        weight=np.array(weights, np.float64),
-        same=np.array([verdict == "same" for verdict in verdicts], bool),
-        unsure=np.array([verdict == "unsure" for verdict in verdicts], bool),
-        lowest=float(cosines[min(at, len(one)) - 1]) if len(one) else 1.0,
+        weight=np.array([1 + stands_for[place] for place in places], np.float64),
+        same=same,
+        unsure=np.array([seen[place] == "unsure" for place in places], bool) & ~same,
+        looks=looks + more,
+        lowest=float(cosines[at - 1]) if len(one) else 1.0,
     )
 
 
 def nearest_pairs(
-    vectors: Float32[np.ndarray, "m d"], most: int
-) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Float32[np.ndarray, " p"]]:
+    vectors: Float32[np.ndarray, "m d"], most: int, apart: Bool[np.ndarray, " m"] | None = None
+) -> Pairs:
     """Return the `most` pairs of highest cosine of unit vectors: first and second row, cosine.
 
-    Sorted by falling cosine, ties by rows; the first row is the smaller one.
+    Two rows that are both `apart` are no pair. Sorted by falling cosine, ties by rows; the first row is the smaller one.
     """
     pairs, products = np.empty(0, np.int64), np.empty(0, np.float32)
     count = len(vectors)
     for start in range(0, count, _BLOCK):
         block = vectors[start : start + _BLOCK] @ vectors[start:].T
         block[np.tril_indices(len(block), 0, block.shape[1])] = -np.inf
+        if apart is not None:
+            rows = apart[start : start + len(block)]
+            block[np.ix_(np.flatnonzero(rows), np.flatnonzero(apart[start:]))] = -np.inf
         floor = products.min() if len(products) == most else np.float32(-2)
         near = np.flatnonzero(block >= floor)
         rows, columns = np.divmod(near, block.shape[1])

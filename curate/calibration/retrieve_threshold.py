@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from curate.calibration.histograms import Histograms, compare, draw
-from curate.calibration.near_pairs import Thumbnails
 from curate.calibration.same_picture import Thumbnail, same_picture
+from curate.calibration.second_look import Thumbnails
 from shared.errors import LvdError
 
 FEWEST = 8

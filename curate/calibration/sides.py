@@ -73,7 +73,7 @@ def dedup_sides(
 ) -> dict[str, Sides]:
     """Return what `find_dedup_sides` does, of the pairs that `look` and `edit` made."""
     numbers, _ = sample(collection, settings)
-    pairs = load_looked(looked)
+    pairs = load_looked(looked).others
     originals, names, edited_cosines = load_edited(collection, edited)
     places = {
         side: np.divmod(at, len(names)) for side, at in nearest(edited_cosines, threshold).items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,8 @@ def find_thresholds(
             found = calibrations["dedup"] = calibrate_dedup(runner, plan, crawl)
             name = plan.request.embedders["dedup"].name
             known["dedup"] = judged(known.get("dedup"), found, name)
+            if (of_drawn := plan.request.settings.dedup.drawn_threshold) is not None:
+                known["dedup"] = replace(known["dedup"], drawn=of_drawn)
         for asked, seed in zip(plan.request.seeds, seeds, strict=True):
             threshold = known_threshold_of_seed(asked.settings, plan.meaning)
             if threshold is None:
@@ -150,16 +152,19 @@ def judged(known: Threshold | None, measured: dict[str, Any], embedder: str) -> 
 
     A number of the pipeline is used all the same, one that belongs to the embedder is replaced.
     """
-    found = Threshold(measured["threshold"], "calibrated")
+    measured_drawn = measured["drawn_threshold"]
+    found = Threshold(measured["threshold"], "calibrated", measured_drawn)
     asked = f"precision {measured['precision_asked']} among {measured['size']:,} images"
-    if known is not None and known.value >= measured["at_least"]:
-        return known
     if known is not None and known.source == "pipeline":
+        if known.value >= measured["at_least"] and known.of_drawn >= measured["drawn_at_least"]:
+            return known
         warn(
             f"dedup.threshold {known.value} is used as set, but does not keep {asked}, which takes "
             f"{found.value} as measured in this run: say --set dedup.threshold=auto"
         )
         return known
+    if known is not None and known.value >= measured["at_least"]:
+        return replace(known, drawn=measured_drawn)
     if not measured["separates"]:
         warn(
             f"embedder {embedder} finds {measured['recall']:.0%} of edited copies at {asked}: trust few "

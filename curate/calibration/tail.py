@@ -43,20 +43,21 @@ class Bootstrap:
 
     images: Float64[np.ndarray, "r m"]
     """How often each image is drawn: Poisson distributed."""
-    others: Float64[np.ndarray, "r p"]
-    """How many pairs of different pictures each pair stands for: geometrically distributed, and of an
-    unsure pair, none every other time."""
+    others: Float64[np.ndarray, "r o"]
+    """How many pairs of different pictures each pair that is not `same` stands for: geometrically
+    distributed, and of an unsure pair, none every other time."""
 
 
 def draw_bootstrap(looked: LookedPairs, seed: int) -> Bootstrap:
     """Return replicates of the sample of images, and of what was passed over among its pairs."""
     rng = np.random.default_rng(seed)
     drawn = rng.poisson(1.0, (REPLICATES, looked.images))
-    counts = rng.geometric(1 / looked.weight, (REPLICATES, len(looked.weight)))
-    different = np.where(looked.same, 0, np.where(looked.unsure, 0.5, 1))
+    weight = looked.weight[~looked.same]
+    different = np.where(looked.unsure[~looked.same], 0.5, 1)
+    counts = rng.geometric(1 / weight, (REPLICATES, len(weight)))
     others = counts * (rng.random(counts.shape) < different)
     return Bootstrap(
-        np.vstack([np.ones(looked.images), drawn]), np.vstack([looked.weight * different, others])
+        np.vstack([np.ones(looked.images), drawn]), np.vstack([weight * different, others])
     )
 
 
@@ -80,7 +81,7 @@ def false_shares(
     growth = (size - 1) / max(1, looked.images - 1)
     seen = min(1.0, looked.images / size / growth)
     reach = looked.cosine[other] >= thresholds.astype(np.float32)[:, None]
-    counts = bootstrap.others[:, other]
+    counts = bootstrap.others
     known = 2 * (counts @ reach.T) / looked.images
     rates = seen * known
     if seen < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from curate.calibration.stored import read_stored
@@ -28,6 +28,13 @@ class Threshold:
 
     value: float
     source: str
+    drawn: float | None = None
+    """Of dedup, the cosine from which two drawn pictures are copies; None where it is `value`."""
+
+    @property
+    def of_drawn(self) -> float:
+        """The cosine from which two drawn pictures are copies: not below that of all."""
+        return self.value if self.drawn is None else max(self.value, self.drawn)
 
 
 def known_thresholds(
@@ -48,6 +55,8 @@ def known_thresholds(
         stored = read_stored(embedder)
         if stored and not stored.problem and stored.values.dedup is not None:
             known["dedup"] = Threshold(stored.values.dedup, "embedder")
+    if "dedup" in known and (of_drawn := settings.dedup.drawn_threshold) is not None:
+        known["dedup"] = replace(known["dedup"], drawn=of_drawn)
     if settings.holdout.threshold is not None:
         known["holdout"] = Threshold(settings.holdout.threshold, "pipeline")
     return known

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from curate.catalogue.collection import Collection
+from curate.dedup.bar import Bar
 from curate.dedup.groups import REPRESENTATIVE
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.most_similar import MostSimilar
@@ -21,7 +22,7 @@ from curate.dedup.near import DedupSettings, alive, probes_of, visits
 from curate.neighbours.cluster import Clusters
 from curate.neighbours.search import Searchable, cosines, joined, neighbours, use_threads
 
-VERSION = 1
+VERSION = 2
 NEAREST = 2
 FURTHER = 1.5
 """The floor is so much further from 1 than the threshold, where no setting says it."""
@@ -72,6 +73,7 @@ def find_pairs(
     last: int,
     floor: float,
     settings: DedupSettings,
+    bar: Bar,
     groups: Path,
     stays: int,
     threads: int,
@@ -81,7 +83,8 @@ def find_pairs(
     """Write the pairs of representatives of `groups` that reach the floor: `near.npz`.
 
     `pairs` int64 [p, 2], worse and better rank, and `similarity` float32 [p], of those that the
-    clusters `first` to `last` ask for. Two of the `stays` best ranks are no pair.
+    clusters `first` to `last` ask for. Two of the `stays` best ranks are no pair, and where drawn ones have a
+    bar of their own, two of these: pixels say nothing of them.
     """
     use_threads(threads)
     loaded = clusters.load()
@@ -90,13 +93,15 @@ def find_pairs(
     asking = [alive(loaded.of(own), state) for own in range(first, last)]
     queries = joined(asking)
     own = np.repeat(np.arange(first, last), [len(members) for members in asking])
-    kept = MostSimilar(NEAREST)
+    kept, drawn = MostSimilar(NEAREST), bar.is_drawn()
     for visited, rows in visits(queries, own, probes_of(loaded, floor, settings)):
         base = alive(loaded.of(visited), state)
         for row, found in neighbours(queries, rows, base, floor):
             a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
             worse, better = np.maximum(a, b), np.minimum(a, b)
             free = worse >= stays
+            if drawn is not None:
+                free &= ~(drawn[queries.numbers[row]] & drawn[base.numbers[found]])
             similarity = cosines(queries, row[free], base, found[free])
             kept.add(worse[free], better[free], similarity)
     worse, better, similarity = kept.result()

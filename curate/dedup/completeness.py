@@ -16,19 +16,20 @@ from jaxtyping import Integer
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.part_files import VECTORS
+from curate.dedup.bar import Bar, copies
 from curate.dedup.near import DedupSettings, asked_together, probes_of
 from curate.dedup.probes import Probes
 from curate.neighbours.cluster import AXES, Clusters
-from curate.neighbours.search import Searchable, heads, nearest, neighbours, unit, use_threads
+from curate.neighbours.search import Searchable, heads, nearest, unit, use_threads
 
-VERSION = 1
+VERSION = 2
 SAMPLE = "sample.npz"
 
 
 def draw_sample(
     collection: Collection,
     clusters: Clusters,
-    threshold: float,
+    bar: Bar,
     settings: DedupSettings,
     threads: int,
     *,
@@ -44,7 +45,7 @@ def draw_sample(
     loaded, vectors = clusters.load(), unit(stored)
     home = nearest(vectors, loaded.centroids)
     asks = np.zeros((size, len(loaded)), bool)
-    probes = probes_of(loaded, threshold, settings) if size else None
+    probes = probes_of(loaded, bar.threshold, settings) if size else None
     for own in np.unique(home).tolist():
         assert probes is not None
         asks[home == own] = probes.of(vectors[home == own], own)
@@ -59,7 +60,7 @@ def count_found(
     sample: Path,
     first: int,
     last: int,
-    threshold: float,
+    bar: Bar,
     settings: DedupSettings,
     threads: int,
     *,
@@ -72,11 +73,11 @@ def count_found(
         stored = np.load(sample / VECTORS)
         asked = Searchable(stored, drawn["numbers"], drawn["heads"].astype(np.float32))
         home, asks = drawn["home"], drawn["asks"][:, first:last]
-    probes = probes_of(loaded, threshold, settings) if len(asked) else None
+    probes = probes_of(loaded, bar.threshold, settings) if len(asked) else None
     pairs = found = 0
     for cluster in range(first, last):
         base = loaded.of(cluster)
-        for row, near in neighbours(asked, np.arange(len(asked)), base, threshold):
+        for row, near in copies(asked, np.arange(len(asked)), base, bar):
             assert probes is not None
             pairs += len(row)
             unasked = ~asks[row, cluster - first]

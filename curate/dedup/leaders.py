@@ -18,6 +18,7 @@ import numpy as np
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.part_files import VECTORS
+from curate.dedup.bar import Bar, copies
 from curate.dedup.groups import (
     COVERED,
     REPRESENTATIVE,
@@ -29,9 +30,9 @@ from curate.dedup.groups import (
 )
 from curate.dedup.keep import NUMBER, RANK
 from curate.neighbours.cluster import AXES, Clusters
-from curate.neighbours.search import Searchable, heads, neighbours, unit, use_threads
+from curate.neighbours.search import Searchable, heads, unit, use_threads
 
-VERSION = 1
+VERSION = 2
 FEWEST = 16_384
 """Contents of fewer than which the heaps are small."""
 LEAST = 1_024
@@ -48,7 +49,7 @@ def find_leaders(
     collection: Collection,
     ranks: Path,
     clusters: Clusters,
-    threshold: float,
+    bar: Bar,
     stays: int,
     before: Path | None,
     threads: int,
@@ -71,7 +72,7 @@ def find_leaders(
     head = heads(unit(stored), np.load(clusters.centers / AXES))
     everyone = Searchable(stored, numbers, head)
     edges = [np.empty((0, 2), np.int64)]
-    for row, found in neighbours(everyone, np.arange(len(rank)), everyone, threshold):
+    for row, found in copies(everyone, np.arange(len(rank)), everyone, bar):
         worse = row > found
         edges.append(np.stack([row[worse], found[worse]], 1))
     status = np.full(len(rank), UNDECIDED, np.int8)
@@ -97,7 +98,7 @@ def follow_leaders(
     leaders: Path,
     first: int,
     last: int,
-    threshold: float,
+    bar: Bar,
     before: Path | None,
     threads: int,
     *,
@@ -122,7 +123,7 @@ def follow_leaders(
             if state is not None:
                 asks &= state[asked.numbers] != COVERED
             best = np.full(len(asked), len(leading))
-            for row, found in neighbours(asked, np.flatnonzero(asks), base, threshold):
+            for row, found in copies(asked, np.flatnonzero(asks), base, bar):
                 np.minimum.at(best, row, found)
             joins = np.flatnonzero(best < len(leading))
             edges.append(np.stack([own[joins], leading[best[joins]]], 1))

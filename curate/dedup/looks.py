@@ -20,6 +20,7 @@ import numpy as np
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals, load_parts, save_parts
 from curate.dedup import below
+from curate.dedup.bar import Bar
 from curate.dedup.below import PAIRS, choose_pairs, find_pairs, set_floor
 from curate.dedup.groups import (
     UNDECIDED,
@@ -74,7 +75,7 @@ def look_below(
     clustered: Clustered,
     groups: tuple[Path, str],
     ranks: Path,
-    threshold: float,
+    bar: Bar,
     settings: DedupSettings,
     max_pixels: int,
     threads: int,
@@ -92,11 +93,11 @@ def look_below(
     made_by = [VERSION, below.VERSION, align.VERSION, same.VERSION]
     stage = Stage("dedup", ["looks", *made_by], address, asked)
     home, stays, note = runner.folder(stage), len(collection.exported), "a look below the threshold"
-    args: tuple[Any, ...] = (collection, found, threshold, settings, threads)
+    args: tuple[Any, ...] = (collection, found, bar.threshold, settings, threads)
     [told] = runner.run(stage, set_floor, [Unit("floor", args)], note=note)
-    if told["floor"] >= threshold:
+    if told["floor"] >= bar.threshold:
         return None
-    of = settings, found, stays, threads
+    of = settings, bar, found, stays, threads
     units = [
         Unit(
             f"below-{first:08d}",

@@ -16,6 +16,7 @@ from jaxtyping import Int8, Int64, Integer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.catalogue.collection import Collection
+from curate.dedup.bar import Bar, copies
 from curate.dedup.groups import COVERED, EdgeBuffer
 from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
@@ -33,7 +34,7 @@ from curate.neighbours.search import (
 from shared.embedders import Threshold
 from shared.errors import LvdError
 
-VERSION = 4
+VERSION = 5
 ABSURD_NEIGHBOURS = 5
 ALWAYS_COMPARED, POOL_COMPARED = 4_096, 65_536
 
@@ -47,6 +48,10 @@ class DedupSettings(BaseModel):
     """What copies are found by; by default the pipeline's `embedder`, else `bundled-copies`."""
     threshold: Threshold | None = None
     """Cosine from which two images are copies, inclusive. Default: the embedder's own."""
+    drawn_threshold: float | None = Field(None, ge=-1, le=1)
+    """The same of two drawn pictures, such as charts of one template, which look alike and are none.
+    Drawn is what has little entropy (`curate/catalogue/drawn.py`). Default: measured where `threshold`
+    is, else that."""
     precision: float = Field(0.99, gt=0, lt=1)
     """Share of what is called copies that has to be right; decides a threshold that is measured."""
     groups: Literal["greedy", "components"] = "greedy"
@@ -105,6 +110,16 @@ class DedupSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _drawn_ones_from_a_higher_cosine(self) -> DedupSettings:
+        bar, of_drawn = self.threshold, self.drawn_threshold
+        if of_drawn is not None and isinstance(bar, float | int) and of_drawn < bar:
+            raise ValueError(
+                f"drawn_threshold {of_drawn:g} is below the threshold {bar:g}, from which all images "
+                "are copies: raise it, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_as_they_can_be(self) -> DedupSettings:
         needs = {
             "keep: centrality": POLICIES[self.keep].central,
@@ -126,7 +141,7 @@ def search(
     clusters: Clusters,
     first: int,
     last: int,
-    threshold: float,
+    bar: Bar,
     settings: DedupSettings,
     status: Path | None,
     threads: int,
@@ -146,11 +161,11 @@ def search(
     asking = [alive(loaded.of(own), state) for own in range(first, last)]
     queries = joined(asking)
     own = np.repeat(np.arange(first, last), [len(members) for members in asking])
-    probes = probes_of(loaded, threshold, settings)
+    probes = probes_of(loaded, bar.threshold, settings)
     kept = MostSimilar(settings.neighbours) if settings.search == "pool" else None
     for visited, rows in visits(queries, own, probes):
         base = _thinned(loaded.of(visited), state)
-        for row, found in neighbours(queries, rows, base, threshold):
+        for row, found in copies(queries, rows, base, bar):
             if state is not None:
                 answers = state[base.numbers[found]] != COVERED
                 row, found = row[answers], found[answers]

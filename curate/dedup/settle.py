@@ -10,16 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from curate.catalogue.collection import Collection, Numbers
+from curate.dedup.bar import Bar, copies
 from curate.dedup.groups import COVERED, REPRESENTATIVE, load_groups, spanning_forest, write_groups
 from curate.dedup.hashes import STANDS
 from curate.dedup.keep import RANK
 from curate.dedup.members import load_members
-from curate.neighbours.search import Searchable, cosine, neighbours, unit, use_threads
+from curate.neighbours.search import Searchable, cosine, use_threads
 
-VERSION = 2
+VERSION = 3
 SAME = 1e-6
 """More than the rounding of a mean cosine."""
 
@@ -33,7 +34,7 @@ def settle(
     hashed: Path | None,
     first: int,
     last: int,
-    threshold: float,
+    bar: Bar,
     central: bool,
     floor: float | None,
     threads: int,
@@ -61,7 +62,9 @@ def settle(
             together = np.searchsorted(rank[rows], best[rows])
             is_free = central and bool(rank[rows[0]] >= stays)
             vectors = collection.vectors(members[rows])
-            own = settle_component(vectors, together, threshold, is_free, floor)
+            own = settle_component(
+                Searchable(vectors, members[rows]), together, bar, is_free, floor
+            )
             stands[rows] = rank[rows[own]]
     np.save(out / "settled.npy", np.stack([rank, stands], 1))
     return {"contents": len(members)}
@@ -75,9 +78,9 @@ def _best_of_hash(ranks: Path, hashed: Path, members: Numbers) -> Rows:
 
 
 def settle_component(
-    stored: Float[np.ndarray, "n d"],
+    members: Searchable,
     together: Rows,
-    threshold: float,
+    bar: Bar,
     central: bool,
     floor: float | None,
 ) -> Int64[np.ndarray, " n"]:
@@ -87,13 +90,13 @@ def settle_component(
 
     The best stands for it, or with `central` the one with the highest mean cosine with the others. Members
     whose cosine with that is below `floor` leave, unless it is of their hash; what is connected of
-    them by `threshold` is a component again, until all are near enough.
+    them by `bar` is a component again, until all are near enough.
     """
-    stands = np.empty(len(stored), np.int64)
-    waiting = [np.arange(len(stored))]
+    stands = np.empty(len(members), np.int64)
+    waiting = [np.arange(len(members))]
     while waiting:
         rows = waiting.pop()
-        units = unit(stored[rows])
+        units = members.unit(rows)
         best = most_central(units) if central else 0
         stays = np.ones(len(rows), bool)
         if floor is not None:
@@ -105,7 +108,7 @@ def settle_component(
         left = rows[~stays]
         leaders = left[together[left] == left]
         if len(left):
-            parts = components(stored[leaders], threshold)
+            parts = components(members[leaders], bar)
             waiting += [left[np.isin(together[left], leaders[part])] for part in parts]
     return stands
 
@@ -122,12 +125,11 @@ def most_central(units: Float32[np.ndarray, "n d"]) -> int:
     return int(np.argmax(mean >= mean.max() - SAME))
 
 
-def components(stored: Float[np.ndarray, "n d"], threshold: float) -> list[Rows]:
-    """Return the rows of each connected component, rising, of the vectors that reach a threshold."""
-    everyone = np.arange(len(stored))
-    searched = Searchable(stored, everyone)
+def components(searched: Searchable, bar: Bar) -> list[Rows]:
+    """Return the rows of each connected component, rising, of what `bar` calls copies."""
+    everyone = np.arange(len(searched))
     root = everyone.copy()
-    for row, found in neighbours(searched, everyone, searched, threshold):
+    for row, found in copies(searched, everyone, searched, bar):
         held = np.stack([everyone, root], 1)[root != everyone]
         forest = spanning_forest(np.concatenate([held, np.stack([row, found], 1)]))
         root[forest[:, 0]] = forest[:, 1]

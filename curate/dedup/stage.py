@@ -7,7 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.collection import Catalogued, Collection
-from curate.dedup import completeness, groups, hashes, keep, leaders, members, near, settle, shape
+from curate.dedup import (
+    bar as bars,
+)
+from curate.dedup import (
+    completeness,
+    groups,
+    hashes,
+    keep,
+    leaders,
+    members,
+    near,
+    settle,
+    shape,
+)
+from curate.dedup.bar import Bar, mark_drawn
 from curate.dedup.hashes import STANDS, Hashed
 from curate.dedup.looks import Looked, look_below
 from curate.dedup.near import DedupSettings
@@ -40,22 +54,36 @@ def dedup(
     runner: Runner,
     crawl: Catalogued,
     clustered: Clustered,
-    threshold: float,
+    bar: Bar,
     settings: DedupSettings,
     max_pixels: int,
     threads: int,
 ) -> Deduplicated:
-    """Group copies: every image gets the one that stands for it."""
+    """Group copies: every image gets the one that stands for it. In `bar` nothing is marked yet."""
     versions = [
         each.VERSION
-        for each in (near, groups, hashes, keep, leaders, members, settle, shape, completeness)
+        for each in (
+            near,
+            bars,
+            groups,
+            hashes,
+            keep,
+            leaders,
+            members,
+            settle,
+            shape,
+            completeness,
+        )
     ]
     asked = settings.model_dump(exclude={"embedder", "looks", "look_floor"})
-    asked |= {"threshold": threshold}
+    asked |= {"threshold": bar.threshold, "drawn_threshold": bar.of_drawn}
     stage = Stage("dedup", versions, clustered.address, asked)
-    work = _Dedup(runner, stage, crawl.collection, clustered, threshold, settings, threads)
     with runner.at_work("dedup"):
-        args: tuple[Any, ...] = (crawl.collection, threshold, settings)
+        if bar.of_drawn > bar.threshold:
+            runner.run(stage, mark_drawn, [Unit("drawn", (crawl.collection,))])
+            bar = replace(bar, marked=runner.folder(stage) / "drawn")
+        work = _Dedup(runner, stage, crawl.collection, clustered, bar, settings, threads)
+        args: tuple[Any, ...] = (crawl.collection, bar.threshold, settings)
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
         hashed = work.cover_copies()
         found, counts = work.group(hashed)
@@ -63,7 +91,7 @@ def dedup(
             found, counts = work.settle(found, hashed)
         complete = work.measure_completeness()
         groups_so_far = found, stage.address
-        how = work.ranks, threshold, settings, max_pixels, threads
+        how = work.ranks, bar, settings, max_pixels, threads
         looked = look_below(runner, crawl, clustered, groups_so_far, *how)
         if looked is not None:
             found, counts, work = looked.groups, looked.counts, replace(work, stage=looked.stage)
@@ -80,7 +108,7 @@ class _Dedup:
     stage: Stage
     collection: Collection
     clustered: Clustered
-    threshold: float
+    bar: Bar
     settings: DedupSettings
     threads: int
 
@@ -136,14 +164,14 @@ class _Dedup:
         if self.settings.groups != "greedy" or not leaders.count_leaders(contents):
             return before
         home, clusters = self.runner.folder(self.stage), self.clustered.clusters
-        how = self.threshold, len(self.collection.exported), before, self.threads
+        how = self.bar, len(self.collection.exported), before, self.threads
         unit = Unit("leaders", (self.collection, self.ranks, clusters, *how))
         self.runner.run(self.stage, leaders.find_leaders, [unit])
         led = home / "leaders"
         units = [
             Unit(
                 f"follow-{first:08d}",
-                (self.ranks, clusters, led, first, last, self.threshold, before, self.threads),
+                (self.ranks, clusters, led, first, last, self.bar, before, self.threads),
             )
             for first, last in clusters.ranges
         ]
@@ -161,7 +189,7 @@ class _Dedup:
         covered = hashed.stands.parent if hashed else None
         read = (self.collection, self.ranks, listed, covered)
         stays = len(self.collection.exported)
-        how = (self.threshold, central, settings.chain_floor, self.threads, stays)
+        how = (self.bar, central, settings.chain_floor, self.threads, stays)
         units = [Unit(f"settle-{first:012d}", (*read, first, last, *how)) for first, last in ranges]
         self.runner.run(self.stage, settle.settle, units, note="looking at components")
         folders = [home / unit.name for unit in units]
@@ -175,7 +203,7 @@ class _Dedup:
         units = [
             Unit(
                 f"shape-{first:012d}",
-                (self.collection, found, listed, first, last, self.threshold),
+                (self.collection, found, listed, first, last, self.bar.threshold),
             )
             for first, last in ranges
         ]
@@ -187,7 +215,7 @@ class _Dedup:
     def measure_completeness(self) -> dict[str, Any]:
         """Measure on a sample what share of the copies the search finds."""
         clusters, note = self.clustered.clusters, "measuring completeness"
-        how = self.threshold, self.settings, self.threads
+        how = self.bar, self.settings, self.threads
         units = [Unit("sample", (self.collection, clusters, *how))]
         [drawn] = self.runner.run(self.stage, completeness.draw_sample, units, note=note)
         sample = self.runner.folder(self.stage) / "sample"
@@ -212,7 +240,7 @@ class _Dedup:
                 f"search-{number}-{first:08d}",
                 (
                     *(self.collection, self.ranks, clusters, first, last),
-                    *(self.threshold, self.settings, before, self.threads),
+                    *(self.bar, self.settings, before, self.threads),
                 ),
                 images,
             )

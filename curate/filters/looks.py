@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from curate.filters import grey, pdq, phash, picture
+from curate.filters import grey, luminance, pdq, phash, picture
 from curate.filters.look import Look
 
 LOOKS: dict[str, Look] = {
-    look.name: look for look in (picture.LOOK, pdq.LOOK, grey.LOOK, phash.LOOK)
+    look.name: look for look in (picture.LOOK, pdq.LOOK, grey.LOOK, phash.LOOK, luminance.LOOK)
 }

@@ -55,7 +55,7 @@ class PictureSettings(BaseModel):
 
 def measure(image: Image.Image) -> dict[str, Any]:
     """Return the `MEASURES` of an RGB picture; a picture gives the same ones on any thread."""
-    small = _reduce(image)
+    small = reduce_to(image, SIDE)
     pixels = np.asarray(small, np.uint8)
     brightness = _brightness(pixels)
     dark_end, bright_end = np.percentile(brightness, [5, 99])
@@ -63,17 +63,18 @@ def measure(image: Image.Image) -> dict[str, Any]:
     return {
         "brightness_p99": float(bright_end),
         "brightness_p5": float(dark_end),
-        "entropy": _entropy(luminance),
+        "entropy": entropy(luminance),
         "sharpness": _sharpness(luminance),
         "colour": float(np.percentile(np.ptp(pixels, axis=2), 99)),
     }
 
 
-def _reduce(image: Image.Image) -> Image.Image:
+def reduce_to(image: Image.Image, longest: int) -> Image.Image:
+    """Return a picture whose longer side has at most so many pixels, each a mean."""
     long = max(image.size)
-    if long <= SIDE:
+    if long <= longest:
         return image
-    width, height = (max(1, round(side * SIDE / long)) for side in image.size)
+    width, height = (max(1, round(side * longest / long)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BOX)
 
 
@@ -84,7 +85,8 @@ def _brightness(pixels: UInt8[np.ndarray, "h w 3"]) -> Float64[np.ndarray, "h w"
     return brightness / 255
 
 
-def _entropy(luminance: UInt8[np.ndarray, "h w"]) -> float:
+def entropy(luminance: UInt8[np.ndarray, "h w"]) -> float:
+    """Return the entropy of 256 values, in bits."""
     counts = np.bincount(luminance.reshape(-1), minlength=256)
     shares = counts[counts > 0] / luminance.size
     return float(max(0.0, -(shares * np.log2(shares)).sum()))

@@ -18,6 +18,7 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import hashes, holdout
+from curate.dedup.bar import Bar
 from curate.dedup.chains import begin, follow, look, write_chains
 from curate.dedup.completeness import add_up, count_found, draw_sample
 from curate.dedup.groups import group
@@ -191,11 +192,12 @@ def grouped(
     collection: Collection,
     clusters: Clusters,
     work: Path,
-    threshold: float,
+    threshold: float | Bar,
     settings: DedupSettings | None = None,
 ) -> tuple[Path, int]:
     """Take a collection through the stage dedup; return its groups and how many passes there were."""
     settings = settings or DedupSettings()
+    bar = threshold if isinstance(threshold, Bar) else Bar(threshold, threshold)
     home = _fresh(work / "dedup")
     ranks, before = ranked(collection, home, settings), None
     if settings.hash != "none":
@@ -206,7 +208,7 @@ def grouped(
         for first, last in clusters.ranges:
             searched.append(_folder(home / f"search-{number}-{first:06d}"))
             search(
-                *(collection, ranks, clusters, first, last, threshold, settings, before, 1),
+                *(collection, ranks, clusters, first, last, bar, settings, before, 1),
                 out=searched[-1],
             )
         after = _folder(home / f"groups-{number}")
@@ -216,7 +218,7 @@ def grouped(
         before = after
         if not result["undecided"]:
             if POLICIES[settings.keep].central or settings.chain_floor is not None:
-                before = _settled(collection, ranks, before, covered, home, threshold, settings)
+                before = _settled(collection, ranks, before, covered, home, bar, settings)
             return before, number + 1
     raise AssertionError("the passes do not end")
 
@@ -229,12 +231,12 @@ def measured_recall(
     settings: DedupSettings,
 ) -> dict:
     """Return how complete the search for copies is by a sample."""
-    home, counted = _fresh(work / "completeness"), []
+    home, counted, bar = _fresh(work / "completeness"), [], Bar(threshold, threshold)
     sample = _folder(home / "sample")
-    drawn = draw_sample(collection, clusters, threshold, settings, 1, out=sample)
+    drawn = draw_sample(collection, clusters, bar, settings, 1, out=sample)
     for first, last in clusters.ranges:
         out = _folder(home / f"found-{first:06d}")
-        counted.append(count_found(clusters, sample, first, last, threshold, settings, 1, out=out))
+        counted.append(count_found(clusters, sample, first, last, bar, settings, 1, out=out))
     return add_up(drawn["queries"], counted)
 
 
@@ -261,13 +263,13 @@ def _hashed(collection, ranks, home, settings) -> Path:
     return out
 
 
-def _settled(collection, ranks, groups, covered, home, threshold, settings) -> Path:
+def _settled(collection, ranks, groups, covered, home, bar, settings) -> Path:
     listed, out = _folder(home / "components"), _folder(home / "settled")
     list_members(collection, groups, out=listed)
     folders = []
     for first, last in ranges_of(listed):
         folders.append(_folder(home / f"settle-{first:06d}"))
-        how = (threshold, POLICIES[settings.keep].central, settings.chain_floor, 1)
+        how = (bar, POLICIES[settings.keep].central, settings.chain_floor, 1)
         settle(collection, ranks, listed, covered, first, last, *how, out=folders[-1])
     write_settled(ranks, groups, folders, out=out)
     return out

@@ -57,8 +57,10 @@ def test_the_pairs_that_were_looked_at_nearest_to_the_threshold_are_shown(
 ):
     crawl, vectors = made(tmp_path, 130, 1)
     thumbnails = np.random.default_rng(5).integers(0, 256, (130, 32, 32), np.uint8)
-    looked = look_at_nearest(unit(vectors), lambda row: thumbnails[row], lambda one, other: "other")
-    monkeypatch.setattr(sides, "load_looked", lambda _: looked)
+    rest = np.zeros(130, bool), lambda row: thumbnails[row], lambda one, other: "other"
+    whole = look_at_nearest(unit(vectors), *rest)
+    monkeypatch.setattr(sides, "load_looked", lambda _: whole)
+    looked = whole.others
     edited = np.random.default_rng(2).uniform(0.5, 1, (9, 3)).astype(np.float32)
     known = (np.arange(9), ("crop", "jpeg", "grey"), edited)
     monkeypatch.setattr(sides, "load_edited", lambda *_: known)

@@ -5,7 +5,8 @@ import pytest
 from made_collection import clumps, from_vectors
 
 from curate.catalogue.collection import Catalogued
-from curate.dedup import leaders, near
+from curate.dedup import bar, leaders, near
+from curate.dedup.bar import Bar
 from curate.dedup.near import DedupSettings
 from curate.dedup.stage import dedup
 from curate.execution.session import open_runner
@@ -21,7 +22,7 @@ def groups_of(work, vectors, few, patch, threshold=0.9, **settings):
     asked = DedupSettings(probes=10**6, max_pair_share=1, edges_per_image=9, looks=0, **settings)
     with open_runner(work, EngineSettings(), "inline") as runner:
         clustered = cluster(runner, crawl, ClusterSettings(), 1, None)
-        found = dedup(runner, crawl, clustered, threshold, asked, 10**8, 1)
+        found = dedup(runner, crawl, clustered, Bar(threshold, threshold), asked, 10**8, 1)
     return np.load(found.groups / "representative.npy")
 
 
@@ -51,14 +52,13 @@ def test_components_have_no_leaders(tmp_path, monkeypatch):
 def test_pairs_of_a_heap_grow_as_its_images(tmp_path, monkeypatch):
     monkeypatch.setattr(near, "sanity", lambda *args, out: {})
     pairs = []
-    for module in (near, leaders):
 
-        def counted(*args, search=module.neighbours):
-            for row, found in search(*args):
-                pairs.append(len(row))
-                yield row, found
+    def counted(*args, search=bar.neighbours):
+        for row, found in search(*args):
+            pairs.append(len(row))
+            yield row, found
 
-        monkeypatch.setattr(module, "neighbours", counted)
+    monkeypatch.setattr(bar, "neighbours", counted)
     each = []
     for count in (200, 400, 800):
         pairs.clear()

@@ -15,6 +15,7 @@ from made_collection import (
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import Originals
 from curate.dedup import below, looks
+from curate.dedup.bar import Bar
 from curate.dedup.below import PAIRS, choose_pairs, find_pairs, set_floor
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.looks import DIRECTLY, NOT, THROUGH
@@ -42,7 +43,19 @@ def test_the_pairs_are_the_most_similar_of_representatives(tmp_path, bucket, mos
     for first, last in clusters.ranges:
         found.append(home / f"below-{first}")
         found[-1].mkdir()
-        asked = (collection, ranks, clusters, first, last, FLOOR, ALL, groups, 0, 1)
+        asked = (
+            collection,
+            ranks,
+            clusters,
+            first,
+            last,
+            FLOOR,
+            ALL,
+            Bar(THRESHOLD, THRESHOLD),
+            groups,
+            0,
+            1,
+        )
         find_pairs(*asked, out=found[-1])
     chosen = home / "chosen"
     chosen.mkdir()
@@ -89,7 +102,7 @@ def dedupe(work, vectors, says, patch, **said):
     asked = ALL.model_copy(update={"looks": 1.0, "look_floor": FLOOR, **said})
     with open_runner(work / "work", EngineSettings(), "inline") as runner:
         clusters = cluster(runner, crawl, ClusterSettings(), 1, None)
-        found = dedup(runner, crawl, clusters, THRESHOLD, asked, 10**8, 1)
+        found = dedup(runner, crawl, clusters, Bar(THRESHOLD, THRESHOLD), asked, 10**8, 1)
         ranks = found.groups.parent / "ranks"
     return crawl.collection, found, ranks
 

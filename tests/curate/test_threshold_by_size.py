@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from looked_pairs import alone
 
-from curate.calibration import near_pairs
+from curate.calibration import second_look
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.near_pairs import LookedPairs, look_at_nearest
 from curate.calibration.tail import draw_bootstrap, false_shares, true_shares
@@ -71,12 +72,14 @@ def look(monkeypatch, vectors: np.ndarray, picture: np.ndarray, clear: float = 0
     def look_finer(one: int, other: int) -> str:
         return "same" if picture[one] == picture[other] else "other"
 
-    monkeypatch.setattr(near_pairs, "judge_thumbnails", judge)
-    return look_at_nearest(vectors, lambda row: row, look_finer)
+    monkeypatch.setattr(second_look, "judge_thumbnails", judge)
+    photographs = np.zeros(len(vectors), bool)
+    return look_at_nearest(vectors, photographs, lambda row: row, look_finer).others
 
 
 def calibrate(looked: LookedPairs, size: int) -> DedupCalibration:
-    return calibrate_dedup(looked, size, PRECISION, np.ones((50, 1), np.float32), ("a",))
+    of_edits = np.ones((50, 1), np.float32), ("a",), np.zeros(50, bool)
+    return calibrate_dedup(alone(looked), size, PRECISION, *of_edits)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -160,4 +163,5 @@ def made_pairs(
         same=same,
         unsure=np.zeros(count, bool) if unsure is None else unsure,
         lowest=0.5,
+        looks=count,
     )
