@@ -116,7 +116,9 @@ def _inclusive(threshold: Threshold | None) -> str:
     if threshold is None:
         return "auto: measured in the run"
     kept = ", kept from the earlier result" if threshold.source == "kept" else ""
-    return f"{threshold.value} (inclusive{kept})"
+    apart = threshold.of_drawn > threshold.value
+    drawn = f", of two drawn pictures {threshold.of_drawn}" if apart else ""
+    return f"{threshold.value}{drawn} (inclusive{kept})"
 
 
 def _count_readable(seed: Seed, plan: Plan) -> int | None:

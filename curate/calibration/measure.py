@@ -270,6 +270,9 @@ def report(measured: dict[str, dict]) -> str:
     }
     lines = [line for name, text in texts.items() for line in (f"{name}.threshold", text, "")]
     sets = [f"--set {name}.threshold={found['threshold']}" for name, found in measured.items()]
+    of_drawn = measured["dedup"]["drawn_threshold"]
+    if of_drawn > measured["dedup"]["threshold"]:
+        sets.append(f"--set dedup.drawn_threshold={of_drawn}")
     return "\n".join([*lines, " ".join(sets)])
 
 

@@ -50,7 +50,7 @@ class Thresholds:
             found["retrieve"] = retrieve[0]
         if self.has_holdouts:
             found["holdout"] = self.holdout
-        return {name: vars(each) for name, each in found.items()}
+        return {name: each.to_dict() for name, each in found.items()}
 
 
 def find_thresholds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curate.calibration.stored import read_stored
 from shared.embedders import EmbedderSettings
@@ -30,6 +30,11 @@ class Threshold:
     source: str
     drawn: float | None = None
     """Of dedup, the cosine from which two drawn pictures are copies; None where it is `value`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known, JSON-able; `drawn` only where it is not `value`."""
+        own = {"drawn": self.of_drawn} if self.of_drawn > self.value else {}
+        return {"value": self.value, "source": self.source, **own}
 
     @property
     def of_drawn(self) -> float:

@@ -18,7 +18,7 @@ import yaml
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.false_copies import false_copies
-from curate.report.summary import SOURCES, by_hash, by_look, share
+from curate.report.summary import SOURCES, by_hash, by_look, cosine_from, share
 from curate.report.tables import open_tables, read_funnel, rows
 from shared.config import flat
 from shared.progress import printable, size
@@ -158,7 +158,14 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     known = {name: each for name, each in run["thresholds"].items() if each}
     yield from _table(
         ("of", "value", "origin"),
-        [(n, f"{x['value']:.6g}", SOURCES.get(x["source"], x["source"])) for n, x in known.items()],
+        [
+            (
+                name,
+                cosine_from(each, "≥").partition("≥ ")[2],
+                SOURCES.get(each["source"], each["source"]),
+            )
+            for name, each in known.items()
+        ],
     )
     measured = run["calibration"].get("dedup")
     if measured:

@@ -10,7 +10,7 @@ from typing import Any
 from curate.report.balance import describe_balance, describe_levels
 from curate.report.contact_sheets import Sheet
 from curate.report.false_copies import advice, false_copies
-from curate.report.summary import SOURCES, by_look, headline, share
+from curate.report.summary import SOURCES, by_look, cosine_from, headline, share
 from curate.selection.top_up import describe_top_up
 from shared.page import render_page
 
@@ -79,7 +79,7 @@ def _settings(funnel: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, setting in funnel.get("thresholds", {}).items():
         if setting and setting.get("value") is not None:
             source = SOURCES.get(setting.get("source"), setting.get("source") or "")
-            yield name, f"cosine ≥ {setting['value']:.6g}", source
+            yield name, cosine_from(setting, "≥"), source
     for name, seed in funnel.get("seeds", {}).items():
         kind = "bars" if seed["negative"] else f"{seed['strategy']} retrieves"
         yield f"seed {name}", f"{kind} {seed['retrieved']:,} images", seed["description"]

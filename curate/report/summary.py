@@ -166,13 +166,18 @@ def _time_table(timings: dict[str, Any]) -> Table:
     return table
 
 
+def cosine_from(setting: dict[str, Any], reaches: str) -> str:
+    """Return from which cosine on images are copies or relevant, of `thresholds` in `funnel.json`."""
+    drawn = f", of two drawn pictures {setting['drawn']:.6g}" if setting.get("drawn") else ""
+    return f"cosine {reaches} {setting['value']:.6g}{drawn}"
+
+
 def _threshold_table(funnel: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, setting in funnel.get("thresholds", {}).items():
         if setting and setting.get("value") is not None:
             source = SOURCES.get(setting.get("source"), setting.get("source") or "")
-            value = f"cosine >= {setting['value']:.6g}"
-            table.add_row(printable(name), value, printable(source))
+            table.add_row(printable(name), cosine_from(setting, ">="), printable(source))
     groups = funnel.get("groups") or {}
     if groups:
         members = f"{groups['members']:,} images in {groups['count']:,} groups of copies"
