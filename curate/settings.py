@@ -396,6 +396,11 @@ class Names:
                 f"{', '.join(known.values())}: negative seeds only, so nothing is wanted: name a "
                 "seed whose like is to be kept, with --seed NAME or PATH"
             )
+        if all(seed.settings.takes_nothing for seed in seeds):
+            raise LvdError(
+                f"{', '.join(known.values())}: strategy none retrieves nothing, and no seed's own images "
+                "are included: name a strategy, or say include: true"
+            )
         return tuple(seeds)
 
     def _seed(self, name: str) -> Seed:

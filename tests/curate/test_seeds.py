@@ -367,6 +367,18 @@ WRONG = {
     "one dataset twice": (["--seed=seed", "--seed=seed"], ["seed seed", "twice"]),
     "the same data": (["--seed=seed", "--seed=DATA/seed"], ["seed", "DATA/seed", "twice"]),
     "only negative ones": (["--seed=bad"], ["bad: negative seeds only"]),
+    "nothing of any": (
+        ["--seed=bad", "--seed=seed", "--set=seeds.seed.strategy=none"],
+        ["bad, seed: strategy none retrieves nothing", "include: true"],
+    ),
+    "settings that do not fit": (
+        ["--set=dedup.keep=centrality", "--set=dedup.seed=3"],
+        ["pipelines.default.dedup in --set dedup.keep=centrality is wrong"],
+    ),
+    "settings of two sections that do not fit": (
+        ["--set=balance.target=5", "--set=top_up={target: 5}"],
+        ["in --set balance.target=5 and --set top_up={target: 5} is wrong"],
+    ),
     "a strategy of a negative one": (
         ["--set=seeds.bad.strategy=knn"],
         ["seeds.bad", "strategy is not for a negative seed"],
