@@ -59,7 +59,8 @@ class Work:
 @click.option("--images", "path", help="A dataset; by default the built-in sample's crawl.")
 @click.option("--limit", default=200, show_default=True, help="Images, at most.")
 @click.option("--rounds", default=3, show_default=True)
-def main(path: str | None, limit: int, rounds: int) -> None:
+@click.option("--only", multiple=True, metavar="FILTER", help="Of those that see pictures.")
+def main(path: str | None, limit: int, rounds: int, only: tuple[str, ...]) -> None:
     """Print a row for each filter."""
     with tempfile.TemporaryDirectory() as scratch:
         data = read_images(path, limit, Path(scratch))
@@ -67,6 +68,8 @@ def main(path: str | None, limit: int, rounds: int) -> None:
     click.echo(f"{len(data)} images, {np.median(sizes, axis=0).astype(int).tolist()} px (median)\n")
     rows = []
     for work in filters():
+        if only and work.name not in only:
+            continue
         try:
             decoding, seeing, bare = measure(work, data, rounds)
         except LvdError as error:
@@ -146,14 +149,14 @@ def run_graph(settings: EmbedderSettings) -> Callable[[int], object]:
 
 
 def run_network(settings: EmbedderSettings) -> Callable[[int], object]:
-    """Return what runs a network by timm and torch alone, on one thread, in the precision of a run."""
+    """Return what runs a network by timm and torch alone, on one thread, as a run has it in memory."""
     import timm
     import torch
 
     torch.set_num_threads(1)
-    network = timm.create_model(settings.model).eval()
-    side = settings.image_size
-    images = torch.randn(settings.batch_size, 3, side, side)
+    layout, side = torch.channels_last, settings.image_size
+    network = timm.create_model(settings.model).eval().to(memory_format=layout)
+    images = torch.randn(settings.batch_size, 3, side, side).to(memory_format=layout)
 
     def run(count: int) -> None:
         enabled = settings.precision == "bfloat16"

@@ -7,8 +7,7 @@ like those of the crawl, and go as these do. All are numbered as one (`several.p
 
 Units: `begin` (reduce), then for each link of the chains `look` (map over ranges of clusters: an exact
 search for what was dropped last), `look_in_seed` (map over blocks of included seeds) and `follow`
-(reduce), at last `write_chains` (reduce). A reduce holds some 30 bytes for each dropped image, and 8 for
-each image of one dataset.
+(reduce), at last `write_chains` (reduce). A reduce holds some 30 bytes for each dropped image.
 """
 
 from __future__ import annotations
@@ -170,8 +169,8 @@ def _chains_of(place: int) -> str:
 def begin(images: Several, holdout: list[list[Path]], *, out: Path) -> dict[str, int]:
     """Write the links of the copies of holdout images themselves; `holdout` has the hits by dataset."""
     first = [
-        images.canonical(place)[_load_hits(folders)[0][:, 0]]
-        for place, folders in enumerate(holdout)
+        data.canonical[_load_hits(folders)[0][:, 0]] + start
+        for data, start, folders in zip(images.collections, images.starts, holdout, strict=True)
     ]
     number = np.unique(np.concatenate(first))
     ones, is_open = np.ones(len(number), np.float32), np.ones(len(number), bool)
@@ -212,11 +211,10 @@ def look_in_seed(
 ) -> dict[str, int]:
     """Write what `look` does, of the images `start` to `stop` of an included seed."""
     use_threads(threads)
-    own = np.arange(start, stop) + images.starts[place]
-    number = own[images.canonical(place)[start:stop] == own]
-    return _write_copies(
-        images, links, [Searchable(images.vectors(number), number)], threshold, out
-    )
+    seed, own = images.collections[place], np.arange(start, stop)
+    own = own[seed.canonical[start:stop] == own]
+    base = Searchable(seed.vectors(own), own + images.starts[place])
+    return _write_copies(images, links, [base], threshold, out)
 
 
 def _write_copies(
@@ -319,11 +317,11 @@ def write_chains(
     order = np.argsort(hits[:, 0])
     hits, to_holdout = hits[order], to_holdout[order]
     count = 0
-    for place, start in enumerate(images.starts.tolist()):
-        canonical = images.canonical(place)
-        own = np.flatnonzero(np.isin(canonical, dropped.number))
+    for place, (data, start) in enumerate(zip(images.collections, images.starts, strict=True)):
+        of_data = dropped.number[dropped.number >= start] - start
+        own = np.flatnonzero(np.isin(data.canonical, of_data))
         number = own + start
-        row = np.searchsorted(dropped.number, canonical[own])
+        row = np.searchsorted(dropped.number, data.canonical[own] + start)
         following, last = dropped.following[row], dropped.last[row]
         is_hit = np.isin(number, hits[:, 0])
         following[is_hit] = last[is_hit] = number[is_hit]

@@ -23,11 +23,6 @@ class Several:
         """The number of the first image of each dataset."""
         return np.cumsum([0, *map(len, self.collections[:-1])])
 
-    def canonical(self, place: int) -> Numbers:
-        """Return by image of a dataset the first one of its bytes there; -1 where one takes no part."""
-        own = self.collections[place].canonical[:]
-        return np.where(own >= 0, own + self.starts[place], -1)
-
     def vectors(self, numbers: Numbers) -> Float16[np.ndarray, "n d"]:
         """Return the stored vectors of images."""
         result = np.empty((len(numbers), self.collections[0].dim), np.float16)

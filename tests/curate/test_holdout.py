@@ -157,7 +157,7 @@ def test_what_is_dropped_is_what_chains_of_copies_lead_to(tmp_path_factory, seed
         assert last in hits
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**20), block=st.sampled_from([4, 1000]))
 def test_chains_lead_through_images_of_included_seeds_which_go_too(tmp_path_factory, seed, block):
     work = tmp_path_factory.mktemp("work")
@@ -167,9 +167,12 @@ def test_chains_lead_through_images_of_included_seeds_which_go_too(tmp_path_fact
     sets = []
     for place, name in enumerate(("p", "q", "r")):
         rows = np.flatnonzero(of == place)
-        images = [Made(f"{name}/{row:03d}", vectors[row]) for row in rows]
+        images = [Made(f"{name}/{row:03d}", vectors[row].copy()) for row in rows]
         images[-1] = replace(images[-1], vector=images[0].vector, content=images[0].key)
         vectors[rows[-1]] = vectors[rows[0]]
+        if place:  # takes no part
+            images[0] = Made(images[0].key, None, problem="broken")
+            vectors[rows[0]] = 0
         sets.append(made_collection(work, images, name=name))
     order = np.concatenate([np.flatnonzero(of == place) for place in range(3)])
     vectors, starts = vectors[order], np.cumsum([0, *map(len, sets)])
