@@ -1,8 +1,9 @@
 """Stage one, curate: from a crawl and a seed dataset to shards and reports.
 
 `from curate import embed, dedup, retrieve, balance, top_up` gives the stages as functions on arrays and
-folders (`curate.api`, `curate.api_sampling`), without Ray. They are imported when they are asked for. `curate.dedup` names the
-function: what is in the package of that name is imported as `from curate.dedup import ...`.
+folders (`curate.api`, `curate.api_dedup`, `curate.api_sampling`), without Ray. They are imported when
+they are asked for. `curate.dedup` names the function: what is in the package of that name is imported as
+`from curate.dedup import ...`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curate.api import dedup, embed, retrieve
+    from curate.api import embed, retrieve
+    from curate.api_dedup import dedup
     from curate.api_sampling import balance, top_up
 
 __all__ = ["balance", "dedup", "embed", "retrieve", "top_up"]
-_SAMPLING = ("balance", "top_up")
+_MODULES = {
+    "dedup": "curate.api_dedup",
+    "balance": "curate.api_sampling",
+    "top_up": "curate.api_sampling",
+}
 
 
 class _Package(ModuleType):
@@ -25,7 +31,7 @@ class _Package(ModuleType):
 
     @property
     def dedup(self) -> Any:
-        return import_module("curate.api").dedup
+        return import_module("curate.api_dedup").dedup
 
     @dedup.setter
     def dedup(self, module: ModuleType) -> None:
@@ -33,8 +39,7 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in __all__:
-            module = "curate.api_sampling" if name in _SAMPLING else "curate.api"
-            return getattr(import_module(module), name)
+            return getattr(import_module(_MODULES.get(name, "curate.api")), name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 

@@ -20,19 +20,10 @@ from PIL import Image
 
 from curate.catalogue.content import key_prefix
 from curate.catalogue.part_files import FACTS, VECTORS
-from curate.dedup.groups import COVERED, UNDECIDED, EdgeBuffer, decide
 from curate.embedding.embed import Forwards, embed_part, preparation, to_stored
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.neighbours.cluster import ClusterSettings, find_centroids, sample_rows
-from curate.neighbours.search import (
-    Searchable,
-    cosine,
-    nearest,
-    neighbours,
-    top_k,
-    unit,
-    use_threads,
-)
+from curate.neighbours.search import nearest, top_k, unit, use_threads
 from curate.retrieval.cluster import FromClustersSettings, take_from_clusters
 from curate.retrieval.knn import KnnSettings, deal, nearest_images
 from curate.retrieval.threshold import below_threshold, beyond_target
@@ -48,7 +39,7 @@ from shared.embedders import (
     settings_for_folder,
 )
 
-Picture = Image.Image | UInt8[np.ndarray, "h w 3"]
+Picture = Image.Image | UInt8[np.ndarray, "_ _ 3"]
 NO_FLOOR = -1.0
 
 
@@ -123,7 +114,7 @@ def _embed_pictures(
     problems: dict[str, str] = {}
     for at in range(0, len(pictures), settings.batch_size):
         rows = range(at, min(at + settings.batch_size, len(pictures)))
-        batch = [prepare(_picture(pictures[row], row)) for row in rows]
+        batch = [prepare(to_image(pictures[row], row)) for row in rows]
         stored, usable = to_stored(forwards.embed(0, batch))
         vectors[at : at + len(batch)][usable] = stored[usable]
         no_vector = "the embedder gave no finite, non-zero vector"
@@ -131,7 +122,8 @@ def _embed_pictures(
     return Embedded(keys, vectors, problems)
 
 
-def _picture(picture: Picture, row: int) -> Image.Image:
+def to_image(picture: Picture, row: int) -> Image.Image:
+    """Return a picture in memory as RGB; ValueError, with its row, for another shape or type."""
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     array = np.asarray(picture)
@@ -151,85 +143,6 @@ def _embedder(named: str | Path | EmbedderSettings) -> EmbedderSettings:
     if named == DESCRIPTOR:
         return EmbedderSettings(kind="descriptor")
     return settings_for_folder(Path(named))
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Who stands for whom among n images."""
-
-    representative: Int64[np.ndarray, " n"]
-    """The row of the image that stands for each, its own where it is one; -1 without a vector."""
-    similarity: Float32[np.ndarray, " n"]
-    """The cosine with that one: 1 where it is the image itself, nan without a vector."""
-
-    @property
-    def kept(self) -> Bool[np.ndarray, " n"]:
-        """Tell of each image whether it stands for itself."""
-        own: Bool[np.ndarray, " n"] = self.representative == np.arange(len(self.representative))
-        return own
-
-    def members(self) -> dict[int, list[int]]:
-        """Return the rows of each group of two or more, by its representative."""
-        found: dict[int, list[int]] = {}
-        for row, stands in enumerate(self.representative.tolist()):
-            if stands >= 0:
-                found.setdefault(stands, []).append(row)
-        return {stands: rows for stands, rows in found.items() if len(rows) > 1}
-
-
-def dedup(
-    vectors: Float[np.ndarray, "n d"],
-    threshold: float,
-    *,
-    groups: Literal["greedy", "components"] = "greedy",
-    best: Sequence[int] | Int64[np.ndarray, " n"] | None = None,
-    edges_per_image: int = 64,
-    threads: int = 1,
-) -> Groups:
-    """Group copies: images whose cosine reaches `threshold`, inclusive, from -1 to 1.
-
-    All pairs are compared. `best` are the rows from the best image to the worst, by default as they
-    stand: the best of a group stands for it. `greedy`: every member reaches the threshold with its
-    representative; `components`: whatever is connected is one group. Vectors need not be of
-    length 1; one of zeros takes no part. Raises ValueError for other shapes, what is not finite,
-    and a `best` that is no order of all rows.
-    """
-    stored = checked("vectors", vectors)
-    if not -1 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}: a cosine lies between -1 and 1")
-    row_of = np.arange(len(stored)) if best is None else np.asarray(best, np.int64)
-    if not np.array_equal(np.sort(row_of), np.arange(len(stored))):
-        raise ValueError(f"best must name each of the {len(stored)} rows once")
-    use_threads(threads)
-    rank = np.empty(len(stored), np.int64)
-    rank[row_of] = np.arange(len(stored))
-    has = (stored != 0).any(1)
-    status = np.where(has[row_of], UNDECIDED, COVERED).astype(np.int8)
-    chosen = np.full(len(stored), -1, np.int64)
-    undecided = len(stored)
-    while undecided:
-        alive = np.flatnonzero(status[rank] != COVERED)
-        found = _edges(Searchable(stored[alive], alive), rank, threshold, groups, edges_per_image)
-        undecided = decide(*found, groups, edges_per_image, status, chosen)
-    representative = np.where(chosen >= 0, row_of[chosen], -1)[rank]
-    similarity = np.full(len(stored), np.nan, np.float32)
-    similarity[has] = cosine(unit(stored[has]), unit(stored[representative[has]]))
-    similarity[representative == np.arange(len(stored))] = 1
-    return Groups(representative, similarity)
-
-
-def _edges(
-    alive: Searchable,
-    rank: Int64[np.ndarray, " n"],
-    threshold: float,
-    groups: Literal["greedy", "components"],
-    edges_per_image: int,
-) -> tuple[Int64[np.ndarray, "e 2"], Int64[np.ndarray, " t"]]:
-    edges = EdgeBuffer(groups, edges_per_image)
-    for row, found in neighbours(alive, np.arange(len(alive)), alive, threshold):
-        a, b = rank[alive.numbers[row]], rank[alive.numbers[found]]
-        edges.add(np.maximum(a, b), np.minimum(a, b))
-    return edges.result()
 
 
 @dataclass(frozen=True)

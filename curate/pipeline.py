@@ -127,8 +127,7 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     false_copies = estimate_false_copies(runner, crawl, copies, settings.estimate, max_pixels)
     dropped, overlaps = apply_holdouts(plan, runner, datasets, thresholds, clustered, copies)
     included = include(
-        *(runner, crawl, datasets.included, datasets.holdouts),
-        *(thresholds.dedup.value, thresholds.holdout.value, threads),
+        *(runner, crawl, datasets.included, dropped, thresholds.dedup.value, threads)
     )
     top_k = settings.report.top_k
     retrieved = retrieve(runner, by_meaning, copies.groups, copies.address, seeds, top_k, threads)
@@ -164,16 +163,19 @@ def apply_holdouts(
     clustered: Clustered,
     copies: Deduplicated,
 ) -> tuple[Dropped, list[Overlap]]:
-    """Find what the holdouts drop of the crawl, and what they share with the seeds."""
-    crawl, holdouts = datasets.crawl, datasets.holdouts
+    """Find what the holdouts drop of crawl and included seeds, and what they share with the seeds."""
+    exported, holdouts = [datasets.crawl, *datasets.included], datasets.holdouts
     threads = plan.request.settings.engine.threads
     if not holdouts:
         return Dropped(), []
     with runner.at_work("holdout"):
-        held = find_copies(runner, crawl, holdouts, thresholds.holdout.value, threads)
+        held = [
+            find_copies(runner, each, holdouts, thresholds.holdout.value, threads)
+            for each in exported
+        ]
         return (
             follow_copies(
-                *(runner, crawl, clustered, held, copies, thresholds.dedup.value, threads)
+                *(runner, exported, clustered, held, copies, thresholds.dedup.value, threads)
             ),
             find_overlaps(runner, _wanted_images(plan, datasets.seeds), holdouts),
         )

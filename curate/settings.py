@@ -34,7 +34,7 @@ from shared.config import (
     source_of,
     validate,
 )
-from shared.datasets import RESULT_MARKER, DatasetSettings
+from shared.datasets import DatasetSettings
 from shared.embedders import (
     BUNDLED,
     DEFAULTS,
@@ -371,13 +371,9 @@ class Names:
         )
 
     def held(self) -> Named[DatasetSettings] | None:
-        """Return what `top_up` adds to: a dataset, or the shards of a finished result."""
+        """Return what `top_up` adds to, if to anything."""
         name = self.whole.pipelines[self.pipeline].top_up.held
-        if name is None:
-            return None
-        if name not in self.whole.datasets and (Path(name) / RESULT_MARKER).exists():
-            return Named(name, DatasetSettings(path=str(Path(name) / "shards")))
-        return self.dataset("top_up.held", name)
+        return None if name is None else self.dataset("top_up.held", name)
 
     def seeds(self, asked: Sequence[str], embedder: Named[EmbedderSettings]) -> tuple[Seed, ...]:
         """Return the seeds of the call, else those of the pipeline, each with its settings.
@@ -399,6 +395,11 @@ class Names:
             raise LvdError(
                 f"{', '.join(known.values())}: negative seeds only, so nothing is wanted: name a "
                 "seed whose like is to be kept, with --seed NAME or PATH"
+            )
+        if all(seed.settings.takes_nothing for seed in seeds):
+            raise LvdError(
+                f"{', '.join(known.values())}: strategy none retrieves nothing, and no seed's own images "
+                "are included: name a strategy, or say include: true"
             )
         return tuple(seeds)
 

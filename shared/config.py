@@ -122,7 +122,8 @@ def validate(
         found = explain(model, tree, error)
         key = f"{at}.{found.key}".strip(".") if found.key else at
         subject = f"{key} in" if key else ""
-        source = source_of(key, overrides) or source_of(found.key, overrides) or str(file)
+        source = source_of(key, overrides) or source_of(found.key, overrides)
+        source = source or _sources_within(key, found.problem, overrides) or str(file)
         line = f"{subject} {source} {found.problem}".strip()
     raise LvdError(" ".join(line.split()))
 
@@ -145,6 +146,17 @@ def source_of(key: str, overrides: Sequence[str]) -> str:
         if key == name or key.startswith((f"{name}.", f"{name}[")):
             return f"--set {override}"
     return ""
+
+
+def _sources_within(key: str, problem: str, overrides: Sequence[str]) -> str:
+    """Return the overrides of settings of a section that a problem with the section speaks of."""
+    found = []
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        own = re.escape(name.rpartition(".")[2])
+        if name.startswith(f"{key}.") and re.search(rf"\b{own}\b", problem):
+            found.append(f"--set {override}")
+    return " and ".join(found)
 
 
 def _substitute(match: re.Match[str]) -> str:

@@ -43,6 +43,7 @@ class Cause:
     text: str = ""
 
 
+_NOT_THERE = "it is not there (any more)"
 _LATER = "check the storage and the network, and run the same command again"
 
 CAUSES = (
@@ -91,7 +92,7 @@ CAUSES = (
         text=r"access.?denied|forbidden|permission denied|not authori[sz]ed",
     ),
     Cause(
-        "it is not there (any more)",
+        _NOT_THERE,
         "fatal",
         "put it back, or run the same command again to take what is there now",
         errnos="EISDIR ELOOP ENAMETOOLONG ENODEV ENOENT ENOTDIR ENXIO",
@@ -188,8 +189,11 @@ def cause_of(error: BaseException) -> Cause | None:
     return next(filter(None, (look(one) for one in chain for look in evidence)), None)
 
 
-def as_line(error: BaseException, place: str) -> LvdError:
-    """Return the one line that says what failed, where, and what to do; an LvdError as it is."""
+def as_line(error: BaseException, place: str, absent: str | None = None) -> LvdError:
+    """Return the one line that says what failed, where, and what to do; an LvdError as it is.
+
+    `absent` is what to do where nothing is there, of what settings name.
+    """
     if isinstance(error, LvdError):
         return error
     cause = cause_of(error)
@@ -199,18 +203,20 @@ def as_line(error: BaseException, place: str) -> LvdError:
     if cause is None:
         return LvdError(f"{thing}: {type(error).__name__}: {said}")
     said = f" ({said})" if said and said != str(name) and said not in thing else ""
+    if absent and cause.what == _NOT_THERE:
+        return LvdError(f"{thing} is not there{said}: {absent}")
     return LvdError(f"{thing}: {cause.what}{said}: {cause.remedy}")
 
 
 @contextmanager
-def reword(place: str) -> Iterator[None]:
+def reword(place: str, absent: str | None = None) -> Iterator[None]:
     """Turn a failure of the storage into the one line of `as_line`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, LvdError) or kind_of(error) == "unit":
             raise
-        raise as_line(error, place) from error
+        raise as_line(error, place, absent) from error
 
 
 def raise_if_storage(error: Exception) -> None:

@@ -32,21 +32,56 @@ def load_parts(path: Path) -> list[Part]:
     return [replace(part, paths=tuple(part.paths), sizes=tuple(part.sizes)) for part in parts]
 
 
-class Originals:
-    """Reads images of a collection; parts without offsets are spooled below `scratch` once."""
+class PartBytes:
+    """Reads images of parts; parts without offsets are spooled below `scratch` once."""
 
-    def __init__(self, collection: Collection, parts: list[Part], scratch: Path) -> None:
-        self._collection = collection
+    def __init__(self, parts: list[Part], scratch: Path) -> None:
         self._parts = parts
         self._scratch = scratch
         self._readers: dict[int, tuple[PartReader, dict[str, Member]]] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> Originals:
+    def __enter__(self) -> PartBytes:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def read(self, index: int, key: str, member: str, offset: int | None, size: int) -> bytes:
+        """Return the bytes of an image of the part at `index`.
+
+        Raises LvdError where it is not there any more, and the storage's own error where it fails.
+        """
+        part = self._parts[index]
+        if direct(part):
+            return fetch(part, member, offset, size)
+        reader, members = self._reader(index)
+        found = members.get(key)
+        if found is None or found.problem:
+            raise changed(part.name)
+        return reader.read(found)
+
+    def _reader(self, index: int) -> tuple[PartReader, dict[str, Member]]:
+        if index not in self._readers:
+            spool = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch))
+            reader = self._stack.enter_context(PartReader(self._parts[index], Path(spool), ()))
+            self._readers[index] = reader, {member.key: member for member in reader.members}
+        return self._readers[index]
+
+
+class Originals:
+    """Reads images of a collection, and makes sure that they are those that were embedded."""
+
+    def __init__(self, collection: Collection, parts: list[Part], scratch: Path) -> None:
+        self._collection = collection
+        self._parts = parts
+        self._bytes = PartBytes(parts, scratch)
+
+    def __enter__(self) -> Originals:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bytes.__exit__(*error)
 
     def read(self, number: int) -> bytes:
         """Return the bytes of an image that could be read when it was embedded.
@@ -55,26 +90,11 @@ class Originals:
         """
         index = int(self._collection.part_of(np.array([number]))[0])
         row = number - int(self._collection.starts[index])
-        part = self._parts[index]
         [fact] = self._collection.facts_of_part(index, FACTS, np.array([row])).to_pylist()
-        if direct(part):
-            data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
-        else:
-            reader, members = self._reader(index)
-            member = members.get(fact["key"])
-            if member is None or member.problem:
-                raise changed(part.name)
-            data = reader.read(member)
+        data = self._bytes.read(index, fact["key"], fact["member"], fact["offset"], fact["bytes"])
         if hashlib.sha256(data).hexdigest() != fact["sha256"]:
-            raise changed(part.name)
+            raise changed(self._parts[index].name)
         return data
-
-    def _reader(self, index: int) -> tuple[PartReader, dict[str, Member]]:
-        if index not in self._readers:
-            spool = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch))
-            reader = self._stack.enter_context(PartReader(self._parts[index], Path(spool), ()))
-            self._readers[index] = reader, {member.key: member for member in reader.members}
-        return self._readers[index]
 
 
 def changed(part: str) -> LvdError:

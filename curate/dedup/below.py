@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Int64, Integer
 
-from curate.catalogue.collection import Collection
+from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.bar import Bar
 from curate.dedup.groups import REPRESENTATIVE
 from curate.dedup.keep import NUMBER, RANK
@@ -49,20 +50,33 @@ def set_floor(
     use_threads(threads)
     status = np.load(groups / "status.npy", mmap_mode="r")[:]
     asking = np.flatnonzero(status == REPRESENTATIVE)
+    sample = draw_sample(asking, settings.seed)
+    vectors = Searchable(collection.vectors(sample), sample)
+    return {"floor": floor_of(vectors, len(asking), threshold, settings)}
+
+
+def draw_sample(asking: Numbers, seed: int) -> Numbers:
+    """Return a sample of the images that stand for themselves, by rising number."""
     size = min(len(asking), SAMPLED)
-    sample = np.sort(np.random.default_rng(settings.seed).choice(asking, size, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(asking, size, replace=False))
+
+
+def floor_of(
+    sample: Searchable, representatives: int, threshold: float, settings: DedupSettings
+) -> float:
+    """Return the floor, as `set_floor` has it, by a sample of so many representatives."""
     further = 1 - FURTHER * (1 - threshold)
     floor = max(-1.0, further if settings.look_floor is None else settings.look_floor)
     if settings.chain_floor is not None:
         floor = max(floor, settings.chain_floor)
-    vectors, found = Searchable(collection.vectors(sample), sample), [np.empty(0, np.float32)]
-    for row, other in neighbours(vectors, np.arange(size), vectors, floor):
-        found.append(cosines(vectors, row, vectors, other))
+    size, found = len(sample), [np.empty(0, np.float32)]
+    for row, other in neighbours(sample, np.arange(size), sample, floor):
+        found.append(cosines(sample, row, sample, other))
     reached = np.sort(np.concatenate(found))[::-1]
-    allowed = int(CROWDED * size * (size - 1) / max(1, len(asking) - 1))
+    allowed = int(CROWDED * size * (size - 1) / max(1, representatives - 1))
     if len(reached) > allowed:
         floor = float(np.nextafter(reached[allowed], np.float32(2)))
-    return {"floor": floor}
+    return floor
 
 
 def find_pairs(
@@ -96,17 +110,34 @@ def find_pairs(
     kept, drawn = MostSimilar(NEAREST), bar.is_drawn()
     for visited, rows in visits(queries, own, probes_of(loaded, floor, settings)):
         base = alive(loaded.of(visited), state)
-        for row, found in neighbours(queries, rows, base, floor):
-            a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
-            worse, better = np.maximum(a, b), np.minimum(a, b)
-            free = worse >= stays
-            if drawn is not None:
-                free &= ~(drawn[queries.numbers[row]] & drawn[base.numbers[found]])
-            similarity = cosines(queries, row[free], base, found[free])
-            kept.add(worse[free], better[free], similarity)
+        add_pairs(kept, queries, rows, base, rank, floor, stays, drawn)
     worse, better, similarity = kept.result()
     np.savez(out / NEAR, pairs=np.stack([worse, better], 1), similarity=similarity)
     return {"pairs": len(worse)}
+
+
+def add_pairs(
+    kept: MostSimilar,
+    queries: Searchable,
+    rows: Integer[np.ndarray, " r"],
+    base: Searchable,
+    rank: Int64[np.ndarray, " n"],
+    floor: float,
+    stays: int = 0,
+    drawn: Bool[np.ndarray, " n"] | None = None,
+) -> None:
+    """Give `kept` the pairs of `rows` of the queries and the base that reach the floor.
+
+    `rank` is by the numbers of both, and so is `drawn`: two that are drawn are no pair.
+    """
+    for row, found in neighbours(queries, rows, base, floor):
+        a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
+        worse, better = np.maximum(a, b), np.minimum(a, b)
+        free = worse >= stays
+        if drawn is not None:
+            free &= ~(drawn[queries.numbers[row]] & drawn[base.numbers[found]])
+        similarity = cosines(queries, row[free], base, found[free])
+        kept.add(worse[free], better[free], similarity)
 
 
 def choose_pairs(ranks: Path, found: Sequence[Path], most: int, *, out: Path) -> dict[str, int]:
@@ -120,9 +151,19 @@ def choose_pairs(ranks: Path, found: Sequence[Path], most: int, *, out: Path) ->
         with np.load(folder / NEAR) as near:
             worse, better = near["pairs"].T
             kept.add(worse, better, near["similarity"])
+    pairs, near = most_similar(kept, np.load(ranks / NUMBER, mmap_mode="r"), most)
+    np.save(out / PAIRS, pairs)
+    return {"pairs": len(pairs), "near": near}
+
+
+def most_similar(
+    kept: MostSimilar, number_of: Numbers, most: int
+) -> tuple[Int64[np.ndarray, "p 2"], int]:
+    """Return of the pairs held the `most` most similar, as `choose_pairs` writes them, and how many are held.
+
+    `number_of` is by rank.
+    """
     worse, better, similarity = kept.result()
     order = np.lexsort((better, worse, -similarity))[:most]
-    number_of = np.load(ranks / NUMBER, mmap_mode="r")
     pairs = np.stack([number_of[worse[order]], number_of[better[order]]], 1)
-    np.save(out / PAIRS, pairs[np.lexsort(pairs.T[::-1])])
-    return {"pairs": len(pairs), "near": len(worse)}
+    return pairs[np.lexsort(pairs.T[::-1])], len(worse)

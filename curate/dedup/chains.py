@@ -2,17 +2,18 @@
 
 As DINOv2 does (arXiv 2304.07193, appendix A), a component of copies that touches an evaluation image
 is dropped whole, whatever groups its images are in: greedy groups part such chains, and so does
-`dedup.chain_floor`. What a hash or a look made copies are links, too.
+`dedup.chain_floor`. What a hash or a look made copies are links, too. Images of included seeds are links
+like those of the crawl, and go as these do. All are numbered as one (`several.py`).
 
 Units: `begin` (reduce), then for each link of the chains `look` (map over ranges of clusters: an exact
-search for what was dropped last) and `follow` (reduce), at last `write_chains` (reduce). A reduce holds
-some 30 bytes for each dropped image.
+search for what was dropped last), `look_in_seed` (map over blocks of included seeds) and `follow`
+(reduce), at last `write_chains` (reduce). A reduce holds some 30 bytes for each dropped image.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,24 @@ from jaxtyping import Bool, Float32, Int64
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.dedup.holdout import Held
+from curate.dedup.several import Several
 from curate.dedup.stage import Deduplicated
 from curate.neighbours.cluster import Clustered, Clusters
 from curate.neighbours.search import Searchable, cosine, cosines, neighbours, unit, use_threads
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 1
-CHAINS, LINKS, FOUND = "chains.npz", "links.npz", "found.npz"
+VERSION = 2
+LINKS, FOUND = "links.npz", "found.npz"
 
 
 @dataclass(frozen=True)
 class Chains:
-    """The images that holdouts drop, by rising number, and what leads from each to a holdout image.
+    """The images of a dataset that holdouts drop, and what leads from each to a holdout image.
 
-    An image that is no copy of one itself is a copy of the image `following`, at cosine `similarity`,
-    which is nearer to the end of the chain; of others these are the image itself and 1. The chain
-    ends at the image `last`, which is a copy of image `row` of the holdout set `place`, at cosine
-    `to_holdout`.
+    `number` is the dataset's own, rising; `following` and `last` are those of `Several`. An image that is
+    no copy of one itself is a copy of the image `following`, at cosine `similarity`, which is nearer to
+    the end of the chain; of others these are the image itself and 1. The chain ends at the image `last`,
+    which is a copy of image `row` of the holdout set `place`, at cosine `to_holdout`.
     """
 
     number: Int64[np.ndarray, " n"]
@@ -60,20 +62,26 @@ class Dropped:
 
 def follow_copies(
     runner: Runner,
-    crawl: Catalogued,
+    datasets: Sequence[Catalogued],
     clustered: Clustered,
-    held: Held,
+    held: Sequence[Held],
     copies: Deduplicated,
     threshold: float,
     threads: int,
 ) -> Dropped:
-    """Find what chains of copies connect with the copies of evaluation images."""
-    stage = Stage("holdout", ["chains", VERSION], [held.address, copies.address], threads)
-    collection, clusters = crawl.collection, clustered.clusters
+    """Find what chains of copies connect with the copies of evaluation images.
+
+    `datasets` are the crawl and the included seeds, `held` what each of them holds of evaluation sets,
+    and `copies` those of the crawl.
+    """
+    addresses = [[each.address for each in held], copies.address]
+    stage = Stage("holdout", ["chains", VERSION], addresses, [threshold, threads])
+    images = Several(tuple(each.collection for each in datasets))
+    clusters, hits = clustered.clusters, [list(each.folders) for each in held]
     home, stands = runner.folder(stage), copies.hashed.stands if copies.hashed else None
     looked = copies.looked.confirmed if copies.looked else None
     links = home / "links-0000"
-    args: tuple = (collection, list(held.folders))
+    args: tuple = (images, hits)
     [told] = runner.run(stage, begin, [Unit(links.name, args)])
     for number in itertools.count(1):
         if not told["open"]:
@@ -81,26 +89,37 @@ def follow_copies(
         units = [
             Unit(
                 f"look-{number:04d}-{first:08d}",
-                (collection, clusters, links, first, last, threshold, threads),
+                (images, clusters, links, first, last, threshold, threads),
             )
             for first, last in clusters.ranges
         ]
-        runner.run(stage, look, units, note=f"copies of copies, {number}")
-        found = [home / unit.name for unit in units]
-        args = (collection, stands, looked, links, found)
+        of_seeds = [
+            Unit(
+                f"look-{number:04d}-seed-{place:05d}-{start:012d}",
+                (images, place, links, start, stop, threshold, threads),
+            )
+            for place, seed in enumerate(images.collections)
+            for start, stop in (seed.blocks() if place else ())
+        ]
+        note = f"copies of copies, {number}"
+        runner.run(stage, look, units, note=note)
+        if of_seeds:
+            runner.run(stage, look_in_seed, of_seeds, note=note)
+        found = [home / unit.name for unit in (*units, *of_seeds)]
+        args = (images, stands, looked, links, found)
         links = home / f"links-{number:04d}"
         [told] = runner.run(stage, follow, [Unit(links.name, args)])
-    args = (collection, links, list(held.folders))
+    args = (images, links, hits)
     runner.run(stage, write_chains, [Unit("chains", args)])
     return Dropped(home / "chains", stage.address)
 
 
-def load_chains(folder: Path | None) -> Chains:
-    """Return what `write_chains` wrote; of no folder no chains."""
+def load_chains(folder: Path | None, place: int = 0) -> Chains:
+    """Return what `write_chains` wrote of a dataset, by default the crawl; of no folder no chains."""
     if folder is None:
         none, no_cosine = np.empty(0, np.int64), np.empty(0, np.float32)
         return Chains(none, none, no_cosine, none, none, none, no_cosine)
-    with np.load(folder / CHAINS) as found:
+    with np.load(folder / _chains_of(place)) as found:
         return Chains(**{field.name: found[field.name] for field in fields(Chains)})
 
 
@@ -143,15 +162,23 @@ def _load_links(folder: Path) -> _Links:
         return _Links(**{field.name: found[field.name] for field in fields(_Links)})
 
 
-def begin(crawl: Collection, holdout: list[Path], *, out: Path) -> dict[str, int]:
-    """Write the links of the copies of holdout images themselves."""
-    number = np.unique(crawl.canonical[_load_hits(holdout)[0][:, 0]])
+def _chains_of(place: int) -> str:
+    return f"chains-{place}.npz"
+
+
+def begin(images: Several, holdout: list[list[Path]], *, out: Path) -> dict[str, int]:
+    """Write the links of the copies of holdout images themselves; `holdout` has the hits by dataset."""
+    first = [
+        data.canonical[_load_hits(folders)[0][:, 0]] + start
+        for data, start, folders in zip(images.collections, images.starts, holdout, strict=True)
+    ]
+    number = np.unique(np.concatenate(first))
     ones, is_open = np.ones(len(number), np.float32), np.ones(len(number), bool)
     return _Links(number, number, ones, number, is_open).save(out)
 
 
 def look(
-    crawl: Collection,
+    images: Several,
     clusters: Clusters,
     links: Path,
     first: int,
@@ -166,12 +193,38 @@ def look(
     `number`, the most similar of them, `following`, ties to the first, and the cosine.
     """
     use_threads(threads)
+    loaded = clusters.load()
+    bases = (loaded.of(cluster) for cluster in range(first, last))
+    return _write_copies(images, links, bases, threshold, out)
+
+
+def look_in_seed(
+    images: Several,
+    place: int,
+    links: Path,
+    start: int,
+    stop: int,
+    threshold: float,
+    threads: int,
+    *,
+    out: Path,
+) -> dict[str, int]:
+    """Write what `look` does, of the images `start` to `stop` of an included seed."""
+    use_threads(threads)
+    seed, own = images.collections[place], np.arange(start, stop)
+    own = own[seed.canonical[start:stop] == own]
+    base = Searchable(seed.vectors(own), own + images.starts[place])
+    return _write_copies(images, links, [base], threshold, out)
+
+
+def _write_copies(
+    images: Several, links: Path, bases: Iterable[Searchable], threshold: float, out: Path
+) -> dict[str, int]:
     dropped = _load_links(links)
     asking = dropped.number[dropped.is_open]
-    asked, loaded = Searchable(crawl.vectors(asking), asking), clusters.load()
+    asked = Searchable(images.vectors(asking), asking)
     numbers, following, similarity = [], [], []
-    for cluster in range(first, last):
-        base = loaded.of(cluster)
+    for base in bases:
         best = np.full(len(base), -2, np.float32)
         by = np.full(len(base), -1, np.int64)
         for row, found in neighbours(asked, np.arange(len(asked)), base, threshold):
@@ -195,7 +248,7 @@ def look(
 
 
 def follow(
-    crawl: Collection,
+    images: Several,
     stands: Path | None,
     looked: Path | None,
     links: Path,
@@ -207,8 +260,9 @@ def follow(
 
     Where it found none, with copies by hash, which no cosine need reach: `stands` says by image number
     who has one hash, where these are copies. Where there are none either, with the pairs that a look
-    at their pixels confirmed: `looked` has them.
+    at their pixels confirmed: `looked` has them. Both are of the crawl.
     """
+    crawl = images.collections[0]
     dropped = _load_links(links)
     parts = [np.load(folder / FOUND) for folder in found]
     number, following, similarity = (
@@ -217,10 +271,10 @@ def follow(
     )
     if stands is not None and not len(number):
         number, following = _copies_by_hash(crawl, np.load(stands, mmap_mode="r"), dropped)
-        similarity = cosine(unit(crawl.vectors(number)), unit(crawl.vectors(following)))
+        similarity = cosine(unit(images.vectors(number)), unit(images.vectors(following)))
     if looked is not None and not len(number):
         number, following = _copies_by_look(crawl, np.load(looked), dropped)
-        similarity = cosine(unit(crawl.vectors(number)), unit(crawl.vectors(following)))
+        similarity = cosine(unit(images.vectors(number)), unit(images.vectors(following)))
     return dropped.go_on(number, following, similarity).save(out)
 
 
@@ -228,12 +282,13 @@ def _copies_by_hash(
     crawl: Collection, stands: Int64[np.ndarray, " all"], dropped: _Links
 ) -> tuple[Numbers, Numbers]:
     """Return the contents that have the hash of a dropped one, and the first of these."""
-    own = stands[dropped.number]
+    of_crawl = dropped.number[dropped.number < len(crawl)]
+    own = stands[of_crawl]
     hashed = np.flatnonzero(own >= 0)
     known, first = np.unique(own[hashed], return_index=True)
     number = np.flatnonzero(np.isin(stands, known))
     number = number[(crawl.canonical[number] == number) & ~dropped.has(number)]
-    return number, dropped.number[hashed[first[np.searchsorted(known, stands[number])]]]
+    return number, of_crawl[hashed[first[np.searchsorted(known, stands[number])]]]
 
 
 def _copies_by_look(
@@ -249,25 +304,35 @@ def _copies_by_look(
 
 
 def write_chains(
-    crawl: Collection, links: Path, holdout: list[Path], *, out: Path
+    images: Several, links: Path, holdout: list[list[Path]], *, out: Path
 ) -> dict[str, int]:
-    """Write the `Chains` of all images, those of the same bytes too."""
+    """Write the `Chains` of all images of each dataset, those of the same bytes too."""
     dropped = _load_links(links)
-    hits, to_holdout = _load_hits(holdout)
+    parts = [_load_hits(folders) for folders in holdout]
+    moved = [
+        hits + np.array([start, 0, 0])
+        for (hits, _), start in zip(parts, images.starts, strict=True)
+    ]
+    hits, to_holdout = np.concatenate(moved), np.concatenate([each[1] for each in parts])
     order = np.argsort(hits[:, 0])
     hits, to_holdout = hits[order], to_holdout[order]
-    number = np.flatnonzero(np.isin(crawl.canonical, dropped.number))
-    row = np.searchsorted(dropped.number, crawl.canonical[number])
-    following, last = dropped.following[row], dropped.last[row]
-    own = np.isin(number, hits[:, 0])
-    following[own] = last[own] = number[own]
-    hit = np.searchsorted(hits[:, 0], last)
-    chains = Chains(
-        *(number, following, dropped.similarity[row], last),
-        *(hits[hit, 1], hits[hit, 2], to_holdout[hit]),
-    )
-    np.savez(out / CHAINS, **vars(chains))
-    return {"hits": len(hits), "dropped": len(number)}
+    count = 0
+    for place, (data, start) in enumerate(zip(images.collections, images.starts, strict=True)):
+        of_data = dropped.number[dropped.number >= start] - start
+        own = np.flatnonzero(np.isin(data.canonical, of_data))
+        number = own + start
+        row = np.searchsorted(dropped.number, data.canonical[own] + start)
+        following, last = dropped.following[row], dropped.last[row]
+        is_hit = np.isin(number, hits[:, 0])
+        following[is_hit] = last[is_hit] = number[is_hit]
+        hit = np.searchsorted(hits[:, 0], last)
+        chains = Chains(
+            *(own, following, dropped.similarity[row], last),
+            *(hits[hit, 1], hits[hit, 2], to_holdout[hit]),
+        )
+        np.savez(out / _chains_of(place), **vars(chains))
+        count += len(own)
+    return {"hits": len(hits), "dropped": count}
 
 
 def _load_hits(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int8
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals, load_parts, save_parts
@@ -24,6 +25,8 @@ from curate.dedup.bar import Bar
 from curate.dedup.below import PAIRS, choose_pairs, find_pairs, set_floor
 from curate.dedup.groups import (
     UNDECIDED,
+    Edges,
+    Ranks,
     decide,
     follow,
     load_groups,
@@ -169,11 +172,8 @@ def join(
     confirmed, rank = pairs[verdicts], np.load(ranks / RANK)
     edges = sorted_edges([rank[confirmed]])
     status, before = load_groups(ranks, groups)
-    status, stands = np.array(status), before.copy()
-    touched = np.unique(edges)
-    status[touched], stands[touched] = UNDECIDED, -1
-    decide(edges, np.empty(0, np.int64), mode, max(1, len(edges)), status, stands, stays)
-    stands = follow(stands)
+    status = np.array(status)
+    stands = join_pairs(edges, mode, status, before, stays)
     moved = np.flatnonzero(stands != before)
     direct = edges[edges[:, 1] == stands[edges[:, 0]], 0]
     looked = np.full(len(stands), NOT, np.int8)
@@ -186,3 +186,20 @@ def join(
     counts = write_groups(ranks, status, stands, out)
     told = {"looked": len(pairs), "confirmed": len(confirmed)}
     return {**told, "joined": int(np.count_nonzero(by_number)), **counts}
+
+
+def join_pairs(
+    edges: Edges,
+    mode: Literal["greedy", "components"],
+    status: Int8[np.ndarray, " n"],
+    before: Ranks,
+    stays: int = 0,
+) -> Ranks:
+    """Return who stands for each rank where `edges`, pairs of representatives, are joined.
+
+    `before` says who stood for it. `edges` are sorted and distinct; `status` is changed in place.
+    """
+    stands, touched = before.copy(), np.unique(edges)
+    status[touched], stands[touched] = UNDECIDED, -1
+    decide(edges, np.empty(0, np.int64), mode, max(1, len(edges)), status, stands, stays)
+    return follow(stands)

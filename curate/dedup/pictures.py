@@ -20,11 +20,13 @@ def decode_pair(
 
     Raises what `Originals.read` raises.
     """
-    one, other = (originals.read(number) for number in pair)
+    one, other = (decode_for_look(originals.read(number), max_pixels) for number in pair)
+    return None if one is None or other is None else (one, other)
+
+
+def decode_for_look(data: bytes, max_pixels: int) -> Image.Image | None:
+    """Return the RGB picture of the bytes of an image; None where it cannot be decoded."""
     try:
-        return (
-            decode(one, max_pixels=max_pixels, reduce_to=_REDUCE_TO),
-            decode(other, max_pixels=max_pixels, reduce_to=_REDUCE_TO),
-        )
+        return decode(data, max_pixels=max_pixels, reduce_to=_REDUCE_TO)
     except ImageError:
         return None

@@ -78,7 +78,7 @@ class HeadSettings(BaseModel):
     def load(self, place: str) -> LoadedHead:
         """Return the layer, checked. LvdError, in one line, where it is none or fits no `classes`."""
         where = f"{place}.head.file: {self.file}"
-        with reword(where), open_binary(self.file) as stream:
+        with reword(where, "correct its path"), open_binary(self.file) as stream:
             data = stream.read()
         arrays = _read_arrays(data, where, is_npz=self.file.endswith(".npz"))
         weight, bias = _linear_of(arrays, where)

@@ -190,7 +190,7 @@ def compile_lists(
 
 def _compile(name: str, settings: ListSettings, work: Path, scratch: Path) -> CompiledList:
     place = f"lists.{name}: {settings.path}"
-    with reword(place), open_binary(settings.path) as stream:
+    with reword(place, "correct its path"), open_binary(settings.path) as stream:
         digest = hashlib.sha256()
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)

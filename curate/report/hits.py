@@ -9,6 +9,7 @@ import numpy as np
 
 from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.chains import load_chains
+from curate.dedup.several import Several
 
 Sets = tuple[tuple[str, Collection], ...]
 """Other datasets, with their names."""
@@ -44,19 +45,24 @@ def find_hits(
 
 @dataclass(frozen=True)
 class Chain:
-    """What leads from a crawled image to a holdout image: copies of copies."""
+    """What leads from an image to a holdout image: copies of copies."""
 
     following: int
-    """The next image, or the image itself where it is a copy of the holdout image."""
+    """The next image, as `Several` numbers it, or the image itself where it is a copy of the holdout image."""
     similarity: float
     last: int
     """The image that is a copy of the holdout image."""
     hit: Hit
 
 
-def find_chains(folder: Path | None, sets: Sets, numbers: Numbers) -> dict[int, Chain]:
-    """Return by number, of those of `numbers` that holdouts drop, the chains."""
-    chains = load_chains(folder)
+def find_chains(
+    folder: Path | None, sets: Sets, numbers: Numbers, place: int = 0
+) -> dict[int, Chain]:
+    """Return by number, of those of `numbers` that holdouts drop, the chains.
+
+    The images are of the dataset that has this place among those that are dropped from.
+    """
+    chains = load_chains(folder, place)
     found = {}
     for row in np.flatnonzero(np.isin(chains.number, numbers)).tolist():
         hit = _hit(
@@ -67,6 +73,26 @@ def find_chains(folder: Path | None, sets: Sets, numbers: Numbers) -> dict[int, 
             *(int(chains.last[row]), hit),
         )
     return found
+
+
+def describe_chain(chain: Chain, number: int, sets: Sets, by: str = "") -> str:
+    """Say which holdout image an image is a copy of, or which copies lead to one that is.
+
+    `number` is the image's own in `Several`, of the crawl and the included seeds, `sets`. `by` says what
+    makes it a copy of the next one, {}, where no cosine does.
+    """
+    said = f"{chain.hit} of holdout {chain.hit.name}"
+    if chain.following == number:
+        return said
+    images = Several(tuple(collection for _, collection in sets))
+    following, last = (
+        key if place == 0 else f"{key} of included seed {sets[place][0]}"
+        for place, key in map(images.find, (chain.following, chain.last))
+    )
+    by = (by or f"cosine {chain.similarity:.4f} with {{}}").format(following)
+    if chain.following == chain.last:
+        return f"{by}, which has {said}"
+    return f"{by}, a copy of copies up to {last}, which has {said}"
 
 
 def _hit(sets: Sets, place: int, row: int, cosine: float) -> Hit:

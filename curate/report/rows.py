@@ -31,7 +31,7 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.report.budgets import why_over_budget
-from curate.report.hits import Hit, find_chains, find_hits
+from curate.report.hits import Hit, Sets, describe_chain, find_chains, find_hits
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
@@ -122,7 +122,7 @@ class Decided:
     """How they were made: `greedy` or `components`."""
     shapes: tuple[Path, ...]
     dropped: Path | None
-    """What `trace_chains` wrote."""
+    """What `follow_copies` wrote."""
     included: Included
     selected: Path
     quality: QualitySettings
@@ -137,6 +137,12 @@ class Decided:
     hashed: Hashed | None = None
     looked: Looked | None = None
     topped_up: TopUp | None = None
+
+    @property
+    def exported(self) -> Sets:
+        """The datasets that images are exported of, with their names: the crawl and the included seeds."""
+        seeds = self.included.seeds
+        return (("crawl", self.crawl), *((seed.name, seed.collection) for seed in seeds))
 
 
 def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
@@ -226,9 +232,8 @@ class _Block:
 
     def _copies_of_seeds(self) -> dict[int, Hit]:
         """Return by row which image of an included seed one is a copy of that stands for itself."""
-        included = self.decided.included
-        sets = tuple((seed.name, seed.collection) for seed in included.seeds)
-        hits = find_hits(included.copies.folders, self.decided.crawl.block, sets, self.numbers)
+        folders, [_, *seeds] = self.decided.included.copies.folders, self.decided.exported
+        hits = find_hits(folders, self.decided.crawl.block, tuple(seeds), self.numbers)
         return {
             row: hits[number]
             for row, number in enumerate(self.numbers.tolist())
@@ -359,23 +364,15 @@ class _Block:
 
     def _why_held(self, row: int) -> str:
         """Say which holdout image an image is a copy of, or which copies lead to one that is."""
-        chain = self.chains[int(self.numbers[row])]
-        said = f"{chain.hit} of holdout {chain.hit.name}"
-        if chain.following == self.numbers[row]:
-            return said
-        following, last = self.decided.crawl.keys(np.array([chain.following, chain.last]))
-        by = f"cosine {chain.similarity:.4f} with {following}"
-        hashed, looked = self.decided.hashed, self.decided.looked
-        is_short = chain.similarity < np.float32(self.decided.dedup_threshold)
-        if looked and is_short:
-            by = f"the same picture as {following}, by its pixels"
-        if hashed and is_short:
-            stands = np.load(hashed.stands, mmap_mode="r")
-            if 0 <= stands[self.numbers[row]] == stands[chain.following]:
-                by = f"the same {hashed.title} as {following}"
-        if chain.following == chain.last:
-            return f"{by}, which has {said}"
-        return f"{by}, a copy of copies up to {last}, which has {said}"
+        number, decided = int(self.numbers[row]), self.decided
+        chain, by = self.chains[number], ""
+        if chain.similarity < np.float32(decided.dedup_threshold):
+            by = "the same picture as {}, by its pixels" if decided.looked else ""
+            if decided.hashed is not None:
+                stands = np.load(decided.hashed.stands, mmap_mode="r")
+                if 0 <= stands[number] == stands[chain.following]:
+                    by = f"the same {decided.hashed.title} as {{}}"
+        return describe_chain(chain, number, decided.exported, by)
 
     def _why_irrelevant(self) -> Callable[[int], str]:
         """Return what says why no seed wants an image, or which negative seed bars it."""

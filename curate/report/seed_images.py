@@ -8,64 +8,48 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.catalogue.collection import Collection
-from curate.export.bounds import ShardBounds
+from curate.dedup.several import Several
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
-from curate.filters.lists import CompiledList
-from curate.report.rows import IMAGES
+from curate.report.hits import describe_chain, find_chains
+from curate.report.rows import IMAGES, Decided
 from curate.report.tables import SEED_IMAGES
-from curate.selection.include import Included
 from curate.stage import Unit
 
-VERSION = 1
+VERSION = 2
 NAME = SEED_IMAGES
 FACTS = ("key", "part", "member", "url", "sha256", "width", "height", "format", "bytes")
 OUTPUTS = ("decision", "reason", "output_shard", "output_key")
 SCHEMA = pa.schema([("seed", pa.string()), *(IMAGES.field(name) for name in (*FACTS, *OUTPUTS))])
 
 
-def units_of_seeds(
-    included: Included, selected: Path, bounds: ShardBounds, lists: tuple[CompiledList, ...]
-) -> list[Unit]:
-    """Return the units that write the table, in the order of seed and key; `lists` judged them."""
+def units_of_seeds(decided: Decided) -> list[Unit]:
+    """Return the units that write the table, in the order of seed and key."""
     return [
-        Unit(
-            f"seed-{place:05d}-{block:05d}",
-            (
-                *(seed.name, seed.collection, folder, selected / f"position-{place + 1}.npy"),
-                *(bounds, lists, start, stop),
-            ),
-            stop - start,
-        )
-        for place, (seed, folder) in enumerate(zip(included.seeds, included.folders, strict=True))
+        Unit(f"seed-{place:05d}-{block:05d}", (decided, place, start, stop), stop - start)
+        for place, seed in enumerate(decided.included.seeds)
         for block, (start, stop) in enumerate(seed.collection.blocks())
     ]
 
 
-def table(
-    name: str,
-    seed: Collection,
-    included: Path,
-    positions: Path,
-    bounds: ShardBounds,
-    lists: tuple[CompiledList, ...],
-    start: int,
-    stop: int,
-    *,
-    out: Path,
-) -> dict:
-    """Write `seed_images.parquet` of a block of a seed in key order."""
+def table(decided: Decided, place: int, start: int, stop: int, *, out: Path) -> dict:
+    """Write `seed_images.parquet` of a block of the seed at `place` in key order."""
+    included, behind = decided.included, place + 1
+    name, seed = decided.exported[behind]
     numbers = np.array(seed.order[start:stop])
     facts = seed.facts(numbers)
-    decision = np.load(included / "decision.npy", mmap_mode="r")[numbers]
-    outputs = bounds.outputs(np.load(positions, mmap_mode="r")[numbers])
-    _, reasons = judge(facts, None, facts["valid"].to_numpy(), None, lists=lists)
+    decision = np.load(included.folders[place] / "decision.npy", mmap_mode="r")[numbers]
+    positions = np.load(decided.selected / f"position-{behind}.npy", mmap_mode="r")[numbers]
+    outputs = decided.bounds.outputs(positions)
+    _, reasons = judge(facts, None, facts["valid"].to_numpy(), None, lists=decided.removed)
+    chains = find_chains(decided.dropped, decided.holdouts, numbers, behind)
+    first = int(Several(tuple(data for _, data in decided.exported)).starts[behind])
     for row, code in enumerate(decision.tolist()):
         if code == CODE["duplicate"]:
             reasons[row] = "the same bytes as an image of an included seed that comes first"
         elif code == CODE["holdout"]:
-            reasons[row] = "a copy of a holdout image"
+            number = int(numbers[row])
+            reasons[row] = describe_chain(chains[number], first + number, decided.exported)
     values = {
         "seed": [name] * len(numbers),
         **{column: facts[column] for column in FACTS},

@@ -51,9 +51,7 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
     runner.run(folders.tables, function, units, scratch=folders.scratch)
     made = [folders.tables / unit.name for unit in units]
     folders.lay_tables([groups.NAME], made, folders.reports)
-    units = seed_images.units_of_seeds(
-        decided.included, decided.selected, decided.bounds, decided.removed
-    )
+    units = seed_images.units_of_seeds(decided)
     if units:
         runner.run(folders.tables, seed_images.table, units, scratch=folders.scratch)
         made = [folders.tables / unit.name for unit in units]

@@ -118,6 +118,11 @@ class SeedSettings(StrategySettings):
             )
         return self
 
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether nothing is kept for this seed, nor of it."""
+        return self.negative or (self.strategy == "none" and not self.include)
+
     def describe(self) -> str:
         """Return what becomes of the images that the strategy finds, for people."""
         if self.negative:

@@ -37,7 +37,7 @@ class TopUpSettings(BaseModel):
     `retrieve.max_images`; null: all of them. One after another the image is taken whose nearest among
     all held and taken ones is least similar, as the embedder for meaning sees them."""
     held: str | None = None
-    """What is held: a dataset, a path, or the OUT of an earlier run, of which it is the shards.
+    """What is held: a dataset, a path, or the OUT of an earlier run: its shards, or what its list names.
     Default: nothing but the images of included seeds."""
 
     @model_validator(mode="after")

@@ -19,13 +19,14 @@ from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.dedup import hashes, holdout
 from curate.dedup.bar import Bar
-from curate.dedup.chains import begin, follow, look, write_chains
+from curate.dedup.chains import begin, follow, look, look_in_seed, write_chains
 from curate.dedup.completeness import add_up, count_found, draw_sample
 from curate.dedup.groups import group
 from curate.dedup.keep import NUMBER, POLICIES, rank_contents
 from curate.dedup.members import list_members, ranges_of
 from curate.dedup.near import DedupSettings, search
 from curate.dedup.settle import settle, write_settled
+from curate.dedup.several import Several
 from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
@@ -310,21 +311,33 @@ def traced(
     threshold: float,
     stands: Path | None = None,
     clusters: Clusters | None = None,
+    seeds: Sequence[tuple[Collection, list[Path]]] = (),
+    block: int = 10**9,
 ) -> Path:
-    """Return the folder of what holdouts drop, of what `holdout.search` found."""
+    """Return the folder of what holdouts drop, of what `holdout.search` found of crawl and seeds.
+
+    `block` is the images of a unit of `look_in_seed`.
+    """
     clusters = clusters or clustered(crawl, _fresh(work / "for-chains"))[0]
+    images = Several((crawl, *(seed for seed, _ in seeds)))
+    hits = [list(held), *(own for _, own in seeds)]
     links, home = _folder(work / "links-0"), work
-    told = begin(crawl, list(held), out=links)
+    told = begin(images, hits, out=links)
     while told["open"]:
         found = []
         for first, last in clusters.ranges:
             found.append(_folder(home / f"{links.name}-look-{first:06d}"))
-            look(crawl, clusters, links, first, last, threshold, 1, out=found[-1])
+            look(images, clusters, links, first, last, threshold, 1, out=found[-1])
+        for place, (seed, _) in enumerate(seeds, 1):
+            for start in range(0, len(seed), block):
+                found.append(_folder(home / f"{links.name}-seed-{place}-{start:06d}"))
+                how = (min(start + block, len(seed)), threshold, 1)
+                look_in_seed(images, place, links, start, *how, out=found[-1])
         after = _folder(home / f"{links.name}-after")
-        told = follow(crawl, stands, None, links, found, out=after)
+        told = follow(images, stands, None, links, found, out=after)
         links = after
     out = _folder(work / "chains")
-    write_chains(crawl, links, list(held), out=out)
+    write_chains(images, links, hits, out=out)
     return out
 
 

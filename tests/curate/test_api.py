@@ -176,7 +176,7 @@ heavy = {"ray", "torch", "timm", "faiss", "numpy", "pyarrow"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 import curate.dedup.near
 from curate import balance, dedup, embed, retrieve, top_up
-assert curate.dedup is dedup and dedup.__module__ == "curate.api"
+assert curate.dedup is dedup and dedup.__module__ == "curate.api_dedup"
 import numpy as np
 vectors = np.eye(4, dtype=np.float32)
 dedup(vectors, 0.5), retrieve(vectors, vectors, threshold=0.5)
@@ -190,6 +190,12 @@ wrong = [
     lambda: dedup(vectors * np.nan, 0.5),
     lambda: dedup(vectors, 1.5),
     lambda: dedup(vectors, 0.5, best=[0, 1, 2, 2]),
+    lambda: dedup(vectors, 0.5, looks=0.1),
+    lambda: dedup(vectors, 0.5, look_floor=0.1),
+    lambda: dedup(vectors, 0.5, pictures=[], looks=0.1),
+    lambda: dedup(vectors, 0.5, pictures=[], looks=2.0),
+    lambda: dedup(vectors, 0.5, pictures=[], look_floor=0.5),
+    lambda: dedup(vectors, 0.5, groups="all"),
     lambda: retrieve(vectors, vectors[:, :3], threshold=0.5),
     lambda: retrieve(vectors, 0 * vectors, threshold=0.5),
     lambda: retrieve(vectors, vectors),

@@ -87,7 +87,7 @@ def test_a_file_that_is_no_head_is_one_line(tmp_path, case):
 
 
 def test_a_file_that_is_missing_or_of_another_length_is_one_line(tmp_path):
-    with pytest.raises(LvdError, match=r"filters.beauty.head.file: .*none.npz"):
+    with pytest.raises(LvdError, match=r"filters.beauty.head.file: .*none.npz is not there"):
         HeadSettings(file=str(tmp_path / "none.npz")).load("filters.beauty")
     np.savez(tmp_path / "x.npz", weight=np.ones(3))
     loaded = HeadSettings(file=str(tmp_path / "x.npz")).load("filters.beauty")

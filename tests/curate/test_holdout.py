@@ -157,6 +157,57 @@ def test_what_is_dropped_is_what_chains_of_copies_lead_to(tmp_path_factory, seed
         assert last in hits
 
 
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 2**20), block=st.sampled_from([4, 1000]))
+def test_chains_lead_through_images_of_included_seeds_which_go_too(tmp_path_factory, seed, block):
+    work = tmp_path_factory.mktemp("work")
+    rng = np.random.default_rng(seed)
+    vectors = clumps(seed, 8, 12, 6, 0.5)
+    of = rng.integers(3, size=len(vectors))  # of the crawl, or of one of two included seeds
+    sets = []
+    for place, name in enumerate(("p", "q", "r")):
+        rows = np.flatnonzero(of == place)
+        images = [Made(f"{name}/{row:03d}", vectors[row].copy()) for row in rows]
+        images[-1] = replace(images[-1], vector=images[0].vector, content=images[0].key)
+        vectors[rows[-1]] = vectors[rows[0]]
+        if place:  # takes no part
+            images[0] = Made(images[0].key, None, problem="broken")
+            vectors[rows[0]] = 0
+        sets.append(made_collection(work, images, name=name))
+    order = np.concatenate([np.flatnonzero(of == place) for place in range(3)])
+    vectors, starts = vectors[order], np.cumsum([0, *map(len, sets)])
+    exact = exact_cosines(vectors, vectors)
+    threshold = clear(exact, 0.95)
+    held = from_vectors(work, vectors[rng.permutation(len(vectors))[:3]], name="held")
+    hits = [work / f"held-{place}" for place in range(3)]
+    for out, own in zip(hits, sets, strict=True):
+        out.mkdir()
+        search_holdouts(own, [held], 0, len(own), 0.999, 1, out=out)
+    hit = np.concatenate(
+        [np.load(out / "hits.npy")[:, 0] + at for out, at in zip(hits, starts[:3], strict=True)]
+    )
+    clusters, _ = clustered(sets[0], work, ClusterSettings(clusters=3))
+    seeds = [(own, [out]) for own, out in zip(sets[1:], hits[1:], strict=True)]
+    how = dict(clusters=clusters, seeds=seeds, block=block)
+    folder = traced(sets[0], hits[:1], work, threshold, **how)
+    dropped, following = [], {}
+    for place, start in enumerate(starts[:3].tolist()):
+        chains = load_chains(folder, place)
+        dropped += (chains.number + start).tolist()
+        for row, number in enumerate((chains.number + start).tolist()):
+            following[number] = int(chains.following[row]), float(chains.similarity[row])
+            last = int(chains.last[row])
+            assert last in hit
+            to_holdout = exact_cosines(vectors[last : last + 1], held.vectors(chains.row[[row]]))
+            assert to_holdout[0, 0] == pytest.approx(chains.to_holdout[row], abs=1e-6)
+    assert dropped == connected_with(hit, exact >= threshold)
+    for number, (other, similarity) in following.items():
+        assert (other == number) == (number in hit)
+        assert other in following
+        assert exact[number, other] == pytest.approx(similarity, abs=1e-6)
+        assert exact[number, other] >= threshold or other == number
+
+
 @pytest.mark.parametrize(("shared", "told"), [(0, False), (1, True), (4, True)])
 def test_a_holdout_that_is_a_seed_in_large_part_is_told(tmp_path, shared, told):
     seed = [Made(f"s/{row}", VECTORS[row]) for row in range(20)]

@@ -1,16 +1,20 @@
 """Runs find framed copies below their threshold by the pixels, and say so wherever copies are told."""
 
+import io
 import json
 import shutil
+import tarfile
 from collections import Counter
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from pictures import encoded, textured, write_tar
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
+from curate import dedup, embed
 from curate.cli import main
 
 COPIES = 6
@@ -139,3 +143,35 @@ def test_a_picture_that_cannot_be_read_again_is_no_copy(root, monkeypatch):
     assert funnel["dedup_looks"]["unreadable"] == funnel["dedup_looks"]["looked"] > 0
     assert "unreadable" in said
     shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "components"])
+def test_in_python_pictures_are_looked_at_as_in_a_run(root, monkeypatch, mode):
+    monkeypatch.chdir(root)
+    out, _ = run(root, f"run-{mode}", f"--set=dedup.groups={mode}")
+    images = pq.read_table(out / "reports" / "images.parquet").to_pylist()
+    stands = {row["key"]: row["duplicate_of"] or row["key"] for row in images}
+    crawl = embed("crawl", "bundled-copies")
+    assert crawl.keys == [row["key"] for row in images]
+    best = sorted(
+        range(len(images)),
+        key=lambda n: (-images[n]["width"] * images[n]["height"], -images[n]["bytes"], n),
+    )
+    with tarfile.open(root / "crawl" / "00000.tar") as tar:
+        names = [row["member"] for row in images]
+        files = [tar.extractfile(name).read() for name in names]
+    (folder := root / f"files-{mode}").mkdir()
+    for name, data in zip(names, files, strict=True):
+        (folder / name).write_bytes(data)
+    in_memory = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
+    plain = dedup(crawl.vectors, 0.93, groups=mode, best=best)
+    assert plain.kept.sum() > 2 * COPIES
+    for pictures in ("crawl", [folder / name for name in names], in_memory):
+        asked = {"pictures": pictures, "looks": 1.0, "look_floor": 0.5}
+        found = dedup(crawl.vectors, 0.93, groups=mode, best=best, **asked)
+        assert [crawl.keys[row] for row in found.representative] == list(stands.values())
+    assert found.kept.sum() == 2 * COPIES
+    (folder / names[0]).write_bytes(b"no picture")
+    broken = [folder / name for name in names]
+    found = dedup(crawl.vectors, 0.93, groups=mode, best=best, **asked | {"pictures": broken})
+    assert found.kept.sum() == 2 * COPIES + 1

@@ -367,6 +367,18 @@ WRONG = {
     "one dataset twice": (["--seed=seed", "--seed=seed"], ["seed seed", "twice"]),
     "the same data": (["--seed=seed", "--seed=DATA/seed"], ["seed", "DATA/seed", "twice"]),
     "only negative ones": (["--seed=bad"], ["bad: negative seeds only"]),
+    "nothing of any": (
+        ["--seed=bad", "--seed=seed", "--set=seeds.seed.strategy=none"],
+        ["bad, seed: strategy none retrieves nothing", "include: true"],
+    ),
+    "settings that do not fit": (
+        ["--set=dedup.keep=centrality", "--set=dedup.seed=3"],
+        ["pipelines.default.dedup in --set dedup.keep=centrality is wrong"],
+    ),
+    "settings of two sections that do not fit": (
+        ["--set=balance.target=5", "--set=top_up={target: 5}"],
+        ["in --set balance.target=5 and --set top_up={target: 5} is wrong"],
+    ),
     "a strategy of a negative one": (
         ["--set=seeds.bad.strategy=knn"],
         ["seeds.bad", "strategy is not for a negative seed"],
@@ -440,6 +452,7 @@ def test_images_of_included_seeds_are_in_the_shards_and_in_a_table_of_their_own(
         ("own", "no.jpg", "corrupt"),
     ]
     assert all((row["reason"] == "") == (row["decision"] == "kept") for row in table)
+    assert table[2]["reason"].endswith(" with 3.jpg of holdout held")
     samples = {row["key"]: (row, data) for row, data in samples_of(included)}
     for row in table:
         assert (row["output_key"] is not None) == (row["decision"] == "kept")
@@ -463,6 +476,36 @@ def test_images_of_included_seeds_are_in_the_shards_and_in_a_table_of_their_own(
     assert "included" not in funnel["seeds"]["seed"]
     assert sum(funnel["decisions"].values()) == funnel["images"] == len(images)
     assert funnel["seeds"]["also"]["retrieved"] == 0
+
+
+@pytest.mark.parametrize("hit", ["seed", "crawl"])
+def test_chains_of_a_holdout_lead_from_an_included_image_to_a_crawled_one_and_back(
+    site, included, hit
+):
+    near = next(row for row in images_of(included) if row["key"] == "00000/007")
+    similarity = near["duplicate_similarity"]
+    held = site.data / f"held-{hit}"
+    held.mkdir()
+    data = encoded(picture(7), "PNG") if hit == "seed" else encoded(picture(7))
+    (held / "h.jpg").write_bytes(data)
+    words = (f"--holdout={held}", f"--set=holdout.threshold={(1 + similarity) / 2}")
+    out = run(site, f"--config={site.data / 'included.yaml'}", *words, out=held.name)
+    images = {row["key"]: row for row in images_of(out)}
+    table = pq.read_table(out / "reports" / "seed_images.parquet").to_pylist()
+    own = next(row for row in table if row["key"] == "7.jpg")
+    assert images["00000/007"]["decision"] == own["decision"] == "holdout"
+    direct = f"cosine 1.0000 with h.jpg of holdout {held}"
+    through = f"cosine {similarity:.4f} with"
+    if hit == "seed":
+        assert own["reason"] == direct
+        expected = f"{through} 7.jpg of included seed own, which has {direct}"
+        assert images["00000/007"]["reason"] == expected
+    else:
+        assert images["00000/007"]["reason"] == direct
+        assert own["reason"] == f"{through} 00000/007, which has {direct}"
+    dropped = [row["key"] for row in (*images.values(), *table) if row["decision"] == "holdout"]
+    assert sorted(dropped) == ["00000/007", "7.jpg"]
+    assert all(said["source_key"] not in dropped for said, _ in samples_of(out))
 
 
 def test_a_crawled_copy_of_an_included_image_is_a_duplicate_of_it(site, included, several):

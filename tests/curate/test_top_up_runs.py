@@ -64,8 +64,10 @@ def test_what_is_kept_is_what_greedy_k_centre_picks(site):
     site.require_whole()
 
 
-def test_an_earlier_result_can_be_held_and_a_copy_of_it_adds_least(site):
-    site("run", "--crawl", site.data / "crawl" / "00001.tar")
+@pytest.mark.parametrize("written", ["shards", "list"])
+def test_an_earlier_result_can_be_held_and_a_copy_of_it_adds_least(site, written):
+    site("run", "--crawl", site.data / "crawl" / "00001.tar", f"--set=export.format={written}")
+    assert (site.out / "shards").exists() == (written == "shards")
     old = decided(site, "kept")
     site.out.rename(site.root / "old")
     said = site("run", f"--set=top_up={{target: 0.5, held: {site.root / 'old'}}}", "--dry-run")
