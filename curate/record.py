@@ -24,6 +24,7 @@ def describe_run(
     """Return what `run.json` says: from what, how and by which versions a result was made."""
     request, datasets = plan.request, results.datasets
     held = [request.held] if request.held else []
+    seen = {"dedup": datasets.crawl, "retrieve": datasets.crawl_by_meaning}
     return {
         "crawl": datasets.crawl.name,
         "seed": ", ".join(request.wanted),
@@ -35,7 +36,11 @@ def describe_run(
             if each.revision
         },
         "embedders": {
-            stage: {"name": request.embedders[stage].name, "identity": identity(each)}
+            stage: {
+                "name": request.embedders[stage].name,
+                "identity": identity(each),
+                **({"crawl": seen[stage].address} if stage in seen else {}),
+            }
             for stage, each in plan.embedders.items()
         },
         "settings": settings,

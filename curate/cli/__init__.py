@@ -13,6 +13,7 @@ from curate.cli.loop import loop
 from curate.cli.remove import remove
 from curate.cli.report import report
 from curate.cli.run import run
+from curate.cli.search import search
 from curate.cli.status import status
 from curate.cli.update import update
 from curate.cli.verify import verify
@@ -29,11 +30,15 @@ def main() -> None:
     lvd-curate status runs/mine                          how far is it? from another terminal
     lvd-curate update runs/mine                          the crawl has grown: add what is new
     lvd-curate explain runs/mine 00000/000000017         why is this image in, or out?
+    lvd-curate search runs/mine photo.jpg                what is like it in the crawl?
     lvd-curate loop --rounds 2                           curate, train, curate with that model
     """
 
 
-COMMANDS = (demo, run, update, calibrate, loop, report, explain, status, verify, gc, remove, audit)
+COMMANDS = (
+    *(demo, run, update, calibrate, loop),
+    *(report, explain, search, status, verify, gc, remove, audit),
+)
 
 for command in COMMANDS:
     main.add_command(command)

@@ -1,0 +1,1 @@
+"""Searches the stored vectors of a finished run."""
