@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 parquet_option = folder("--parquet", metavar="FILE", help="Write the whole answer as a table, too.")
 page_option = folder(
-    "--page", metavar="FILE", help="Write a page of pictures too: one HTML file that needs no other."
+    "--page",
+    metavar="FILE",
+    help="Write a page of pictures too: one HTML file that needs no other.",
 )
 
 

@@ -49,7 +49,9 @@ class StoredCrawl:
 
     def embedder(self) -> EmbedderSettings:
         """Return the embedder, to embed something new; LvdError where it is another model by now."""
-        said = {k: v for k, v in self.run["settings"]["embedders"][self.role].items() if k != "name"}
+        said = {
+            k: v for k, v in self.run["settings"]["embedders"][self.role].items() if k != "name"
+        }
         defaults = {name: field.default for name, field in EmbedderSettings.model_fields.items()}
         own = {k: v for k, v in said.items() if k == "kind" or v != defaults[k]}
         settings = EmbedderSettings(**own)

@@ -15,6 +15,9 @@ from curate.cli import main
 from curate.neighbours import in_dataset
 from shared.datasets import WORK_MARKER
 from shared.embedders import EmbedderSettings
+from train.visualise import album
+from train.visualise.command import visualise
+from train.visualise.stored import stored_vectors
 
 CONFIG = """
 datasets:
@@ -29,6 +32,7 @@ pipelines:
     dedup: {embedder: descriptor, threshold: 0.95}
     retrieve: {embedder: clip, strategy: knn, knn: {neighbours: 3}}
     calibrate: {originals: 8}
+    export: {embeddings: true, shard_size: 2}
     report: {pictures: false}
 """
 TEXTS = ["a photo of a dog", "noise"]
@@ -183,6 +187,46 @@ def test_the_page_shows_the_pictures_and_loads_nothing(searched, tmp_path):
     assert "<b>" not in text.replace("<div><b>", "")
     assert "&lt;b&gt;q&amp;.jpg" in text
     assert "http" not in text.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("place", ["out", "out/shards"])
+def test_visualise_takes_its_neighbours_from_the_vectors_that_are_stored(
+    searched, tmp_path, monkeypatch, place
+):
+    shown = {}
+
+    def keep(name, gallery, pictures, found, squares):
+        shown.update(found)
+        assert {key for best in found.values() for key, _ in best} == squares.keys()
+        return neighbour_figure(name, gallery, pictures, found, squares)
+
+    neighbour_figure = album.neighbour_figure
+    monkeypatch.setattr(album, "neighbour_figure", keep)
+    monkeypatch.setattr(album, "bank", None)
+    asked = [f"--model={searched.root / 'clip'}", f"--images={searched.root / 'seed'}"]
+    asked += [f"--neighbours={searched.root / place}", f"--out={tmp_path / 'look'}"]
+    result = CliRunner().invoke(visualise, [*asked, "--set=nearest=3"])
+    assert result.exit_code == 0, result.output
+    own = embed(searched.root / "seed", searched.clip)
+    for key, vector in zip(own.keys, own.vectors, strict=True):
+        expected = searched.nearest("meaning", vector, 3, ("kept",))
+        prefix = "shards/" if place == "out" else ""
+        keys = [prefix + _output(searched, key) for key, _ in expected]
+        assert [key for key, _ in shown[key]] == keys
+        cosines = [cosine for _, cosine in shown[key]]
+        np.testing.assert_allclose(cosines, [cosine for _, cosine in expected], atol=2e-3)
+
+
+def test_vectors_of_another_model_or_size_are_not_taken(searched):
+    clip = str(searched.root / "clip")
+    assert len(stored_vectors(clip, str(searched.out), None)) == 1
+    for name, size in (("bundled", None), (f"{clip}+{clip}", None), (clip, 64)):
+        assert stored_vectors(name, str(searched.out), size) == []
+    assert stored_vectors(clip, str(searched.root / "crawl"), None) == []
+
+
+def _output(searched, key):
+    return "{output_shard}/{output_key}".format(**searched.rows[key])
 
 
 WRONG = {

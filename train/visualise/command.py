@@ -27,7 +27,9 @@ import click
 @click.option(
     "--neighbours",
     metavar="SHARDS",
-    help="Images among which each picture's nearest neighbours are sought; a PATH like --images.",
+    help="Images among which each picture's nearest neighbours are sought; a PATH like --images, or the "
+    "OUT of lvd-curate run --set export.embeddings=true, whose vectors are used where --model made "
+    "them: nothing is embedded then.",
 )
 @click.option(
     "--out",
