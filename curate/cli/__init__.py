@@ -7,9 +7,11 @@ import click
 from curate.cli.audit import audit
 from curate.cli.calibrate import calibrate
 from curate.cli.demo import demo
+from curate.cli.diff import diff
 from curate.cli.explain import explain
 from curate.cli.gc import gc
 from curate.cli.loop import loop
+from curate.cli.query import query
 from curate.cli.remove import remove
 from curate.cli.report import report
 from curate.cli.run import run
@@ -37,7 +39,7 @@ def main() -> None:
 
 COMMANDS = (
     *(demo, run, update, calibrate, loop),
-    *(report, explain, search, status, verify, gc, remove, audit),
+    *(report, explain, search, diff, query, status, verify, gc, remove, audit),
 )
 
 for command in COMMANDS:

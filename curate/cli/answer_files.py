@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,12 +48,16 @@ def written_answer(path: Path) -> Iterator[Path]:
     click.echo(f"written: {path}", err=True)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table as Parquet."""
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write batches of rows as one Parquet file, a batch of them in memory at a time."""
     import pyarrow.parquet as pq
 
-    with written_answer(path) as beside:
-        pq.write_table(table, beside, compression="zstd")
+    with (
+        written_answer(path) as beside,
+        pq.ParquetWriter(beside, schema, compression="zstd") as file,
+    ):
+        for batch in batches:
+            file.write_batch(batch.cast(schema))
 
 
 def write_text(path: Path, text: str) -> None:

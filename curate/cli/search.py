@@ -10,7 +10,7 @@ from curate.cli.answer_files import (
     check_answers,
     page_option,
     parquet_option,
-    write_table,
+    write_batches,
     write_text,
 )
 from curate.cli.options import work_option
@@ -87,7 +87,7 @@ def search(
         queries = of_texts(stored, texts) if texts else of_keys(stored, keys)
     found = search(stored, queries, top, decisions)
     if parquet is not None:
-        write_table(parquet, found)
+        write_batches(parquet, found.schema, found.to_batches())
     if page is not None:
         write_text(page, answer_page(stored, queries, found))
     for line in answer_lines(found, len(queries.names) > 1):

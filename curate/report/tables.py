@@ -18,19 +18,25 @@ SEED_IMAGES = "seed_images"
 """The table of the images of seeds that went into the shards themselves, where there are such."""
 
 
+def connect(spill: str) -> duckdb.DuckDBPyConnection:
+    """Return an empty database in memory that spills to the folder `spill` and fetches no extension."""
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "temp_directory": spill,  # its default is below the working directory
+        }
+    )
+    connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
 def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
     """Return a connection with the views `images`, `retrieval` and `duplicates` of `out`.
 
     A table is one Parquet file or a folder of them. Nothing is read until a query asks for it.
     """
-    connection = duckdb.connect(
-        config={
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-            "temp_directory": tempfile.gettempdir(),  # its default is below the working directory
-        }
-    )
-    connection.execute("SET enable_progress_bar = false")
+    connection = connect(tempfile.gettempdir())
     for name in ("images", "retrieval", "duplicates"):
         table = connection.read_parquet(table_patterns(out, name))
         if name == "retrieval" and "seed" not in table.columns:  # of a run before several seeds
