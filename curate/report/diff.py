@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,13 +175,11 @@ def _examples(tables: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def _thresholds(funnels: list[dict[str, Any]]) -> list[tuple[str, Any, Any]]:
-    used = [
-        (f"{name} threshold used", *(threshold(f, name) for f in funnels)) for name in _THRESHOLDS
-    ]
-    return [(name, a, b) for name, a, b in used if a != b]
+    used = {name: [threshold(funnel, name) for funnel in funnels] for name in _THRESHOLDS}
+    return [(f"{name} threshold used", a, b) for name, (a, b) in used.items() if a != b]
 
 
-def _settings(runs: list[Mapping[str, Any]]) -> list[tuple[str, Any, Any]]:
+def _settings(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any, Any]]:
     a, b = (flat(run.get("settings", {})) for run in runs)
     names = sorted({*a, *b} - {"crawl"})
     return [(name, a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)]

@@ -159,6 +159,27 @@ def test_a_key_finds_itself_and_its_copies_first_and_embeds_nothing(searched, as
     assert [row["key"] for row in rows[:2]] == ["00000/03", "00000/03copy"]
 
 
+def test_a_copy_is_told_its_nearest_seeds_by_its_own_vector(searched):
+    words = ("explain", searched.out, "03.jpg", "--json")
+    status, said = lvd_curate(*words, f"--work={searched.work}")
+    assert status == 0, said
+    told = json.loads(said)
+    assert told["decision"] == "duplicate"
+    own = searched.by["meaning"]
+    vector = own.vectors[own.keys.index("00000/03")].astype(np.float64)
+    seeds = embed(searched.root / "seed", searched.clip)
+    units = seeds.vectors / np.linalg.norm(seeds.vectors.astype(np.float64), axis=1)[:, None]
+    cosines = units @ vector / np.linalg.norm(vector)
+    assert [row["seed_key"] for row in told["seeds"]] == [
+        seeds.keys[n] for n in np.argsort(-cosines)
+    ]
+    found = [row["similarity"] for row in told["seeds"]]
+    np.testing.assert_allclose(found, np.sort(cosines)[::-1], atol=1e-5)
+    status, said = lvd_curate(*words, f"--work={searched.root / 'seed'}")
+    assert status == 0
+    assert "the nearest seeds of a copy are not told: --work" in said
+
+
 def test_decisions_and_blocks_change_no_order(searched, ask, monkeypatch):
     decided = ("kept", "irrelevant")
     words = [f"--decision={each}" for each in decided]
