@@ -19,7 +19,7 @@ from curate.cli.search import search
 from curate.cli.status import status
 from curate.cli.update import update
 from curate.cli.verify import verify
-from shared.commands import Commands
+from shared.commands import Commands, completion
 
 
 @click.group(cls=Commands, prog="lvd-curate")
@@ -39,7 +39,7 @@ def main() -> None:
 
 COMMANDS = (
     *(demo, run, update, calibrate, loop),
-    *(report, explain, search, diff, query, status, verify, gc, remove, audit),
+    *(report, explain, search, diff, query, status, verify, gc, remove, audit, completion),
 )
 
 for command in COMMANDS:

@@ -16,6 +16,10 @@ def status(folder: Path) -> None:
 
     Of the run that writes OUT, or of all that use WORK: stage, done and total, rate, time left,
     failures so far.
+
+    \b
+    lvd-curate status runs/curate/sample
+    lvd-curate status runs/work
     """
     from curate.execution.status import status
 

@@ -12,6 +12,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from shared.errors import LvdError
+from shared.folders import describe_folder
 from shared.storage import read_json
 
 SEED_IMAGES = "seed_images"
@@ -98,6 +99,8 @@ def threshold(funnel: dict[str, Any], stage: str) -> float | None:
 
 
 def _unfinished(out: Path, missing: Path) -> LvdError:
+    if not (out / "reports").exists() and (whose := describe_folder(out)):
+        return LvdError(f"{out} is {whose}")
     return LvdError(
         f"{out} holds no finished run ({missing.relative_to(out)} is not there or not readable): "
         f"finish it with `lvd-curate run ... --out {out}`"

@@ -73,6 +73,9 @@ def visualise(
     Of the first pictures of PATH, by key: the CLS token's attention of each head, with the patches
     that hold 60 % of it; the principal components of the patch tokens as colours that all pictures
     share; and the nearest neighbours among SHARDS. Open OUT/index.html, which needs nothing else.
+
+    \b
+    lvd-train visualise --model runs/train/sample --images runs/curate/sample/shards
     """
     from shared.config import apply_overrides, validate
     from shared.datasets import DatasetSettings, list_parts
