@@ -122,6 +122,11 @@ class Before:
 
 def refuse_weighing(settings: PipelineSettings) -> None:
     """Raise LvdError for settings under which what was exported cannot stay."""
+    if settings.labels is not None:
+        raise LvdError(
+            f"labels {settings.labels}: what is labelled judges images anew that an earlier result holds: "
+            "curate anew into another OUT with `lvd-curate run`, without --since"
+        )
     weighing = {
         "balance.target": settings.balance.target is not None,
         "dedup.chain_floor": settings.dedup.chain_floor is not None,

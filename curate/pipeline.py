@@ -190,9 +190,9 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             if not data.texts
         ]
         crawl = predict(runner, done[0], predictors)
-        exported = plan.before.exported if plan.before else {}
+        exported = plan.before.exported if plan.before else {None: plan.labels and plan.labels.kept}
         lists = (*plan.lists, *plan.removed)
-        judged = (settings.quality, settings.filters, lists, exported.get(None))
+        judged = (settings.quality, settings.filters, lists, exported.get(None), plan.labels)
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),

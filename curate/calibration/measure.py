@@ -14,7 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.edits import edits_of
-from curate.calibration.near_pairs import FinerLook, LookedPairs, Thumbnails, look_at_nearest
+from curate.calibration.near_pairs import (
+    FinerLook,
+    LookedPairs,
+    Thumbnails,
+    look_at_nearest,
+    mark_apart,
+)
 from curate.calibration.retrieve_threshold import (
     FEWEST,
     RetrieveCalibration,
@@ -165,6 +171,7 @@ def look(
             _thumbnails(originals, numbers, max_pixels),
             _finer_look(originals, numbers, max_pixels),
         )
+    found = mark_apart(found, numbers, collection.apart)
     np.savez(out / PAIRS, **vars(found))
     return {"pairs": len(found.one)}
 

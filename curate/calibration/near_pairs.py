@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -43,6 +43,19 @@ class LookedPairs:
     """Whether that is hard to say: such pairs are not `same`."""
     lowest: float
     """Pairs below this cosine were not looked at."""
+
+
+def mark_apart(
+    found: LookedPairs, numbers: Int64[np.ndarray, " m"], apart: Int64[np.ndarray, "a 2"]
+) -> LookedPairs:
+    """Return the pairs where a person has said that some, of image numbers, are two pictures.
+
+    `numbers` are those of the sample's rows. A pair that nobody looked at stays out of the sample.
+    """
+    said = set(map(tuple, np.sort(apart, axis=1).tolist()))
+    pairs = np.sort(np.stack([numbers[found.one], numbers[found.other]], 1), axis=1)
+    known = np.array([tuple(pair) in said for pair in pairs.tolist()], bool)
+    return replace(found, same=found.same & ~known, unsure=found.unsure & ~known)
 
 
 def look_at_nearest(

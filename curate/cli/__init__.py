@@ -10,6 +10,7 @@ from curate.cli.demo import demo
 from curate.cli.diff import diff
 from curate.cli.explain import explain
 from curate.cli.gc import gc
+from curate.cli.label import label
 from curate.cli.loop import loop
 from curate.cli.query import query
 from curate.cli.remove import remove
@@ -39,7 +40,7 @@ def main() -> None:
 
 COMMANDS = (
     *(demo, run, update, calibrate, loop),
-    *(report, explain, search, diff, query, status, verify, gc, remove, audit, completion),
+    *(report, explain, search, diff, query, label, status, verify, gc, remove, audit, completion),
 )
 
 for command in COMMANDS:

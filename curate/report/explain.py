@@ -167,7 +167,7 @@ def _why(
     nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
     if wanted is not None and decision == "kept":
         if np.float32(similarity) < np.float32(wanted):
-            return f"kept from an earlier result; the threshold is {wanted:.6g}: {nearest}"
+            return f"kept from an earlier result, or by a label; the threshold is {wanted:.6g}: {nearest}"
         return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
     if decision == "irrelevant":
         return reason
