@@ -99,3 +99,6 @@ def test_each_command_says_what_the_folder_of_the_other_is(out, tmp_path):
     assert "no training has begun" in line
     with pytest.raises(LvdError, match=r"is a result of lvd-curate.*; name another --out"):
         RunFolder(curated).refuse_foreign(Recipe.model_construct(), "data")
+    with pytest.raises(LvdError, match="is a result of lvd-curate"):
+        RunFolder(curated).set_aside()
+    assert (curated / "reports").exists()
