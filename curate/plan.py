@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.content import forget, place_of, recall
+from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels, compile_labels
 from curate.dedup.hashes import METHODS
 from curate.embedding.predict import Predictor
@@ -87,6 +88,17 @@ class Plan:
     def meaning(self) -> EmbedderSettings:
         """The embedder that judges similarity to the seed."""
         return self.embedders["retrieve"]
+
+    @property
+    def stays(self) -> Mapping[str | None, Exported]:
+        """The images that stay: of the result that the run adds to, or by labels.
+
+        By the name of the included seed that they are of; None: of the crawl.
+        """
+        if self.before is not None:
+            return self.before.exported
+        kept = self.labels.kept if self.labels else None
+        return {} if kept is None else {None: kept}
 
     @property
     def removed(self) -> tuple[CompiledList, ...]:

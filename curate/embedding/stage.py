@@ -180,8 +180,8 @@ def catalogued(
             *([[labels.content]] if labels else []),
         ],
     )
-    for each in (*lists, *([labels] if labels else [])):
-        runner.use(each.folder)
+    for folder in (*(each.folder for each in lists), *([labels.folder] if labels else [])):
+        runner.use(folder)
     args = (outputs, work, quality, list(filters), tuple(lists), exported, labels)
     runner.run(stage, catalogue, [Unit("all", args)])
     collection = Collection(runner.folder(stage) / "all")

@@ -118,7 +118,8 @@ def _line(place: str, row: dict[str, Any]) -> _Line:
 
 
 def _hashes(out: Path, keys: set[str]) -> dict[str, str | None]:
-    ordered, found = sorted(keys), {}
+    ordered = sorted(keys)
+    found: dict[str, str | None] = {}
     with open_tables(out) as tables:
         for at in range(0, len(ordered), _TOGETHER):
             some = ordered[at : at + _TOGETHER]
