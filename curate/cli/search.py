@@ -14,8 +14,13 @@ from curate.cli.answer_files import (
     write_text,
 )
 from curate.cli.options import work_option
-from curate.filters.decisions import DECISIONS
 from shared.commands import LocalFolder
+
+
+def _decisions(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
+    from curate.filters.decisions import DECISIONS
+
+    return [name for name in DECISIONS if name.startswith(incomplete)]
 
 
 @click.command()
@@ -42,8 +47,10 @@ from shared.commands import LocalFolder
     "--decision",
     "decisions",
     multiple=True,
-    type=click.Choice(DECISIONS),
-    help="Only images of which this became. Repeatable; by default all that have a vector.",
+    metavar="NAME",
+    shell_complete=_decisions,
+    help="Only images of which this became, such as kept. Repeatable; by default all that have a "
+    "vector.",
 )
 @parquet_option
 @page_option
@@ -70,11 +77,18 @@ def search(
     lvd-curate search runs/curate/sample --key 00000/000000017 --by copies
     lvd-curate search runs/curate/mine --text 'a red car' --decision irrelevant
     """
+    from curate.filters.decisions import DECISIONS
     from curate.search.answer import answer_lines, answer_page
     from curate.search.search import of_keys, of_pictures, of_texts, search
     from curate.search.stored import open_stored
-    from shared.errors import LvdError
+    from shared.errors import LvdError, nearest
 
+    if unknown := set(decisions) - set(DECISIONS):
+        name = min(unknown)
+        raise LvdError(
+            f"--decision {name}: no such decision{nearest(name, DECISIONS)}: there are "
+            f"{', '.join(DECISIONS)}"
+        )
     if sum(map(bool, (images, texts, keys))) != 1:
         raise LvdError("search: name pictures, or say --text or --key: one of the three")
     if texts and by == "copies":

@@ -1,1 +1,1 @@
-"""Searches the stored vectors of a finished run."""
+"""Answers questions about finished runs from their stored vectors and pictures."""

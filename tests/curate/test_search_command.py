@@ -262,6 +262,7 @@ WRONG = {
     "words for copies": (("--text=a", "--by=copies"), "--text is for --by meaning"),
     "another work": (("--key=00000/03", "--work=seed"), "--work "),
     "a page that is a folder": (("--key=00000/03", "--page=seed"), "--page seed is a folder"),
+    "no decision": (("--key=00000/03", "--decision=kep"), "(did you mean 'kept'?)"),
     "a store": (("--key=00000/03", "--work=s3://bucket/work"), "name a folder of this machine"),
 }
 

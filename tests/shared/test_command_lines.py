@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import click
 import pytest
@@ -78,3 +79,12 @@ def test_the_script_for_bash_is_one(group, tmp_path):
     subprocess.run([bash, "-n", tmp_path / "script"], check=True, env=os.environ, timeout=60)
     for shell in ("zsh", "fish"):
         assert group.prog in CliRunner().invoke(group, ["completion", shell]).output
+
+
+def test_help_waits_for_nothing_heavy():
+    heavy = "numpy", "pyarrow", "duckdb", "torch", "ray", "faiss"
+    code = f"import sys, curate.cli, train.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, timeout=120
+    )
+    assert done.stdout == b"[]\n"
