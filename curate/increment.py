@@ -27,6 +27,7 @@ from curate.neighbours.cluster import CENTROIDS, Centroids, ClusterSettings
 from curate.report.tables import SEED_IMAGES, image_files
 from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError
+from shared.folders import describe_folder
 from shared.storage import digest_file, fingerprint, read_json
 
 if TYPE_CHECKING:
@@ -121,6 +122,11 @@ class Before:
 
 def refuse_weighing(settings: PipelineSettings) -> None:
     """Raise LvdError for settings under which what was exported cannot stay."""
+    if settings.labels is not None:
+        raise LvdError(
+            f"labels {settings.labels}: what is labelled judges images anew that an earlier result holds: "
+            "curate anew into another OUT with `lvd-curate run`, without --since"
+        )
     weighing = {
         "balance.target": settings.balance.target is not None,
         "dedup.chain_floor": settings.dedup.chain_floor is not None,
@@ -187,6 +193,8 @@ def read_run(out: Path) -> dict[str, Any]:
     if not path.exists():
         raise LvdError(f"{out} is no finished run: name the --out of one")
     run: dict[str, Any] = read_json(path)
+    if "recipe" in run:
+        raise LvdError(f"{out} is {describe_folder(out)}")
     if not {"inputs", "clusters", "shards"} <= run.keys() or "drift" not in run["clusters"]:
         raise LvdError(f"{out} was made by an earlier version: curate anew, with --replace")
     return run

@@ -192,9 +192,8 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
             if not data.texts
         ]
         crawl = predict(runner, done[0], predictors)
-        exported = plan.before.exported if plan.before else {}
         lists = (*plan.lists, *plan.removed)
-        judged = (settings.quality, settings.filters, lists, exported.get(None))
+        judged = (settings.quality, settings.filters, lists, plan.stays.get(None), plan.labels)
         datasets = Datasets(
             embedded=done,
             crawl=catalogued(runner, crawl, plan.copies, *judged),
@@ -206,7 +205,7 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
                     x,
                     plan.copies,
                     lists=plan.removed_of_seeds,
-                    exported=exported.get(x.name),
+                    exported=plan.stays.get(x.name),
                 )
                 for x in done
                 if x.role == "seed" and x.name in plan.request.included

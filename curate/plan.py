@@ -11,6 +11,8 @@ from typing import Any
 
 from curate.calibration.thresholds import is_number
 from curate.catalogue.content import forget, place_of, recall
+from curate.catalogue.exported import Exported
+from curate.catalogue.labels import CompiledLabels, compile_labels
 from curate.dedup.hashes import METHODS
 from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
@@ -68,6 +70,8 @@ class Plan:
     lists: tuple[CompiledList, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
     """What makes the scores of filters by a model, by their names."""
+    labels: CompiledLabels | None = None
+    """What a person has said of images; what is to be dropped is among the `lists`."""
     before: Before | None = None
     """The finished result that the run adds to."""
 
@@ -86,6 +90,17 @@ class Plan:
     def meaning(self) -> EmbedderSettings:
         """The embedder that judges similarity to the seed."""
         return self.embedders["retrieve"]
+
+    @property
+    def stays(self) -> Mapping[str | None, Exported]:
+        """The images that stay: of the result that the run adds to, or by labels.
+
+        By the name of the included seed that they are of; None: of the crawl.
+        """
+        if self.before is not None:
+            return self.before.exported
+        kept = self.labels.kept if self.labels else None
+        return {} if kept is None else {None: kept}
 
     @property
     def removed(self) -> tuple[CompiledList, ...]:
@@ -159,13 +174,15 @@ def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:
     crawl = find("crawl", request.crawl)
     holdouts = [find("holdout", holdout) for holdout in request.holdouts]
     held = [find("held", request.held)] if request.held else []
+    labels = _compile_labels(request, work)
     _warn_of_shared_parts([seed for seed in seeds if seed.name in request.wanted], holdouts)
     return Plan(
         request=request,
         embedders={name: resolve(each.settings) for name, each in request.embedders.items()},
         datasets=[crawl, *seeds, *holdouts, *held],
         work=work,
-        lists=_compile_lists(request, work),
+        lists=(*_compile_lists(request, work), *_dropped(labels)),
+        labels=labels,
         sources={
             each.name: each.asks.load(f"filters.{each.name}")
             for each in request.settings.filters
@@ -195,6 +212,17 @@ def _compile_lists(request: Request, work: Path) -> tuple[CompiledList, ...]:
         require_pdqhash()
     with scratch_folder(work / "scratch") as scratch:
         return compile_lists(lists, work, scratch)
+
+
+def _compile_labels(request: Request, work: Path) -> CompiledLabels | None:
+    if request.settings.labels is None:
+        return None
+    with scratch_folder(work / "scratch") as scratch:
+        return compile_labels(Path(request.settings.labels), work, scratch)
+
+
+def _dropped(labels: CompiledLabels | None) -> list[CompiledList]:
+    return [labels.dropped] if labels is not None and labels.dropped is not None else []
 
 
 def pinned(plan: Plan) -> Plan:

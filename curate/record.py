@@ -24,6 +24,7 @@ def describe_run(
     """Return what `run.json` says: from what, how and by which versions a result was made."""
     request, datasets = plan.request, results.datasets
     held = [request.held] if request.held else []
+    seen = {"dedup": datasets.crawl, "retrieve": datasets.crawl_by_meaning}
     return {
         "crawl": datasets.crawl.name,
         "seed": ", ".join(request.wanted),
@@ -35,7 +36,11 @@ def describe_run(
             if each.revision
         },
         "embedders": {
-            stage: {"name": request.embedders[stage].name, "identity": identity(each)}
+            stage: {
+                "name": request.embedders[stage].name,
+                "identity": identity(each),
+                **({"crawl": seen[stage].address} if stage in seen else {}),
+            }
             for stage, each in plan.embedders.items()
         },
         "settings": settings,
@@ -98,6 +103,7 @@ def count_funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> d
             *balance_problems(balanced.told),
             *top_up_problems(topped_up),
             *_since_problems(plan, selected),
+            *_label_problems(plan, results),
         ],
         "ignored": embedded[0].ignored,
         "set_aside": [each.part for data in embedded for each in data.aside],
@@ -116,6 +122,25 @@ def _since_problems(plan: Plan, selected: Selected) -> list[str]:
         "result exported are not kept: they are gone from the crawl, have other bytes, or a filter, a "
         "list or a holdout of this run drops them"
     ]
+
+
+def _label_problems(plan: Plan, results: Results) -> list[str]:
+    """Return lines on labels that this run cannot keep to."""
+    labels = plan.labels
+    if labels is None:
+        return []
+    crawl, lines = results.datasets.crawl.collection, []
+    if (kept := labels.counts["keep"]) > results.selected.stayed:
+        lines.append(
+            f"{kept - results.selected.stayed:,} of the {kept:,} images that are labelled keep are not "
+            "kept: they are not in this crawl, or a filter, a list or a holdout drops them"
+        )
+    if (apart := labels.counts["apart"]) > len(crawl.apart):
+        lines.append(
+            f"{apart - len(crawl.apart):,} of the {apart:,} pairs that are labelled no copies are not in "
+            "this crawl"
+        )
+    return lines
 
 
 def _thresholds(results: Results) -> dict[str, dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.originals import Originals
@@ -41,20 +43,30 @@ def redraw(out: Path, work: Path) -> None:
         scratch = stack.enter_context(scratch_folder(work / "scratch"))
         for name, about in read_json(path)["datasets"].items():
             role = name.partition(" ")[0]
-            if role not in readers:
-                continue
-            try:
-                collection = Collection(work / "catalogue" / about["content"] / "all")
-                named = Named(about["name"], DatasetSettings(**about["settings"]))
-                if named.settings.text:
-                    continue
-                there = {part.name: part for part in parts_of(named, work)}
-                parts = [there[part.name] for part in collection.parts]
-                originals = stack.enter_context(Originals(collection, parts, scratch))
-                read = read_by_key(originals, collection)
-                read("")
+            if role in readers and (read := open_originals(stack, name, about, work, scratch)):
                 readers[role][about["name"]] = read
-            except (LvdError, OSError, KeyError) as error:
-                warn(f"drawn without the images of the {name} that were not kept: {error}")
         [read_crawl] = readers["crawl"].values() or [lambda key: None]
         pictures(out, read_crawl, readers["seed"])
+
+
+def open_originals(
+    stack: ExitStack, name: str, about: Mapping[str, Any], work: Path, scratch: Path
+) -> ReadImage | None:
+    """Return what reads the images of a dataset of `run.json`, where it is called `name`.
+
+    None of one that is text, and, with a warning, of one that is not there.
+    """
+    try:
+        collection = Collection(work / "catalogue" / about["content"] / "all")
+        named = Named(about["name"], DatasetSettings(**about["settings"]))
+        if named.settings.text:
+            return None
+        there = {part.name: part for part in parts_of(named, work)}
+        parts = [there[part.name] for part in collection.parts]
+        originals = stack.enter_context(Originals(collection, parts, scratch))
+        read = read_by_key(originals, collection)
+        read("")
+        return read
+    except (LvdError, OSError, KeyError) as error:
+        warn(f"drawn without the images of the {name} that were not kept: {error}")
+        return None

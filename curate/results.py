@@ -44,12 +44,13 @@ class Datasets:
         ]
         texts = [sorted(data.texts) for data in plan.datasets]
         lists = sorted({each.content for each in plan.lists})
+        labels = [plan.labels.content] if plan.labels else []
         heads = {name: source.about for name, source in plan.sources.items()}
         named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
         named += [*plan.request.holdouts, *([plan.request.held] if plan.request.held else [])]
         settings = [each.settings for each in named]
         notes = [[each.licence, each.source, each.homepage] for each in settings]
-        return fingerprint([parts, texts, lists, heads, notes])
+        return fingerprint([parts, texts, lists, heads, notes, *labels])
 
     @property
     def included_by_meaning(self) -> list[Catalogued]:

@@ -64,6 +64,9 @@ class PipelineSettings(BaseModel):
     filters: list[FilterSettings] = Field(default_factory=list)
     lists: dict[str, ListSettings] = Field(default_factory=dict)
     """Known-bad images and opt-outs, by names that the reasons give."""
+    labels: str | None = None
+    """What a person said of images of an earlier result, which this run keeps to: a file that `lvd-curate
+    label` wrote."""
     calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     dedup: DedupSettings = Field(default_factory=DedupSettings)
@@ -90,6 +93,21 @@ class PipelineSettings(BaseModel):
             raise ValueError(
                 "seed and seeds exclude each other: name all datasets under seeds, or say "
                 "--seed NAME"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_is_labelled(self) -> PipelineSettings:
+        weighing = {
+            "balance.target": self.balance.target is not None,
+            "dedup.chain_floor": self.dedup.chain_floor is not None,
+        }
+        if self.labels is not None and (
+            said := [name for name, is_set in weighing.items() if is_set]
+        ):
+            raise ValueError(
+                f"labels and {said[0]} exclude each other: what is labelled could not stay; leave one "
+                "of them out"
             )
         return self
 

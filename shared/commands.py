@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 
 from shared.errors import LvdError
 from shared.progress import WIDTH
 from shared.remote import is_remote
 
+DEBUG = "lvd.debug"
+"""In what a command notes for itself: whether tracebacks are asked for."""
 STOP_AT_EOF = "LVD_STOP_AT_EOF"
 """Set in the environment of a command whose stdin is a pipe that ends when its parent dies."""
 
@@ -23,13 +27,20 @@ class Commands(click.Group):
     """A group of commands, called as `prog`, that turns errors of the user into one line.
 
     Help is as wide as everything else, and lists the commands in the order of their definition. The
-    exit status is 2 for an LvdError and 130 for Ctrl-C.
+    exit status is 2 for an LvdError and 130 for Ctrl-C. Every command takes `--debug`, with which the
+    traceback comes before that line.
     """
 
     def __init__(self, *args: Any, prog: str = "", **kwargs: Any) -> None:
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
         super().__init__(*args, context_settings=settings, **kwargs)
-        self._prog = prog
+        self.prog = prog
+
+    def add_command(self, command: click.Command, name: str | None = None) -> None:
+        """Add a command, with the option `--debug`."""
+        if not any(param.name == "debug" for param in command.params):
+            command.params.append(_debug_option())
+        super().add_command(command, name)
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of the commands."""
@@ -42,11 +53,54 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except LvdError as error:
-            click.echo(f"{self._prog}: {error}", err=True)
+            _trace(context)
+            click.echo(f"{self.prog}: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo(f"{self._prog}: stopped; run the same command again to go on", err=True)
+            _trace(context)
+            click.echo(f"{self.prog}: stopped; run the same command again to go on", err=True)
             sys.exit(130)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what lets a shell complete commands, options and paths.
+
+    It completes the command as it is found on PATH: activate .venv, or add .venv/bin to PATH.
+
+    \b
+    eval "$(lvd-curate completion bash)"      in ~/.bashrc; zsh likewise in ~/.zshrc
+    lvd-train completion fish | source        in ~/.config/fish/config.fish
+    """
+    prog = context.find_root().command.prog  # type: ignore[attr-defined]
+    variable = f"_{prog.replace('-', '_')}_COMPLETE".upper()
+    made = get_completion_class(shell)
+    assert made is not None  # click has these three
+    click.echo(made(context.find_root().command, {}, prog, variable).source())
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_note_debug,
+        help="Show where an error comes from, before its line.",
+    )
+
+
+def _note_debug(context: click.Context, _: click.Parameter, is_set: bool) -> None:
+    if is_set:
+        context.find_root().meta[DEBUG] = True
+
+
+def _trace(context: click.Context) -> None:
+    """Show the traceback of the error that is being handled, if that is asked for."""
+    if context.find_root().meta.get(DEBUG):
+        traceback.print_exc()
 
 
 class LocalFolder(click.ParamType):
@@ -61,6 +115,12 @@ class LocalFolder(click.ParamType):
         if isinstance(value, str) and is_remote(value):
             return self.convert_url(value, param, ctx)
         return Path(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell complete paths."""
+        return [CompletionItem(incomplete, type="file")]
 
     def convert_url(
         self, url: str, param: click.Parameter | None, ctx: click.Context | None

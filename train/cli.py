@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shared.commands import Commands, LocalFolder
+from shared.commands import Commands, LocalFolder, completion
 from train.evaluation.command import evaluate
 from train.export.command import export
 from train.visualise.command import visualise
@@ -22,6 +22,7 @@ def main() -> None:
     lvd-train run --recipe vits16 --shards 's3://bucket/shards' --out runs/train/s --dry-run
     lvd-train run --recipe vits16 --shards crawl --select runs/curate/latest --out runs/train/l
     torchrun --nproc-per-node 8 -m train.launch run --recipe vitl14 --shards ... --out ...
+    lvd-train status runs/train/tiny                     how far is it? from another terminal
     lvd-train eval knn linear --model runs/train/tiny --model pixels --train A --test B
     lvd-train visualise --model runs/train/tiny --images photos/ --out runs/look
     lvd-train export runs/train/tiny --out model --size 224
@@ -101,6 +102,10 @@ def run(
     OUT gets model/ (the teacher: loadable by timm, and by lvd-curate --embedder), checkpoints/,
     metrics.jsonl, tensorboard/ and run.json. A run that was killed goes on where it stopped:
     start the same command again. Several processes: start it with torchrun.
+
+    \b
+    lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/sample
+    lvd-train run --recipe tiny --select runs/curate/sample --out runs/train/listed --dry-run
     """
     from shared.storage import reraise_disk_full
     from train.recipe import read_recipe
@@ -119,9 +124,26 @@ def run(
         train(recipe, shards, out, select=select, resume=resume, start_from=start_from)
 
 
+@main.command()
+@click.argument("out", metavar="OUT", type=LocalFolder())
+def status(out: Path) -> None:
+    """Say how far a training is, from another terminal.
+
+    Steps done and in all, rate, time left, the last loss and scores; or that it is finished, or was
+    cut off. What it tells is the last line of OUT/metrics.jsonl.
+
+    \b
+    lvd-train status runs/train/sample
+    """
+    from train.monitoring.status import status
+
+    click.echo(status(out))
+
+
 main.add_command(evaluate)
 main.add_command(visualise)
 main.add_command(export)
+main.add_command(completion)
 
 if __name__ == "__main__":
     main(prog_name="lvd-train")

@@ -72,7 +72,7 @@ def train(
         if ranks.first:
             if resume == "never":
                 folder.set_aside()
-            folder.begin(recipe, index.fingerprint)
+            folder.begin(recipe, index.fingerprint, steps)
             if checkpoint is None:
                 _say_origin(system)
         barrier()

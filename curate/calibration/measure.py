@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.edits import edits_of
-from curate.calibration.near_pairs import Looked, LookedPairs, look_at_nearest
+from curate.calibration.near_pairs import Looked, LookedPairs, look_at_nearest, mark_apart
 from curate.calibration.retrieve_threshold import (
     FEWEST,
     RetrieveCalibration,
@@ -168,11 +168,15 @@ def look(
             _thumbnails(originals, numbers, max_pixels),
             _finer_look(originals, numbers, max_pixels),
         )
-    np.savez(out / OTHERS, **vars(found.others))
-    np.savez(out / DRAWN, **vars(found.drawn))
+    kinds = {
+        name: mark_apart(pairs, numbers, collection.apart)
+        for name, pairs in ((OTHERS, found.others), (DRAWN, found.drawn))
+    }
+    for name, pairs in kinds.items():
+        np.savez(out / name, **vars(pairs))
     return {
-        "pairs": len(found.others.one),
-        "drawn_pairs": len(found.drawn.one),
+        "pairs": len(kinds[OTHERS].one),
+        "drawn_pairs": len(kinds[DRAWN].one),
         "drawn_images": found.drawn_images,
     }
 

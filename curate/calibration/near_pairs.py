@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -59,6 +59,19 @@ class Looked:
     drawn: LookedPairs
     drawn_images: int
     """Images of the sample that are drawn."""
+
+
+def mark_apart(
+    found: LookedPairs, numbers: Int64[np.ndarray, " m"], apart: Int64[np.ndarray, "a 2"]
+) -> LookedPairs:
+    """Return the pairs where a person has said that some, of image numbers, are two pictures.
+
+    `numbers` are those of the sample's rows. A pair that nobody looked at stays out of the sample.
+    """
+    said = set(map(tuple, np.sort(apart, axis=1).tolist()))
+    pairs = np.sort(np.stack([numbers[found.one], numbers[found.other]], 1), axis=1)
+    known = np.array([tuple(pair) in said for pair in pairs.tolist()], bool)
+    return replace(found, same=found.same & ~known, unsure=found.unsure & ~known)
 
 
 def look_at_nearest(

@@ -22,6 +22,7 @@ from jaxtyping import Float16, Int64, Integer
 
 from curate.catalogue.digests import Digests, digests_of, first_copies
 from curate.catalogue.exported import Exported, Places, find_exported
+from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from curate.filters.decisions import OPEN
 from curate.filters.judge import judge
@@ -37,6 +38,7 @@ PARTS = "parts.json"
 RESOLVED = "resolved.json"
 KEYS = "keys.arrow"
 EXPORTED = "exported.npy"
+APART = "apart.npy"
 ARRAYS = ("starts", "decision", "canonical", "order", "place")
 KEY = pa.large_string()
 KEYS_TOGETHER = 65_536
@@ -108,6 +110,19 @@ class Collection:
         """Numbers of the images that the result to add to holds, and their places in its shards."""
         places: Places = np.load(self.folder / EXPORTED)
         return places
+
+    @cached_property
+    def apart(self) -> Int64[np.ndarray, "p 2"]:
+        """Numbers of the images that are labelled not to be copies, in pairs, each first of its bytes."""
+        path = self.folder / APART
+        return np.load(path) if path.exists() else np.empty((0, 2), np.int64)
+
+    @cached_property
+    def standing(self) -> Numbers:
+        """Numbers of the images that stand for themselves whatever is similar, one for each content."""
+        exported = self.exported[:, 0]
+        other = np.setdiff1d(self.apart, self.canonical[exported])
+        return np.sort(np.concatenate([exported, other]))
 
     @cached_property
     def usable(self) -> Numbers:
@@ -283,6 +298,7 @@ def catalogue(
     filters: Sequence[FilterSettings],
     lists: Sequence[CompiledList] = (),
     exported: Exported | None = None,
+    labels: CompiledLabels | None = None,
     *,
     out: Path,
 ) -> dict[str, int]:
@@ -327,6 +343,13 @@ def catalogue(
     )
     np.save(out / EXPORTED, find_exported(exported, said, decision))
     canonical = first_copies(digest, decision == OPEN, place)
+    if labels is not None and labels.counts["apart"]:
+        said = (
+            (int(starts[part]), collection.facts_of_part(part, ["sha256"]))
+            for part in range(len(parts))
+        )
+        pairs = np.array(labels.find_apart(said), np.int64).reshape(-1, 2)
+        np.save(out / APART, canonical[pairs[(canonical[pairs] >= 0).all(1)]])
     arrays: tuple[np.ndarray, ...] = (starts, decision, canonical, order, place)
     for name, array in zip(ARRAYS, arrays, strict=True):
         np.save(out / f"{name}.npy", array)

@@ -7,16 +7,20 @@ import click
 from curate.cli.audit import audit
 from curate.cli.calibrate import calibrate
 from curate.cli.demo import demo
+from curate.cli.diff import diff
 from curate.cli.explain import explain
 from curate.cli.gc import gc
+from curate.cli.label import label
 from curate.cli.loop import loop
+from curate.cli.query import query
 from curate.cli.remove import remove
 from curate.cli.report import report
 from curate.cli.run import run
+from curate.cli.search import search
 from curate.cli.status import status
 from curate.cli.update import update
 from curate.cli.verify import verify
-from shared.commands import Commands
+from shared.commands import Commands, completion
 
 
 @click.group(cls=Commands, prog="lvd-curate")
@@ -29,11 +33,15 @@ def main() -> None:
     lvd-curate status runs/mine                          how far is it? from another terminal
     lvd-curate update runs/mine                          the crawl has grown: add what is new
     lvd-curate explain runs/mine 00000/000000017         why is this image in, or out?
+    lvd-curate search runs/mine photo.jpg                what is like it in the crawl?
     lvd-curate loop --rounds 2                           curate, train, curate with that model
     """
 
 
-COMMANDS = (demo, run, update, calibrate, loop, report, explain, status, verify, gc, remove, audit)
+COMMANDS = (
+    *(demo, run, update, calibrate, loop),
+    *(report, explain, search, diff, query, label, status, verify, gc, remove, audit, completion),
+)
 
 for command in COMMANDS:
     main.add_command(command)

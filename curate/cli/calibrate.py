@@ -32,6 +32,9 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
 
     For one crawl and seed: by how rare false copies are among crawled images, and by the seed
     images' similarities to one another. The last line is ready to be pasted behind `lvd-curate run`.
+
+    \b
+    lvd-curate calibrate --pipeline sample
     """
     from curate.calibration.measure import report
     from curate.calibration.stage import calibrate_dedup, calibrate_retrieve, find_sides

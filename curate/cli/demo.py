@@ -29,6 +29,9 @@ def demo(root: Path, config: Path, steps: int | None) -> None:
 
     Curate the built-in sample with what needs no download, train a small model on what was kept,
     draw what it and the bundled one see, and say what happened. What is there already is used again.
+
+    \b
+    lvd-curate demo
     """
     from curate.demo.demo import demo
 

@@ -18,6 +18,9 @@ def gc(keep: tuple[Path, ...], work: Path, dry_run: bool) -> None:
     """Remove from WORK what none of the given finished runs needs.
 
     A later run makes again what it lacks. While a run is at work nothing is removed.
+
+    \b
+    lvd-curate gc runs/curate/sample runs/curate/mine --dry-run
     """
     from curate.execution.gc import collect
 

@@ -52,6 +52,9 @@ def remove(
     has the list in `lists`. `lvd-curate update` and `run --since` know them again by their bytes, and
     with --near, which needs a run with a list of kind pdq in its `lists` (an empty one will do), their
     near copies; without it these are new images.
+
+    \b
+    lvd-curate remove runs/curate/sample --list optout.txt --kind key --dry-run
     """
     from curate.filters.lists import ListSettings
     from curate.removal.remove import remove

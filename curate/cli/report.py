@@ -15,7 +15,11 @@ from shared.commands import LocalFolder
 @click.argument("out", metavar="DIR", type=LocalFolder())
 @work_option("The --work of the run: it knows where the images are.")
 def report(out: Path, work: Path) -> None:
-    """Print the summary of a finished run, and draw its pictures again."""
+    """Print the summary of a finished run, and draw its pictures again.
+
+    \b
+    lvd-curate report runs/curate/sample
+    """
     from curate.execution.output import note_hashes
     from curate.redraw import picture_files, redraw
     from curate.report.summary import summary

@@ -70,6 +70,10 @@ def run(
     Thresholds that were measured for OLD are kept, and so are its centroids until the images have
     drifted from them (cluster.drift); all other settings are those of this run, and all shards are
     written anew. `lvd-curate update OLD` adds shards to OLD instead.
+
+    \b
+    lvd-curate run --pipeline sample --out runs/curate/sample
+    lvd-curate run --pipeline sample --set retrieve.threshold=0.7 --out runs/curate/looser --dry-run
     """
     from curate.calibration.pairing import wrong_pairings
     from curate.dry_run import describe

@@ -15,7 +15,11 @@ def status(folder: Path) -> None:
     """Say how far a run is, from another terminal.
 
     Of the run that writes OUT, or of all that use WORK: stage, done and total, rate, time left,
-    failures so far.
+    failures so far. Of a training, `lvd-train status` says it.
+
+    \b
+    lvd-curate status runs/curate/sample
+    lvd-curate status runs/work
     """
     from curate.execution.status import status
 

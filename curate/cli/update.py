@@ -43,6 +43,9 @@ def update(
     What the crawl has lost, or what became corrupt or unsafe since, is refused while OUT holds it:
     take it out with `lvd-curate remove` first. `lvd-curate run --since OUT` keeps to the same rule
     and writes all shards anew, `lvd-curate run` judges everything anew.
+
+    \b
+    lvd-curate update runs/curate/sample --dry-run
     """
     from curate.execution.copies import require_places
     from curate.execution.output import SINCE, Output, finish_swap

@@ -20,6 +20,10 @@ def verify(folder: Path, discard: bool) -> None:
 
     Finds a flipped bit, a missing and a foreign file, and says what to do about each. The exit
     status is 1 where anything is wrong.
+
+    \b
+    lvd-curate verify runs/curate/sample
+    lvd-curate verify runs/work --discard
     """
     from curate.execution.verify import verify
 

@@ -84,8 +84,8 @@ def rank_contents(
 ) -> dict[str, int]:
     """Write `rank.npy` int64 by image number: the rank of its content, -1 where it takes no part.
 
-    Beside it `number.npy` int64 by rank: the image that stands for the content. Where a run adds to a
-    result, what that holds comes first, whatever the policy.
+    Beside it `number.npy` int64 by rank: the image that stands for the content. Those that stand for
+    themselves (of a result that a run adds to, and by labels) come first, whatever the policy.
     """
     chosen = POLICIES[policy]
     tables = (
@@ -93,7 +93,7 @@ def rank_contents(
     )
     parts = [chosen.score(facts, seed) for facts in tables]
     scores = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
-    stays = np.isin(np.arange(len(collection)), collection.exported[:, 0])
+    stays = np.isin(np.arange(len(collection)), collection.standing)
     best_last = np.lexsort((-collection.place[:], *reversed(scores), stays))
     canonical = collection.canonical[:]
     order = best_last[::-1][canonical[best_last[::-1]] >= 0]

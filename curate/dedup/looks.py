@@ -95,7 +95,7 @@ def look_below(
     asked = [settings.looks, settings.look_floor]
     made_by = [VERSION, below.VERSION, align.VERSION, same.VERSION]
     stage = Stage("dedup", ["looks", *made_by], address, asked)
-    home, stays, note = runner.folder(stage), len(collection.exported), "a look below the threshold"
+    home, stays, note = runner.folder(stage), len(collection.standing), "a look below the threshold"
     args: tuple[Any, ...] = (collection, found, bar.threshold, settings, threads)
     [told] = runner.run(stage, set_floor, [Unit("floor", args)], note=note)
     if told["floor"] >= bar.threshold:

@@ -135,7 +135,7 @@ class _Dedup:
             for start, stop in self.collection.blocks()
         ]
         self.runner.run(self.stage, hashes.hash_pictures, units, note="hashing")
-        args = (self.ranks, [home / unit.name for unit in units], len(self.collection.exported))
+        args = (self.ranks, [home / unit.name for unit in units], len(self.collection.standing))
         [counts] = self.runner.run(self.stage, hashes.cover_copies, [Unit("hashed", args)])
         return Hashed(settings.hash, home / "hashed" / STANDS, counts)
 
@@ -149,7 +149,7 @@ class _Dedup:
             self.runner.run(self.stage, near.search, units, note=note)
             searched = [home / unit.name for unit in units]
             how = settings.groups, settings.edges_per_image
-            args = (self.ranks, searched, *how, before, len(self.collection.exported))
+            args = (self.ranks, searched, *how, before, len(self.collection.standing))
             [result] = self.runner.run(self.stage, groups.group, [Unit(f"groups-{number}", args)])
             before = home / f"groups-{number}"
             if not result["undecided"]:
@@ -164,7 +164,7 @@ class _Dedup:
         if self.settings.groups != "greedy" or not leaders.count_leaders(contents):
             return before
         home, clusters = self.runner.folder(self.stage), self.clustered.clusters
-        how = self.bar, len(self.collection.exported), before, self.threads
+        how = self.bar, len(self.collection.standing), before, self.threads
         unit = Unit("leaders", (self.collection, self.ranks, clusters, *how))
         self.runner.run(self.stage, leaders.find_leaders, [unit])
         led = home / "leaders"
@@ -188,7 +188,7 @@ class _Dedup:
         central = keep.POLICIES[settings.keep].central
         covered = hashed.stands.parent if hashed else None
         read = (self.collection, self.ranks, listed, covered)
-        stays = len(self.collection.exported)
+        stays = len(self.collection.standing)
         how = (self.bar, central, settings.chain_floor, self.threads, stays)
         units = [Unit(f"settle-{first:012d}", (*read, first, last, *how)) for first, last in ranges]
         self.runner.run(self.stage, settle.settle, units, note="looking at components")

@@ -13,6 +13,7 @@ from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
 from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.exported import Exported
+from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import SCORES
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest
@@ -138,10 +139,11 @@ def catalogued(
     filters: Sequence[FilterSettings] = (),
     lists: Sequence[CompiledList] = (),
     exported: Exported | None = None,
+    labels: CompiledLabels | None = None,
 ) -> Catalogued:
     """Return a dataset as an embedder sees it, with what facts, scores and lists decide of its images.
 
-    `exported` are those of its images that the result to add to holds.
+    `exported` are those of its images that the result to add to holds, or that are labelled to be kept.
     """
     request, work = embedded.request, embedded.request.work
     outputs, digests = [], []
@@ -175,11 +177,12 @@ def catalogued(
             [entry.rule for entry in filters],
             *([each.name, each.content] for each in lists),
             *([exported.digest] if exported else []),
+            *([[labels.content]] if labels else []),
         ],
     )
-    for each in lists:
-        runner.use(each.folder)
-    args = (outputs, work, quality, list(filters), tuple(lists), exported)
+    for folder in (*(each.folder for each in lists), *([labels.folder] if labels else [])):
+        runner.use(folder)
+    args = (outputs, work, quality, list(filters), tuple(lists), exported, labels)
     runner.run(stage, catalogue, [Unit("all", args)])
     collection = Collection(runner.folder(stage) / "all")
     return Catalogued(embedded.name, embedded.parts, collection, stage.address)

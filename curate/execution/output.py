@@ -19,6 +19,7 @@ from curate.plan import PARTIAL
 from curate.report.datasheet import DATASHEET
 from shared.config import flat
 from shared.errors import LvdError
+from shared.folders import describe_folder
 from shared.locks import busy, locked
 from shared.progress import warn
 from shared.storage import (
@@ -84,7 +85,11 @@ class Output:
                 f"--out {self._name} holds files that no run wrote: name an empty folder, or say "
                 "--replace to delete them at the end of the run"
             )
-        own, there = flat(self.settings), flat(read_json(self.out / RUN)["settings"])
+        there = read_json(self.out / RUN)
+        if "settings" not in there:
+            whose = describe_folder(self.out) or "no result of lvd-curate"
+            raise LvdError(f"--out {self._name} is {whose}; name another --out")
+        own, there = flat(self.settings), flat(there["settings"])
         for key in (*own, *there):
             if there.get(key) != own.get(key):
                 raise LvdError(

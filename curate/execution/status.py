@@ -11,6 +11,7 @@ from curate.execution.session import STATUS, status_file
 from curate.plan import PARTIAL
 from shared.datasets import WORK_MARKER
 from shared.errors import LvdError
+from shared.folders import describe_folder
 from shared.progress import duration, rate
 from shared.storage import read_json, read_optional
 
@@ -24,6 +25,8 @@ def status(folder: Path) -> str:
     if (folder / WORK_MARKER).exists():
         return _of_work(folder)
     lines = []
+    if not (folder / "reports").exists() and (whose := describe_folder(folder)):
+        raise LvdError(f"{folder} is {whose}")
     if (folder / RUN).exists():
         lines.append(_finished(folder))
     if (report := read_optional(status_file(folder))) and lives(report):

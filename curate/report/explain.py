@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ MEMBERS = 20  # of a group; its size is told besides
 FACTS = ("part", "member", "url", "caption", "sha256", "width", "height", "format", "bytes")
 
 
-def life(out: Path, key: str) -> dict[str, Any]:
+FindSeeds = Callable[[str], list[dict[str, Any]]]
+"""Finds the nearest seed images of a key that the reports list none of: as rows of `retrieval`."""
+
+
+def life(out: Path, name: str, find_seeds: FindSeeds | None = None) -> dict[str, Any]:
     """Return what the run in `out` knows of one image, as JSON-able values.
+
+    `name` is its key; else its member, with its part or without, its URL, or its key in the shards,
+    with its shard or without, where only one image has it. `find_seeds` is asked of a copy.
 
     `key`, `decision`, `reason`, `why` (a sentence); `facts`; `cluster`; `thresholds` by stage;
     `group`: None, or its `id`, `size`, `representative` (with that one's `decision`) and the first
@@ -26,21 +34,21 @@ def life(out: Path, key: str) -> dict[str, Any]:
     `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it;
     `balance_cluster`: its row in `balance.parquet`, and `weight`: how often it is to be drawn, or
     None; `top_up_similarity`: its cosine with what was held or taken before it, or None; `written`: None, or the `shard`, or list, and the `key` in it.
-    LvdError, with the nearest keys, where no crawled image has this key.
+    LvdError, with the nearest keys, where no crawled image is called so, and where several are.
     """
     funnel = read_funnel(out)
     with open_tables(out) as tables:
-        found = rows(tables, "SELECT * FROM images WHERE key = ?", [key])
-        if not found:
-            raise LvdError(_unknown(tables, out, key))
-        [image] = found
+        image = _find(tables, out, name)
+        key = image["key"]
         group = None if image["group"] is None else _group(tables, image["group"], key)
         seeds = rows(
             tables,
             "SELECT seed, seed_key, similarity, strategy FROM retrieval WHERE key = ? ORDER BY rank",
             [key],
         )
-    thresholds = {name: threshold(funnel, name) for name in ("dedup", "retrieve", "holdout")}
+    if find_seeds is not None and not seeds and image["decision"] == "duplicate":
+        seeds = find_seeds(key)
+    thresholds = {stage: threshold(funnel, stage) for stage in ("dedup", "retrieve", "holdout")}
     written = None
     if image["output_shard"] is not None:
         copied = f"shards/{image['output_shard']}.tar"
@@ -51,7 +59,7 @@ def life(out: Path, key: str) -> dict[str, Any]:
         "decision": image["decision"],
         "reason": image["reason"],
         "why": _why(image, group, thresholds),
-        "facts": {name: image.get(name) for name in FACTS},
+        "facts": {fact: image.get(fact) for fact in FACTS},
         "scores": image.get("scores") or {},
         "cluster": image["cluster"],
         "group": group,
@@ -65,9 +73,9 @@ def life(out: Path, key: str) -> dict[str, Any]:
     }
 
 
-def explain(out: Path, key: str) -> str:
-    """Return `life(out, key)` in words, for a terminal: escaped, a newline last."""
-    told = life(out, key)
+def explain(out: Path, name: str, find_seeds: FindSeeds | None = None) -> str:
+    """Return `life` in words, for a terminal: escaped, a newline last."""
+    told = life(out, name, find_seeds)
     facts = told["facts"]
     lines = [f"{told['key']}: {told['decision']}", f"  {told['why']}", ""]
     size = "unknown size" if facts["width"] is None else f"{facts['width']}×{facts['height']}"
@@ -89,6 +97,29 @@ def explain(out: Path, key: str) -> str:
     if told["written"] is not None:
         lines += ["", f"Written to {told['written']['shard']} as {told['written']['key']}"]
     return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _find(tables: duckdb.DuckDBPyConnection, out: Path, name: str) -> dict[str, Any]:
+    if found := rows(tables, "SELECT * FROM images WHERE key = ?", [name]):
+        return found[0]
+    found = rows(
+        tables,
+        """
+        SELECT * FROM images
+        WHERE $1 IN (member, part || '/' || member, url, output_key, output_shard || '/' || output_key)
+        ORDER BY key LIMIT 4
+        """,
+        [name],
+    )
+    if len(found) > 1:
+        keys = ", ".join(f"'{printable(row['key'])}'" for row in found[:3])
+        more = ", ..." if len(found) > 3 else ""
+        raise LvdError(
+            f"{out}: '{printable(name)}' is what several images are called: {keys}{more}"
+        )
+    if not found:
+        raise LvdError(_unknown(tables, out, name))
+    return found[0]
 
 
 def _scores(scores: dict[str, float | None]) -> str:
@@ -136,7 +167,7 @@ def _why(
     nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
     if wanted is not None and decision == "kept":
         if np.float32(similarity) < np.float32(wanted):
-            return f"kept from an earlier result; the threshold is {wanted:.6g}: {nearest}"
+            return f"kept from an earlier result, or by a label; the threshold is {wanted:.6g}: {nearest}"
         return f"relevant: {nearest} reaches the threshold {wanted:.6g}"
     if decision == "irrelevant":
         return reason
@@ -188,7 +219,8 @@ def _seed_lines(told: dict[str, Any]) -> list[str]:
         return []
     wanted = told["thresholds"]["retrieve"]
     against = "" if wanted is None else f" (threshold {wanted:.6g})"
-    lines = ["", f"Nearest seed images{against}"]
+    own = ", by the vector of this copy" if told["decision"] == "duplicate" else ""
+    lines = ["", f"Nearest seed images{own}{against}"]
     several = len({s["seed"] for s in told["seeds"]}) > 1
     lines += _table(
         [
@@ -221,18 +253,15 @@ def _table(pairs: list[tuple[str, Any]]) -> list[str]:
 
 
 def _unknown(tables: duckdb.DuckDBPyConnection, out: Path, key: str) -> str:
-    # A reader of a shard has the output key, one of a tar the member's name: both point at the key.
     # Keys are cut for the distance, which takes the product of two lengths.
     near = rows(
         tables,
-        """
-        SELECT key FROM images
-        ORDER BY $1 NOT IN (member, part || '/' || member, ifnull(output_key, ''), ifnull(url, '')),
-            levenshtein(left(key, 200), left($1, 200)), key LIMIT 3
-        """,
+        "SELECT key FROM images ORDER BY levenshtein(left(key, 200), left($1, 200)), key LIMIT 3",
         [key],
     )
-    unknown = f"{out}: no crawled image has the key '{printable(key)}'"
+    unknown = (
+        f"{out}: no crawled image has the key '{printable(key)}', and no other name of one is that"
+    )
     if not near:
         return f"{unknown}: its crawl was empty"
     return f"{unknown}: the nearest are " + ", ".join(f"'{printable(row['key'])}'" for row in near)

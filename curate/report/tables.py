@@ -12,10 +12,24 @@ import duckdb
 import pyarrow.parquet as pq
 
 from shared.errors import LvdError
+from shared.folders import describe_folder
 from shared.storage import read_json
 
 SEED_IMAGES = "seed_images"
 """The table of the images of seeds that went into the shards themselves, where there are such."""
+
+
+def connect(spill: str) -> duckdb.DuckDBPyConnection:
+    """Return an empty database in memory that spills to the folder `spill` and fetches no extension."""
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "temp_directory": spill,  # its default is below the working directory
+        }
+    )
+    connection.execute("SET enable_progress_bar = false")
+    return connection
 
 
 def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
@@ -23,14 +37,7 @@ def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
 
     A table is one Parquet file or a folder of them. Nothing is read until a query asks for it.
     """
-    connection = duckdb.connect(
-        config={
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-            "temp_directory": tempfile.gettempdir(),  # its default is below the working directory
-        }
-    )
-    connection.execute("SET enable_progress_bar = false")
+    connection = connect(tempfile.gettempdir())
     for name in ("images", "retrieval", "duplicates"):
         table = connection.read_parquet(table_patterns(out, name))
         if name == "retrieval" and "seed" not in table.columns:  # of a run before several seeds
@@ -92,6 +99,8 @@ def threshold(funnel: dict[str, Any], stage: str) -> float | None:
 
 
 def _unfinished(out: Path, missing: Path) -> LvdError:
+    if not (out / "reports").exists() and (whose := describe_folder(out)):
+        return LvdError(f"{out} is {whose}")
     return LvdError(
         f"{out} holds no finished run ({missing.relative_to(out)} is not there or not readable): "
         f"finish it with `lvd-curate run ... --out {out}`"

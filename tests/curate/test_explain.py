@@ -1,5 +1,7 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from finished_run import HOSTILE, finished_run
 
@@ -76,12 +78,42 @@ def test_an_unknown_key_names_the_nearest(run, one_of):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("with_folder", [False, True])
 @pytest.mark.parametrize("column", ["member", "output_key", "url"])
-def test_other_names_of_an_image_lead_to_its_key(run, one_of, column):
-    other = {
-        "member": life(run, one_of["kept"])["facts"]["member"],
-        "url": life(run, one_of["kept"])["facts"]["url"],
-        "output_key": life(run, one_of["kept"])["written"]["key"],
+def test_an_image_is_found_by_its_other_names(run, one_of, column, with_folder):
+    told = life(run, one_of["kept"])
+    other, folder = {
+        "member": (told["facts"]["member"], told["facts"]["part"]),
+        "url": (told["facts"]["url"], None),
+        "output_key": (told["written"]["key"], told["written"]["key"][:5]),
     }[column]
-    with pytest.raises(LvdError, match=f"the nearest are '{one_of['kept']}'"):
-        life(run, other)
+    assert life(run, f"{folder}/{other}" if with_folder and folder else other) == told
+
+
+def test_a_name_of_several_images_lists_their_keys(tmp_path):
+    out = finished_run(tmp_path / "out")
+    path = out / "reports" / "images.parquet"
+    table = pq.read_table(path)
+    members = pa.array(["same.jpg"] * len(table))
+    pq.write_table(table.set_column(table.column_names.index("member"), "member", members), path)
+    with pytest.raises(LvdError, match="what several images are called: '00000/") as error:
+        life(out, "same.jpg")
+    assert str(error.value).endswith(", ...")
+    assert life(out, "00001/i0030")["key"] == "00001/i0030"
+
+
+def test_the_nearest_seeds_of_a_copy_are_asked_for_and_of_no_other(run, one_of):
+    seeds = [{"seed": "animals", "seed_key": "s.jpg", "similarity": 0.25, "strategy": None}]
+    asked = []
+
+    def find(key):
+        asked.append(key)
+        return seeds
+
+    for decision in DECISIONS:
+        told = life(run, one_of[decision], find)
+        assert (told["seeds"] == seeds) == (decision == "duplicate")
+    assert asked == [one_of["duplicate"]]
+    said = explain(run, one_of["duplicate"], find)
+    assert "Nearest seed images, by the vector of this copy (threshold 0.5)" in said
+    assert "0.2500  s.jpg" in said

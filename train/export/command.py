@@ -53,6 +53,9 @@ def export(
     is taken, or one of its OUT/checkpoints/step-... folders, whatever number of processes wrote
     it. timm and onnx are also made from an export of the format heads or single, and from a model
     folder, such as OUT/model.
+
+    \b
+    lvd-train export runs/train/sample --out runs/export/sample --size 96
     """
     from train.export.new_folder import check_free
     from train.export.options import check_options

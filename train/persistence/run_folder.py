@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from shared.config import flat
 from shared.errors import LvdError
+from shared.folders import describe_folder
 from shared.locks import busy, locked
 from shared.progress import say, warn
 from shared.storage import read_json, write_json
@@ -51,6 +52,7 @@ class RunFolder:
         if not self.run.exists():
             return
         before = read_json(self.run)
+        self._refuse_others(before)
         remedy = "name another --out, or say --resume never to begin anew (what is there is kept)"
         theirs, ours = flat(_whole(before["recipe"])), flat(recipe.model_dump(mode="json"))
         for key in sorted(theirs.keys() | ours.keys()):
@@ -69,14 +71,22 @@ class RunFolder:
         if before["data"] != data:
             raise LvdError(f"--out {self.out} holds a run on other images: {remedy}")
 
-    def begin(self, recipe: Recipe, data: str) -> None:
-        """Write `run.json`: what the run is made with, and on."""
+    def _refuse_others(self, run: dict) -> None:
+        if "recipe" not in run:
+            whose = describe_folder(self.out) or "no run of lvd-train"
+            raise LvdError(f"--out {self.out} is {whose}; name another --out")
+
+    def begin(self, recipe: Recipe, data: str, steps: int) -> None:
+        """Write `run.json`: what the run is made with, and on, and how many steps it takes."""
         versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
         settings = recipe.model_dump(mode="json")
-        write_json(self.run, {"recipe": settings, "data": data, "versions": versions})
+        about = {"recipe": settings, "data": data, "steps": steps, "versions": versions}
+        write_json(self.run, about)
 
     def set_aside(self) -> None:
-        """Move what an earlier run left to `OUT/earlier-N`."""
+        """Move what an earlier run left to `OUT/earlier-N`; LvdError where that is no training."""
+        if self.run.exists():
+            self._refuse_others(read_json(self.run))
         keep = ("earlier-", "index", ".")  # the index belongs to the shards, whoever made it
         left = [path for path in sorted(self.out.iterdir()) if not path.name.startswith(keep)]
         if not left:

@@ -24,6 +24,7 @@ from train.visualise.page import figures_page
 from train.visualise.pictures import Pictures, first_pictures, squares_of
 from train.visualise.settings import VisualiseSettings
 from train.visualise.sheets import SIDE, Sheet
+from train.visualise.stored import stored_neighbours, stored_vectors
 
 FIGURES = 2
 """Of each model: attention and patches."""
@@ -65,7 +66,7 @@ def draw(
         if glance := overview(model.parts, pictures.squares):
             sheets.insert(0, glance)
     if gallery is not None:
-        sheets.append(_neighbour_sheet(model, pictures, gallery, cache, settings))
+        sheets.append(_neighbour_sheet(model, pictures, gallery, cache, size, settings))
     if not sheets:
         raise LvdError(f"model {name} has neither attention nor patch tokens: give --neighbours")
     remarks = _remarks(pictures, images, missing)
@@ -112,23 +113,28 @@ def _neighbour_sheet(
     pictures: Pictures,
     gallery: str,
     cache: Path,
+    size: int | None,
     settings: VisualiseSettings,
 ) -> Sheet:
-    there = bank(
-        model,
-        gallery,
-        role="--neighbours",
-        cache=cache,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        labelled=False,
-    )
     queries = torch.cat([_pooled(model, data) for data in pictures.data.values()])
-    cosines, rows = neighbours(queries, there.pooled, settings.nearest)
-    found = {
-        key: [(there.keys[row], cosine) for row, cosine in zip(*best, strict=True)]
-        for key, *best in zip(pictures.squares, rows.tolist(), cosines.tolist(), strict=True)
-    }
+    if stored := stored_vectors(model.name, gallery, size):
+        nearest = stored_neighbours(queries, stored, settings.nearest)
+    else:
+        there = bank(
+            model,
+            gallery,
+            role="--neighbours",
+            cache=cache,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            labelled=False,
+        )
+        cosines, rows = neighbours(queries, there.pooled, settings.nearest)
+        nearest = [
+            [(there.keys[row], cosine) for row, cosine in zip(*best, strict=True)]
+            for best in zip(rows.tolist(), cosines.tolist(), strict=True)
+        ]
+    found = dict(zip(pictures.squares, nearest, strict=True))
     wanted = {key for best in found.values() for key, _ in best}
     return neighbour_figure(
         model.name,

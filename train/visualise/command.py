@@ -27,7 +27,9 @@ import click
 @click.option(
     "--neighbours",
     metavar="SHARDS",
-    help="Images among which each picture's nearest neighbours are sought; a PATH like --images.",
+    help="Images among which each picture's nearest neighbours are sought; a PATH like --images, or the "
+    "OUT of lvd-curate run --set export.embeddings=true, whose vectors are used where --model made "
+    "them: nothing is embedded then.",
 )
 @click.option(
     "--out",
@@ -71,6 +73,9 @@ def visualise(
     Of the first pictures of PATH, by key: the CLS token's attention of each head, with the patches
     that hold 60 % of it; the principal components of the patch tokens as colours that all pictures
     share; and the nearest neighbours among SHARDS. Open OUT/index.html, which needs nothing else.
+
+    \b
+    lvd-train visualise --model runs/train/sample --images runs/curate/sample/shards
     """
     from shared.config import apply_overrides, validate
     from shared.datasets import DatasetSettings, list_parts

@@ -1,0 +1,1 @@
+"""Answers questions about finished runs from their stored vectors and pictures."""
