@@ -34,6 +34,8 @@ class Deduplicated:
     """What a pass by hashes found."""
     looked: Looked | None = None
     """What looks below the threshold found."""
+    ranks: Path = Path()
+    """What `keep.rank_contents` left."""
 
 
 def dedup(
@@ -59,17 +61,20 @@ def dedup(
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
         hashed = work.cover_copies()
         found, counts = work.group(hashed)
+        ranks = work.ranks
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
             found, counts = work.settle(found, hashed)
         complete = work.measure_completeness()
         groups_so_far = found, stage.address
-        how = work.ranks, threshold, settings, max_pixels, threads
+        how = ranks, threshold, settings, max_pixels, threads
         looked = look_below(runner, crawl, clustered, groups_so_far, *how)
         if looked is not None:
             found, counts, work = looked.groups, looked.counts, replace(work, stage=looked.stage)
         shapes, chains = work.measure(found)
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(found, counts, complete, work.stage.address, shapes, hashed, looked)
+    return Deduplicated(
+        found, counts, complete, work.stage.address, shapes, hashed, looked, ranks
+    )
 
 
 @dataclass(frozen=True)

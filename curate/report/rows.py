@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int32, Shaped
-from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.hashes import Hashed
@@ -96,17 +95,6 @@ DUPLICATES = pa.schema(
     ]
 )
 TABLES = {"images": IMAGES, "retrieval": RETRIEVAL, "duplicates": DUPLICATES}
-
-
-class ReportSettings(BaseModel):
-    """What the reports hold."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    top_k: int = Field(5, ge=1)
-    """Nearest seed images listed for an image."""
-    pictures: bool = True
-    """Plots and contact sheets beside the tables."""
 
 
 @dataclass(frozen=True)
