@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import duckdb
 import numpy as np
 
@@ -10,7 +12,7 @@ from curate.report.tables import rows
 
 BANDS = 4
 """On each side of the threshold."""
-IN_BAND = 5
+IN_BAND = 4
 """Images, or pairs, that are shown of each."""
 _JUDGED = """
     SELECT images.*, retrieval.seed FROM images LEFT JOIN retrieval
@@ -58,9 +60,7 @@ def copy_bands(tables: duckdb.DuckDBPyConnection, threshold: float | None) -> Sh
     strips = []
     for low, high in _edges(tables, "pairs", "similarity", threshold):
         band = "similarity >= ?::FLOAT AND similarity < ?::FLOAT"
-        [counted] = rows(
-            tables, f"SELECT count(*) AS pairs FROM pairs WHERE {band}", [low, high]
-        )
+        [counted] = rows(tables, f"SELECT count(*) AS pairs FROM pairs WHERE {band}", [low, high])
         query = f"FROM pairs WHERE {band} ORDER BY md5(key || better), key, better LIMIT {IN_BAND}"
         tiles = pair_tiles(tables, query, [low, high])
         strips.append(_strip(low, high, tiles, count(counted["pairs"], "pair")))
@@ -80,9 +80,7 @@ def pair_tiles(
     """Return the tiles of a query of `pairs`, in its order: two of each pair, the better one first."""
     pairs = rows(tables, query, parameters)
     keys = sorted({pair[side] for pair in pairs for side in ("key", "better")})
-    found = rows(
-        tables, "SELECT * FROM images WHERE key IN (SELECT unnest(?::VARCHAR[]))", [keys]
-    )
+    found = rows(tables, "SELECT * FROM images WHERE key IN (SELECT unnest(?::VARCHAR[]))", [keys])
     images = {row["key"]: row for row in found}
     tiles = []
     for pair in pairs:
@@ -109,5 +107,5 @@ def _edges(
     parts = [np.linspace(low, high, 2 * BANDS + 1)]
     if threshold is not None and low < threshold < high:
         parts = [np.linspace(low, threshold, BANDS + 1), np.linspace(threshold, high, BANDS + 1)]
-    edges = [(float(a), float(b)) for part in parts for a, b in zip(part[:-1], part[1:], strict=True)]
+    edges = [(float(a), float(b)) for part in parts for a, b in pairwise(part)]
     return edges if len(edges) and high > low else []

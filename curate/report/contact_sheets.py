@@ -45,6 +45,7 @@ class Sheet:
     note: str
     strips: tuple[Strip, ...]
     pairs: bool = False  # each two tiles belong together
+    flow: bool = False  # short strips stand side by side
 
 
 def tiles_of(sheets: Iterable[Sheet]) -> Iterator[Tile]:
@@ -66,9 +67,21 @@ def judged_tiles(row: dict[str, Any]) -> list[Tile]:
         _detail(row, f"cosine {similarity:.4f} with seed {seed}"),
         row["output_shard"],
         row["output_key"],
-        reason=row["reason"],
+        reason="" if f"nearest seed {seed} is below" in row["reason"] else row["reason"],
     )
     return [own, seed_tile(seed, row["seed"])]
+
+
+def near_tile(row: dict[str, Any]) -> Tile:
+    """Return an image with its `similarity` to a seed image and what became of it."""
+    became = "" if row["decision"] == "kept" else f" · {row['decision']}"
+    return Tile(
+        row["key"],
+        f"{row['similarity']:.4f}{became}",
+        _detail(row, row["reason"]),
+        row["output_shard"],
+        row["output_key"],
+    )
 
 
 def seed_tile(key: str, seed: str | None) -> Tile:
@@ -94,9 +107,7 @@ def member_tile(row: dict[str, Any]) -> Tile:
     if row["representative"]:
         return copy_tile(row, framed=True)
     method = row["method"]
-    return copy_tile(
-        row, fact=method if method == "exact" else f"{row['similarity']:.4f} {method}"
-    )
+    return copy_tile(row, fact=method if method == "exact" else f"{row['similarity']:.4f} {method}")
 
 
 def rejected_tile(row: dict[str, Any]) -> Tile:
@@ -123,7 +134,7 @@ def _hidden_if_unsafe(row: dict[str, Any]) -> dict[str, Any]:
 
 def _detail(row: dict[str, Any], fact: str) -> str:
     facts = [f"{_size(row)} {row['format'] or ''}".strip(), row["decision"], fact]
-    return " · ".join(facts)
+    return " · ".join(filter(None, facts))
 
 
 def _size(row: dict[str, Any]) -> str:

@@ -61,6 +61,7 @@ def chosen_groups(tables: duckdb.DuckDBPyConnection) -> list[Sheet]:
                 title,
                 "First the image that stands for all (framed), then the members least similar to it.",
                 group_strips(tables, order, GROUPS, 0),
+                flow=True,
             )
         )
     return [sheet for sheet in found if sheet.strips]
@@ -75,6 +76,7 @@ def page_of_groups(tables: duckdb.DuckDBPyConnection, number: int, groups: int) 
         f"First the image that stands for all (framed), then the {MEMBERS - 1} members least similar "
         "to it. All members are in reports/duplicates.parquet.",
         group_strips(tables, 'members DESC, "group"', groups, start),
+        flow=True,
     )
 
 
@@ -106,9 +108,8 @@ def group_strips(
     for place in dict.fromkeys(row["place"] for row in found):
         mine = [row for row in found if row["place"] == place]
         members = mine[0]["members"]
-        note = count(members, "image")
-        if members > len(mine):
-            note += f", {len(mine)} of them shown"
-        note += f"; the one that stands for them is {mine[0]['decision']}"
+        shown = f", {len(mine)} shown" if members > len(mine) else ""
+        kept = "1 kept" if mine[0]["decision"] == "kept" else f"none kept ({mine[0]['decision']})"
+        note = f"{count(members, 'image')}{shown}, {kept}"
         strips.append(Strip(mine[0]["key"], tuple(map(member_tile, mine)), note))
     return tuple(strips)

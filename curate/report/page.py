@@ -73,9 +73,7 @@ def report_page(
         verdict=content.verdict,
         contents=list(_contents(content, funnel)),
         funnel=list(_funnel(funnel)),
-        reasons=[
-            (row["decision"], row["kind"], f"{row['images']:,}") for row in content.reasons
-        ],
+        reasons=[(row["decision"], row["kind"], f"{row['images']:,}") for row in content.reasons],
         sliders=content.thresholds,
         sections=[each for each in content.sections if each.sheets],
         map=content.map,
@@ -95,9 +93,7 @@ def report_page(
     )
 
 
-def page_of_copies(
-    sheet: Sheet, links: Sequence[tuple[str, str]], thumbs: Thumbs
-) -> str:
+def page_of_copies(sheet: Sheet, links: Sequence[tuple[str, str]], thumbs: Thumbs) -> str:
     """Return a further page of groups; `links` are all of these."""
     return render_page(
         _HERE / "groups.html",

@@ -174,9 +174,7 @@ def _try(
     asked, listed = np.unique(near[:, 0], return_counts=True)
     cut = asked[listed == pool.per_image]
     greedy = pool.settings.groups == "greedy"
-    undecided = decide(
-        near, cut, pool.settings.groups, pool.per_image, status, chosen, pool.stays
-    )
+    undecided = decide(near, cut, pool.settings.groups, pool.per_image, status, chosen, pool.stays)
     status[: pool.stays], chosen[: pool.stays] = REPRESENTATIVE, np.arange(pool.stays)
     alone = status == UNDECIDED
     chosen = np.where(alone, np.arange(len(chosen)), follow(chosen))

@@ -29,7 +29,7 @@ def queries(out: Path, relevance: float | None) -> Mapping[str, str]:
         ),
         "groups": (
             'SELECT "group", count(*) AS images, min(similarity) AS least\n'
-            "FROM {duplicates} GROUP BY ALL ORDER BY images DESC, \"group\" LIMIT 20"
+            'FROM {duplicates} GROUP BY ALL ORDER BY images DESC, "group" LIMIT 20'
         ),
         "seeds": (
             "SELECT nearest_seed, count(*) AS images FROM {images}\n"

@@ -14,7 +14,7 @@ for (const root of document.querySelectorAll("[data-slider]")) {
       say(name, counts[at].toLocaleString("en-US"));
     }
     say("threshold", String(value));
-    say("command", told.command.replace("{}", String(value)));
+    say("command", told.command.replaceAll("{}", String(value)));
     range.setAttribute("aria-valuetext", `${told.setting} ${value}`);
     if (plot) {
       const share = (value - told.low) / (told.high - told.low);

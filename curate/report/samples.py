@@ -10,12 +10,13 @@ from curate.report.contact_sheets import (
     copy_tile,
     count,
     judged_tiles,
+    near_tile,
     rejected_tile,
     seed_tile,
 )
 from curate.report.tables import rows
 
-KEPT, DROPPED, BROUGHT = 24, 10, 7
+KEPT, DROPPED, BROUGHT = 24, 8, 7
 """Images shown of what was kept, of each decision, and of each seed image."""
 SEEDS = 8
 _NEAREST = "LEFT JOIN retrieval ON retrieval.key = images.key AND retrieval.rank = 0"
@@ -46,7 +47,10 @@ def dropped_samples(tables: duckdb.DuckDBPyConnection) -> list[Sheet]:
     ]
     for decision, why in (
         ("irrelevant", "Not similar enough to a seed image: each beside the nearest one (framed)."),
-        ("over_budget", "Relevant, and beyond a budget: each beside its nearest seed image (framed)."),
+        (
+            "over_budget",
+            "Relevant, and beyond a budget: each beside its nearest seed image (framed).",
+        ),
     ):
         strip = _judged_strip(tables, decision, DROPPED)
         found.append(Sheet(decision, f"Dropped: {decision}", why, _strips([strip]), pairs=True))
@@ -63,37 +67,35 @@ def dropped_samples(tables: duckdb.DuckDBPyConnection) -> list[Sheet]:
 
 
 def brought_in(tables: duckdb.DuckDBPyConnection) -> Sheet:
-    """Return seed images, those that brought in most and some at random, with what they brought in."""
+    """Return seed images, those that brought in most and some at random, with what is nearest to them."""
     found = rows(
         tables,
         f"""
-        WITH kept AS (
-            SELECT images.*, seed FROM images {_NEAREST} WHERE decision = 'kept'
-        ), brought AS (
-            SELECT nearest_seed, seed, count(*) AS images FROM kept
-            WHERE nearest_seed IS NOT NULL GROUP BY 1, 2
+        WITH brought AS (
+            SELECT seed_key, seed, count(*) FILTER (rank = 0 AND decision = 'kept') AS kept
+            FROM retrieval JOIN images USING (key) GROUP BY 1, 2
         ), chosen AS (
-            (FROM brought ORDER BY images DESC, nearest_seed, seed LIMIT {SEEDS // 2})
-            UNION (FROM brought ORDER BY md5(nearest_seed), nearest_seed, seed LIMIT {SEEDS})
-        ), few AS (FROM chosen ORDER BY images DESC, nearest_seed, seed LIMIT {SEEDS})
-        SELECT * FROM kept JOIN few USING (nearest_seed, seed)
+            (FROM brought ORDER BY kept DESC, seed_key, seed LIMIT {SEEDS // 2})
+            UNION (FROM brought ORDER BY md5(seed_key), seed_key, seed LIMIT {SEEDS})
+        ), few AS (FROM chosen ORDER BY kept DESC, seed_key, seed LIMIT {SEEDS})
+        SELECT images.*, seed_key, seed, similarity, few.kept
+        FROM few JOIN retrieval USING (seed_key, seed) JOIN images USING (key)
         QUALIFY row_number() OVER (
-            PARTITION BY nearest_seed, seed ORDER BY seed_similarity DESC, key
+            PARTITION BY seed_key, seed ORDER BY similarity DESC, key
         ) <= {BROUGHT}
-        ORDER BY images DESC, nearest_seed, seed, seed_similarity DESC, key
+        ORDER BY few.kept DESC, seed_key, seed, similarity DESC, key
         """,
     )
     strips = []
-    for key, seed in dict.fromkeys((row["nearest_seed"], row["seed"]) for row in found):
-        mine = [row for row in found if (row["nearest_seed"], row["seed"]) == (key, seed)]
-        note = f"the nearest seed image of {count(mine[0]['images'], 'kept image')}"
-        tiles = [seed_tile(key, seed), *(judged_tiles(row)[0] for row in mine)]
-        strips.append(Strip(key, tuple(tiles), note))
+    for key, seed in dict.fromkeys((row["seed_key"], row["seed"]) for row in found):
+        mine = [row for row in found if (row["seed_key"], row["seed"]) == (key, seed)]
+        note = f"the nearest seed image of {count(mine[0]['kept'], 'kept image')}"
+        strips.append(Strip(key, (seed_tile(key, seed), *map(near_tile, mine)), note))
     return Sheet(
         "retrieval",
-        "What seed images brought in",
-        "The seed images (framed) that brought in most, and some at random, with the crawled images "
-        "that are most similar to them.",
+        "What is nearest to seed images",
+        "The seed images (framed) that brought in most, and some at random, with the crawled images that "
+        "are most similar to them, kept or not, of those that have them among their nearest.",
         _strips(strips),
     )
 

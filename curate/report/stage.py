@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals
 from curate.report import groups, rows, seed_images
-from curate.report.pictures import pictures
 from curate.report.pairs import PAIRS, REGROUPED, Pool, pair_units
+from curate.report.pictures import pictures
 from curate.report.rows import Decided
 from curate.stage import Runner, Unit
 

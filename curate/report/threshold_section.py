@@ -113,7 +113,7 @@ def relevance_section(
         sheet=relevance_bands(tables, value),
         query=query,
         headings=["threshold", "reach it", "kept now", "irrelevant now"],
-        command=rerun(run, "retrieve.threshold={}", folder="at-{}"),
+        command=rerun(run, "retrieve.threshold={}", folder="relevance-at-{}"),
     )
 
 
@@ -174,5 +174,5 @@ def copies_section(
         sheet=copy_bands(tables, value),
         query=query,
         headings=headings,
-        command=rerun(run, "dedup.threshold={}", folder="at-{}"),
+        command=rerun(run, "dedup.threshold={}", folder="copies-at-{}"),
     )
