@@ -1,8 +1,9 @@
 """Stage report, the pairs: what was near enough to be a copy, and what other thresholds would find.
 
-Units: `set_floor` of `dedup/below.py`, `find_pairs` (map over ranges of clusters: the search of
-`dedup/near.py` at the floor), `regroup` (reduce). Of each distinct content the most similar better ones
-are listed, 20 bytes for each.
+Units: `prepare` (reduce), `find_pairs` (map over ranges of clusters: the search of `dedup/near.py` at the
+floor), `regroup` (reduce). Of each distinct content the most similar better ones are listed, 20 bytes for
+each, and of a group only its best `MEMBERS` take part: a heap of one picture is not compared with itself.
+What only the others of it would join at a lower threshold is not counted.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from jaxtyping import Float32, Int64
 from curate.catalogue.collection import Collection
 from curate.dedup.below import set_floor
 from curate.dedup.groups import (
+    COVERED,
     REPRESENTATIVE,
     REPRESENTATIVES,
     UNDECIDED,
     decide,
     follow,
     load_groups,
+    sorted_edges,
 )
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.most_similar import MostSimilar
@@ -39,7 +42,8 @@ VERSION = 1
 PAIRS, REGROUPED = "pairs", "regrouped"
 STEPS, MOST_STEPS = (0.005, 0.01, 0.02, 0.05), 64
 """Between the thresholds that are tried: the first by which they are few enough."""
-_NEAR = "near.npz"
+MEMBERS = 64
+_NEAR, _STATE = "near.npz", "state.npy"
 _TOGETHER = 65_536
 
 LISTED = pa.schema(
@@ -60,7 +64,7 @@ TRIED = pa.schema(
     ]
 )
 """Images but for `groups`. `standing` are the distinct contents that stand for themselves, `copies` all
-other images; `undecided` those of which the listed pairs do not tell. `kept` counts those standing that
+other images; `undecided` contents of which the listed pairs do not tell. `kept` counts those standing that
 the run kept, `released` those that it called duplicates, and `of_kept` those of these that are copies of
 a kept image."""
 
@@ -93,24 +97,51 @@ def pair_units(pool: Pool, runner: Runner, place: Path, scratch: Path) -> tuple[
     """Write `pairs.parquet` and `regrouped.parquet` into a unit of `place`.
 
     Returns its folder, and what the funnel says of it: the `floor` (a cosine, inclusive), how many
-    `pairs` reach it, and `per_image`, the most that are listed for one.
+    `pairs` reach it, `per_image`, the most that are listed for one, and how many contents of large groups
+    are `left_out`.
     """
-    how = pool.collection, pool.groups, pool.threshold, pool.settings, pool.threads
-    units = [Unit("pairs-floor", how)]
-    [told] = runner.run(place, set_floor, units, scratch=scratch)
-    floor = min(told["floor"], pool.threshold)
+    [told] = runner.run(place, prepare, [Unit("pairs-floor", (pool,))], scratch=scratch)
+    floor, state = told["floor"], place / "pairs-floor"
     units = [
-        Unit(f"pairs-{first:08d}", (pool, floor, first, last))
+        Unit(f"pairs-{first:08d}", (pool, state, floor, first, last))
         for first, last in pool.clusters.ranges
     ]
     runner.run(place, find_pairs, units, scratch=scratch, note="pairs below the threshold")
     found = tuple(place / unit.name for unit in units)
-    units = [Unit("pairs-all", (pool, floor, found))]
+    units = [Unit("pairs-all", (pool, state, floor, found))]
     [counted] = runner.run(place, regroup, units, scratch=scratch)
-    return place / "pairs-all", {"floor": floor, "per_image": pool.per_image, **counted}
+    return place / "pairs-all", {**told, "per_image": pool.per_image, **counted}
 
 
-def find_pairs(pool: Pool, floor: float, first: int, last: int, *, out: Path) -> dict[str, int]:
+def prepare(pool: Pool, *, out: Path) -> dict[str, Any]:
+    """Write `state.npy`, int8 by image: `COVERED` where one takes no part.
+
+    Return the `floor` of pairs, that of looks below the threshold, but not above the threshold, and how many
+    contents are `left_out` of their groups.
+    """
+    told = set_floor(
+        pool.collection, pool.groups, pool.threshold, pool.settings, pool.threads, out=out
+    )
+    number_of = np.load(pool.ranks / NUMBER)
+    status = np.full(len(number_of), UNDECIDED, np.int8)
+    if pool.covered:
+        status, _ = load_groups(pool.ranks, pool.covered)
+    part = np.flatnonzero(status != COVERED)
+    group = load_groups(pool.ranks, pool.groups)[1][part]
+    order = np.lexsort((part, group))
+    first = np.searchsorted(group[order], group[order])
+    status = np.full(len(number_of), COVERED, np.int8)
+    status[part[order[np.arange(len(order)) - first < MEMBERS]]] = UNDECIDED
+    state = np.full(len(pool.collection), COVERED, np.int8)
+    state[number_of] = status
+    np.save(out / _STATE, state)
+    left_out = len(part) - int((status != COVERED).sum())
+    return {"floor": min(told["floor"], pool.threshold), "left_out": left_out}
+
+
+def find_pairs(
+    pool: Pool, prepared: Path, floor: float, first: int, last: int, *, out: Path
+) -> dict[str, int]:
     """Write the pairs of contents that reach the floor, of those in the clusters `first` to `last`.
 
     `near.npz`: `pairs` int64 [p, 2], worse and better rank, and `similarity` float32 [p].
@@ -118,7 +149,7 @@ def find_pairs(pool: Pool, floor: float, first: int, last: int, *, out: Path) ->
     use_threads(pool.threads)
     loaded = pool.clusters.load()
     rank = np.load(pool.ranks / RANK, mmap_mode="r")
-    state = np.load(pool.covered / "status.npy", mmap_mode="r") if pool.covered else None
+    state = np.load(prepared / _STATE, mmap_mode="r")
     asking = [alive(loaded.of(own), state) for own in range(first, last)]
     queries = joined(asking)
     own = np.repeat(np.arange(first, last), [len(members) for members in asking])
@@ -133,7 +164,9 @@ def find_pairs(pool: Pool, floor: float, first: int, last: int, *, out: Path) ->
     return {"pairs": len(worse)}
 
 
-def regroup(pool: Pool, floor: float, found: Sequence[Path], *, out: Path) -> dict[str, int]:
+def regroup(
+    pool: Pool, prepared: Path, floor: float, found: Sequence[Path], *, out: Path
+) -> dict[str, int]:
     """Write the pairs found, and what thresholds from the floor to 1 make of them."""
     held = MostSimilar(pool.per_image)
     for folder in found:
@@ -144,7 +177,9 @@ def regroup(pool: Pool, floor: float, found: Sequence[Path], *, out: Path) -> di
     order = np.lexsort((better, worse))
     edges, similarity = np.stack([worse, better], 1)[order], similarity[order]
     _write_pairs(pool, edges, similarity, out / f"{PAIRS}.parquet")
-    tried = [_try(pool, edges, similarity, value) for value in grid(floor, pool.threshold)]
+    tried = [
+        _try(pool, prepared, edges, similarity, value) for value in grid(floor, pool.threshold)
+    ]
     table = pa.Table.from_pylist(tried, TRIED)
     pq.write_table(table, out / f"{REGROUPED}.parquet", compression="zstd")
     return {"pairs": len(edges)}
@@ -159,6 +194,7 @@ def grid(floor: float, threshold: float) -> list[float]:
 
 def _try(
     pool: Pool,
+    prepared: Path,
     edges: Int64[np.ndarray, "e 2"],
     similarity: Float32[np.ndarray, " e"],
     threshold: float,
@@ -166,18 +202,34 @@ def _try(
     """Return the counts by one threshold, a row of `TRIED`."""
     number_of, rank = np.load(pool.ranks / NUMBER), np.load(pool.ranks / RANK, mmap_mode="r")
     images = np.bincount(rank[rank >= 0], minlength=len(number_of))
+    ranks = np.arange(len(number_of))
     status = np.full(len(number_of), UNDECIDED, np.int8)
     chosen = np.full(len(number_of), -1, np.int64)
     if pool.covered:
         status, chosen = load_groups(pool.ranks, pool.covered)
+    left = np.load(prepared / _STATE, mmap_mode="r")[number_of] == COVERED
+    left &= status != COVERED
+    own = load_groups(pool.ranks, pool.groups)[1]
+    status[left], chosen[left] = COVERED, own[left]
+    of_heap = np.flatnonzero((status == UNDECIDED) & np.isin(own, own[left]) & (own < ranks))
     near = edges[similarity >= np.float32(threshold)]
     asked, listed = np.unique(near[:, 0], return_counts=True)
     cut = asked[listed == pool.per_image]
     greedy = pool.settings.groups == "greedy"
-    undecided = decide(near, cut, pool.settings.groups, pool.per_image, status, chosen, pool.stays)
+    raised = threshold > pool.threshold
+    if not greedy and not raised:  # what was connected through those left out
+        near = sorted_edges([near, np.stack([of_heap, own[of_heap]], 1)])
+    decide(near, cut, pool.settings.groups, pool.per_image, status, chosen, pool.stays)
     status[: pool.stays], chosen[: pool.stays] = REPRESENTATIVE, np.arange(pool.stays)
+    # One left out stays a copy where what stands for it stays what it was, and no threshold is raised.
+    lost = left & (status == COVERED)
+    if not raised:
+        lost &= greedy & (status[chosen] != REPRESENTATIVE)
+    status[lost] = UNDECIDED
+    if not greedy and raised:
+        status[of_heap] = np.where(status[of_heap] == COVERED, COVERED, UNDECIDED)
     alone = status == UNDECIDED
-    chosen = np.where(alone, np.arange(len(chosen)), follow(chosen))
+    chosen = np.where(alone, ranks, follow(chosen))
     sizes = np.bincount(chosen, weights=images, minlength=len(chosen)).astype(np.int64)
     standing = status == REPRESENTATIVE
     return {
@@ -186,7 +238,7 @@ def _try(
         "groups": int((sizes > 1).sum()),
         "members": int(sizes[sizes > 1].sum()),
         "standing": int(standing.sum()),
-        "undecided": undecided if greedy else len(cut),
+        "undecided": int(alone.sum()) + (0 if greedy else len(cut)),
         **_count_decisions(pool, number_of[standing]),
     }
 

@@ -144,6 +144,11 @@ def copies_section(
         )
         if any(counts.columns["undecided"]):
             note += " Where an image has more pairs than are listed, some stay undecided."
+        if listed and listed["left_out"]:
+            note += (
+                f" {listed['left_out']:,} members of large groups take no part: at lower thresholds copies "
+                "are at least so many, at higher ones these are undecided."
+            )
     above, below = (
         sum(each.images for each in bins if each.decision == name) for name in ("duplicate", "kept")
     )

@@ -240,7 +240,7 @@ def _write_json(out: Path, rows: list[dict], duplicates: list[dict]) -> None:
         "decisions": {name: sum(row["decision"] == name for row in rows) for name in DECISIONS},
         "groups": {"count": 2 if duplicates else 0, "members": len(duplicates)},
         "dedup_recall": {"recall": 1.0, "pairs": 12, "queries": 50},
-        "dedup_pairs": {"floor": 0.6, "pairs": 20, "per_image": 8},
+        "dedup_pairs": {"floor": 0.6, "pairs": 20, "per_image": 8, "left_out": 0},
         "thresholds": {
             "dedup": {"value": DEDUP, "source": "calibrated"},
             "retrieve": {"value": RETRIEVE, "source": "pipeline"},

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from made_collection import clumps, clustered, exact_cosines, from_vectors, grouped, ranked
 
-from curate.dedup.groups import REPRESENTATIVE
+from curate.dedup.groups import REPRESENTATIVE, UNDECIDED
 from curate.dedup.keep import RANK
 from curate.dedup.near import DedupSettings
 from curate.filters.decisions import CODE
-from curate.report.pairs import Pool, find_pairs, grid, regroup
+from curate.report.pairs import Pool, find_pairs, grid, prepare, regroup
 
 FLOOR, THRESHOLD = 0.8, 0.92
 VECTORS = clumps(0, 12, 8, 8, 0.4)
@@ -39,11 +39,12 @@ def pool(request, tmp_path_factory):
 
 def listed(pool, out):
     """Return the rows of both tables."""
-    for name in ("near", "all"):
+    for name in ("prepared", "near", "all"):
         (out / name).mkdir()
+    assert prepare(pool, out=out / "prepared")["floor"] < THRESHOLD
     for first, last in pool.clusters.ranges:
-        find_pairs(pool, FLOOR, first, last, out=out / "near")
-    regroup(pool, FLOOR, [out / "near"], out=out / "all")
+        find_pairs(pool, out / "prepared", FLOOR, first, last, out=out / "near")
+    regroup(pool, out / "prepared", FLOOR, [out / "near"], out=out / "all")
     return [pq.read_table(out / "all" / f"{n}.parquet").to_pylist() for n in ("pairs", "regrouped")]
 
 
@@ -97,6 +98,26 @@ def test_what_cut_lists_do_not_tell_is_counted(pool, tmp_path):
     if pool.settings.groups == "greedy":
         for row, true in zip(cut, whole, strict=True):
             assert row["standing"] <= true["standing"] <= row["standing"] + row["undecided"]
+
+
+def test_of_a_heap_only_the_best_take_part(pool, tmp_path, monkeypatch):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "whole").mkdir()
+    _, whole = listed(pool, tmp_path / "whole")
+    monkeypatch.setattr("curate.report.pairs.MEMBERS", 2)
+    pairs, few = listed(pool, tmp_path / "few")
+    own = {row["threshold"]: row for row in few}[THRESHOLD]
+    true = {row["threshold"]: row for row in whole}[THRESHOLD]
+    assert own == true
+    assert max(row["undecided"] for row in few) > 0
+    taking = np.load(tmp_path / "few" / "prepared" / "state.npy") == UNDECIDED
+    groups = np.load(pool.groups / "representative.npy")[taking]
+    assert np.bincount(groups).max() == 2
+    assert 0 < len({key for row in pairs for key in (row["key"], row["better"])}) <= taking.sum()
+    for row, true in zip(few, whole, strict=True):
+        assert row["copies"] <= true["copies"]
+        if row["threshold"] >= THRESHOLD:
+            assert true["copies"] <= row["copies"] + row["undecided"]
 
 
 def test_the_steps_are_even_and_few():
