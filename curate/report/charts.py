@@ -85,8 +85,8 @@ def histogram(name: str, bins: list[Bin], label: str, unit: str, *, log: bool = 
             counts = {one.left: one.images for one in bins if one.decision == decision}
             heights = np.array([counts.get(left, 0) for left in lefts])
             some = np.flatnonzero(heights)
-            style = {"width": 0.9 * width, "align": "edge", "color": _TOKENS[decision]}
-            axes.bar(np.array(lefts)[some], heights[some], bottom=totals[some], **style)
+            at, own, under = np.array(lefts)[some], heights[some], totals[some]
+            axes.bar(at, own, 0.9 * width, under, align="edge", color=_TOKENS[decision])
             totals += heights
         axes.set_xlim(low - pad, high + pad)
         axes.set_xlabel(label)

@@ -58,19 +58,18 @@ def cluster_map(tables: duckdb.DuckDBPyConnection, out: Path) -> list[Place]:
         [MOST],
     )
     there = [row for row in found if row["cluster"] < len(centroids)]
-    points = np.array([centroids[row["cluster"]] for row in there], np.float64)
-    known = points.any(1) if len(points) else np.empty(0, bool)  # removal leaves zeros
-    there = [row for row, yes in zip(there, known, strict=True) if yes]
+    # Removal leaves zeros in place of a centroid.
+    there = [row for row in there if np.any(centroids[row["cluster"]])]
     if len(there) < 2:
         return []
-    cells = _cells(points[known])
-    placed = [Place(*cell, *_of(row)) for cell, row in zip(cells, there, strict=True)]
+    cells = _cells(np.array([centroids[row["cluster"]] for row in there], np.float64))
+    placed = [_place(cell, row) for cell, row in zip(cells, there, strict=True)]
     return sorted(placed, key=lambda place: (place.row, place.column))
 
 
-def _of(row: dict[str, Any]) -> tuple[int, int, int, Tile]:
+def _place(cell: tuple[int, int], row: dict[str, Any]) -> Place:
     tile = Tile(row["key"], f"cluster {row['cluster']}", "", row["output_shard"], row["output_key"])
-    return row["cluster"], row["images"], row["kept"], tile
+    return Place(*cell, row["cluster"], row["images"], row["kept"], tile)
 
 
 def _cells(points: Float[np.ndarray, "n d"]) -> list[tuple[int, int]]:

@@ -51,8 +51,11 @@ def verdict(funnel: dict[str, Any], run: dict[str, Any], copies: Counts | None) 
     """Return what is to be said first of a run; `copies` counts them at other thresholds."""
     remedies = list(_remedies(funnel, run, copies))
     sentences = [_kept(funnel), *_thresholds(funnel)]
-    if not remedies:
-        sentences.append(_well(funnel))
+    measured = ", and ".join(_measured(funnel))
+    if remedies and measured:
+        sentences.append(_sentence(measured))
+    elif not remedies:
+        sentences.append(f"Nothing looks wrong{measured and ': '}{measured}.")
     return Verdict(sentences, remedies)
 
 
@@ -97,13 +100,13 @@ def _thresholds(funnel: dict[str, Any]) -> Iterator[str]:
         yield f"{text[0].upper()}{text[1:]}."
 
 
-def _well(funnel: dict[str, Any]) -> str:
-    told = [false_copies(funnel)]
+def _measured(funnel: dict[str, Any]) -> Iterator[str]:
+    """Yield what was measured of the copies, but for what is to be mended."""
+    if (looked := false_copies(funnel)) and not advice(funnel):
+        yield looked
     recall = (funnel.get("dedup_recall") or {}).get("recall")
-    if recall is not None:
-        told.append(f"the search found {_percent(recall)} of the pairs it had to find")
-    known = ", and ".join(text for text in told if text)
-    return f"Nothing looks wrong: {known}." if known else "Nothing looks wrong."
+    if recall is not None and recall >= COMPLETE:
+        yield f"the search found {_percent(recall)} of the pairs it had to find"
 
 
 def _remedies(
