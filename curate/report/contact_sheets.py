@@ -86,7 +86,7 @@ def near_tile(row: dict[str, Any]) -> Tile:
 
 def seed_tile(key: str, seed: str | None) -> Tile:
     """Return an image of a seed, framed."""
-    return Tile(key, "seed", f"seed {key}", seed=seed or "", mark="reference")
+    return Tile(key, "seed", seed=seed or "", mark="reference")
 
 
 def copy_tile(row: dict[str, Any], *, framed: bool = False, fact: str = "") -> Tile:

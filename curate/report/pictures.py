@@ -40,8 +40,6 @@ def pictures(
     """
     funnel, run = read_funnel(out), read_optional(out / "run.json")
     reports = out / "reports"
-    for path in (*reports.glob("copies-*.html"), *reports.glob("*.png")):  # of an earlier drawing
-        path.unlink()
     asked = ReportSettings().groups
     asked = funnel.get("settings", {}).get("report", {}).get("groups", asked)
 
@@ -69,6 +67,10 @@ def pictures(
             thumbs = thumbs_of(tiles_of([sheet]))
             page = page_of_copies(sheet, links, thumbs)
             (reports / f"{sheet.name}.html").write_text(page, encoding="utf-8")
+    further = {href for href, _ in links}
+    for path in reports.glob("copies-*.html"):
+        if path.name not in further:  # of an earlier drawing
+            path.unlink()
     return index
 
 

@@ -129,7 +129,7 @@ def copies_section(
     if not bins:
         return None
     counts, listed = copy_counts(tables, value), funnel.get("dedup_pairs")
-    note = "A pair of images that reaches the threshold are copies, and the better one stands for both. "
+    note = "Two images whose similarity reaches the threshold are copies: the better one stands for both. "
     if listed:
         note += (
             f"Pairs are listed from cosine {listed['floor']:.4g}, of each image those with the "
