@@ -27,7 +27,7 @@ from curate.removal.gone import REMOVED, Gone, read_removed
 from curate.report import groups as group_table
 from curate.report.datasheet import DATASHEET, write_datasheet
 from curate.report.pairs import PAIRS, REGROUPED
-from curate.report.rows import BEHIND_JUDGEMENT
+from curate.report.schemas import BEHIND_JUDGEMENT
 from curate.report.tables import image_files, read_funnel, table_files
 from curate.selection.balance import describe_clusters
 from shared.shards import drop_samples

@@ -13,7 +13,7 @@ from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
-from curate.report.rows import IMAGES
+from curate.report.schemas import IMAGES
 from curate.report.tables import SEED_IMAGES
 from curate.selection.include import Included
 from curate.stage import Unit

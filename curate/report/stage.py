@@ -14,6 +14,7 @@ from curate.report import groups, rows, seed_images
 from curate.report.pairs import PAIRS, REGROUPED, Pool, pair_units
 from curate.report.pictures import pictures
 from curate.report.rows import Decided
+from curate.report.schemas import TABLES
 from curate.stage import Runner, Unit
 
 
@@ -41,7 +42,7 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
         for block, (start, stop) in enumerate(decided.crawl.blocks())
     ]
     runner.run(folders.tables, rows.tables, units, scratch=folders.scratch)
-    folders.lay_tables(rows.TABLES, [folders.tables / unit.name for unit in units], folders.reports)
+    folders.lay_tables(TABLES, [folders.tables / unit.name for unit in units], folders.reports)
     args = (decided.dedup_threshold, decided.grouping)
     units = [
         Unit(f"groups-{number:05d}", (decided.crawl, shape, *args))
