@@ -119,7 +119,7 @@ def _contents(content: Content, funnel: dict[str, Any]) -> Iterator[tuple[str, s
             yield section.id, section.title
     if content.map:
         yield "clusters", "Clusters"
-    if funnel.get("balance"):
+    if _balance(funnel, None):
         yield "balance", "Balance"
     if content.yields:
         yield "sources", "Sources"
@@ -147,7 +147,7 @@ def _funnel(funnel: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _balance(funnel: dict[str, Any], chart: Chart | None) -> dict[str, Any] | None:
-    if not (told := funnel.get("balance")):
+    if not (told := funnel.get("balance")) or not told["levels"]:
         return None
     headings, *rows = describe_levels(told)
     return {"said": describe_balance(told), "headings": headings, "rows": rows, "chart": chart}

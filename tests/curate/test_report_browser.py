@@ -1,5 +1,6 @@
 """The page of a report in a real browser: what its script counts, how it looks, who can use it."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from browsers import NO_BROWSER, find_browser
 from finished_run import DEDUP, RETRIEVE, finished_run, picture
 
 from curate.report.pictures import pictures
-from curate.report.tables import open_tables, rows
+from curate.report.tables import open_tables, read_funnel, rows
 
 SERIOUS = ("serious", "critical")
 OVERLAPS = """() => {
@@ -69,6 +70,10 @@ def shown(tmp_path_factory):
     from playwright.sync_api import sync_playwright
 
     out = finished_run(tmp_path_factory.mktemp("browser") / "out")
+    funnel, shares = read_funnel(out), {"largest_tenth": 0.4, "effective_clusters": 2.5}
+    level = {"clusters": 3, "before": shares, "after": shares}
+    funnel["balance"] = {"kept": 10, "drawn": 15, "retrieved": 20, "levels": [level]}
+    (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
     index = pictures(out, picture, {"animals": picture})
     with sync_playwright() as playwright:
         # Root has no sandbox; the page is ours, and its policy lets nothing else run.
