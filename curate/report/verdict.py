@@ -67,8 +67,9 @@ def rerun(run: dict[str, Any], *changes: str, folder: str = "") -> str:
     settings = run.get("settings", {})
     seeds = settings.get("seeds") or {run.get("seed", "SEED"): {}}
     words = ["lvd-curate", "run"]
-    for name in ("pipeline", "crawl"):
-        words += [f"--{name}", str(settings.get(name) or run.get(name) or name.upper())]
+    if settings.get("pipeline"):
+        words += ["--pipeline", str(settings["pipeline"])]
+    words += ["--crawl", str(settings.get("crawl") or run.get("crawl", "CRAWL"))]
     for seed in seeds:
         words += ["--seed", str(seed)]
     for holdout in run.get("holdouts", []):
