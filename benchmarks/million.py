@@ -43,8 +43,10 @@ from curate.execution.session import open_runner
 from curate.export.bounds import bound_shards
 from curate.filters.quality import QualitySettings
 from curate.neighbours.cluster import Clustered, ClusterSettings, cluster
+from curate.report.pairs import Pool
 from curate.report.rows import Decided
-from curate.report.stage import write_tables
+from curate.report.settings import ReportSettings
+from curate.report.stage import write_pairs, write_tables
 from curate.retrieval.answers import Answers, ask_seeds
 from curate.retrieval.nearest_seeds import Retrieved, retrieve
 from curate.retrieval.settings import SeedSettings
@@ -55,7 +57,7 @@ from curate.stage import EngineSettings, Runner
 from shared.datasets import Part
 from shared.storage import link_or_copy
 
-STAGES = ("cluster", "dedup", "retrieve", "select", "report")
+STAGES = ("cluster", "dedup", "retrieve", "select", "report", "pairs")
 PART = 10_000
 """Images of a part: a shard of img2dataset."""
 THRESHOLD = 0.9
@@ -218,7 +220,27 @@ def take_through(
         if "report" in wanted:
             with measured(rows, "report", work), runner.at_work("report"):
                 report(runner, made, work, clustered, copies, answers, selected)
+        if "pairs" in wanted:
+            with measured(rows, "pairs", work), runner.at_work("report"):
+                list_pairs(runner, made, work, clustered, copies, selected, settings)
     return rows, recall
+
+
+def list_pairs(
+    runner: Runner,
+    made: Made,
+    work: Path,
+    clustered: Clustered,
+    copies: Deduplicated,
+    selected: Any,
+    settings: DedupSettings,
+) -> None:
+    """List the pairs down to a floor, and group the images anew by other thresholds."""
+    pool = Pool(
+        *(made.crawl.collection, clustered.clusters, copies.ranks, copies.groups, None),
+        *(selected.folder, THRESHOLD, settings, ReportSettings().pairs, 1),
+    )
+    write_pairs(runner, Tables(work / "out"), pool)
 
 
 def select(

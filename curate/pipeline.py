@@ -23,10 +23,11 @@ from curate.export.embeddings import export_embeddings
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan
 from curate.record import count_funnel, describe_run
-from curate.report import datasheet, groups, rows, seed_images
+from curate.report import datasheet, groups, pairs, rows, seed_images
 from curate.report.datasheet import write_datasheet
+from curate.report.pairs import Pool
 from curate.report.rows import Decided
-from curate.report.stage import draw, write_tables
+from curate.report.stage import draw, write_pairs, write_tables
 from curate.results import Datasets, Results
 from curate.retrieval.answers import ask_seeds
 from curate.retrieval.nearest_seeds import retrieve
@@ -61,7 +62,7 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
         "output",
         [
             *(_EXPORT_VERSIONS[settings.export.format], embeddings.VERSION),
-            *(rows.VERSION, groups.VERSION, seed_images.VERSION, datasheet.VERSION),
+            *(rows.VERSION, groups.VERSION, seed_images.VERSION, datasheet.VERSION, pairs.VERSION),
         ],
         [results.selected.address, seeds, results.false_copies.address],
         [output.settings, datasets.inputs(plan), [each.problems for each in datasets.embedded]],
@@ -75,8 +76,9 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     bounds = export(plan, output, runner, results)
     with runner.at_work("report"):
         write_tables(runner, output, _decided(plan, results, bounds))
+        listed = write_pairs(runner, output, _pool(plan, results))
         told = describe_run(plan, results, bounds, output.settings)
-        counted = count_funnel(plan, results, output.settings)
+        counted = {**count_funnel(plan, results, output.settings), "dedup_pairs": listed}
         output.write(told, counted, address, list(runner.used))
         write_datasheet(output.partial)
         if settings.report.pictures:
@@ -272,4 +274,20 @@ def _decided(plan: Plan, results: Results, bounds: ShardBounds) -> Decided:
         hashed=results.copies.hashed,
         looked=results.copies.looked,
         topped_up=results.topped_up,
+    )
+
+
+def _pool(plan: Plan, results: Results) -> Pool:
+    copies, settings = results.copies, plan.request.settings
+    return Pool(
+        collection=results.datasets.crawl.collection,
+        clusters=results.clustered.clusters,
+        ranks=copies.ranks,
+        groups=copies.groups,
+        covered=copies.hashed.stands.parent if copies.hashed else None,
+        selected=results.selected.folder,
+        bar=copies.bar,
+        settings=settings.dedup,
+        per_image=settings.report.pairs,
+        threads=settings.engine.threads,
     )

@@ -31,7 +31,7 @@ def picture_files(out: Path) -> list[str]:
 
 
 def redraw(out: Path, work: Path) -> None:
-    """Write `out/reports/*.png` and the page anew.
+    """Write the page of `out` and its further pages anew.
 
     Without the crawl, the seed or `work`, a warning says which images are missing from them.
     """

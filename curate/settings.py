@@ -21,7 +21,7 @@ from curate.filters.lists import ListSettings
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.cluster import ClusterSettings
-from curate.report.rows import ReportSettings
+from curate.report.settings import ReportSettings
 from curate.retrieval.settings import RetrieveSettings, SeedSettings, settings_of_seed
 from curate.selection.sampling import BalanceSettings
 from curate.selection.top_up import TopUpSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from markupsafe import Markup
 
 from shared.progress import printable
 
+PNG = b"\x89PNG"
 
-def render_page(template: Path, **values: Any) -> str:
+
+def render_page(template: Path, *, script: str = "", **values: Any) -> str:
     """Return the page that `template`, which extends shared/page.html, makes of `values`.
 
-    `title` is text, `figures` are boxes of a large value over its name. The filters `png` and
-    `jpeg` turn a picture's bytes into the `src` of an image. Every other value becomes escaped
-    text, in which characters that could steer a terminal or reorder a line are written out.
+    `title` is text, `figures` are boxes of a large value over its name. The filters `png`, `jpeg`
+    and, for either, `picture` turn a picture's bytes into the `src` of an image. Every other value
+    becomes escaped text, in which characters that could steer a terminal or reorder a line are
+    written out. `script` is the only one that a browser runs on the page.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -30,7 +34,16 @@ def render_page(template: Path, **values: Any) -> str:
     )
     for kind in ("png", "jpeg"):
         environment.filters[kind] = _embedder(kind)
-    return environment.get_template(template.name).render(values)
+    environment.filters["picture"] = lambda data: _embedder(
+        "png" if data.startswith(PNG) else "jpeg"
+    )(data)
+    environment.tests["png"] = lambda data: data.startswith(PNG)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template.name).render(
+        values,
+        script=Markup(script),
+        script_policy=Markup(f"; script-src 'sha256-{digest}'" if script else ""),
+    )
 
 
 def _escaped(value: Any) -> Markup:

@@ -42,12 +42,16 @@ class Deduplicated:
     completeness: dict[str, Any]
     """As `completeness.add_up` returns it."""
     address: str
+    bar: Bar
+    """From which cosine images are copies."""
     shapes: tuple[Path, ...] = ()
     """What `shape.measure_groups` says of the groups, in the order of their keys."""
     hashed: Hashed | None = None
     """What a pass by hashes found."""
     looked: Looked | None = None
     """What looks below the threshold found."""
+    ranks: Path = Path()
+    """What `keep.rank_contents` left."""
 
 
 def dedup(
@@ -87,17 +91,20 @@ def dedup(
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
         hashed = work.cover_copies()
         found, counts = work.group(hashed)
+        ranks = work.ranks
         if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
             found, counts = work.settle(found, hashed)
         complete = work.measure_completeness()
         groups_so_far = found, stage.address
-        how = work.ranks, bar, settings, max_pixels, threads
+        how = ranks, bar, settings, max_pixels, threads
         looked = look_below(runner, crawl, clustered, groups_so_far, *how)
         if looked is not None:
             found, counts, work = looked.groups, looked.counts, replace(work, stage=looked.stage)
         shapes, chains = work.measure(found)
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(found, counts, complete, work.stage.address, shapes, hashed, looked)
+    return Deduplicated(
+        found, counts, complete, work.stage.address, shapes, hashed, looked, ranks, bar
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from curate.removal.embeddings import drop_embeddings
 from curate.removal.gone import REMOVED, Gone, read_removed
 from curate.report import groups as group_table
 from curate.report.datasheet import DATASHEET, write_datasheet
-from curate.report.rows import BEHIND_JUDGEMENT
+from curate.report.pairs import PAIRS, REGROUPED
+from curate.report.schemas import BEHIND_JUDGEMENT
 from curate.report.tables import image_files, read_funnel, table_files
 from curate.selection.balance import describe_clusters
 from shared.shards import drop_samples
@@ -114,6 +115,13 @@ def _write_reports(out: Path, new: Path, gone: Sequence[Gone]) -> Iterator[str]:
                 stays = pc.and_(stays, pc.invert(pc.is_in(table["group"], alone)))
             _write(out, new, path, table.filter(stays))
             yield path.relative_to(out).as_posix()
+    if (out / "reports" / f"{PAIRS}.parquet").exists():
+        [path] = table_files(out, PAIRS)
+        table = pq.read_table(path)
+        goes = pc.or_(pc.is_in(table["key"], keys), pc.is_in(table["better"], keys))
+        _write(out, new, path, table.filter(pc.invert(goes)))
+        # Which thresholds group what was counted with the images that go.
+        yield from (f"reports/{name}.parquet" for name in (PAIRS, REGROUPED))
     counts = _balance_left(out, new)
     if counts is not None:
         pq.write_table(counts, new / BALANCE, compression="zstd")

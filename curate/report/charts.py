@@ -1,9 +1,10 @@
-"""The kinds of chart of a report, as PNG bytes: the funnel, similarities by decision, sizes of clusters."""
+"""The charts of a report, as SVG that takes its colours from the page: similarities, sizes of clusters."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,35 +12,30 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import numpy as np
 from jaxtyping import Int64
+from markupsafe import Markup
 
 from curate.filters.decisions import DECISIONS
 from curate.report.tables import rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-COLOURS = {
-    "corrupt": "#7b241c",
-    "unsafe": "#6c3483",
-    "low_quality": "#ba4a00",
-    "holdout": "#2471a3",
-    "duplicate": "#d4a017",
-    "irrelevant": "#909497",
-    "over_budget": "#5f6a6a",
-    "kept": "#1e8449",
-}
 BINS = 60
-DOTS = 160  # per inch: sharp at twice the size it is shown at
+LEFT, RIGHT = 0.09, 0.98
+"""Where the axis of similarities begins and ends, as shares of a chart's width."""
+_SIZES = {"wide": (9.0, 2.9), "narrow": (4.2, 2.6)}
+_TOKENS = {name: f"#00{place:02x}fe" for place, name in enumerate((*DECISIONS, "ink", "line"))}
+"""Colours that stand for the page's own until the SVG is written."""
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """Use matplotlib's defaults and ours, not those of the user."""
-    import matplotlib.style
+@dataclass(frozen=True)
+class Chart:
+    """A chart twice, for a wide page and a narrow one, and where its axis of similarities ends."""
 
-    with matplotlib.style.context(["default", {"font.size": 9}]):
-        yield
+    wide: Markup
+    narrow: Markup
+    low: float = 0.0
+    high: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,36 +48,6 @@ class Bin:
     images: int
 
 
-@_style()
-def funnel_chart(funnel: dict[str, Any]) -> bytes:
-    """Return a waterfall chart: each decision takes its images from those left by the one before."""
-    images, counts = funnel["images"], funnel["decisions"]
-    scale = max(images, 1)
-    figure, axes = _axes(3.6)
-    left = images
-    axes.barh(0, images, color="#34495e")
-    axes.text(images + 0.01 * scale, 0, f"{images:,}", va="center", weight="bold")
-    for place, name in enumerate(DECISIONS, start=1):
-        count = counts[name]
-        start = 0 if name == "kept" else left - count
-        if name != "kept":
-            axes.barh(place, start, color="#eceff1")
-        axes.barh(place, count, left=start, color=COLOURS[name])
-        share = f"{count:,}   {100 * count / scale:.1f} %" if count else "0"
-        end = start + count
-        tint = COLOURS[name] if count else "#b0b6ba"
-        weight = "bold" if name == "kept" else "normal"
-        axes.text(end + 0.01 * scale, place, share, va="center", color=tint, weight=weight)
-        left = start
-    axes.set_yticks(range(len(DECISIONS) + 1), ["crawled", *DECISIONS])
-    axes.set_xlim(0, 1.16 * scale)
-    axes.invert_yaxis()
-    axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
-    axes.tick_params(length=0)
-    return _png(figure)
-
-
 def similarity_bins(tables: duckdb.DuckDBPyConnection, threshold: float | None) -> list[Bin]:
     """Return the histogram of `seed_similarity`; the threshold, if any, is a border of bins."""
     return _bins(
@@ -92,90 +58,137 @@ def similarity_bins(tables: duckdb.DuckDBPyConnection, threshold: float | None) 
     )
 
 
-def copy_bins(tables: duckdb.DuckDBPyConnection, threshold: float | None) -> list[Bin]:
-    """Return the histogram of the near copies' similarities to their representatives."""
+def pair_bins(tables: duckdb.DuckDBPyConnection, threshold: float | None) -> list[Bin]:
+    """Return the histogram of the pairs: those that reach the threshold as duplicates, others as kept."""
+    reached = "TRUE" if threshold is None else f"similarity >= {threshold!r}::FLOAT"
     return _bins(
         tables,
-        "SELECT similarity, 'duplicate' AS decision FROM duplicates"
-        " WHERE NOT representative AND method = 'near'",
+        f"SELECT similarity, CASE WHEN {reached} THEN 'duplicate' ELSE 'kept' END AS decision"
+        " FROM pairs",
         threshold,
     )
 
 
-@_style()
-def histogram_chart(
-    bins: list[Bin], threshold: float | None, label: str, *, log: bool = False
-) -> bytes:
-    """Return a stacked histogram with its threshold as a line. `bins` is not empty.
+def histogram(name: str, bins: list[Bin], label: str, unit: str, *, log: bool = False) -> Chart:
+    """Return a stacked histogram of one of `name`, in `unit`s. `bins` is not empty.
 
-    A `log` scale is for bins of one decision: it would distort what is stacked on others.
+    A `log` scale is for bins that do not share a place: it would distort what is stacked on others.
     """
-    figure, axes = _axes(3.2)
     lefts = sorted({one.left for one in bins})
     width = bins[0].width
-    totals = np.zeros(len(lefts), int)
-    for name in DECISIONS:
-        counts = {one.left: one.images for one in bins if one.decision == name}
-        if not counts:
-            continue
-        heights = np.array([counts.get(left, 0) for left in lefts])
-        label_of = f"{name} ({heights.sum():,})"
-        colour = COLOURS[name]
-        axes.bar(lefts, heights, 0.92 * width, totals, align="edge", color=colour, label=label_of)
-        totals += heights
-    most = totals.max()
-    if log:
-        axes.set_yscale("log")
-        axes.set_ylim(0.6, 2 * most)
-    else:
-        axes.set_ylim(0, 1.12 * most)
-        axes.locator_params(axis="y", integer=True)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    if threshold is not None:
-        _mark_threshold(axes, threshold)
-    axes.margins(x=0.04)
-    axes.set_xlabel(label)
-    axes.set_ylabel("images, log scale" if log else "images")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(figure)
+    low, high = lefts[0], lefts[-1] + width
+    pad = 0.02 * (high - low)
+
+    def draw(axes: Axes) -> None:
+        totals = np.zeros(len(lefts), int)
+        for decision in DECISIONS:
+            counts = {one.left: one.images for one in bins if one.decision == decision}
+            heights = np.array([counts.get(left, 0) for left in lefts])
+            some = np.flatnonzero(heights)
+            at, own, under = np.array(lefts)[some], heights[some], totals[some]
+            axes.bar(at, own, 0.9 * width, under, align="edge", color=_TOKENS[decision])
+            totals += heights
+        axes.set_xlim(low - pad, high + pad)
+        axes.set_xlabel(label)
+        _count_axis(axes, int(totals.max()), unit, log)
+
+    return _chart(name, draw, low - pad, high + pad)
 
 
-@_style()
-def balance_chart(before: Int64[np.ndarray, " k"], after: Int64[np.ndarray, " k"]) -> bytes:
+def balance_chart(before: Int64[np.ndarray, " k"], after: Int64[np.ndarray, " k"]) -> Chart:
     """Return the sizes of clusters, each time from the largest to the smallest, on a log scale.
 
     `before` is not all 0.
     """
-    figure, axes = _axes(3.2)
-    for counts, name, colour in ((before, "retrieved", "irrelevant"), (after, "drawn", "kept")):
-        sizes = np.sort(counts[counts > 0])[::-1]
-        label = f"{name} ({sizes.sum():,} in {len(sizes):,})"
-        axes.stairs(sizes, fill=True, alpha=0.25, color=COLOURS[colour])
-        axes.stairs(sizes, baseline=None, color=COLOURS[colour], linewidth=1.4, label=label)
-    axes.set_yscale("log")
-    axes.set_ylim(0.6, 2 * max(before.max(), after.max()))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("lowest clusters, from the largest to the smallest")
-    axes.set_ylabel("images, log scale")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(figure)
+
+    def draw(axes: Axes) -> None:
+        for counts, decision in ((before, "irrelevant"), (after, "kept")):
+            sizes = np.sort(counts[counts > 0])[::-1]
+            axes.stairs(sizes, fill=True, alpha=0.25, color=_TOKENS[decision])
+            axes.stairs(sizes, baseline=None, color=_TOKENS[decision], linewidth=1.6)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("lowest clusters, from the largest to the smallest")
+        _count_axis(axes, int(max(before.max(), after.max())), "images", log=True)
+
+    return _chart("balance", draw, 0.0, 1.0)
 
 
-def _mark_threshold(axes: Axes, threshold: float) -> None:
-    axes.axvline(threshold, color="#c0392b", linewidth=1.4)
-    low, high = axes.get_xlim()
-    on_left = threshold > (low + high) / 2
-    axes.annotate(
-        f"threshold {threshold:.4g}",
-        (threshold, 1.0),
-        xytext=(-4 if on_left else 4, -3),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="right" if on_left else "left",
-        va="top",
-        color="#c0392b",
-    )
+def _count_axis(axes: Axes, most: int, unit: str, log: bool) -> None:
+    if log:
+        axes.set_yscale("log")
+        axes.set_ylim(0.6, 2 * max(most, 1))
+        axes.minorticks_off()
+    else:
+        axes.set_ylim(0, 1.08 * max(most, 1))
+        axes.locator_params(axis="y", integer=True, nbins=5)
+    axes.yaxis.set_major_formatter(_short)
+    axes.set_title(f"{unit}, log scale" if log else unit, loc="left", fontsize=9)
+
+
+def _short(count: float, _: Any = None) -> str:
+    for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= power:
+            return f"{count / power:g}{letter}"
+    return f"{count:g}"
+
+
+def _chart(name: str, draw: Callable[[Axes], None], low: float, high: float) -> Chart:
+    drawn = {}
+    for size in _SIZES:
+        with _style(f"{name}-{size}"):
+            drawn[size] = _svg(size, draw, f"{name}-{size}")
+    return Chart(drawn["wide"], drawn["narrow"], low, high)
+
+
+@contextmanager
+def _style(salt: str) -> Iterator[None]:
+    """Use matplotlib's defaults and ours, not those of the user; the same chart has the same bytes."""
+    import matplotlib.style
+
+    ink, line = _TOKENS["ink"], _TOKENS["line"]
+    own = {
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), line),
+    }
+    with matplotlib.style.context(["default", own]):
+        yield
+
+
+def _svg(size: str, draw: Callable[[Axes], None], prefix: str) -> Markup:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZES[size])
+    figure.patch.set_visible(False)
+    axes = figure.add_axes((LEFT, 0.17, RIGHT - LEFT, 0.72))
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", linewidth=0.6)
+    draw(axes)
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", metadata=nothing)
+    return _for_page(stream.getvalue(), prefix)
+
+
+def _for_page(svg: str, prefix: str) -> Markup:
+    """Return an SVG to stand in a page: colours as its variables, ids its own, no size."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = re.sub(r"\n\s*", "\n", svg)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
+    svg = re.sub(r'(id="|#)(?=[pm][0-9a-f]{10}\b)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*" ([^>]*?)height="[^"]*"', r"<svg \1\2", svg, count=1)
+    svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    for name, colour in _TOKENS.items():
+        svg = svg.replace(colour, f"var(--{name.replace('_', '-')})")
+    return Markup(svg)
 
 
 def _bins(
@@ -200,18 +213,3 @@ def _bins(
     return [
         Bin(origin + row["bin"] * width, width, row["decision"], row["images"]) for row in counted
     ]
-
-
-def _axes(height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, height), dpi=DOTS, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()

@@ -1,77 +1,122 @@
-"""Draws the report of a finished run: PNGs, and one self-contained page of HTML."""
+"""Draws the report of a finished run: one self-contained page of HTML, and pages of groups beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pyarrow.parquet as pq
 
-from curate.report.charts import (
-    balance_chart,
-    copy_bins,
-    funnel_chart,
-    histogram_chart,
-    similarity_bins,
-)
-from curate.report.contact_sheets import contact_sheets
-from curate.report.page import report_page
-from curate.report.sheet_png import sheet_png
-from curate.report.tables import open_tables, read_funnel, threshold
-from curate.report.thumbnails import ReadImage, thumbnails
+from curate.report.charts import Chart, balance_chart
+from curate.report.cluster_map import cluster_map
+from curate.report.contact_sheets import Sheet, Tile, tiles_of
+from curate.report.copy_sheets import ON_PAGE, chosen_groups, nearest_to_threshold, page_of_groups
+from curate.report.other_thresholds import copy_counts
+from curate.report.page import Content, Section, Thumbs, page_of_copies, report_page
+from curate.report.queries import queries
+from curate.report.samples import brought_in, dropped_samples, kept_sample
+from curate.report.settings import ReportSettings
+from curate.report.sources import reasons, yields
+from curate.report.tables import open_tables, read_funnel, rows, threshold
+from curate.report.threshold_section import copies_section, relevance_section
+from curate.report.thumbnails import ENLARGED_BYTES, ReadImage, thumbnails
+from curate.report.verdict import verdict
 from shared.storage import read_optional
 
-PICTURES = (
-    "funnel",
-    "balance",
-    "kept",
-    "similarities",
-    "threshold",
-    "retrieval",
-    "copy_similarities",
-    "largest_groups",
-    "borderline_copies",
-    "rejects",
-)
+PICTURE_BYTES = 10_000_000
+"""Of the pictures of a page: as base64 a third more."""
 
 
 def pictures(
     out: Path, read_image: ReadImage, read_seeds: Mapping[str, ReadImage] | None = None
 ) -> Path:
-    """Write `out/reports/*.png` and `out/reports/index.html`, and return the page's path.
+    """Write `out/reports/index.html`, and `copies-*.html` beside it; return the page's path.
 
     `read_image(key)` returns the bytes of a crawled image that was not kept, `read_seeds[name](key)`
     those of a seed's, and None where they are no longer to be had: then words stand in its place.
     The same run and the same images give the same bytes. LvdError where no run has finished.
     """
     funnel, run = read_funnel(out), read_optional(out / "run.json")
-    relevance, dedup = threshold(funnel, "retrieve"), threshold(funnel, "dedup")
-    with open_tables(out) as tables:
-        sheets = contact_sheets(tables, relevance, dedup)
-        similarities, copies = similarity_bins(tables, relevance), copy_bins(tables, dedup)
-    tiles = [tile for sheet in sheets for strip in sheet.strips for tile in strip.tiles]
-    thumbs = thumbnails(out, tiles, read_image, read_seeds or {})
+    reports = out / "reports"
+    asked = ReportSettings().groups
+    asked = funnel.get("settings", {}).get("report", {}).get("groups", asked)
 
-    charts = {"funnel": funnel_chart(funnel)}
+    def thumbs_of(tiles: Iterable[Tile]) -> Thumbs:
+        shown = list(tiles)
+        limit = min(ENLARGED_BYTES, PICTURE_BYTES // max(1, len(shown)))
+        return thumbnails(out, shown, read_image, read_seeds or {}, limit)
+
+    with open_tables(out) as tables:
+        [counted] = rows(tables, 'SELECT count(DISTINCT "group") AS groups FROM duplicates')
+        groups = min(counted["groups"], asked)
+        links = [
+            (f"copies-{start // ON_PAGE + 1:03d}.html", f"{start + 1:,} to {end:,}")
+            for start in range(0, groups, ON_PAGE)
+            for end in [min(start + ON_PAGE, groups)]
+        ]
+        content = gather(tables, out, funnel, run, links)
+        shown = [each.sheet for each in content.thresholds]
+        shown += [sheet for section in content.sections for sheet in section.sheets]
+        thumbs = thumbs_of([*tiles_of(shown), *(place.tile for place in content.map)])
+        index = reports / "index.html"
+        index.write_text(report_page(funnel, run, content, thumbs), encoding="utf-8")
+        for number in range(len(links)):
+            sheet = page_of_groups(tables, number, min(ON_PAGE, groups - number * ON_PAGE))
+            thumbs = thumbs_of(tiles_of([sheet]))
+            page = page_of_copies(sheet, links, thumbs)
+            (reports / f"{sheet.name}.html").write_text(page, encoding="utf-8")
+    further = {href for href, _ in links}
+    for path in reports.glob("copies-*.html"):
+        if path.name not in further:  # of an earlier drawing
+            path.unlink()
+    return index
+
+
+def gather(
+    tables: duckdb.DuckDBPyConnection,
+    out: Path,
+    funnel: dict[str, Any],
+    run: dict[str, Any],
+    links: list[tuple[str, str]],
+) -> Content:
+    """Choose and count all that the page tells; `links` are the further pages."""
+    relevance, dedup = threshold(funnel, "retrieve"), threshold(funnel, "dedup")
+    asked = queries(out, relevance)
+    found = [
+        relevance_section(tables, funnel, run, asked["relevance"]),
+        copies_section(tables, funnel, run, asked["copies"]),
+    ]
+    near = [nearest_to_threshold(tables, dedup), *chosen_groups(tables)]
+    kept, brought = kept_sample(tables), brought_in(tables)
+    balance: Chart | None = None
     if (path := out / "reports" / "balance.parquet").exists():
         before, after = (pq.read_table(path)[name].to_numpy() for name in ("images", "weight"))
         if before.any():
-            charts["balance"] = balance_chart(before, after)
-    if similarities:
-        label = "cosine with the nearest seed image"
-        charts["similarities"] = histogram_chart(similarities, relevance, label)
-    if copies:
-        label = "cosine of a near copy with its representative"
-        charts["copy_similarities"] = histogram_chart(copies, dedup, label, log=True)
-    drawn = charts | {sheet.name: sheet_png(sheet, thumbs) for sheet in sheets}
+            balance = balance_chart(before, after)
+    return Content(
+        verdict=verdict(funnel, run, copy_counts(tables, dedup)),
+        thresholds=[each for each in found if each is not None],
+        sections=[
+            Section(
+                "groups",
+                "Copies",
+                _filled(near),
+                "A group is an image that stands for others, and its copies.",
+                asked["groups"],
+                links,
+            ),
+            Section("samples", "Kept and dropped", _filled([kept, *dropped_samples(tables)])),
+            Section("seeds", "Seeds", _filled([brought]), query=asked["seeds"]),
+        ],
+        map=cluster_map(tables, out),
+        balance=balance,
+        reasons=reasons(tables),
+        yields=yields(tables),
+        queries=asked,
+    )
 
-    reports = out / "reports"
-    for name in PICTURES:
-        path = reports / f"{name}.png"
-        if name in drawn:
-            path.write_bytes(drawn[name])
-        else:  # of the run that was here before
-            path.unlink(missing_ok=True)
-    index = reports / "index.html"
-    index.write_text(report_page(funnel, run, charts, sheets, thumbs), encoding="utf-8")
-    return index
+
+def _filled(sheets: list[Sheet]) -> list[Sheet]:
+    return [sheet for sheet in sheets if sheet.strips]

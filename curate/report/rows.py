@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int32, Shaped
-from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.hashes import Hashed
@@ -26,87 +25,24 @@ from curate.export.bounds import ShardBounds
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
-from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.report.budgets import why_over_budget
 from curate.report.hits import Hit, Sets, describe_chain, find_chains, find_hits
+from curate.report.schemas import (
+    DUPLICATES,
+    FROM_FACTS,
+    IMAGES,
+    LOOKED,
+    RETRIEVAL,
+)
 from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
 from curate.selection.top_up import TopUp
 
 VERSION = 8
-
-LOOKED = [field for look in LOOKS.values() if look.reported for field in look.columns]
-"""What looks take of pictures; null where a run does not ask for it."""
-IMAGES = pa.schema(
-    [
-        ("key", pa.string()),
-        ("part", pa.string()),
-        ("member", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("bytes", pa.int64()),
-        ("decision", pa.string()),
-        ("reason", pa.string()),
-        ("cluster", pa.int32()),
-        ("group", pa.int64()),
-        ("duplicate_of", pa.string()),
-        ("duplicate_similarity", pa.float32()),
-        ("nearest_seed", pa.string()),
-        ("seed_similarity", pa.float32()),
-        ("seeds", pa.list_(pa.string())),
-        ("weight", pa.int32()),
-        ("balance_cluster", pa.int32()),
-        ("top_up_similarity", pa.float32()),
-        ("output_shard", pa.string()),
-        ("output_key", pa.string()),
-        ("scores", pa.map_(pa.string(), pa.float64())),
-        *LOOKED,
-    ]
-)
-FROM_FACTS = IMAGES.names[: IMAGES.names.index("decision")]
-BEHIND_JUDGEMENT = IMAGES.names[
-    IMAGES.names.index("cluster") : IMAGES.names.index("output_key") + 1
-]
-"""What is null of an image that is decided about before any other is looked at."""
-RETRIEVAL = pa.schema(
-    [
-        ("key", pa.string()),
-        ("rank", pa.int16()),
-        ("seed_key", pa.string()),
-        ("similarity", pa.float32()),
-        ("strategy", pa.string()),
-        ("seed", pa.string()),
-    ]
-)
-DUPLICATES = pa.schema(
-    [
-        ("group", pa.int64()),
-        ("key", pa.string()),
-        ("representative", pa.bool_()),
-        ("similarity", pa.float32()),
-        ("method", pa.string()),
-    ]
-)
-TABLES = {"images": IMAGES, "retrieval": RETRIEVAL, "duplicates": DUPLICATES}
-
-
-class ReportSettings(BaseModel):
-    """What the reports hold."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    top_k: int = Field(5, ge=1)
-    """Nearest seed images listed for an image."""
-    pictures: bool = True
-    """Plots and contact sheets beside the tables."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from curate.dedup.several import Several
 from curate.filters.decisions import CODE, DECISIONS
 from curate.filters.judge import judge
 from curate.report.hits import describe_chain, find_chains
-from curate.report.rows import IMAGES, Decided
+from curate.report.rows import Decided
+from curate.report.schemas import IMAGES
 from curate.report.tables import SEED_IMAGES
 from curate.stage import Unit
 

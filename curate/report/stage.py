@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals
 from curate.report import groups, rows, seed_images
+from curate.report.pairs import PAIRS, REGROUPED, Pool, pair_units
 from curate.report.pictures import pictures
 from curate.report.rows import Decided
+from curate.report.schemas import TABLES
 from curate.stage import Runner, Unit
 
 
@@ -40,7 +42,7 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
         for block, (start, stop) in enumerate(decided.crawl.blocks())
     ]
     runner.run(folders.tables, rows.tables, units, scratch=folders.scratch)
-    folders.lay_tables(rows.TABLES, [folders.tables / unit.name for unit in units], folders.reports)
+    folders.lay_tables(TABLES, [folders.tables / unit.name for unit in units], folders.reports)
     args = (decided.dedup_threshold, decided.grouping)
     units = [
         Unit(f"groups-{number:05d}", (decided.crawl, shape, *args))
@@ -60,6 +62,18 @@ def write_tables(runner: Runner, folders: ReportFolders, decided: Decided) -> No
         unit = Unit("balance", (decided.balanced / "balance.parquet",))
         runner.run(folders.tables, copy_table, [unit], scratch=folders.scratch)
         folders.lay_tables(["balance"], [folders.tables / unit.name], folders.reports)
+
+
+def write_pairs(runner: Runner, folders: ReportFolders, pool: Pool) -> dict[str, Any] | None:
+    """Write the pairs, and what other thresholds make of them; return what the funnel says of them.
+
+    None where no pair is to be listed for an image.
+    """
+    if not pool.per_image:
+        return None
+    unit, told = pair_units(pool, runner, folders.tables, folders.scratch)
+    folders.lay_tables([PAIRS, REGROUPED], [unit], folders.reports)
+    return told
 
 
 def copy_table(path: Path, *, out: Path) -> None:

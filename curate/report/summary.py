@@ -199,7 +199,7 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     recall = funnel.get("dedup_recall") or {}
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"
-        table.add_row("dedup recall", f"{recall['recall']:.4f}", against)
+        table.add_row("completeness", f"{recall['recall']:.4f}", against)
     return table
 
 

@@ -15,6 +15,19 @@ from shared.errors import LvdError
 from shared.folders import describe_folder
 from shared.storage import read_json
 
+_WITHOUT = {
+    "pairs": """
+        CREATE VIEW pairs AS
+        SELECT copy.key, own.key AS better, copy.similarity FROM duplicates AS copy
+        JOIN duplicates AS own ON own."group" = copy."group" AND own.representative
+        WHERE NOT copy.representative AND copy.method = 'near'
+    """,
+    "regrouped": """
+        CREATE VIEW regrouped AS
+        SELECT 0.0::DOUBLE AS threshold, 0 AS copies, 0 AS standing, 0 AS undecided,
+            0 AS kept, 0 AS released, 0 AS of_kept, 0 AS groups, 0 AS members WHERE false
+    """,
+}
 SEED_IMAGES = "seed_images"
 """The table of the images of seeds that went into the shards themselves, where there are such."""
 
@@ -33,9 +46,10 @@ def connect(spill: str) -> duckdb.DuckDBPyConnection:
 
 
 def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
-    """Return a connection with the views `images`, `retrieval` and `duplicates` of `out`.
+    """Return a connection with the views `images`, `retrieval`, `duplicates`, `pairs` and `regrouped`.
 
-    A table is one Parquet file or a folder of them. Nothing is read until a query asks for it.
+    Without a table of pairs these are the near copies with what stands for them, and nothing is
+    regrouped. A table is one Parquet file or a folder of them. Nothing is read until a query asks for it.
     """
     connection = connect(tempfile.gettempdir())
     for name in ("images", "retrieval", "duplicates"):
@@ -43,6 +57,11 @@ def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
         if name == "retrieval" and "seed" not in table.columns:  # of a run before several seeds
             table = table.project("*, '' AS seed")
         table.create_view(name)
+    for name in ("pairs", "regrouped"):
+        if (out / "reports" / f"{name}.parquet").exists():
+            connection.read_parquet(table_patterns(out, name)).create_view(name)
+        else:  # not asked for, or of a run before there were pairs
+            connection.execute(_WITHOUT[name])
     return connection
 
 

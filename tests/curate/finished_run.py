@@ -56,6 +56,9 @@ RETRIEVAL = pa.schema(
 BALANCE = pa.schema(
     [("path", pa.list_(pa.int32())), ("images", "int64"), ("kept", "int64"), ("weight", "int64")]
 )
+PAIRS = pa.schema([("key", "string"), ("better", "string"), ("similarity", "float32")])
+COUNTS = ("copies", "groups", "members", "standing", "undecided", "kept", "released", "of_kept")
+REGROUPED = pa.schema([("threshold", "float64"), *((name, "int64") for name in COUNTS)])
 DUPLICATES = pa.schema(
     [
         ("group", "int64"),
@@ -99,6 +102,12 @@ def finished_run(out: Path, *, images: int = 60, folder: bool = False) -> Path:
         ("duplicates", DUPLICATES, duplicates),
     ):
         _write(out / "reports" / f"{name}.parquet", pa.Table.from_pylist(table, schema), folder)
+    pairs = _pairs(rows)
+    for name, schema, table in (
+        ("pairs", PAIRS, pairs),
+        ("regrouped", REGROUPED, _regrouped(rows, pairs)),
+    ):
+        _write(out / "reports" / f"{name}.parquet", pa.Table.from_pylist(table, schema), False)
     clusters = pa.Table.from_pylist(_balance(rows), BALANCE)
     _write(out / "reports" / "balance.parquet", clusters, False)
     _write_shards(out / "shards", [row for row in rows if row["decision"] == "kept"])
@@ -176,6 +185,34 @@ def _duplicates(rows: list[dict]) -> list[dict]:
     ]
 
 
+def _pairs(rows: list[dict]) -> list[dict]:
+    """Return the near copies, and as many pairs below the threshold."""
+    near = [row for row in rows if row["group"] is not None and row["decision"] == "duplicate"]
+    others = [row for row in rows if row["decision"] == "kept"]
+    pairs = [
+        (row["key"], row["duplicate_of"], row["duplicate_similarity"])
+        for row in near
+        if row["duplicate_similarity"] < 1
+    ]
+    pairs += [
+        (one["key"], other["key"], DEDUP - 0.01 * (index + 1))
+        for index, (one, other) in enumerate(zip(others[1:], others, strict=False))
+    ]
+    return [dict(zip(PAIRS.names, pair, strict=True)) for pair in sorted(pairs)]
+
+
+def _regrouped(rows: list[dict], pairs: list[dict]) -> list[dict]:
+    """Return counts that differ from one threshold to the next; a run's own are tested with it."""
+    if not rows:
+        return []
+    found = []
+    for step in range(120, 201):
+        copies = sum(np.float32(pair["similarity"]) >= np.float32(step / 200) for pair in pairs)
+        counts = (copies, copies // 2, copies + 1, len(rows) - copies, 0, 5, step, step // 2)
+        found.append({"threshold": step / 200} | dict(zip(COUNTS, counts, strict=True)))
+    return found
+
+
 def _write(path: Path, table: pa.Table, folder: bool) -> None:
     if not folder:
         pq.write_table(table, path)
@@ -203,6 +240,7 @@ def _write_json(out: Path, rows: list[dict], duplicates: list[dict]) -> None:
         "decisions": {name: sum(row["decision"] == name for row in rows) for name in DECISIONS},
         "groups": {"count": 2 if duplicates else 0, "members": len(duplicates)},
         "dedup_recall": {"recall": 1.0, "pairs": 12, "queries": 50},
+        "dedup_pairs": {"floor": 0.6, "pairs": 20, "per_image": 8, "left_out": 0},
         "thresholds": {
             "dedup": {"value": DEDUP, "source": "calibrated"},
             "retrieve": {"value": RETRIEVE, "source": "pipeline"},

@@ -92,8 +92,8 @@ def test_a_run_keeps_what_the_function_draws_and_says_why_of_the_others(small_ru
     assert status == 0
     assert out["reason"] in " ".join(life)
     assert any("balance" in line and "in cluster" in line for line in life)
-    assert (small_run.out / "reports" / "balance.png").exists()
-    assert "<h2>Balance</h2>" in (small_run.out / "reports" / "index.html").read_text()
+    assert "largest tenth holds" in (small_run.out / "reports" / "index.html").read_text()
+    assert '<h2 id="balance">' in (small_run.out / "reports" / "index.html").read_text()
 
 
 def test_a_share_stands_behind_the_budget_of_all(small_run):
@@ -144,7 +144,7 @@ def test_where_nothing_is_retrieved_nothing_is_balanced(small_run):
     small_run.run("--replace", "--set=balance.target=0.5", "--set=retrieve.threshold=1")
     _, clusters, funnel = check_counts(small_run.out)
     assert (clusters, funnel["balance"]["levels"]) == ([], [])
-    assert not (small_run.out / "reports" / "balance.png").exists()
+    assert '<h2 id="balance">' not in (small_run.out / "reports" / "index.html").read_text()
 
 
 def test_what_is_removed_counts_no_more(small_run):

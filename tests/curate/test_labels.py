@@ -120,9 +120,8 @@ def test_marked_pairs_are_two_pictures_and_no_other(apart, seed):
     one, other = np.triu_indices(6, 1)
     same, unsure = rng.random((2, len(one))) < 0.5
     numbers = np.sort(rng.choice(10, 6, replace=False))
-    found = LookedPairs(
-        6, one, other, np.ones(len(one), np.float32), np.ones(len(one)), same, unsure, 0.5
-    )
+    cosine, weight = np.ones(len(one), np.float32), np.ones(len(one))
+    found = LookedPairs(6, one, other, cosine, weight, same, unsure, 0.5, len(one))
     pairs = numbers[np.array(apart, np.int64).reshape(-1, 2)]
     marked = mark_apart(found, numbers, pairs)
     known = {frozenset(pair) for pair in apart}

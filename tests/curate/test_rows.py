@@ -25,7 +25,8 @@ from curate.export.bounds import ShardBounds, cut
 from curate.filters.decisions import DECISIONS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
-from curate.report.rows import DUPLICATES, IMAGES, RETRIEVAL, Decided, tables
+from curate.report.rows import Decided, tables
+from curate.report.schemas import DUPLICATES, IMAGES, RETRIEVAL
 from curate.retrieval.answers import Answer, Answers
 from curate.retrieval.candidates import Candidates
 from curate.retrieval.nearest_seeds import Retrieved

@@ -15,7 +15,8 @@ from curate.catalogue.collection import Collection
 from curate.catalogue.keyed_order import keyed_hash
 from curate.cli import main
 from curate.redraw import redraw
-from curate.report.contact_sheets import contact_sheets
+from curate.report.contact_sheets import tiles_of
+from curate.report.samples import brought_in
 from curate.report.tables import open_tables
 
 CONFIG = """
@@ -238,8 +239,7 @@ def test_pictures_of_a_seed_image_are_read_from_its_own_seed(site, several, monk
     )
     redraw(several, site.work)
     with open_tables(several) as tables:
-        sheets = {sheet.name: sheet for sheet in contact_sheets(tables, None, None)}
-    tiles = [tile for strip in sheets["retrieval"].strips for tile in strip.tiles if tile.seed]
+        tiles = [tile for tile in tiles_of([brought_in(tables)]) if tile.seed]
     assert {tile.seed for tile in tiles} == {"seed", "other"}
     for tile in tiles:  # 22.jpg is in both
         assert readers[tile.seed](tile.key) == (site.data / tile.seed / tile.key).read_bytes()

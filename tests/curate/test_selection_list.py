@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -54,9 +55,12 @@ def test_a_list_of_several_files_is_one_of_one_file_in_pieces(small_run, shards,
 
 def test_the_pictures_of_a_report_are_those_of_a_run_with_shards(small_run, shards):
     small_run.run(*AS_LIST)
-    for name in ("kept", "threshold"):
-        drawn, expected = (out / f"reports/{name}.png" for out in (small_run.out, shards))
-        assert drawn.read_bytes() == expected.read_bytes()
+    drawn, expected = (
+        re.findall('src="data:[^"]+"', (out / "reports" / "index.html").read_text())
+        for out in (small_run.out, shards)
+    )
+    assert len(drawn) > 20
+    assert drawn == expected
 
 
 def test_where_nothing_is_kept_the_list_is_empty(small_run):

@@ -26,7 +26,8 @@ def test_make_hands_on_brace_lists_globs_and_spaces_whole():
     [
         ("dedup.py", ("--sizes", "3000", "--queries", "100", "--threads", "1"), "recall 1.0000"),
         ("retrieve.py", ("--images", "2000", "--seeds", "300", "--repetitions", "1"), "ratio"),
-        ("million.py", ("--images", "4000"), "report"),
+        ("million.py", ("--images", "4000"), "pairs"),
+        ("page.py", ("--images", "400"), "pages"),
         ("embed.py", ("--descriptor", "--repetitions", "1", "--threads", "1"), "ratio"),
     ],
 )

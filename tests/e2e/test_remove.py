@@ -170,6 +170,9 @@ def test_reports_and_shards_say_what_is_left(copied, finished):
     }
     listed = [row["key"] for row in after if row["nearest_seed"] is not None]
     assert list(dict.fromkeys(row["key"] for row in table(out, "retrieval"))) == listed
+    pairs = [row for row in table(was, "pairs") if not {row["key"], row["better"]} & GONE]
+    assert table(out, "pairs") == pairs != table(was, "pairs")
+    assert not (out / "reports" / "regrouped.parquet").exists()
     removed = table(out, "removed")
     assert {row["key"]: row["decision"] for row in removed} == {
         row["key"]: row["decision"] for row in before if row["key"] in GONE

@@ -1,0 +1,57 @@
+// The sliders, which only look up counts that the page holds, and pictures that enlarge.
+"use strict";
+for (const root of document.querySelectorAll("[data-slider]")) {
+  const told = JSON.parse(root.querySelector("script").textContent);
+  const range = root.querySelector("input");
+  const plot = root.querySelector(".plot");
+  const say = (name, text) => {
+    for (const place of root.querySelectorAll(`[data-say="${name}"]`)) place.textContent = text;
+  };
+  const move = () => {
+    const at = Number(range.value);
+    const value = told.thresholds[at];
+    for (const [name, counts] of Object.entries(told.columns)) {
+      say(name, counts[at].toLocaleString("en-US"));
+    }
+    say("threshold", String(value));
+    say("command", told.command.replaceAll("{}", String(value)));
+    range.setAttribute("aria-valuetext", `${told.setting} ${value}`);
+    if (plot) {
+      const share = (value - told.low) / (told.high - told.low);
+      plot.style.setProperty("--at", Math.min(1, Math.max(0, share)));
+    }
+    for (const band of root.querySelectorAll("[data-low]")) {
+      band.classList.toggle("above", Number(band.dataset.low) >= value - 1e-9);
+      band.classList.toggle("below", Number(band.dataset.high) <= value + 1e-9);
+    }
+  };
+  range.addEventListener("input", move);
+  root.querySelector(".slider").hidden = false;
+  move();
+}
+
+const dialog = document.querySelector("dialog");
+const pictures = [...document.querySelectorAll("button.picture")];
+let shown = 0;
+const enlarge = (place) => {
+  shown = (place + pictures.length) % pictures.length;
+  const [from, to] = [pictures[shown].querySelector("img"), dialog.querySelector("img")];
+  to.src = from.src;
+  to.className = from.className;
+  to.alt = pictures[shown].dataset.key;
+  const caption = pictures[shown].closest("figure").querySelector("figcaption");
+  dialog.querySelector("p").textContent = [
+    ...[...caption.children].map((line) => line.textContent), pictures[shown].dataset.detail,
+  ].filter(Boolean).join(" · ");
+};
+pictures.forEach((button, place) => button.addEventListener("click", () => {
+  enlarge(place);
+  dialog.showModal();
+}));
+dialog.querySelector("button").addEventListener("click", () => dialog.close());
+dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+dialog.addEventListener("close", () => pictures[shown].focus());
+dialog.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (step) enlarge(shown + step);
+});
