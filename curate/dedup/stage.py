@@ -102,9 +102,8 @@ def dedup(
             found, counts, work = looked.groups, looked.counts, replace(work, stage=looked.stage)
         shapes, chains = work.measure(found)
     counts = {name: counts[name] for name in ("groups", "members")} | {"chains": chains}
-    return Deduplicated(
-        found, counts, complete, work.stage.address, shapes, hashed, looked, ranks, bar
-    )
+    made = found, counts, complete, work.stage.address, bar
+    return Deduplicated(*made, shapes, hashed, looked, ranks)
 
 
 @dataclass(frozen=True)
