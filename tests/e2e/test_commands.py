@@ -27,7 +27,11 @@ def test_make_hands_on_brace_lists_globs_and_spaces_whole():
         ("dedup.py", ("--sizes", "3000", "--queries", "100", "--threads", "1"), "recall 1.0000"),
         ("retrieve.py", ("--images", "2000", "--seeds", "300", "--repetitions", "1"), "ratio"),
         ("million.py", ("--images", "4000"), "report"),
-        ("embed.py", ("--descriptor", "--repetitions", "1", "--threads", "1"), "ratio"),
+        (
+            "embed.py",
+            ("--descriptor", "--images", "100", "--repetitions", "1", "--threads", "1"),
+            "ratio",
+        ),
     ],
 )
 def test_benchmarks_run(script, arguments, expected):
