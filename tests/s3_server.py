@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,8 @@ class S3Server:
         system = fsspec.filesystem("s3")
         system.invalidate_cache()
         root = f"{BUCKET}/{name}"
-        return {path[len(root) + 1 :]: system.cat_file(path) for path in system.find(root)}
+        read = partial(system.cat_file, max_concurrency=1)  # else it asks for the size first
+        return {path[len(root) + 1 :]: read(path) for path in system.find(root)}
 
     def clear(self) -> None:
         """Remove all that is stored, asked and to fail."""
