@@ -73,8 +73,8 @@ def _embed_many(arguments: list[str]) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def _parts(folder: Path) -> list[Part]:
-    make_sample(folder / "sample")
+def _parts(folder: Path, images: int = 600) -> list[Part]:
+    make_sample(folder / "sample", images=images)
     return list_parts("sample", DatasetSettings(path=str(folder / "sample" / "crawl")))
 
 
@@ -95,8 +95,9 @@ def _scratch(request: EmbedRequest) -> Path:
 @click.option("--size", default=224)
 @click.option("--threads", default=2)
 @click.option("--repetitions", default=3)
+@click.option("--images", default=600, help="So many in six parts, 100 or more.")
 @click.option("--memory", is_flag=True)
-def main(model, declared, descriptor, size, threads, repetitions, memory) -> None:
+def main(model, declared, descriptor, size, threads, repetitions, images, memory) -> None:
     """Print images/s of both sides and their ratio."""
     settings = (
         EmbedderSettings(kind="descriptor")
@@ -108,7 +109,7 @@ def main(model, declared, descriptor, size, threads, repetitions, memory) -> Non
         settings = EmbedderSettings(**load_yaml(PIPELINES)["embedders"][declared])
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        parts = _parts(Path(folder))
+        parts = _parts(Path(folder), images)
         embedder = load(settings, threads)
         state = LocalState(Forwards((settings,), threads))
         embedder.embed(decode_all(parts[0], embedder, threads, Path(folder))[: settings.batch_size])

@@ -1,5 +1,6 @@
 """An S3 server on this machine, moto's, and ways for it to fail before it answers."""
 
+import asyncio
 import os
 import socket
 import struct
@@ -8,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -91,7 +94,8 @@ class S3Server:
         system = fsspec.filesystem("s3")
         system.invalidate_cache()
         root = f"{BUCKET}/{name}"
-        return {path[len(root) + 1 :]: system.cat_file(path) for path in system.find(root)}
+        read = partial(system.cat_file, max_concurrency=1)  # else it asks for the size first
+        return {path[len(root) + 1 :]: read(path) for path in system.find(root)}
 
     def clear(self) -> None:
         """Remove all that is stored, asked and to fail."""
@@ -99,8 +103,8 @@ class S3Server:
         self.watch = None
         system = fsspec.filesystem("s3")
         system.invalidate_cache()
-        for path in system.find(BUCKET):
-            system.rm_file(path)
+        if stored := system.find(BUCKET):
+            system.rm(stored)
         self.requests.clear()
 
     def answer(self, app: Any, environ: dict[str, Any], start: Any) -> Any:
@@ -140,6 +144,11 @@ def _cut(app: Any, environ: dict[str, Any], start: Any) -> Iterator[bytes]:
     environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
 
+async def _go_on(seconds: float) -> None:
+    """Stand in for the client's wait before it tries again."""
+    await asyncio.sleep(0)
+
+
 @contextmanager
 def serve() -> Iterator[S3Server]:
     """Serve an empty bucket, which `s3://` means here and in the processes of the test."""
@@ -170,6 +179,7 @@ def serve() -> Iterator[S3Server]:
             patch.delenv(name)
         for name, value in made.environment.items():
             patch.setenv(name, value)
+        patch.setattr("s3fs.core.asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": _go_on}))
         # What moto stores belongs to the process, and not to this server.
         fsspec.filesystem("s3").makedirs(BUCKET, exist_ok=True)
         made.clear()

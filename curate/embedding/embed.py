@@ -252,9 +252,7 @@ class _Vectors:
             self._file[row], self._valid[row] = self._file[first], self._valid[first]
 
     def close(self) -> int:
-        """Flush both files, and return how many vectors there are."""
-        if isinstance(self._file, np.memmap):
-            self._file.flush()
+        """Close both files, which the unit's commit flushes; return how many vectors there are."""
         del self._file
         np.save(self.folder / VALID, self._valid)
         return int(self._valid.sum())

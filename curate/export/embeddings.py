@@ -110,7 +110,6 @@ def write_embeddings(
                 for row, fact in zip(where.tolist(), facts, strict=True):
                     rows[row] |= fact
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-    vectors.flush()
     return {"images": stop - start}
 
 

@@ -135,7 +135,6 @@ def select(
     )
     for place, code in enumerate(wishes.codes):
         missed[place, numbers] = code
-    missed.flush()
 
     decision = np.array(crawl.decision)
     decision[(decision == OPEN) & (representative >= 0)] = CODE["duplicate"]

@@ -28,7 +28,11 @@ def test_make_hands_on_brace_lists_globs_and_spaces_whole():
         ("retrieve.py", ("--images", "2000", "--seeds", "300", "--repetitions", "1"), "ratio"),
         ("million.py", ("--images", "4000"), "pairs"),
         ("page.py", ("--images", "400"), "pages"),
-        ("embed.py", ("--descriptor", "--repetitions", "1", "--threads", "1"), "ratio"),
+        (
+            "embed.py",
+            ("--descriptor", "--images", "100", "--repetitions", "1", "--threads", "1"),
+            "ratio",
+        ),
     ],
 )
 def test_benchmarks_run(script, arguments, expected):

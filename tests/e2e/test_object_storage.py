@@ -26,12 +26,6 @@ def stored_data(s3: S3Server, site) -> list[str]:
     return [f"--set=datasets.{name}.path={url}" for name, url in urls.items()]
 
 
-def test_data_behind_s3_gives_the_bytes_of_local_data(s3, site, undisturbed):
-    site.run(*stored_data(s3, site))
-    places = (site.data, "s3://bucket/data")
-    assert result(site.root / "out", *places) == result(undisturbed.root / "out", *places)
-
-
 def on_s3(site, *words: str, work: bool = True) -> list[str]:
     """Return the words of a run whose OUT, and WORK too, lie on the server."""
     places = ["--out", "s3://bucket/runs/out"]
@@ -43,21 +37,48 @@ def stored_result(s3: S3Server) -> dict[str, bytes]:
     return {path: data for path, data in s3.get("runs/out").items() if path != TIMINGS}
 
 
-def test_work_and_out_on_s3_give_the_bytes_of_local_ones(s3, site, undisturbed):
+def fetched_result(s3: S3Server, site) -> dict[str, bytes]:
+    """Return `result` of what is stored, for data on the server."""
+    fetched = site.root / "fetched"
+    for name, data in s3.get("runs/out").items():
+        (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+        (fetched / name).write_bytes(data)
+    return result(fetched, site.data, "s3://bucket/data")
+
+
+def local_result(undisturbed) -> dict[str, bytes]:
+    """Return `result` of the run of local data."""
+    return result(undisturbed.root / "out", undisturbed.data, "s3://bucket/data")
+
+
+def test_data_and_out_on_s3_give_the_bytes_of_local_ones(s3, site, undisturbed):
+    site.run(*on_s3(site, *stored_data(s3, site), work=False))
+    assert not (site.root / "out").exists()
+    assert not s3.get("work")
+    assert fetched_result(s3, site) == local_result(undisturbed)
+
+
+def test_work_and_out_on_s3_are_those_of_folders_and_what_is_committed_is_not_computed_again(
+    s3, site, undisturbed
+):
     said = site.run(*on_s3(site))
     assert "In s3://bucket/runs/out" in said
+    made = s3.get("runs/out")
     assert stored_result(s3) == content(undisturbed.root / "out")
     assert not site.work.exists()
     assert not (site.root / "out").exists()
-    assert set(s3.get("runs")) == {f"out/{name}" for name in s3.get("runs/out")}  # no lock is left
+    assert set(s3.get("runs")) == {f"out/{name}" for name in made}  # no lock is left
     assert "nothing to do" in site.run(*on_s3(site))
 
+    other = "--set=retrieve.threshold=0.3"
+    said = site.run(*on_s3(site, other), status=2)
+    refused = "lvd-curate: --out s3://bucket/runs/out holds a run with"
+    assert said.splitlines()[-1].startswith(refused)
+    assert s3.get("runs/out") == made
 
-def test_what_is_committed_on_s3_is_not_computed_again(s3, site, undisturbed):
-    site.run(*on_s3(site))
     first = {path: data for path, data in s3.get("work").items() if "places/" not in path}
     s3.requests.clear()
-    site.run(*on_s3(site, "--set=retrieve.threshold=0.3", "--replace"))
+    site.run(*on_s3(site, other, "--replace"))
     written = {each.path for each in s3.requests if each.method == "PUT"}
     stages = {path.split("/")[3] for path in written if path.startswith("/bucket/work/")}
     assert "select" in stages
@@ -75,12 +96,7 @@ def test_a_run_goes_on_through_throttling_errors_resets_and_short_answers(s3, si
     faults = s3.faults[:]
     s3.faults.clear()
     assert all(fault.failed for fault in faults)
-    fetched = site.root / "fetched"
-    for name, data in s3.get("runs/out").items():
-        (fetched / name).parent.mkdir(parents=True, exist_ok=True)
-        (fetched / name).write_bytes(data)
-    places = (site.data, "s3://bucket/data")
-    assert result(fetched, *places) == result(undisturbed.root / "out", *places)
+    assert fetched_result(s3, site) == local_result(undisturbed)
 
 
 def test_a_store_that_goes_on_failing_is_one_line_and_the_same_command_goes_on(
@@ -131,16 +147,6 @@ def test_a_run_killed_while_it_stores_finishes_to_the_same_bytes(
     assert stored_result(s3) == content(undisturbed.root / "out")
     assert set(s3.get("runs")) == {f"out/{name}" for name in s3.get("runs/out")}
     assert not [*(tmp_path / "scratch" / "lvd-stores").iterdir()]
-
-
-def test_a_result_on_s3_of_other_settings_is_refused_in_one_line(s3, site):
-    site.run(*on_s3(site, work=False))
-    before = s3.get("runs/out")
-    said = site.run(*on_s3(site, "--set=export.shard_size=9", work=False), status=2)
-    assert said.splitlines()[-1].startswith(
-        "lvd-curate: --out s3://bucket/runs/out holds a run with"
-    )
-    assert s3.get("runs/out") == before
 
 
 def test_a_place_on_s3_with_other_files_is_refused(s3, site):

@@ -1,6 +1,5 @@
 """What a second run does not do again, and what it does not touch."""
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ BEHIND_RETRIEVE = {"select", "export", "report"}
 
 
 def linked(site: Site, root: Path) -> str:
-    """Return the words that put a copy of the crawl, of the same files, in its place."""
-    shutil.copytree(site.data / "crawl", root / "crawl", copy_function=os.link)
+    """Return the words that put a copy of the crawl, of the same times, in its place."""
+    shutil.copytree(site.data / "crawl", root / "crawl")
     return f"--set=datasets.crawl.path={root / 'crawl'}"
 
 

@@ -45,9 +45,14 @@ def kill_when(site: Site, pattern: str, environment: dict[str, str]) -> int:
     return process.wait()
 
 
-def test_workers_killed_in_embed_dedup_and_export_change_nothing(
-    on_ray, undisturbed, ray_session, monkeypatch
+def test_two_embedders_and_a_balance_make_what_they_make_inline_though_workers_are_killed(
+    on_ray, site, ray_session, monkeypatch
 ):
+    words = (
+        "--set=embedders.full={kind: descriptor, decode: full}",
+        *("--set=retrieve.embedder=full", "--set=retrieve.threshold=0.2"),
+        *("--set=balance.target=0.6", "--set=balance.levels=[9,3]"),
+    )
     fuses = [
         sabotage(monkeypatch, Killed, module, name, on_ray.root / f"{name}.fuse")
         for module, name in (
@@ -56,10 +61,14 @@ def test_workers_killed_in_embed_dedup_and_export_change_nothing(
             ("curate.export.shards", "export_shard"),
         )
     ]
-    on_ray.run()
+    on_ray.run(*words)
     assert not any(fuse.exists() for fuse in fuses)
-    assert content(on_ray.root / "out") == content(undisturbed.root / "out")
     assert leftovers(on_ray) == []
+    assert len(list(on_ray.work.glob("vectors/*"))) == 2
+    monkeypatch.undo()
+    inline = replace(site, root=site.root / "inline", work=site.root / "inline" / "work")
+    inline.run(*words)
+    assert content(on_ray.root / "out") == content(inline.root / "out")
 
 
 def test_a_driver_killed_at_three_stages_leaves_a_run_that_finishes_to_the_same_bytes(
@@ -72,19 +81,6 @@ def test_a_driver_killed_at_three_stages_leaves_a_run_that_finishes_to_the_same_
     on_ray.run()
     assert content(on_ray.root / "out") == content(undisturbed.root / "out")
     assert leftovers(on_ray) == []
-
-
-def test_two_embedders_and_a_balance_make_what_they_make_inline(on_ray, site, ray_session):
-    words = (
-        "--set=embedders.full={kind: descriptor, decode: full}",
-        *("--set=retrieve.embedder=full", "--set=retrieve.threshold=0.2"),
-        *("--set=balance.target=0.6", "--set=balance.levels=[9,3]"),
-    )
-    on_ray.run(*words)
-    inline = replace(site, root=site.root / "inline", work=site.root / "inline" / "work")
-    inline.run(*words)
-    assert content(on_ray.root / "out") == content(inline.root / "out")
-    assert len(list(on_ray.work.glob("vectors/*"))) == 2
 
 
 def test_a_killed_driver_takes_its_own_ray_along(on_ray, tmp_path):
