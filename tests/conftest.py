@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from array_types import check_arrays_only
 from s3_server import serve
+
+check_arrays_only()  # before anything imports the packages
 
 NO_CARD = "no CUDA device"
 GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
