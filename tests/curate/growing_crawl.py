@@ -24,7 +24,7 @@ pipelines:
     crawl: crawl
     seed: seed
     embedder: descriptor
-    calibrate: {originals: 8}
+    calibrate: {originals: 8, crawl_sample: 8}
     cluster: {clusters: 3}
     dedup: {threshold: 0.95}
     retrieve: {threshold: -1}
