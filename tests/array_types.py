@@ -11,9 +11,13 @@ from functools import reduce
 from typing import Any, TypeVar, get_args
 
 import jaxtyping
+from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, AbstractDtype
 
 Defined = TypeVar("Defined", bound=Callable)
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+"""Checks the arguments and the result of a function; an int is a float too."""
 
 
 def check_arrays_only() -> None:

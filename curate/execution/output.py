@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -272,4 +273,9 @@ def name_latest(out: Path) -> None:
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide the bytes of the output."""
     names = sorted([installed_faiss(), *LIBRARIES])
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: _version(name) for name in names}
+
+
+@cache  # all that is known of a library is parsed for it
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)

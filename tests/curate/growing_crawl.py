@@ -29,6 +29,7 @@ pipelines:
     dedup: {threshold: 0.95}
     retrieve: {threshold: -1}
     report: {pictures: false}
+    estimate: {pairs: 2}
 """
 LARGE = (96, 80)
 
