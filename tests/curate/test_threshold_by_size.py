@@ -63,7 +63,8 @@ def make_crawl(size: int, seed: int, copies: float = 0.1) -> Crawl:
 def look(monkeypatch, vectors: np.ndarray, picture: np.ndarray, clear: float = 0.97):
     """Return the looked pairs, where thumbnails leave a few unsure that a finer look tells apart."""
 
-    def judge(one: int, other: int) -> str:
+    def judge(one: np.ndarray, other: np.ndarray) -> str:
+        one, other = (int.from_bytes(each.tobytes()) for each in (one, other))
         if (7 * one + other) % 1000 >= 1000 * clear:
             return "unsure"
         return "same" if picture[one] == picture[other] else "other"
@@ -72,7 +73,12 @@ def look(monkeypatch, vectors: np.ndarray, picture: np.ndarray, clear: float = 0
         return "same" if picture[one] == picture[other] else "other"
 
     monkeypatch.setattr(near_pairs, "judge_thumbnails", judge)
-    return look_at_nearest(vectors, lambda row: row, look_finer)
+    return look_at_nearest(vectors, thumbnail, look_finer)
+
+
+def thumbnail(row: int) -> np.ndarray:
+    """Return one whose bytes are the number of the row."""
+    return np.frombuffer(row.to_bytes(32 * 32), np.uint8).reshape(32, 32)
 
 
 def calibrate(looked: LookedPairs, size: int) -> DedupCalibration:
