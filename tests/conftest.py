@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from array_types import check_arrays_only
+from hypothesis import HealthCheck, settings
 from s3_server import serve
 
 check_arrays_only()  # before anything imports the packages
+# No example has a time to keep: a busy machine would fail what is right.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 NO_CARD = "no CUDA device"
 GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
