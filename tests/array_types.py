@@ -1,35 +1,55 @@
 """Checks the shapes and types of arrays wherever a signature of this project declares them.
 
-pytest loads the packages with it: see `--jaxtyping-packages` in pyproject.toml.
+pytest loads the packages with jaxtyping's import hook: see `--jaxtyping-packages` in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from functools import reduce
+from typing import Any, TypeVar, get_args
 
-from beartype import beartype
+import jaxtyping
+from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, AbstractDtype
 
-Checked = TypeVar("Checked", bound=Callable)
+Defined = TypeVar("Defined", bound=Callable)
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+"""Checks the arguments and the result of a function; an int is a float too."""
 
 
-def checked(function: Checked) -> Checked:
-    """Return the function with its arguments and result checked, if any of them is an array.
+def check_arrays_only() -> None:
+    """Let the import hook wrap what declares an array; a call of anything else costs nothing more.
 
-    All others are for the type checker: tests give them stand-ins of many kinds.
+    The rest is for the type checker: tests give it stand-ins of many kinds.
     """
+    wrap = jaxtyping.jaxtyped
+
+    def jaxtyped(*, typechecker: Callable[[Defined], Defined]) -> Callable[[Defined], Defined]:
+        check = wrap(typechecker=typechecker)
+        return lambda defined: check(defined) if _declares_array(defined) else defined
+
+    jaxtyping.jaxtyped = jaxtyped
+
+
+def _declares_array(defined: Callable) -> bool:
+    """Tell whether an argument or the result of a function, or a field of a class, is an array."""
+    function = defined.__init__ if isinstance(defined, type) else defined
     names = getattr(function, "__globals__", {})
-    hints = getattr(function, "__annotations__", {}).values()
-    return beartype(function) if any(_of_array(hint, names) for hint in hints) else function
+    return any(_of_array(hint, names) for hint in getattr(function, "__annotations__", {}).values())
 
 
 def _of_array(hint: Any, names: Mapping[str, Any]) -> bool:
-    """Tell whether an annotation, or a name in its text, is one of jaxtyping's."""
-    parts = (
-        [names.get(word) for word in re.findall(r"\w+", hint)] if isinstance(hint, str) else [hint]
-    )
-    return any(
-        isinstance(part, type) and issubclass(part, AbstractArray | AbstractDtype) for part in parts
-    )
+    """Tell whether an annotation, or a name in its text, is one of jaxtyping's or made of one."""
+    if isinstance(hint, str):
+        return any(_of_array(_look_up(word, names), {}) for word in re.findall(r"[\w.]+", hint))
+    if isinstance(hint, type) and issubclass(hint, AbstractArray | AbstractDtype):
+        return True
+    return any(_of_array(part, names) for part in get_args(hint))
+
+
+def _look_up(dotted: str, names: Mapping[str, Any]) -> Any:
+    first, *attributes = dotted.split(".")
+    return reduce(lambda found, name: getattr(found, name, None), attributes, names.get(first))

@@ -3,11 +3,21 @@
 import logging
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from browsers import NO_BROWSER
 from s3_server import serve
+
+if find_spec("beartype") and find_spec("hypothesis"):  # a bare machine with a card has neither
+    from array_types import check_arrays_only
+    from hypothesis import HealthCheck, settings
+
+    check_arrays_only()  # before anything imports the packages
+    # No example has a time to keep: a busy machine would fail what is right.
+    settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any")
 
 NO_CARD = "no CUDA device"
 GPU_TESTS_ON = "LVD_GPU_TESTS_ON"

@@ -117,7 +117,17 @@ def _call(
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ |= environment
     os.fsync = lambda descriptor: None  # as in the process of the tests
+    if not environment:  # which the server does not know
+        _share_server()
     function(*arguments)
+
+
+def _share_server() -> None:
+    """Let workers of this process come from the server that it comes from itself.
+
+    As `ensure_running` says of itself; but it starts another, which would import everything again.
+    """
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
 
 
 def run_main(module: str, arguments: list[str]) -> None:

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+from curate.calibration.histograms import compare
+from curate.dedup.members import load_members
 from curate.neighbours.search import Searchable, cosine
+from shared.storage import fingerprint
 
 
 def test_a_wrong_type_or_shape_is_seen() -> None:
@@ -19,3 +22,12 @@ def test_a_wrong_type_or_shape_is_seen() -> None:
 def test_the_fields_of_a_dataclass_belong_together() -> None:
     with pytest.raises(TypeCheckError):
         Searchable(np.ones((2, 3), np.float16), np.arange(3))
+
+
+def test_no_other_function_pays_for_it() -> None:
+    wrapped = [hasattr(function, "__wrapped__") for function in (cosine, fingerprint)]
+    assert wrapped == [True, False]
+
+
+def test_arrays_are_seen_in_unions_tuples_and_names_for_them() -> None:
+    assert all(hasattr(function, "__wrapped__") for function in (load_members, compare))

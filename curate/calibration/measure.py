@@ -257,7 +257,7 @@ def retrieve(
 
 def sample_both(
     crawl: Collection, seed: Collection, settings: CalibrateSettings
-) -> tuple[Numbers, Int64[np.ndarray, " left_out"], Numbers]:
+) -> tuple[Int64[np.ndarray, " s"], Int64[np.ndarray, " left_out"], Int64[np.ndarray, " c"]]:
     """Return numbers of a sample of the seed, the rows in it to leave out, and of the crawl."""
     rng = np.random.default_rng(settings.seed)
     seeds = _sample(seed, settings.crawl_sample, settings.parts, rng)

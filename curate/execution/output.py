@@ -281,5 +281,6 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in names}
 
 
-_version = cache(importlib.metadata.version)
-"""A library's version: its metadata, which may be long, is read once."""
+@cache  # all that is known of a library is parsed for it
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)

@@ -25,7 +25,8 @@ from curate.selection.wishes import Wish, addresses_of, gather_wishes, wishes_of
 from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
 
-Decisions = Int8[np.ndarray, " n"]
+OfDataset = tuple[Collection, Int8[np.ndarray, " _"]]
+"""A dataset, and the decisions about its images."""
 VERSION = 7
 
 
@@ -158,7 +159,7 @@ def select(
     }
 
 
-def _require_kept(datasets: list[tuple[Collection, Decisions]]) -> None:
+def _require_kept(datasets: list[OfDataset]) -> None:
     """Raise LvdError where images that the result to add to holds would not be kept."""
     lost = 0
     for data, decision in datasets:
@@ -180,7 +181,7 @@ def _by_number(
     return result
 
 
-def _deal(datasets: list[tuple[Collection, Decisions]], seed: int, out: Path) -> int:
+def _deal(datasets: list[OfDataset], seed: int, out: Path) -> int:
     """Write the order of the kept images of all datasets; return how many there are.
 
     What is exported already comes first, as it is there.

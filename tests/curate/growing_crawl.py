@@ -24,11 +24,12 @@ pipelines:
     crawl: crawl
     seed: seed
     embedder: descriptor
-    calibrate: {originals: 8}
+    calibrate: {originals: 8, crawl_sample: 8}
     cluster: {clusters: 3}
     dedup: {threshold: 0.95}
     retrieve: {threshold: -1}
     report: {pictures: false}
+    estimate: {pairs: 2}
 """
 LARGE = (96, 80)
 

@@ -37,7 +37,7 @@ pipelines:
 SEEDS
     holdouts: [held]
     embedder: descriptor
-    calibrate: {originals: 8}
+    calibrate: {originals: 8, crawl_sample: 8}
     cluster: {clusters: 2}
     dedup: {threshold: 0.95}
     retrieve: {threshold: -1}

@@ -25,7 +25,7 @@ pipelines:
     seed: words
     dedup: {embedder: descriptor, threshold: 0.95}
     retrieve: {embedder: clip, strategy: knn, knn: {neighbours: 2}}
-    calibrate: {originals: 8}
+    calibrate: {originals: 8, crawl_sample: 8}
     report: {pictures: false}
 """
 

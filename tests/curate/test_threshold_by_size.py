@@ -64,7 +64,8 @@ def make_crawl(size: int, seed: int, copies: float = 0.1) -> Crawl:
 def look(monkeypatch, vectors: np.ndarray, picture: np.ndarray, clear: float = 0.97):
     """Return the looked pairs, where thumbnails leave a few unsure that a finer look tells apart."""
 
-    def judge(one: int, other: int) -> str:
+    def judge(one: np.ndarray, other: np.ndarray) -> str:
+        one, other = (int.from_bytes(each.tobytes()) for each in (one, other))
         if (7 * one + other) % 1000 >= 1000 * clear:
             return "unsure"
         return "same" if picture[one] == picture[other] else "other"
@@ -74,7 +75,12 @@ def look(monkeypatch, vectors: np.ndarray, picture: np.ndarray, clear: float = 0
 
     monkeypatch.setattr(second_look, "judge_thumbnails", judge)
     photographs = np.zeros(len(vectors), bool)
-    return look_at_nearest(vectors, photographs, lambda row: row, look_finer).others
+    return look_at_nearest(vectors, photographs, thumbnail, look_finer).others
+
+
+def thumbnail(row: int) -> np.ndarray:
+    """Return one whose bytes are the number of the row."""
+    return np.frombuffer(row.to_bytes(32 * 32), np.uint8).reshape(32, 32)
 
 
 def calibrate(looked: LookedPairs, size: int) -> DedupCalibration:

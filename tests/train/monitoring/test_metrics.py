@@ -107,7 +107,7 @@ def test_a_line_is_there_although_the_process_was_killed_after_it(tmp_path):
         "print('written', flush=True)\n"
         "time.sleep(60)\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=root
     )

@@ -17,7 +17,7 @@ from small_run import command, write_config, write_shards
 from train.distributed.signals import SIGNALS, StopRequest
 from train.persistence.checkpoints import newest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCH = ROOT / "train" / "cluster"
 
 
