@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machines import NO_NAMESPACES
 from s3_server import serve
 
 NO_CARD = "no CUDA device"
@@ -41,8 +42,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats.get("skipped", [])
-    if count := sum(NO_CARD in str(report.longrepr) for report in reports):
-        terminalreporter.write_line(f"{count} gpu tests skipped: {NO_CARD}")
+    for kind, why in (("gpu", NO_CARD), ("cluster", NO_NAMESPACES)):
+        if count := sum(why in str(report.longrepr) for report in reports):
+            terminalreporter.write_line(f"{count} {kind} tests skipped: {why}")
 
 
 @pytest.fixture(scope="module")
