@@ -127,9 +127,10 @@ def machines(count: int, logs: Path, environment: dict[str, str]) -> Iterator[li
             _ip("-n", machine.namespace, "link", "set", inside, "up")
         yield made
     finally:
-        for machine in made:
+        for n, machine in enumerate(made):
             machine.kill()
-            subprocess.run(["ip", "netns", "del", machine.namespace], check=False)
+            for gone in (["netns", "del", machine.namespace], ["link", "del", f"{name}o{n}"]):
+                subprocess.run(["ip", *gone], check=False, stderr=subprocess.DEVNULL)
 
 
 @contextmanager
