@@ -77,6 +77,9 @@ class EngineSettings(BaseModel):
     """Threads of one task."""
     patience: float = Field(600.0, gt=0)
     """Seconds that a run waits for a processor or GPU of a busy or shrunken cluster."""
+    copy_bytes: int = Field(100 << 30, ge=1)
+    """Bytes of a WORK on a store that a machine keeps in its folder for temporary files, where it does
+    not work on more at a time."""
 
 
 @runtime_checkable

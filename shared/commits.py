@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import threading
@@ -21,9 +22,9 @@ from shared.storage import (
     sync,
     sync_tree,
 )
+from shared.stores import MANIFEST as MANIFEST
 from shared.stores import store_of
 
-MANIFEST = "unit.json"
 PROGRESS = "progress"
 """A unit at work may keep its count in a file of this name; it is not committed."""
 
@@ -31,9 +32,10 @@ PROGRESS = "progress"
 def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
     """Return the result of a committed unit, or None.
 
-    A flat unit's files lie beside `out`, behind the mark `<out.name>_stats.json`.
+    A flat unit's files lie beside `out`, behind the mark `<out.name>_stats.json`; no unit of a store is
+    flat.
     """
-    if flat:
+    if flat and store_of(out) is None:
         mark = _stats(out)
         return read_json(mark) if mark.exists() else None
     manifest = read_manifest(out)
@@ -43,13 +45,14 @@ def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """Return a unit's manifest (`result`, `files`, `runtime`), or None where it is not committed.
 
-    Where `out` is of the copy of a store, the unit is fetched first. Raises LvdError where it is
-    damaged.
+    Of a store it alone is fetched. Raises LvdError where it is damaged.
     """
-    if not (out / MANIFEST).exists() and (store := store_of(out)) is not None:
-        store.fetch_unit(out, MANIFEST)
+    store = store_of(out)
     try:
-        manifest: dict[str, Any] = read_json(out / MANIFEST)
+        written = (out / MANIFEST).read_bytes() if store is None else store.manifest(out)
+        if written is None:
+            return None
+        manifest: dict[str, Any] = json.loads(written)
         if "seal" not in manifest:  # of an older version
             return None
         if manifest.pop("seal") == fingerprint(manifest):
@@ -58,7 +61,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError):  # no JSON, or a number
         pass
-    if (store := store_of(out)) is not None:
+    if store is not None:
         raise LvdError(
             f"{store.url_of(out / MANIFEST)} is damaged: remove it, and run the same command again"
         )
@@ -70,10 +73,13 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 
 def digest_of(out: Path) -> str:
     """Return what stands for the content of a committed unit: a fingerprint of its files' hashes."""
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise FileNotFoundError(f"no unit is committed in {out}")
+    manifest = _required_manifest(out)
     return fingerprint({name: entry["sha256"] for name, entry in manifest["files"].items()})
+
+
+def unit_files(out: Path) -> list[Path]:
+    """Return the paths of a committed unit's files, which a store gives when they are opened."""
+    return [out / name for name in sorted(_required_manifest(out)["files"])]
 
 
 @contextmanager
@@ -111,7 +117,7 @@ def commit(
     if out.exists() and read_manifest(out) is None:
         discard(out, beside.parent)
     if (store := store_of(out)) is not None:
-        store.put_unit(beside, out, MANIFEST)
+        store.put_unit(beside, out)
     try:
         beside.rename(out)
     except OSError as error:
@@ -131,14 +137,14 @@ def run_unit(
     """Run `function(*args, out=folder)` and commit the folder as `out`; return the result.
 
     With `flat` the function leaves files called `<out.name>...` and, as its mark,
-    `<out.name>_stats.json` with the result: each is renamed to stand beside `out`, the mark last.
-    A unit that is there already is not computed again.
+    `<out.name>_stats.json` with the result: each is renamed to stand beside `out`, the mark last; on a
+    store they are a unit as all others. A unit that is there already is not computed again.
     """
     if (result := committed(out, flat)) is not None:
         return result
     with building(out, scratch) as beside:
         result = function(*args, out=beside) or {}
-        if not flat:
+        if not flat or store_of(out) is not None:
             return commit(beside, out, result)
         sync_tree(beside)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +160,7 @@ def run_unit(
 def discard(out: Path, scratch: Path) -> None:
     """Remove a unit: at once for whoever looks, as its folder is renamed before it is emptied."""
     if (store := store_of(out)) is not None:
-        store.remove_unit(out, MANIFEST)
+        store.remove_unit(out)
     aside = scratch / f"discarded-{fingerprint(str(out))}"
     shutil.rmtree(aside, ignore_errors=True)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -170,6 +176,13 @@ def count_under_way(scratch: Path) -> int:
         with suppress(OSError, ValueError):
             count += int(path.read_text())
     return count
+
+
+def _required_manifest(out: Path) -> dict[str, Any]:
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise FileNotFoundError(f"no unit is committed in {out}")
+    return manifest
 
 
 def _stats(out: Path) -> Path:

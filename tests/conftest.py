@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browsers import NO_BROWSER
+from machines import NO_NAMESPACES
 from s3_server import serve
 
 if find_spec("beartype") and find_spec("hypothesis"):  # a bare machine with a card has neither
@@ -52,9 +53,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats.get("skipped", [])
-    for kind, missing in (("gpu", NO_CARD), ("browser", NO_BROWSER)):
-        if count := sum(missing in str(report.longrepr) for report in reports):
-            terminalreporter.write_line(f"{count} {kind} tests skipped: {missing}")
+    missing = (("gpu", NO_CARD), ("browser", NO_BROWSER), ("cluster", NO_NAMESPACES))
+    for kind, why in missing:
+        if count := sum(why in str(report.longrepr) for report in reports):
+            terminalreporter.write_line(f"{count} {kind} tests skipped: {why}")
 
 
 @pytest.fixture(scope="module")

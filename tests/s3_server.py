@@ -29,6 +29,8 @@ class Request:
     path: str
     query: str
     range: str | None
+    client: str
+    """The address that it came from."""
 
 
 @dataclass
@@ -114,6 +116,7 @@ class S3Server:
             environ["PATH_INFO"],
             environ["QUERY_STRING"],
             environ.get("HTTP_RANGE"),
+            environ["REMOTE_ADDR"],
         )
         time.sleep(self.latency)
         with self._lock:
@@ -150,7 +153,7 @@ async def _go_on(seconds: float) -> None:
 
 
 @contextmanager
-def serve() -> Iterator[S3Server]:
+def serve(address: str = "127.0.0.1") -> Iterator[S3Server]:
     """Serve an empty bucket, which `s3://` means here and in the processes of the test."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -164,14 +167,14 @@ def serve() -> Iterator[S3Server]:
     made = S3Server()
     app = DomainDispatcherApplication(create_backend_app)
     server = make_server(
-        "127.0.0.1",
+        address,
         0,
         lambda environ, start: made.answer(app, environ, start),
         threaded=True,
         request_handler=Quiet,
     )
     server.handle_error = lambda *_: None  # of a connection that was reset
-    made.url = f"http://127.0.0.1:{server.port}"
+    made.url = f"http://{address}:{server.port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ catalogue is a reduce of about 170 bytes an image, and the keys where parts inte
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -230,7 +231,7 @@ class Collection:
 
     @cached_property
     def _keys(self) -> pa.RecordBatchFileReader:
-        return pa.ipc.open_file(pa.memory_map(str(self.folder / KEYS)))
+        return pa.ipc.open_file(pa.memory_map(os.fspath(self.folder / KEYS)))
 
     def _vectors_of(self, part: int) -> Float16[np.ndarray, "rows d"]:
         file = self._work / self.parts[part].vectors / VECTORS

@@ -15,6 +15,7 @@ from curate.catalogue.collection import Collection
 from shared.errors import LvdError
 from shared.parts import Member, Part, PartReader, direct, fetch
 from shared.storage import read_json, write_json
+from shared.stores import publish
 
 FACTS = ("member", "offset", "bytes", "sha256")
 
@@ -22,6 +23,7 @@ FACTS = ("member", "offset", "bytes", "sha256")
 def save_parts(parts: list[Part], path: Path) -> Path:
     """Write parts where workers find them with `load_parts`."""
     write_json(path, [asdict(part) for part in parts])
+    publish(path)
     return path
 
 

@@ -39,7 +39,7 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     from curate.calibration.measure import report
     from curate.calibration.stage import calibrate_dedup, calibrate_retrieve, find_sides
     from curate.calibration.stored import store, writable_path
-    from curate.execution.session import open_runner
+    from curate.execution.session import open_runner, require_seen
     from curate.pipeline import embed_datasets
     from curate.plan import pinned, writable
     from curate.report.both_sides import draw_sides
@@ -61,6 +61,7 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     if request.seeds[0].dataset.settings.text:
         raise LvdError(f"seed {request.seeds[0].name} is text, of which no threshold is measured")
     plan = pinned(plan)
+    require_seen(executor, plan.work, (part for data in plan.datasets for part in data.parts))
     with open_runner(plan.work, request.settings.engine, executor) as runner:
         datasets = embed_datasets(plan, runner)
         [seed] = datasets.seeds

@@ -80,15 +80,20 @@ def run(
     from curate.execution.copies import require_places
     from curate.execution.output import SINCE, Output, finish_swap
     from curate.execution.published import open_published
-    from curate.execution.session import require_one_machine
+    from curate.execution.session import is_on_cluster, require_reach
     from curate.increment import read_run
     from curate.plan import check_export, comparable, pinned, writable
     from shared.errors import LvdError
     from shared.progress import warn
 
     published = None
+    require_reach(executor, asked["work"], out if isinstance(out, str) else None)
+    if since is not None and isinstance(out, str) and is_on_cluster(executor):
+        raise LvdError(
+            f"--since {since}: the machines of a Ray cluster with --work on a store do not see that "
+            "folder: unset RAY_ADDRESS"
+        )
     if isinstance(out, str):
-        require_one_machine(executor, f"--out {out}")
         published = click.get_current_context().with_resource(open_published(out))
         out = published.local
     plan, out = make_plan(out=out, **asked)
@@ -168,12 +173,15 @@ def carry_out(
     exit with 3 where parts were set aside."""
     from curate.execution.copies import note_places
     from curate.execution.output import name_latest
-    from curate.execution.session import open_runner
+    from curate.execution.session import is_on_cluster, open_runner, require_seen
     from curate.plan import forget_corrupt, forget_set_aside
     from shared.progress import say, warn
     from shared.storage import reraise_disk_full
 
     also = plan.request.settings.export.also
+    require_seen(executor, plan.work, (part for data in plan.datasets for part in data.parts))
+    if published is not None and is_on_cluster(executor):
+        output.build_below(plan.work)
     with reraise_disk_full(out), output.locked():
         if retry == "corrupt":
             say(f"reading {forget_corrupt(plan):,} parts with corrupt images again")
@@ -190,6 +198,7 @@ def carry_out(
             name_latest(out)
         elif made:
             published.publish()
+            output.clear()
         place = str(out) if published is None else published.url
         if not made:
             say(f"{place} is complete and up to date: nothing to do")

@@ -3,8 +3,9 @@
 #
 #   HEAD=ADDRESS NODES=4 NODE=0 TOKEN=SECRET curate/cluster/ray.sh --crawl CRAWL --seed SEED --out OUT --work WORK
 #
-# Arguments are those of `lvd-curate run`. The crawl and the seed may be URLs; what is not one, OUT
-# and WORK must be the same folders on all machines. The machine of NODE 0 is the head: it starts
+# Arguments are those of `lvd-curate run`. With OUT and WORK on a store (s3://...), the machines share
+# nothing else: each needs the store's credentials in its environment, and room below TMPDIR. Else OUT
+# and WORK must be the same folders on all machines, as whatever else is named and is no URL. The machine of NODE 0 is the head: it starts
 # Ray, waits for the others, runs the command and ends with its exit status; the others give it
 # their processors and end with it. Started again with the same arguments, a run goes on where it
 # stopped.

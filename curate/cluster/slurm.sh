@@ -5,8 +5,9 @@
 #   sbatch --nodes=16 --partition=NAME curate/cluster/slurm.sh ...
 #
 # Arguments are those of `lvd-curate run`; options of sbatch go before the script and override what
-# stands below. The repository, OUT, WORK and data that are not URLs must be on storage that all
-# machines share.
+# stands below. The repository and what is not a URL must be on storage that all machines share; OUT
+# and WORK are both URLs or neither. What sbatch is called with (AWS_ACCESS_KEY_ID and the like) is in
+# the environment of all machines.
 #
 #SBATCH --job-name=lvd-curate
 #SBATCH --nodes=4

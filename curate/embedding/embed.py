@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Float16, Float32, UInt8
 from curate.catalogue.content import Copy, local_copy, name_of, remember
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, SCORES, VALID, VECTORS
 from curate.embedding.decoder import Decoder
-from curate.embedding.journal import Journal
+from curate.embedding.journal import FOLDER, Journal
 from curate.embedding.previous import Previous, find_previous
 from curate.embedding.request import EmbedRequest
 from curate.filters.look import Look
@@ -163,7 +163,7 @@ def _make(
             if place in wanted
         }
         previous = find_previous(request, copy, [request.embedders[place] for place in wanted])
-        journal = stack.enter_context(Journal(request.work / "decoding" / content))
+        journal = stack.enter_context(Journal(request.work / FOLDER / content))
         decoder = stack.enter_context(
             Decoder(
                 journal,

@@ -7,9 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from shared.stores import is_there, publish, remove
+
+FOLDER = "decoding"
+"""Of WORK."""
+
 
 class Journal:
-    """The images that are being decoded, on disk; `suspects` are those of a try that died."""
+    """The images that are being decoded, on disk; `suspects` are those of a try that died.
+
+    Of a WORK on a store, this machine's own file comes before one that `publish_journals` stored.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -24,7 +32,7 @@ class Journal:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._stream.close()
         if kind is None:
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
 
     @contextmanager
     def trying(self, key: str) -> Iterator[None]:
@@ -44,7 +52,13 @@ class Journal:
 def _unfinished(path: Path) -> set[str]:
     """Return what was begun and not ended; a torn last line was begun."""
     begun: set[str] = set()
-    if path.exists():
+    if is_there(path):
         for line in path.read_text(encoding="utf-8").splitlines():
             (begun.add if line[:1] == "+" else begun.discard)(line[1:])
     return begun
+
+
+def publish_journals(work: Path) -> None:
+    """Let the next try of a part read the journals of this machine on any other, through a store."""
+    for path in (work / FOLDER).glob("*"):
+        publish(path)

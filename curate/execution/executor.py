@@ -31,6 +31,7 @@ class Call:
     def __call__(self, *state: Any) -> dict[str, Any]:
         """Run the unit and return its result."""
         args = (*state, *self.unit.args)
+        self.scratch.mkdir(parents=True, exist_ok=True)  # this machine may have none yet
         if self.folder is None:
             return self.function(*args, scratch=self.scratch) or {}
         return run_unit(self.function, args, self.folder / self.unit.name, self.scratch, self.flat)

@@ -8,27 +8,26 @@ number of calls to it under way.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import socket
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from curate.execution.executor import DEATHS, TRIES, Call, Outcome
+from curate.execution.ray_start import SECONDS_TO_ANSWER, remedy, require_answer, short_folder
 from curate.stage import EngineSettings, Workers
 from curate.state import LocalState, State
 from shared.errors import LvdError
-from shared.failures import kind_of
+from shared.failures import as_line, kind_of
 from shared.progress import stage_bar
 
-SECONDS_TO_ANSWER = 10.0
-"""That the address of a cluster has to accept a connection."""
+ON_CLUSTER = "LVD_ON_CLUSTER"
+"""Set in the environment of workers on a cluster: they say on which node it is that something fails."""
 
 
 @dataclass
@@ -38,6 +37,10 @@ class RayExecutor:
     settings: EngineSettings
     started: Callable[[float], None] = lambda seconds: None
     """Told what the start of Ray took."""
+    last: Callable[[], None] | None = None
+    """Called on every node of a cluster at the end."""
+    died: Callable[[], None] | None = None
+    """Called on every node of a cluster when a worker with a setup has died with its unit."""
     _ray: Any = None
     _joined: bool = False
     _pools: dict[str, _Actors] = field(default_factory=dict)
@@ -51,6 +54,10 @@ class RayExecutor:
         return self._ray is not None
 
     def __exit__(self, *_: object) -> None:
+        if self._ray is not None and self.last is not None and os.environ.get("RAY_ADDRESS"):
+            self.dismiss()
+            asked = _run_everywhere(self._ray, self.last)
+            self._ray.wait(asked, num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
         if self._ray is not None and not self._joined:
             self._ray.shutdown()
         elif self._ray is not None:
@@ -101,6 +108,8 @@ class RayExecutor:
                     pool.returned(reference, died)
                     if isinstance(outcome, Exception):
                         tries[id(call)] += 1
+                        if died and workers and self.died and os.environ.get("RAY_ADDRESS"):
+                            _run_everywhere(ray, self.died)
                         again = most if died else TRIES
                         if (died or kind_of(outcome) != "fatal") and tries[id(call)] < again:
                             queue.appendleft(call)
@@ -161,7 +170,7 @@ class RayExecutor:
             "configure_logging": True,
         }
         if address:
-            _require_answer(address)
+            require_answer(address)
         else:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             os.environ.update(environment)
@@ -171,19 +180,20 @@ class RayExecutor:
             self._joined = ray.is_initialized()
             try:
                 if address and not self._joined:
-                    ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
+                    there = {"env_vars": {**environment, ON_CLUSTER: "yes"}}
+                    ray.init(address=address, runtime_env=there, **quiet)
                 elif not self._joined:
                     ray.init(
                         address="local",
                         num_cpus=self._processors(),
                         include_dashboard=False,
                         object_store_memory=128 * 2**20,
-                        _temp_dir=_short_folder(),
+                        _temp_dir=short_folder(),
                         **quiet,
                     )
             except Exception as error:  # bare ones too, when the machine is too busy
                 said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-                raise LvdError(f"Ray did not start ({said}): {_remedy(address)}") from error
+                raise LvdError(f"Ray did not start ({said}): {remedy(address)}") from error
             self._ray = ray
         self.started(time.monotonic() - began)
         return ray
@@ -346,10 +356,11 @@ class _Worker:
         """Answer."""
 
     def set_up(self) -> None:
-        assert self.state is not None
+        with _naming_node("setup"):
+            assert self.state is not None
 
     def run(self, call: Call) -> dict[str, Any]:
-        return call(self.state)
+        return _run(call, self.state)
 
     def call(self, method: str, *args: Any) -> Any:
         return self.state.call(method, *args).result()
@@ -379,7 +390,45 @@ class _RemoteValue:
 
 
 def _run(call: Call, *state: Any) -> dict[str, Any]:
-    return call(*state)
+    with _naming_node(call.unit.name):
+        return call(*state)
+
+
+@contextmanager
+def _naming_node(what: str) -> Iterator[None]:
+    """Let what is wrong with a node of a cluster name it: settings, credentials, missing packages."""
+    try:
+        yield
+    except Exception as error:
+        if ON_CLUSTER not in os.environ:
+            raise
+        import ray
+
+        node = f"on the node {ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
+        if isinstance(error, LvdError):
+            raise LvdError(f"{error} ({node})") from error
+        if isinstance(error, ImportError):
+            raise LvdError(
+                f"{what} {node}: {error}: install there what this machine has, and run the same "
+                "command again"
+            ) from error
+        if kind_of(error) == "fatal":
+            raise as_line(error, f"{what} {node}") from error
+        raise
+
+
+def _call(function: Callable[[], None]) -> None:
+    function()
+
+
+def _run_everywhere(ray: Any, function: Callable[[], None]) -> list[Any]:
+    """Have a function called on each node, where that is alive; return what to wait for."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(_call)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    return [task.options(scheduling_strategy=place).remote(function) for place in places]
 
 
 def _outcome(ray: Any, reference: Any) -> tuple[Any, bool]:
@@ -393,49 +442,3 @@ def _outcome(ray: Any, reference: Any) -> tuple[Any, bool]:
         return cause, isinstance(cause, ray.exceptions.RayError)
     except Exception as error:
         return error, isinstance(error, ray.exceptions.RayError)
-
-
-def _require_answer(address: str) -> None:
-    """Raise LvdError, in seconds, where nobody listens at the address of a cluster."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal()):
-        return  # `auto`, `local` and the like
-    try:
-        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
-    except OSError as error:
-        raise LvdError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error}): "
-            "start one there, or unset RAY_ADDRESS for a local one"
-        ) from error
-
-
-def _short_folder() -> str | None:
-    """Return a folder for Ray's sockets where those of TMPDIR would be longer than 107 bytes.
-
-    Also where the usual one, /tmp/ray, is somebody else's.
-    """
-    usual = os.path.join(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")  # noqa: PTH118
-    tail = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-    theirs = os.path.exists(usual) and not os.access(usual, os.W_OK | os.X_OK)  # noqa: PTH110
-    if len(usual + tail) <= 100 and not theirs:
-        return None
-    for number in itertools.count():
-        folder = f"/tmp/ray-{os.getuid()}-{number}"
-        try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103
-        except OSError as error:
-            raise LvdError(
-                f"Ray has no folder for its sockets ({error}): set TMPDIR to a short path that "
-                "you can write to"
-            ) from error
-        if os.stat(folder).st_uid == os.getuid():  # noqa: PTH116
-            return folder
-    return None
-
-
-def _remedy(address: str | None) -> str:
-    if address:
-        return (
-            f"is a cluster of this Ray version at RAY_ADDRESS={address}? unset it for a local one"
-        )
-    return "run it again, check free space in /tmp and /dev/shm, or say --executor inline"

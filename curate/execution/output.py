@@ -18,6 +18,7 @@ from curate.neighbours.cluster import CENTROIDS
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
 from curate.report.datasheet import DATASHEET
+from shared.commits import unit_files
 from shared.config import flat
 from shared.errors import LvdError
 from shared.folders import describe_folder
@@ -31,6 +32,7 @@ from shared.storage import (
     sync_tree,
     write_json,
 )
+from shared.stores import remove_folder
 
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
@@ -38,6 +40,8 @@ TIMINGS = "timings.json"
 SINCE = "since"
 """The setting that names, by its address, the result that one was made since."""
 ADDRESS = ".address"
+AWAY = "output"
+"""The folder of a WORK on a store where units of results are built for other machines."""
 OWN = {
     *(RUN, USED, FILES, ADDRESS, TIMINGS, DATASHEET, CLUSTERS),
     *("shards", "selection.parquet", "embeddings", "reports", ".scratch", ".spill", ".tables"),
@@ -68,7 +72,15 @@ class Output:
         self.embeddings = self.partial / "embeddings"
         self._replace = replace
         self._kept: dict[str, FileHash] = {}
+        self._away: Path | None = None
         self._refuse_foreign()
+
+    def build_below(self, work: Path) -> None:
+        """Let units be built below a WORK on a store, and fetched when the result is put together.
+
+        The machines of a cluster do not see where that is done.
+        """
+        self._away = work / AWAY
 
     def _recover(self) -> None:
         """Finish a swap that was cut off between its two renames."""
@@ -138,6 +150,10 @@ class Output:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.partial.mkdir(parents=True, exist_ok=True)
         note.write_text(address)
+        if self._away is not None:
+            self.spill, self.tables, self.shards = (
+                self._away / f"{address}-{kind}" for kind in ("spill", "tables", "shards")
+            )
         for folder in (self.reports, self.scratch):
             folder.mkdir(exist_ok=True)
 
@@ -154,6 +170,20 @@ class Output:
             path.mkdir()
             for unit in units:
                 link_or_copy(unit / f"{name}.parquet", path / f"{unit.name}.parquet")
+
+    def lay_shards(self, names: Iterable[str]) -> None:
+        """Put shards of these names that were built elsewhere where they belong."""
+        if self._away is not None:
+            (self.partial / "shards").mkdir(exist_ok=True)
+            for name in names:
+                for path in sorted(unit_files(self.shards / name)):
+                    link_or_copy(path, self.partial / "shards" / path.name)
+
+    def clear(self) -> None:
+        """Remove what was built below a WORK on a store, once the result is in its place."""
+        if self._away is not None:
+            for folder in (self.spill, self.tables, self.shards):
+                remove_folder(folder)
 
     def lay_centroids(self, folder: Path) -> None:
         """Put the centroids of a unit beside the shards, for a run that adds to this one."""
@@ -212,8 +242,8 @@ class Output:
         """Hash the files of the partial folder that are not `known`, and move it to its place."""
         hashes = file_hashes(self.partial, known)
         write_json(self.partial / FILES, hashes, self.scratch)
-        for folder in (self.scratch, self.spill, self.tables):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in (".scratch", ".spill", ".tables"):
+            shutil.rmtree(self.partial / name, ignore_errors=True)
         (self.partial / ADDRESS).unlink()
         sync_tree(self.partial)
         if self.out.exists():

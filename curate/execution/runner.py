@@ -92,10 +92,12 @@ class StageRunner:
     ) -> list[dict[str, Any]]:
         """Run what is not committed of `units` below `place`; return all results in their order.
 
-        `scratch` must lie on the file system of `place`. With `flat`, a unit's files lie in the
-        folder itself, behind the mark `<name>_stats.json`.
+        `scratch` must lie on the file system of `place`, where that is not below `work`. With `flat`, a
+        unit's files lie in the folder itself, behind the mark `<name>_stats.json`.
         """
         folder = self.folder(place) if isinstance(place, Stage) else place
+        if scratch is None or folder.is_relative_to(self.work):
+            scratch = self.scratch
         if isinstance(place, Stage):
             self.use(folder)
         known = side_by_side(lambda unit: committed(folder / unit.name, flat), units, folder)
@@ -105,7 +107,7 @@ class StageRunner:
             if result is not None
         }
         missing = [unit for unit in units if unit.name not in results]
-        calls = [Call(unit, function, scratch or self.scratch, folder, flat) for unit in missing]
+        calls = [Call(unit, function, scratch, folder, flat) for unit in missing]
         total = sum(unit.images for unit in units)
         done = total - sum(unit.images for unit in missing)
         for unit, outcome in self._run(calls, workers, note, total, done, gpus):

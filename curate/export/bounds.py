@@ -19,6 +19,7 @@ from jaxtyping import Int64
 
 from curate.catalogue.collection import Collection
 from shared.shards import output_key, shard_name
+from shared.stores import publish
 
 Edges = Int64[np.ndarray, " edges"]
 
@@ -108,6 +109,7 @@ def bound_shards(
     first = written.images if written else 0
     sizes = None if most_bytes is None else _sizes(datasets, selected, exported)[first:]
     np.save(path, first + cut(exported - first, most_images, sizes, most_bytes))
+    publish(path)
     return ShardBounds(path, written)
 
 

@@ -7,6 +7,7 @@ every shard would read the facts of nearly every part.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def read_facts(folder: Path, first: int, last: int) -> list[dict[str, Any]]:
 
 
 def _slice(folder: Path, first: int, last: int) -> pa.Table:
-    table = pa.ipc.open_file(pa.memory_map(str(folder / FILE))).read_all()
+    table = pa.ipc.open_file(pa.memory_map(os.fspath(folder / FILE))).read_all()
     start, stop = np.searchsorted(table["position"].to_numpy(), [first, last]).tolist()
     return table.slice(start, stop - start)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +145,7 @@ def export_shards(
         for index, part in enumerate(each.parts)
         if len(bounds) and (members or needs_spill(part))
     ]
-    folders.shards.mkdir(exist_ok=True)
+    folders.shards.mkdir(parents=True, exist_ok=True)
     units = [unit for unit, _, _ in spilled]
     runner.run(folders.spill, spill, units, scratch=folders.scratch)
     for unit, source, index in spilled:
@@ -157,6 +157,7 @@ def export_shards(
         for shard, images in enumerate(np.diff(bounds.edges))
     ]
     runner.run(folders.shards, export_shard, units, scratch=folders.scratch, flat=True)
+    folders.lay_shards(unit.name for unit in units)
 
 
 def lay_facts(
@@ -196,6 +197,10 @@ class ExportFolders(Protocol):
     shards: Path
     spill: Path
     scratch: Path
+
+    def lay_shards(self, names: Iterable[str]) -> None:
+        """Put shards of these names that were built elsewhere where they belong."""
+        ...
 
 
 def export_shard(kept: Kept, shard: int, settings: ExportSettings, *, out: Path) -> dict:

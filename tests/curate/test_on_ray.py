@@ -4,6 +4,7 @@ import os
 import socket
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 from engine_units import (
     always_killed,
     disconnected_at_first,
@@ -24,7 +25,7 @@ from engine_units import (
 )
 
 from curate.execution.executor import TRIES, Call
-from curate.execution.on_ray import RayExecutor
+from curate.execution.on_ray import ON_CLUSTER, RayExecutor, _naming_node
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings, Stage, Unit, Workers
 from shared.errors import LvdError
@@ -209,3 +210,25 @@ def test_a_cluster_that_does_not_answer_is_refused(tmp_path, monkeypatch):
             runner.run(STAGE, write, [Unit("a", ("a",))])
         assert address in str(caught.value)
         assert "unset RAY_ADDRESS" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (LvdError("s3://b/x names y"), r"^s3://b/x names y \(on the node 10\.0\.0\.7\)$"),
+        (
+            ImportError("Install s3fs"),
+            r"^part on the node 10\.0\.0\.7: Install s3fs: install there",
+        ),
+        (
+            NoCredentialsError(),
+            r"^part on the node 10\.0\.0\.7: .* credentials.*: provide valid ones",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_node_of_a_cluster_names_it(monkeypatch, error, said):
+    monkeypatch.setenv(ON_CLUSTER, "yes")
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.7")
+    with pytest.raises(LvdError, match=said) as caught, _naming_node("part"):
+        raise error
+    assert len(str(caught.value).splitlines()) == 1

@@ -156,13 +156,6 @@ def test_a_place_on_s3_with_other_files_is_refused(s3, site):
     assert s3.get("runs") == {"out/thesis.txt": b"own"}
 
 
-def test_a_cluster_is_refused_as_its_machines_do_not_share_the_copy(s3, site, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    for place in ("--work", "--out"):
-        said = site.run("--executor=ray", f"{place}=s3://bucket/place", status=2)
-        assert f"{place} s3://bucket/place: the machines of a Ray cluster" in said.splitlines()[-1]
-
-
 def test_commands_that_need_a_folder_refuse_a_url_in_one_line(site):
     for words in (
         ["status", "s3://bucket/work"],

@@ -101,7 +101,7 @@ def test_a_file_that_does_not_arrive_as_it_was_stored_is_an_error(s3):
     fsspec.filesystem("s3").pipe_file("bucket/work/stage/address/0/text.txt", b"TEXT")
     with opened(URL, "--work", "marker") as work:
         with pytest.raises(ConnectionError, match="did not arrive as it was stored"):
-            committed(work / "stage/address/0")
+            (work / "stage/address/0/text.txt").read_text()
         assert not (work / "stage/address/0").exists()
 
 
@@ -117,7 +117,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(s3, name):
     manifest = json.dumps({"files": {name: {"bytes": 1, "sha256": "0" * 64}}}).encode()
     fsspec.filesystem("s3").pipe_file(f"bucket/work/stage/address/0/{MANIFEST}", manifest)
     with opened(URL, "--work", "marker") as work, pytest.raises(LvdError, match="of its unit"):
-        committed(work / "stage/address/0")
+        (work / "stage/address/0/text.txt").read_text()
 
 
 def test_a_note_is_there_for_the_next_process(s3):
