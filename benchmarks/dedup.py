@@ -22,7 +22,8 @@ from curate.dedup import near as dedup
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.near import DedupSettings
 from curate.neighbours import cluster
-from curate.neighbours.cluster import Clusters, ClusterSettings
+from curate.neighbours.cluster import ClusterSettings
+from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import unit, use_threads
 
 

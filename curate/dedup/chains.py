@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float32, Int64
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.dedup.holdout import Held
 from curate.dedup.stage import Deduplicated
-from curate.neighbours.cluster import Clustered, Clusters
+from curate.neighbours.cluster import Clustered
+from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import Searchable, cosine, cosines, neighbours, unit, use_threads
 from curate.stage import Runner, Stage, Unit
 
@@ -169,29 +170,19 @@ def look(
     dropped = _load_links(links)
     asking = dropped.number[dropped.is_open]
     asked, loaded = Searchable(crawl.vectors(asking), asking), clusters.load()
-    numbers, following, similarity = [], [], []
-    for cluster in range(first, last):
-        base = loaded.of(cluster)
-        best = np.full(len(base), -2, np.float32)
-        by = np.full(len(base), -1, np.int64)
-        for row, found in neighbours(asked, np.arange(len(asked)), base, threshold):
-            closeness = cosines(asked, row, base, found)
-            order = np.lexsort((row, -closeness, found))
-            order = order[np.diff(found[order], prepend=-1) > 0]
-            order = order[closeness[order] > best[found[order]]]
-            best[found[order]], by[found[order]] = closeness[order], asking[row[order]]
-        new = np.flatnonzero(by >= 0)
-        new = new[~dropped.has(base.numbers[new])]
-        numbers.append(base.numbers[new])
-        following.append(by[new])
-        similarity.append(best[new])
-    np.savez(
-        out / FOUND,
-        number=np.concatenate(numbers),
-        following=np.concatenate(following),
-        similarity=np.concatenate(similarity),
-    )
-    return {"found": sum(map(len, numbers))}
+    base = loaded.side_by_side(first, last)
+    best = np.full(len(base), -2, np.float32)
+    by = np.full(len(base), -1, np.int64)
+    for row, found in neighbours(asked, np.arange(len(asked)), base, threshold):
+        closeness = cosines(asked, row, base, found)
+        order = np.lexsort((row, -closeness, found))
+        order = order[np.diff(found[order], prepend=-1) > 0]
+        order = order[closeness[order] > best[found[order]]]
+        best[found[order]], by[found[order]] = closeness[order], asking[row[order]]
+    new = np.flatnonzero(by >= 0)
+    new = new[~dropped.has(base.numbers[new])]
+    np.savez(out / FOUND, number=base.numbers[new], following=by[new], similarity=best[new])
+    return {"found": len(new)}
 
 
 def follow(
