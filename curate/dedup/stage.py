@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -240,21 +239,17 @@ class _Dedup:
             Unit(
                 f"ask-{first:08d}",
                 (clusters, self._heaps, first, last, *how, before, self.threads),
-                images,
             )
-            for (first, last), images in self._ranges()
+            for first, last in clusters.ranges
         ]
         self.runner.run(self.stage, near.ask, units, note="choosing clusters")
         return [self.runner.folder(self.stage) / unit.name for unit in units]
 
     def _searches(self, number: int, asked: list[Path] | None, before: Path | None) -> list[Unit]:
-        read = (self.ranks, self.clustered.clusters, *([] if asked is None else [asked]))
+        clusters = self.clustered.clusters
+        read = (self.ranks, clusters, *([] if asked is None else [asked]))
         how = self.threshold, self.settings, before, self.threads
         return [
             Unit(f"search-{number}-{first:08d}", (*read, first, last, *how), images)
-            for (first, last), images in self._ranges()
+            for (first, last), images in zip(clusters.ranges, self.clustered.sizes, strict=True)
         ]
-
-    def _ranges(self) -> Iterator[tuple[tuple[int, int], int]]:
-        clustered = self.clustered
-        return zip(clustered.clusters.ranges, clustered.sizes, strict=True)

@@ -312,13 +312,13 @@ def test_the_edges_do_not_depend_on_what_is_gathered_together(tmp_path, monkeypa
     clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=40), bucket=60)
     monkeypatch.setattr(visits, "TOGETHER", together)
     threshold = clear(exact_cosines(vectors, vectors), 0.85)
-    chosen = ALL.model_copy(update={"probes": 4})
+    chosen = ALL.model_copy(update={"probes": 1})
     found = edges_of(collection, clusters, tmp_path, threshold, chosen)
     loaded, own = clusters.load(), {}
     for cluster in range(len(loaded)):
         own |= dict.fromkeys(loaded.of(cluster).numbers.tolist(), cluster)
     heap = heaps(loaded.centroids, 1 - (1 - threshold) / 4)
-    probes = Probes(loaded.centroids, loaded.axes, heap, threshold, 4)
+    probes = Probes(loaded.centroids, loaded.axes, heap, threshold, 1)
     asks = [asked_of(probes, loaded.of(c).unit(), c) for c in range(len(loaded))]
     there = {
         n: a for c in range(40) for n, a in zip(loaded.of(c).numbers.tolist(), asks[c], strict=True)
