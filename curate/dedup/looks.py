@@ -101,9 +101,11 @@ def look_below(
     heaps = None if settings.search == "pool" else home / "heaps"
     if heaps is not None:
         runner.run(stage, find_heaps, [Unit("heaps", (clusters, floor, threads))], note=note)
-    how = floor, settings, found, threads
     asking = [
-        Unit(f"ask-{first:08d}", (clusters, heaps, first, last, *how))
+        Unit(
+            f"ask-{first:08d}",
+            (clusters, heaps, first, last, floor, settings, found, threads),
+        )
         for first, last in clusters.ranges
     ]
     runner.run(stage, near.ask, asking, note=note)

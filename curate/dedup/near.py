@@ -34,7 +34,7 @@ from shared.errors import LvdError
 
 VERSION = 5
 ABSURD_NEIGHBOURS = 5
-ALWAYS_COMPARED, POOL_COMPARED = 3_072, 65_536
+ALWAYS_COMPARED, POOL_COMPARED = 4_096, 65_536
 
 
 class DedupSettings(BaseModel):

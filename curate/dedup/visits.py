@@ -8,20 +8,21 @@ is read and indexed once.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int8, Int64, Integer
+from jaxtyping import Float, Float32, Int8, Int64, Integer
 
 from curate.dedup.groups import COVERED
 from curate.dedup.probes import Probes
 from curate.neighbours.clusters import Clusters, LoadedClusters
-from curate.neighbours.search import Searchable, joined
+from curate.neighbours.search import Rows, Searchable, unit
 
 VERSION = 1
 VISITED, STARTS, ROWS = "visited.npy", "starts.npy", "rows.npy"
-TOGETHER = 65_536
-"""Vectors that are gathered before they are searched for, or those of one range more: 6 d bytes each."""
+TOGETHER = 131_072
+"""Vectors whose heads are gathered before they are searched for, or those of one range more."""
 
 Visits = list[tuple[int, Integer[np.ndarray, " _"]]]
 """Clusters, each with the rows of the vectors that are searched there."""
@@ -80,17 +81,58 @@ def questions(
         starts = np.load(folder / STARTS)[here.start : here.stop + 1]
         rows = np.load(folder / ROWS, mmap_mode="r")[starts[0] : starts[-1]]
         members = loaded.side_by_side(start, stop)
-        asking = np.unique(rows)
-        asking = asking[alive(members[asking], state)]
+        asks = np.zeros(len(members), bool)
+        asks[rows] = True
+        if state is not None:
+            asks &= state[members.numbers] != COVERED
+        asking = np.flatnonzero(asks)
         place = np.full(len(members), -1, np.int32)
-        place[asking] = np.arange(len(asking))
+        place[asking] = np.arange(len(asking), dtype=np.int32)
         visits.add(visited[here], np.diff(starts), place[rows], len(asking))
-        held.append(members[asking])
+        held.append((members, asking))
         if visits.asking >= TOGETHER:
-            yield joined(held), visits.by_cluster()
+            yield _Gathered.of(held), visits.by_cluster()
             held, visits = [], _Visits()
     if held:
-        yield joined(held), visits.by_cluster()
+        yield _Gathered.of(held), visits.by_cluster()
+
+
+@dataclass(frozen=True)
+class _Gathered(Searchable):
+    """Vectors of several ranges, of which only numbers and heads are copied; `stored` has their shape alone."""
+
+    ranges: tuple[Float[np.ndarray, "_ d"], ...] = ()
+    """The stored vectors of each range, mapped."""
+    rows: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Where in its range each vector is."""
+    starts: Int64[np.ndarray, " r"] = field(default_factory=lambda: np.empty(0, np.int64))
+    """The first vector of each range."""
+
+    @classmethod
+    def of(cls, held: list[tuple[Searchable, Int64[np.ndarray, " _"]]]) -> _Gathered:
+        """Return some rows of each range, one behind the other."""
+        starts = np.cumsum([0, *(len(rows) for _, rows in held)])
+        heads = [members.heads[rows] for members, rows in held if members.heads is not None]
+        stored = held[0][0].stored
+        return cls(
+            np.broadcast_to(stored.dtype.type(0), (int(starts[-1]), stored.shape[1])),
+            np.concatenate([members.numbers[rows] for members, rows in held]),
+            np.concatenate(heads, dtype=np.float32),
+            tuple(members.stored for members, _ in held),
+            np.concatenate([rows for _, rows in held]),
+            starts[:-1],
+        )
+
+    def unit(self, rows: Rows | slice = slice(None)) -> Float32[np.ndarray, "m d"]:
+        """Return the unit vectors of some rows."""
+        asked = np.arange(len(self))[rows]
+        part = np.searchsorted(self.starts, asked, side="right") - 1
+        order = np.argsort(part, kind="stable")
+        stored = np.empty((len(asked), self.stored.shape[1]), self.stored.dtype)
+        for where in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+            if len(where):
+                stored[where] = self.ranges[part[where[0]]][self.rows[asked[where]]]
+        return unit(stored)
 
 
 class _Visits:
