@@ -35,7 +35,7 @@ from curate.neighbours.search import Searchable, neighbours, use_threads
 VERSION = 1
 HEAPS = "heaps.npy"
 ROUNDING = np.float32(1e-5)
-LISTED, TIMES = 1_024, 32
+LISTED, TIMES = 512, 32
 _PAIRS = 1_000_000
 _TOGETHER = 64
 """Clusters whose nearest ones are found together."""

@@ -20,7 +20,7 @@ from made_collection import (
     searched_for,
 )
 
-from curate.dedup import groups, visits
+from curate.dedup import groups, near, visits
 from curate.dedup import probes as probes_module
 from curate.dedup.groups import EdgeBuffer
 from curate.dedup.keep import NUMBER
@@ -326,3 +326,11 @@ def test_the_edges_do_not_depend_on_what_is_gathered_together(tmp_path, monkeypa
     pairs = pairs_of(exact_cosines(vectors, vectors), threshold)
     assert found == {(a, b) for a, b in pairs if own[b] in there[a] or own[a] in there[b]}
     assert found < pairs
+
+
+def test_a_small_crawl_is_searched_whole_and_a_larger_one_in_a_slowly_growing_part():
+    assert [near.count_compared(n) for n in (100, 4_096, 16_384)] == [4_096] * 3
+    assert near.count_compared(10**6) == 4_096
+    assert near.count_compared(64 * 10**6) == 2 * 4_096
+    assert near.count_compared(10**6 // 64) == 4_096
+    assert near.count_compared(20_000) < 4_096
