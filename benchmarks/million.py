@@ -262,10 +262,11 @@ def report(
         folder.mkdir(parents=True, exist_ok=True)
     crawl, scratch = made.crawl.collection, runner.scratch / "bounds.npy"
     bounds = bound_shards(scratch, [crawl], selected.folder, selected.exported, 1_000, None)
+    none: dict[str, Any] = dict.fromkeys(("holdouts", "filters", "lists", "removed"), ())
     decided = Decided(
+        **none,
         crawl=crawl,
         answers=answers,
-        holdouts=(),
         assigned=clustered.assigned,
         groups=copies.groups,
         grouping="greedy",
@@ -274,9 +275,6 @@ def report(
         included=Included(),
         selected=selected.folder,
         quality=QualitySettings(),
-        filters=(),
-        lists=(),
-        removed=(),
         dedup_threshold=THRESHOLD,
         max_images=None,
         bounds=bounds,

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from curate.dedup.groups import UNDECIDED, greedy, sorted_edges
+from curate.dedup.groups import UNDECIDED, EdgeBuffer, greedy
 from curate.neighbours.clusters import CENTROIDS, Clusters
 from curate.neighbours.search import Searchable, neighbours, use_threads
 
@@ -37,6 +37,8 @@ HEAPS = "heaps.npy"
 ROUNDING = np.float32(1e-5)
 LISTED, TIMES = 512, 32
 _PAIRS = 1_000_000
+_LEADERS = 256
+"""Earlier centroids that are held for one, to find its leader among them; else it is alone."""
 _TOGETHER = 64
 """Clusters whose nearest ones are found together."""
 
@@ -164,11 +166,10 @@ def find_heaps(clusters: Clusters, threshold: float, threads: int, *, out: Path)
 def heaps(centroids: Float32[np.ndarray, "k d"], cosine: float) -> Int64[np.ndarray, " k"]:
     """Return for each centroid the number of its heap: the first within `cosine` leads it."""
     searchable = Searchable(centroids, np.arange(len(centroids)))
-    edges = [np.empty((0, 2), np.int64)]
+    edges = EdgeBuffer("greedy", _LEADERS)
     for rows, others in neighbours(searchable, searchable.numbers, searchable, cosine):
-        worse = rows > others
-        edges.append(np.stack([rows[worse], others[worse]], 1))
+        edges.add(rows[rows > others], others[rows > others])
     status = np.full(len(centroids), UNDECIDED, np.int8)
     leader = np.full(len(centroids), -1, np.int64)
-    greedy(sorted_edges(edges), np.empty(0, np.int64), status, leader)
-    return np.unique(leader, return_inverse=True)[1]
+    greedy(*edges.result(), status, leader)
+    return np.unique(np.where(leader < 0, searchable.numbers, leader), return_inverse=True)[1]
