@@ -8,7 +8,7 @@ its own (`RssAnon`): mapped files, which the system may drop at any time, do not
     export OMP_NUM_THREADS=1
     nice .venv/bin/python benchmarks/million.py --images 62500 --doublings 4
     nice .venv/bin/python benchmarks/million.py --images 300000 --same --stage dedup
-    nice .venv/bin/python benchmarks/million.py --images 1000000 --again
+    nice .venv/bin/python benchmarks/million.py --again
 
 `--again` goes on with the same work folder: all stages once more, as a second call of a run has them,
 and then with another threshold of retrieval, into another folder.
@@ -202,10 +202,7 @@ def take_through(
     relevant: float = RELEVANT,
     out: str = "out",
 ) -> tuple[dict[str, Row], dict[str, float]]:
-    """Run the stages up to `last`; return what each took, and what was found of what is planted.
-
-    `relevant` is the threshold of retrieval; tables go to the folder `out`.
-    """
+    """Run the stages up to `last`; return what each took, and what was found of what is planted."""
     rows: dict[str, Row] = {}
     recall: dict[str, float] = {}
     wanted = STAGES[: STAGES.index(last) + 1]
