@@ -8,6 +8,10 @@ its own (`RssAnon`): mapped files, which the system may drop at any time, do not
     export OMP_NUM_THREADS=1
     nice .venv/bin/python benchmarks/million.py --images 62500 --doublings 4
     nice .venv/bin/python benchmarks/million.py --images 300000 --same --stage dedup
+    nice .venv/bin/python benchmarks/million.py --again
+
+`--again` goes on with the same work folder: all stages once more, as a second call of a run has them,
+and then with another threshold of retrieval, into another folder.
 """
 
 from __future__ import annotations
@@ -194,7 +198,12 @@ def _facts(name: str, start: int, count: int) -> pa.Table:
 
 
 def take_through(
-    made: Made, work: Path, last: str, settings: DedupSettings
+    made: Made,
+    work: Path,
+    last: str,
+    settings: DedupSettings,
+    relevant: float = RELEVANT,
+    out: str = "out",
 ) -> tuple[dict[str, Row], dict[str, float]]:
     """Run the stages up to `last`; return what each took, and what was found of what is planted."""
     rows: dict[str, Row] = {}
@@ -216,10 +225,10 @@ def take_through(
             recall["retrieve"] = _share_retrieved(made, copies, near[0])
         if "select" in wanted:
             with measured(rows, "select", work), runner.at_work("select"):
-                answers, selected = select(runner, made, copies, near)
+                answers, selected = select(runner, made, copies, near, relevant)
         if "report" in wanted:
             with measured(rows, "report", work), runner.at_work("report"):
-                report(runner, made, work, clustered, copies, answers, selected)
+                report(runner, made, work / out, clustered, copies, answers, selected)
         if "pairs" in wanted:
             with measured(rows, "pairs", work), runner.at_work("report"):
                 list_pairs(runner, made, work, clustered, copies, selected, settings)
@@ -238,18 +247,22 @@ def list_pairs(
     """List the pairs down to a floor, and group the images anew by other thresholds."""
     pool = Pool(
         *(made.crawl.collection, clustered.clusters, copies.ranks, copies.groups, None),
-        *(selected.folder, THRESHOLD, settings, ReportSettings().pairs, 1),
+        *(selected.folder, copies.bar, settings, ReportSettings().pairs, 1),
     )
     write_pairs(runner, Tables(work / "out"), pool)
 
 
 def select(
-    runner: Runner, made: Made, copies: Deduplicated, near: tuple[Retrieved, ...]
+    runner: Runner,
+    made: Made,
+    copies: Deduplicated,
+    near: tuple[Retrieved, ...],
+    relevant: float,
 ) -> tuple[Answers, Any]:
     """Decide about every image, by a threshold."""
     answers = ask_seeds(
         *(runner, made.crawl, [made.seed], near, [SeedSettings()]),
-        *([Threshold(RELEVANT, "pipeline")], copies.groups, Dropped(), Held()),
+        *([Threshold(relevant, "pipeline")], copies.groups, Dropped(), Held()),
         *(ClusterSettings(), 5, 1),
     )
     whole = (copies.groups, Dropped(), answers, Included(), None, Balanced(), None, 0)
@@ -259,22 +272,23 @@ def select(
 def report(
     runner: Runner,
     made: Made,
-    work: Path,
+    out: Path,
     clustered: Clustered,
     copies: Deduplicated,
     answers: Answers,
     selected: Any,
 ) -> None:
-    """Write the tables of all images."""
-    folders = Tables(work / "out")
+    """Write the tables of all images below `out`."""
+    folders = Tables(out)
     for folder in (folders.reports, folders.scratch):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     crawl, scratch = made.crawl.collection, runner.scratch / "bounds.npy"
     bounds = bound_shards(scratch, [crawl], selected.folder, selected.exported, 1_000, None)
+    none: dict[str, Any] = dict.fromkeys(("holdouts", "filters", "lists", "removed"), ())
     decided = Decided(
+        **none,
         crawl=crawl,
         answers=answers,
-        holdouts=(),
         assigned=clustered.assigned,
         groups=copies.groups,
         grouping="greedy",
@@ -283,9 +297,6 @@ def report(
         included=Included(),
         selected=selected.folder,
         quality=QualitySettings(),
-        filters=(),
-        lists=(),
-        removed=(),
         dedup_threshold=THRESHOLD,
         max_images=None,
         bounds=bounds,
@@ -303,11 +314,9 @@ def _share_grouped(made: Made, copies: Deduplicated) -> float:
         ends = one[at : at + PART], other[at : at + PART]
         a, b = (stored.vectors(each).astype(np.float64) for each in ends)
         cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        is_copy = cosine >= THRESHOLD
         same = representative[ends[0]] == representative[ends[1]]
-        found, total = (
-            found + int(same[cosine >= THRESHOLD].sum()),
-            total + int((cosine >= THRESHOLD).sum()),
-        )
+        found, total = found + int((same & is_copy).sum()), total + int(is_copy.sum())
     return found / max(1, total)
 
 
@@ -346,9 +355,17 @@ def measured(rows: dict[str, Row], stage: str, work: Path) -> Iterator[None]:
     rows[stage] = row
 
 
+def _tell_again(made: Made, home: Path, stage: str, settings: DedupSettings) -> None:
+    """Print what all stages take where everything is there, and where a threshold has changed."""
+    for name, relevant, out in (("cached", RELEVANT, "out"), ("threshold", RELEVANT - 0.1, "new")):
+        rows, _ = take_through(made, home, stage, settings, relevant, out)
+        seconds, cpu = (sum(getattr(row, of) for row in rows.values()) for of in ("seconds", "cpu"))
+        click.echo(f"again: {name:9s} {seconds:8.1f} s {cpu:8.1f} CPU s")
+
+
 def _units(work: Path) -> Iterator[Path]:
     yield from work.glob("*/*/*/unit.json")
-    yield from work.glob("out/.tables/*/unit.json")
+    yield from work.glob("*/.tables/*/unit.json")
 
 
 def _own_mebibytes() -> float:
@@ -367,9 +384,16 @@ def _cpu_seconds() -> float:
 @click.option("--stage", type=click.Choice(STAGES), default=STAGES[-1], help="The last one to run.")
 @click.option("--seeds", default=1_000, help="Images of the seed.")
 @click.option("--same", is_flag=True, help="All images are one picture, encoded again and again.")
+@click.option("--again", is_flag=True, help="Once more, and once with another threshold.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where files are built.")
 def main(
-    images: int, doublings: int, stage: str, seeds: int, same: bool, work: Path | None
+    images: int,
+    doublings: int,
+    stage: str,
+    seeds: int,
+    same: bool,
+    again: bool,
+    work: Path | None,
 ) -> None:
     """Print a line for each stage of each size, and the exponent of its growth."""
     table: dict[str, list[tuple[int, float]]] = {}
@@ -381,6 +405,8 @@ def main(
             made = (make_same if same else make)(home, count, seeds)
             settings = DedupSettings(max_pair_share=1.0 if same else 0.01, looks=0)
             rows, recall = take_through(made, home, stage, settings)
+            if again:
+                _tell_again(made, home, stage, settings)
         for name, row in rows.items():
             units = ", ".join(f"{kind or 'block'} {n}" for kind, n in sorted(row.units.items()))
             found = f"  recall {recall[name]:.4f}" if name in recall else ""

@@ -22,8 +22,15 @@ from curate.catalogue.content import key_prefix
 from curate.catalogue.part_files import FACTS, VECTORS
 from curate.embedding.embed import Forwards, embed_part, preparation, to_stored
 from curate.embedding.request import EmbedRequest, EmbedSettings
-from curate.neighbours.cluster import ClusterSettings, find_centroids, sample_rows
-from curate.neighbours.search import nearest, top_k, unit, use_threads
+from curate.neighbours.cluster import (
+    ClusterSettings,
+    by_root,
+    find_centroids,
+    group_centroids,
+    sample_rows,
+)
+from curate.neighbours.levels import nearest_of
+from curate.neighbours.search import top_k, unit, use_threads
 from curate.retrieval.cluster import FromClustersSettings, take_from_clusters
 from curate.retrieval.knn import KnnSettings, deal, nearest_images
 from curate.retrieval.threshold import below_threshold, beyond_target
@@ -275,14 +282,15 @@ def _take_of_clusters(
 ) -> Int64[np.ndarray, " t"]:
     if settings.order != "nearest":
         raise ValueError("order is by a hash of keys in a pipeline: only nearest is known here")
-    cut = ClusterSettings(clusters=settings.clusters or "auto")
+    cut = by_root(ClusterSettings(clusters=settings.clusters or "auto"), len(images))
     sample = unit(images[sample_rows(len(images), cut)])
     centroids = find_centroids(sample, len(images), cut)
-    seeds_in = np.bincount(nearest(unit(seeds), centroids), minlength=len(centroids))
+    cells = centroids, group_centroids(centroids, cut)
+    seeds_in = np.bincount(nearest_of(unit(seeds), *cells), minlength=len(centroids))
     reach = np.flatnonzero(similarity >= np.float32(floor))
     order = reach[np.argsort(-similarity[reach], kind="stable")]
     limits = (settings.images, settings.more_than, settings.cap)
-    return _taken(take_from_clusters(nearest(unit(images), centroids), seeds_in, order, *limits))
+    return _taken(take_from_clusters(nearest_of(unit(images), *cells), seeds_in, order, *limits))
 
 
 def _taken(missed: Int8[np.ndarray, " n"]) -> Int64[np.ndarray, " t"]:

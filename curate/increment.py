@@ -23,7 +23,8 @@ from curate.catalogue.exported import ANEW, EXPORTED, Exported
 from curate.export.bounds import Written
 from curate.filters.lists import CompiledList, KindName, ListSettings, compile_lists
 from curate.filters.pdq import require_pdqhash
-from curate.neighbours.cluster import CENTROIDS, Centroids, ClusterSettings
+from curate.neighbours.cluster import Centroids, ClusterSettings
+from curate.neighbours.clusters import CENTROIDS
 from curate.report.tables import SEED_IMAGES, image_files
 from shared.embedders import EmbedderSettings, identity
 from shared.errors import LvdError

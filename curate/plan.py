@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curate.calibration.thresholds import is_number
 from curate.catalogue.content import forget, place_of, recall
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels, compile_labels
@@ -149,9 +148,7 @@ class Plan:
         hashed = ["pdq"] if any(each.kind == "pdq" for each in lists) else []
         method = self.request.settings.dedup.hash
         compared = [] if method == "none" else [METHODS[method].look]
-        dedup = self.request.settings.dedup
-        is_one = is_number(dedup.threshold) and dedup.drawn_threshold is None
-        return (*measured, *hashed, *compared, *([] if is_one else [luminance.LOOK.name]))
+        return (*measured, *hashed, *compared, luminance.LOOK.name)
 
 
 def make_plan(request: Request, work: Path, out: Path | None = None) -> Plan:

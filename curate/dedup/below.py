@@ -1,8 +1,8 @@
 """Pairs of images that the threshold leaves apart and that may be copies all the same.
 
 Only images that stand for themselves are asked, so that no pair of one group is told. Units: `set_floor`
-(reduce), `find_pairs` (map over ranges of clusters: the search of `near.py` at the floor), `choose_pairs`
-(reduce). Of each image the `NEAREST` most similar better ones count, so that a heap of look-alikes of
+(reduce), `find_pairs` (map over ranges of clusters: the search of `near.py` at the floor, for what its
+`ask` left), `choose_pairs` (reduce). Of each image the `NEAREST` most similar better ones count, so that a heap of look-alikes of
 one pattern does not take all looks: 20 bytes for each of them.
 """
 
@@ -19,9 +19,10 @@ from curate.dedup.bar import Bar
 from curate.dedup.groups import REPRESENTATIVE
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.most_similar import MostSimilar
-from curate.dedup.near import DedupSettings, alive, probes_of, visits
-from curate.neighbours.cluster import Clusters
-from curate.neighbours.search import Searchable, cosines, joined, neighbours, use_threads
+from curate.dedup.near import DedupSettings
+from curate.dedup.visits import alive, questions
+from curate.neighbours.clusters import Clusters
+from curate.neighbours.search import Searchable, cosines, neighbours, use_threads
 
 VERSION = 2
 NEAREST = 2
@@ -80,13 +81,12 @@ def floor_of(
 
 
 def find_pairs(
-    collection: Collection,
     ranks: Path,
     clusters: Clusters,
+    asked: list[Path],
     first: int,
     last: int,
     floor: float,
-    settings: DedupSettings,
     bar: Bar,
     groups: Path,
     stays: int,
@@ -96,21 +96,20 @@ def find_pairs(
 ) -> dict[str, int]:
     """Write the pairs of representatives of `groups` that reach the floor: `near.npz`.
 
-    `pairs` int64 [p, 2], worse and better rank, and `similarity` float32 [p], of those that the
-    clusters `first` to `last` ask for. Two of the `stays` best ranks are no pair, and where drawn ones have a
-    bar of their own, two of these: pixels say nothing of them.
+    `pairs` int64 [p, 2], worse and better rank, and `similarity` float32 [p], of those that ask for the
+    clusters `first` to `last` (`asked` has what `near.ask` left of all ranges). Two of the `stays` best
+    ranks are no pair, and where drawn ones have a bar of their own, two of these: pixels say nothing of
+    them.
     """
     use_threads(threads)
-    loaded = clusters.load()
-    rank = np.load(ranks / RANK, mmap_mode="r")
+    loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
     state = np.load(groups / "status.npy", mmap_mode="r")
-    asking = [alive(loaded.of(own), state) for own in range(first, last)]
-    queries = joined(asking)
-    own = np.repeat(np.arange(first, last), [len(members) for members in asking])
     kept, drawn = MostSimilar(NEAREST), bar.is_drawn()
-    for visited, rows in visits(queries, own, probes_of(loaded, floor, settings)):
-        base = alive(loaded.of(visited), state)
-        add_pairs(kept, queries, rows, base, rank, floor, stays, drawn)
+    for queries, visits in questions(clusters, asked, first, last, state):
+        for visited, rows in visits:
+            base = loaded.of(visited)
+            base = base[alive(base, state)]
+            add_pairs(kept, queries, rows, base, rank, floor, stays, drawn)
     worse, better, similarity = kept.result()
     np.savez(out / NEAR, pairs=np.stack([worse, better], 1), similarity=similarity)
     return {"pairs": len(worse)}

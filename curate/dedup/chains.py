@@ -25,7 +25,8 @@ from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.dedup.holdout import Held
 from curate.dedup.several import Several
 from curate.dedup.stage import Deduplicated
-from curate.neighbours.cluster import Clustered, Clusters
+from curate.neighbours.cluster import Clustered
+from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import Searchable, cosine, cosines, neighbours, unit, use_threads
 from curate.stage import Runner, Stage, Unit
 

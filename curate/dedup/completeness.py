@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.part_files import VECTORS
 from curate.dedup.bar import Bar, copies
-from curate.dedup.near import DedupSettings, asked_together, probes_of
+from curate.dedup.near import DedupSettings, probes_of
 from curate.dedup.probes import Probes
-from curate.neighbours.cluster import AXES, Clusters
-from curate.neighbours.search import Searchable, heads, nearest, unit, use_threads
+from curate.neighbours.cluster import load_centroids
+from curate.neighbours.clusters import Clusters
+from curate.neighbours.levels import nearest_of
+from curate.neighbours.search import Searchable, heads, unit, use_threads
 
-VERSION = 2
+VERSION = 3
 SAMPLE = "sample.npz"
 
 
 def draw_sample(
     collection: Collection,
     clusters: Clusters,
+    heaps: Path | None,
     bar: Bar,
     settings: DedupSettings,
     threads: int,
@@ -43,15 +46,17 @@ def draw_sample(
     numbers = np.sort(rng.choice(usable, size, replace=False))
     stored = collection.vectors(numbers)
     loaded, vectors = clusters.load(), unit(stored)
-    home = nearest(vectors, loaded.centroids)
-    asks = np.zeros((size, len(loaded)), bool)
-    probes = probes_of(loaded, bar.threshold, settings) if size else None
+    home = nearest_of(vectors, *load_centroids(clusters.centers))
+    asks = [np.empty((0, 2), np.int64)]
+    probes = probes_of(loaded, heaps, bar.threshold, settings) if size else None
     for own in np.unique(home).tolist():
         assert probes is not None
-        asks[home == own] = probes.of(vectors[home == own], own)
-    head = heads(vectors, np.load(clusters.centers / AXES))
+        mine = np.flatnonzero(home == own)
+        row, visited = probes.of(vectors[mine], own)
+        asks.append(np.stack([mine[row], visited], 1))
+    head = heads(vectors, loaded.axes)
     np.save(out / VECTORS, stored)
-    np.savez(out / SAMPLE, home=home, asks=asks, numbers=numbers, heads=head)
+    np.savez(out / SAMPLE, home=home, asks=np.concatenate(asks), numbers=numbers, heads=head)
     return {"queries": size}
 
 
@@ -60,6 +65,7 @@ def count_found(
     sample: Path,
     first: int,
     last: int,
+    heaps: Path | None,
     bar: Bar,
     settings: DedupSettings,
     threads: int,
@@ -72,18 +78,18 @@ def count_found(
     with np.load(sample / SAMPLE) as drawn:
         stored = np.load(sample / VECTORS)
         asked = Searchable(stored, drawn["numbers"], drawn["heads"].astype(np.float32))
-        home, asks = drawn["home"], drawn["asks"][:, first:last]
-    probes = probes_of(loaded, bar.threshold, settings) if len(asked) else None
+        home, asks = drawn["home"], drawn["asks"]
+    probes = probes_of(loaded, heaps, bar.threshold, settings)
+    base, offsets = loaded.side_by_side(first, last), loaded.offsets(first, last)
     pairs = found = 0
-    for cluster in range(first, last):
-        base = loaded.of(cluster)
-        for row, near in copies(asked, np.arange(len(asked)), base, bar):
-            assert probes is not None
-            pairs += len(row)
-            unasked = ~asks[row, cluster - first]
-            found += len(row) - int(unasked.sum())
-            back = base, near[unasked], home[row[unasked]]
-            found += _found_back(*back, cluster, probes)
+    for row, near in copies(asked, np.arange(len(asked)), base, bar):
+        own = first + np.searchsorted(offsets, near, side="right") - 1
+        asks_there = _among(np.stack([row, own], 1), asks, len(loaded))
+        pairs, found = pairs + len(row), found + int(asks_there.sum())
+        row, near, own = row[~asks_there], near[~asks_there], own[~asks_there]
+        for cluster in np.unique(own).tolist():
+            here = own == cluster
+            found += _found_back(base, near[here], home[row[here]], cluster, probes, len(loaded))
     return {"pairs": pairs, "found": found}
 
 
@@ -100,12 +106,23 @@ def _found_back(
     homes: Integer[np.ndarray, " n"],
     own: int,
     probes: Probes,
+    count: int,
 ) -> int:
-    """Return how many of the `rows` of the cluster `own` are searched in the clusters `homes`."""
+    """Return how many of the `rows`, of the cluster `own`, are searched in the clusters `homes`."""
     ends, place = np.unique(rows, return_inverse=True)
-    count, step = 0, asked_together(probes)
-    for at in range(0, len(ends), step):
-        asks = probes.of(members.unit(ends[at : at + step]), own)
-        here = (place >= at) & (place < at + step)
-        count += int(asks[place[here] - at, homes[here]].sum())
-    return count
+    back = 0
+    for at in range(0, len(ends), probes.together):
+        row, visited = probes.of(members.unit(ends[at : at + probes.together]), own)
+        here = (place >= at) & (place < at + probes.together)
+        asked = np.stack([place[here] - at, homes[here]], 1)
+        back += int(_among(asked, np.stack([row, visited], 1), count).sum())
+    return back
+
+
+def _among(
+    pairs: Integer[np.ndarray, "n 2"], those: Integer[np.ndarray, "m 2"], clusters: int
+) -> Bool[np.ndarray, " n"]:
+    """Return which pairs of a row and a cluster are among those."""
+    one, other = (each[:, 0].astype(np.int64) * clusters + each[:, 1] for each in (pairs, those))
+    among: Bool[np.ndarray, " n"] = np.isin(one, other)
+    return among

@@ -29,7 +29,7 @@ from curate.dedup.groups import (
     write_groups,
 )
 from curate.dedup.keep import NUMBER, RANK
-from curate.neighbours.cluster import AXES, Clusters
+from curate.neighbours.clusters import AXES, Clusters
 from curate.neighbours.search import Searchable, heads, unit, use_threads
 
 VERSION = 2
@@ -114,19 +114,18 @@ def follow_leaders(
         stored = np.load(leaders / VECTORS)
         base = Searchable(stored, found_leaders["numbers"], found_leaders["heads"])
     loaded, edges = clusters.load(), [np.empty((0, 2), np.int64)]
-    for cluster in range(first, last):
-        members = loaded.of(cluster)
-        for at in range(0, len(members), _TOGETHER):
-            asked = members[at : at + _TOGETHER]
-            own = rank[asked.numbers]
-            asks = own >= decided
-            if state is not None:
-                asks &= state[asked.numbers] != COVERED
-            best = np.full(len(asked), len(leading))
-            for row, found in copies(asked, np.flatnonzero(asks), base, bar):
-                np.minimum.at(best, row, found)
-            joins = np.flatnonzero(best < len(leading))
-            edges.append(np.stack([own[joins], leading[best[joins]]], 1))
+    members = loaded.side_by_side(first, last)
+    for at in range(0, len(members), _TOGETHER):
+        asked = members[at : at + _TOGETHER]
+        own = rank[asked.numbers]
+        asks = own >= decided
+        if state is not None:
+            asks &= state[asked.numbers] != COVERED
+        best = np.full(len(asked), len(leading))
+        for row, found in copies(asked, np.flatnonzero(asks), base, bar):
+            np.minimum.at(best, row, found)
+        joins = np.flatnonzero(best < len(leading))
+        edges.append(np.stack([own[joins], leading[best[joins]]], 1))
     joined = np.concatenate(edges)
     np.save(out / EDGES, joined)
     return {"covered": len(joined)}

@@ -20,7 +20,7 @@ from jaxtyping import Int8
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals, load_parts, save_parts
-from curate.dedup import below
+from curate.dedup import below, near, probes, visits
 from curate.dedup.bar import Bar
 from curate.dedup.below import PAIRS, choose_pairs, find_pairs, set_floor
 from curate.dedup.groups import (
@@ -36,6 +36,7 @@ from curate.dedup.groups import (
 from curate.dedup.keep import RANK
 from curate.dedup.near import DedupSettings
 from curate.dedup.pictures import decode_pair
+from curate.dedup.probes import find_heaps
 from curate.neighbours.cluster import Clustered
 from curate.pixels import align, same
 from curate.pixels.same import is_clear_copy
@@ -93,20 +94,29 @@ def look_below(
     if not most:
         return None
     asked = [settings.looks, settings.look_floor]
-    made_by = [VERSION, below.VERSION, align.VERSION, same.VERSION]
-    stage = Stage("dedup", ["looks", *made_by], address, asked)
+    made_by = [each.VERSION for each in (below, near, probes, visits, align, same)]
+    stage = Stage("dedup", ["looks", VERSION, *made_by], address, asked)
     home, stays, note = runner.folder(stage), len(collection.standing), "a look below the threshold"
     args: tuple[Any, ...] = (collection, found, bar.threshold, settings, threads)
     [told] = runner.run(stage, set_floor, [Unit("floor", args)], note=note)
     if told["floor"] >= bar.threshold:
         return None
-    of = settings, bar, found, stays, threads
-    units = [
+    clusters, floor = clustered.clusters, told["floor"]
+    heaps = None if settings.search == "pool" else home / "heaps"
+    if heaps is not None:
+        runner.run(stage, find_heaps, [Unit("heaps", (clusters, floor, threads))], note=note)
+    asking = [
         Unit(
-            f"below-{first:08d}",
-            (collection, ranks, clustered.clusters, first, last, told["floor"], *of),
+            f"ask-{first:08d}",
+            (clusters, heaps, first, last, floor, settings, found, threads),
         )
-        for first, last in clustered.clusters.ranges
+        for first, last in clusters.ranges
+    ]
+    runner.run(stage, near.ask, asking, note=note)
+    read, how = (ranks, clusters, [home / unit.name for unit in asking]), (floor, bar, found, stays)
+    units = [
+        Unit(f"below-{first:08d}", (*read, first, last, *how, threads))
+        for first, last in clusters.ranges
     ]
     runner.run(stage, find_pairs, units, note=note)
     args = (ranks, [home / unit.name for unit in units], most)

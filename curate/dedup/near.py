@@ -1,18 +1,17 @@
 """Stage dedup: near copies by search inside clusters, or among the nearest of the whole pool.
 
-Units: `search` (map over ranges of clusters) gives edges between images, `groups.py` makes groups
-of them. Edges are pairs of *ranks* (0 is the best image), worse before better. Which clusters are
-visited is the rule of `probes.py`.
+Units, both maps over ranges of clusters: `ask` says where the vectors of a range are searched, by the
+rule of `probes.py`; `search` gives the edges between them and the vectors of another range, and
+`groups.py` makes groups of these. Edges are pairs of *ranks* (0 is the best image), worse before
+better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Int8, Int64, Integer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.catalogue.collection import Collection
@@ -21,10 +20,10 @@ from curate.dedup.groups import COVERED, EdgeBuffer
 from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
-from curate.dedup.probes import MarginProbes, NearestCells, Probes
-from curate.neighbours.cluster import Clusters, LoadedClusters
+from curate.dedup.probes import HEAPS, Probes
+from curate.dedup.visits import alive, own_visits, questions, thinned, write_visits
+from curate.neighbours.clusters import Clusters, LoadedClusters
 from curate.neighbours.search import (
-    PAIRS_AT_ONCE,
     Searchable,
     cosines,
     joined,
@@ -34,9 +33,13 @@ from curate.neighbours.search import (
 from shared.embedders import Threshold
 from shared.errors import LvdError
 
-VERSION = 5
+VERSION = 6
 ABSURD_NEIGHBOURS = 5
-ALWAYS_COMPARED, POOL_COMPARED = 4_096, 65_536
+COMPARED, POOL_COMPARED = 4_096, 65_536
+SMALL, MILLION = 16_384, 1_000_000
+GROWTH = 1 / 6
+"""Power of the number of images by which those grow that a vector is compared with, so that about as
+much is found: of a million clumped vectors 0.99 of the planted copies, of fewer more."""
 
 
 class DedupSettings(BaseModel):
@@ -78,9 +81,9 @@ class DedupSettings(BaseModel):
     neighbours: int = Field(64, ge=1)
     """Of a search of the pool, the images that one is joined with at most."""
     probes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """At most as many clusters are searched for a vector, its own included. auto: ten, or as many
-    as hold `ALWAYS_COMPARED` images (of a pool `POOL_COMPARED`), so that a small crawl is searched
-    whole."""
+    """At most as many clusters are searched for a vector, its own included: of the nearest, those that
+    may hold a copy. auto: ten, or as many as hold 4,096 images of a crawl of up to 16,384, so that a small
+    one is searched whole, and of n images more 4,096 (n / 1,000,000)^(1/6); of a pool 65,536."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
     looks: float = Field(0.02, ge=0, le=1)
@@ -135,8 +138,66 @@ class DedupSettings(BaseModel):
         return self
 
 
+def ask(
+    clusters: Clusters,
+    heaps: Path | None,
+    first: int,
+    last: int,
+    threshold: float,
+    settings: DedupSettings,
+    status: Path | None,
+    threads: int,
+    *,
+    out: Path,
+) -> dict[str, int]:
+    """Write where the vectors in clusters `first` to `last` are searched, as `write_visits` has it.
+
+    `heaps` is what `find_heaps` left, None for a search of the pool. `status` is what is decided before
+    (see `groups.py`): images that are covered do not ask.
+    """
+    use_threads(threads)
+    loaded = clusters.load()
+    state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    probes = probes_of(loaded, heaps, threshold, settings)
+    return write_visits(loaded, first, last, probes, state, out)
+
+
 def search(
-    collection: Collection,
+    ranks: Path,
+    clusters: Clusters,
+    asked: list[Path],
+    first: int,
+    last: int,
+    bar: Bar,
+    settings: DedupSettings,
+    status: Path | None,
+    threads: int,
+    *,
+    out: Path,
+) -> dict:
+    """Write the edges of all vectors with those in clusters `first` to `last`: int64 ranks [e, 2].
+
+    `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
+    earlier passes left (see `groups.py`): images that are covered neither ask nor answer. (A
+    representative then has no better neighbour, so it is the worse end of no edge.)
+    """
+    use_threads(threads)
+    loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
+    state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    edges = EdgeBuffer(settings.groups, settings.edges_per_image)
+    for queries, visits in questions(clusters, asked, first, last, state):
+        for visited, rows in visits:
+            base = thinned(loaded.of(visited), state)
+            for row, found in copies(queries, rows, base, bar):
+                if state is not None:
+                    answers = state[base.numbers[found]] != COVERED
+                    row, found = row[answers], found[answers]
+                a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
+                edges.add(np.maximum(a, b), np.minimum(a, b))
+    return _save(edges, out)
+
+
+def search_pool(
     ranks: Path,
     clusters: Clusters,
     first: int,
@@ -148,94 +209,55 @@ def search(
     *,
     out: Path,
 ) -> dict:
-    """Write the edges of the vectors in clusters `first` to `last`: int64 ranks [e, 2].
+    """Write the edges of the vectors in clusters `first` to `last` with the most similar of the pool.
 
-    `ranks` is what `keep.rank_contents` left. `status` is what earlier passes left (see `groups.py`): images that are covered neither ask nor
-    answer. (A representative then has no better neighbour, so it is the worse end of no edge.)
+    As `search`, but for the bound on `neighbours`: one unit has to see all answers of a vector.
     """
     use_threads(threads)
-    loaded = clusters.load()
-    rank = np.load(ranks / RANK, mmap_mode="r")
+    loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
-    edges = EdgeBuffer(settings.groups, settings.edges_per_image)
-    asking = [alive(loaded.of(own), state) for own in range(first, last)]
-    queries = joined(asking)
-    own = np.repeat(np.arange(first, last), [len(members) for members in asking])
-    probes = probes_of(loaded, bar.threshold, settings)
-    kept = MostSimilar(settings.neighbours) if settings.search == "pool" else None
-    for visited, rows in visits(queries, own, probes):
-        base = _thinned(loaded.of(visited), state)
+    members = loaded.side_by_side(first, last)
+    own = np.repeat(np.arange(first, last), np.diff(loaded.offsets(first, last)))
+    asking = alive(members, state)
+    queries, kept = joined([members[asking]]), MostSimilar(settings.neighbours)
+    probes = probes_of(loaded, None, bar.threshold, settings)
+    for visited, rows in own_visits(queries, own[asking], probes):
+        base = thinned(loaded.of(visited), state)
         for row, found in copies(queries, rows, base, bar):
             if state is not None:
                 answers = state[base.numbers[found]] != COVERED
                 row, found = row[answers], found[answers]
             a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
-            if kept is None:
-                edges.add(np.maximum(a, b), np.minimum(a, b))
-            else:
-                kept.add(a, b, cosines(queries, row, base, found))
-    if kept is not None:
-        a, b, _ = kept.result()
-        edges.add(np.maximum(a, b), np.minimum(a, b))
+            kept.add(a, b, cosines(queries, row, base, found))
+    a, b, _ = kept.result()
+    edges = EdgeBuffer(settings.groups, settings.edges_per_image)
+    edges.add(np.maximum(a, b), np.minimum(a, b))
+    return _save(edges, out)
+
+
+def _save(edges: EdgeBuffer, out: Path) -> dict[str, int]:
     found, truncated = edges.result()
     np.save(out / "edges.npy", found)
     np.save(out / "truncated.npy", truncated)
     return {"edges": len(found), "truncated": len(truncated)}
 
 
-def probes_of(loaded: LoadedClusters, threshold: float, settings: DedupSettings) -> Probes:
-    """Return the rule by which clusters are searched."""
-    in_pool = settings.search == "pool"
-    compared = POOL_COMPARED if in_pool else ALWAYS_COMPARED
-    cap = max(10, -(-compared * len(loaded) // max(1, loaded.images)))
+def probes_of(
+    loaded: LoadedClusters, heaps: Path | None, threshold: float, settings: DedupSettings
+) -> Probes:
+    """Return the rule by which clusters are searched; `heaps` as `ask` has it."""
+    in_pool, count = settings.search == "pool", len(loaded)
+    compared = POOL_COMPARED if in_pool else count_compared(loaded.images)
+    cap = max(10, -(-compared * count // max(1, loaded.images)))
     if isinstance(settings.probes, int):
         cap = settings.probes
-    if in_pool:
-        return NearestCells(loaded.centroids, cap)
-    return MarginProbes(loaded.centroids, threshold, cap)
+    heap = np.load(heaps / HEAPS) if heaps else np.arange(count)
+    return Probes(loaded.centroids, loaded.axes, heap, None if in_pool else threshold, cap)
 
 
-def visits(
-    queries: Searchable, own: Int64[np.ndarray, " n"], probes: Probes
-) -> Iterator[tuple[int, Integer[np.ndarray, " _"]]]:
-    """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
-    clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
-    step = asked_together(probes)
-    for cluster in np.unique(own).tolist():
-        home = np.flatnonzero(own == cluster)
-        for at in range(0, len(home), step):
-            some = home[at : at + step]
-            row, visited = np.nonzero(probes.of(queries.unit(some), cluster))
-            clusters.append(visited.astype(np.int32))
-            rows.append(some[row].astype(np.int32))
-    visited, row = np.concatenate(clusters), np.concatenate(rows)
-    order = np.argsort(visited, kind="stable")
-    for where in np.split(order, np.flatnonzero(np.diff(visited[order])) + 1):
-        if len(where):
-            yield int(visited[where[0]]), row[where]
-
-
-def asked_together(probes: Probes) -> int:
-    """Return for how many vectors the probes are found together, in bounded memory."""
-    return max(1, PAIRS_AT_ONCE // max(1, len(probes)))
-
-
-def alive(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
-    """Return members without those that are covered."""
-    if state is None:
-        return members
-    return members[np.flatnonzero(state[members.numbers] != COVERED)]
-
-
-def _thinned(members: Searchable, state: Int8[np.ndarray, " n"] | None) -> Searchable:
-    """Return members without those that are covered, or with them where these are few.
-
-    To leave a few out costs a copy of the others.
-    """
-    if state is None:
-        return members
-    alive = state[members.numbers] != COVERED
-    return members if 2 * alive.sum() > len(alive) else members[np.flatnonzero(alive)]
+def count_compared(images: int) -> int:
+    """Return with how many of so many images a vector is compared, about, where nobody says it."""
+    return COMPARED if images <= SMALL else round(COMPARED * (images / MILLION) ** GROWTH)
 
 
 def sanity(collection: Collection, threshold: float, settings: DedupSettings, *, out: Path) -> dict:

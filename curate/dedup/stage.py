@@ -18,8 +18,10 @@ from curate.dedup import (
     leaders,
     members,
     near,
+    probes,
     settle,
     shape,
+    visits,
 )
 from curate.dedup.bar import Bar, mark_drawn
 from curate.dedup.hashes import STANDS, Hashed
@@ -67,15 +69,7 @@ def dedup(
     versions = [
         each.VERSION
         for each in (
-            near,
-            bars,
-            groups,
-            hashes,
-            keep,
-            leaders,
-            members,
-            settle,
-            shape,
+            *(near, bars, probes, visits, groups, hashes, keep, leaders, members, settle, shape),
             completeness,
         )
     ]
@@ -149,10 +143,12 @@ class _Dedup:
         """Search and group what is not covered by hashes until all is decided."""
         settings, home = self.settings, self.runner.folder(self.stage)
         before = self._cover_heaps(hashed.stands.parent if hashed else None)
+        asked = self._ask(before)
         for number in range(MOST_PASSES):
-            units = self._searches(number, before)
+            units = self._searches(number, asked, before)
             note = f"pass {number + 1}" if number else ""
-            self.runner.run(self.stage, near.search, units, note=note)
+            function = near.search_pool if asked is None else near.search
+            self.runner.run(self.stage, function, units, note=note)
             searched = [home / unit.name for unit in units]
             how = settings.groups, settings.edges_per_image
             args = (self.ranks, searched, *how, before, len(self.collection.standing))
@@ -221,7 +217,7 @@ class _Dedup:
     def measure_completeness(self) -> dict[str, Any]:
         """Measure on a sample what share of the copies the search finds."""
         clusters, note = self.clustered.clusters, "measuring completeness"
-        how = self.bar, self.settings, self.threads
+        how = self._heaps, self.bar, self.settings, self.threads
         units = [Unit("sample", (self.collection, clusters, *how))]
         [drawn] = self.runner.run(self.stage, completeness.draw_sample, units, note=note)
         sample = self.runner.folder(self.stage) / "sample"
@@ -239,16 +235,34 @@ class _Dedup:
         listed = self.runner.folder(self.stage) / name
         return listed, members.ranges_of(listed)
 
-    def _searches(self, number: int, before: Path | None) -> list[Unit]:
-        clusters = self.clustered.clusters
-        return [
+    @property
+    def _heaps(self) -> Path | None:
+        """Where the clusters' heaps are, for probes."""
+        in_pool = self.settings.search == "pool"
+        return None if in_pool else self.runner.folder(self.stage) / "heaps"
+
+    def _ask(self, before: Path | None) -> list[Path] | None:
+        """Find where each image is searched. None for a search of the pool, which asks by itself."""
+        if self._heaps is None:
+            return None
+        clusters, how = self.clustered.clusters, (self.bar.threshold, self.settings)
+        unit = Unit("heaps", (clusters, self.bar.threshold, self.threads))
+        self.runner.run(self.stage, probes.find_heaps, [unit])
+        units = [
             Unit(
-                f"search-{number}-{first:08d}",
-                (
-                    *(self.collection, self.ranks, clusters, first, last),
-                    *(self.bar, self.settings, before, self.threads),
-                ),
-                images,
+                f"ask-{first:08d}",
+                (clusters, self._heaps, first, last, *how, before, self.threads),
             )
+            for first, last in clusters.ranges
+        ]
+        self.runner.run(self.stage, near.ask, units, note="choosing clusters")
+        return [self.runner.folder(self.stage) / unit.name for unit in units]
+
+    def _searches(self, number: int, asked: list[Path] | None, before: Path | None) -> list[Unit]:
+        clusters = self.clustered.clusters
+        read = (self.ranks, clusters, *([] if asked is None else [asked]))
+        how = self.bar, self.settings, before, self.threads
+        return [
+            Unit(f"search-{number}-{first:08d}", (*read, first, last, *how), images)
             for (first, last), images in zip(clusters.ranges, self.clustered.sizes, strict=True)
         ]

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from curate.increment import CLUSTERS, REMOVED, Before
-from curate.neighbours.cluster import CENTROIDS
+from curate.neighbours.clusters import CENTROIDS
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
 from curate.report.datasheet import DATASHEET

@@ -19,11 +19,11 @@ from jaxtyping import Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection
+from curate.neighbours.clusters import AXES, CENTROIDS, Clusters
+from curate.neighbours.levels import SINGLE, Groups, find_groups, find_two_levels, nearest_of
 from curate.neighbours.search import (
-    Searchable,
     cosine,
     heads,
-    nearest,
     principal_axes,
     spherical_kmeans,
     unit,
@@ -31,15 +31,19 @@ from curate.neighbours.search import (
 )
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 6
-CENTROIDS, AXES = "centroids.npy", "axes.npy"
+VERSION = 7
+GROUPS = "groups.npz"
+CLUSTER, CLUSTERS = 128, 65_536
+"""Images of a cluster where nobody says how many clusters there are, and the most clusters of that
+size: of 16 thousand to 8 million images."""
+SAMPLED = 131_072
+"""Vectors that k-means sees, at most, where these are `FEWEST` for each cluster."""
+FEWEST = 12
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
 BLOCKS_TOGETHER = 3
 """Blocks' worth of vectors in a range of clusters: a search visits nearly all clusters for each range,
 so that fewer ranges cost fewer visits, and more of them share the work out better."""
-MAPPED = 4
-"""Ranges of clusters whose files are mapped at a time."""
 
 
 class ClusterSettings(BaseModel):
@@ -48,9 +52,10 @@ class ClusterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of clusters; auto is the square root of the number of distinct images."""
+    """Number of clusters. auto: one for 128 distinct images, but not more than 65,536, nor fewer than the
+    square root of the number of images."""
     points_per_cluster: int = Field(32, ge=1)
-    """Size of the k-means sample, in points for each cluster."""
+    """Size of the k-means sample, in points for each cluster; past 131,072 in all, 12."""
     iterations: int = Field(10, ge=1)
     seed: int = 0
     drift: float = Field(0.1, ge=0)
@@ -202,17 +207,23 @@ def centroids(
     vectors = unit(collection.vectors(usable[sample_rows(len(usable), settings)]))
     if before is None:
         centers = find_centroids(vectors, len(usable), settings)
-        centers = centers[order_by_nearness(centers, settings)]
+        groups = group_centroids(centers, settings)
+        order = groups.order()
+        centers, groups = centers[order], Groups(groups.middles, groups.of[order])
     else:
         centers = np.load(before / CENTROIDS)
+        groups = group_centroids(centers, settings)
     np.save(out / CENTROIDS, centers)
-    np.save(out / AXES, principal_axes(vectors, collection.dim // 3 - 1))
+    np.savez(out / GROUPS, middles=groups.middles, of=groups.of)
+    np.save(out / AXES, principal_axes(vectors, count_axes(collection.dim)))
     return {"clusters": len(centers), "sample": len(vectors)}
 
 
 def sample_rows(images: int, settings: ClusterSettings) -> Int64[np.ndarray, " s"]:
     """Return the rows, of so many images, of the sample that k-means sees, in their order."""
-    size = min(images, _count_clusters(images, settings) * settings.points_per_cluster)
+    clusters = count_clusters(images, settings)
+    most = max(SAMPLED, FEWEST * clusters)
+    size = min(images, clusters * settings.points_per_cluster, most)
     return np.sort(np.random.default_rng(settings.seed).choice(images, size, replace=False))
 
 
@@ -222,23 +233,41 @@ def find_centroids(
     """Return the unit centroids of so many images, of whose unit vectors `sample` are some."""
     if not len(sample):
         return np.empty((0, sample.shape[1]), np.float32)
-    k = _count_clusters(images, settings)
-    return spherical_kmeans(sample, k, settings.iterations, settings.seed)
+    k, how = count_clusters(images, settings), (settings.iterations, settings.seed)
+    if k <= SINGLE or len(sample) <= k:
+        return spherical_kmeans(sample, k, *how)
+    return find_two_levels(sample, k, *how)
 
 
-def order_by_nearness(
-    centers: Float32[np.ndarray, "k d"], settings: ClusterSettings
-) -> Int64[np.ndarray, " k"]:
-    """Return an order of unit centroids in which those of one of about sqrt(k) clusters stand together."""
-    count = round(len(centers) ** 0.5)
-    coarse = spherical_kmeans(centers, count, settings.iterations, settings.seed)
-    return np.argsort(nearest(centers, coarse), kind="stable")
+def group_centroids(centers: Float32[np.ndarray, "k d"], settings: ClusterSettings) -> Groups:
+    """Return about sqrt(k) groups of unit centroids."""
+    return find_groups(centers, settings.iterations, settings.seed)
 
 
-def _count_clusters(images: int, settings: ClusterSettings) -> int:
-    wanted = settings.clusters
-    k = round(images**0.5) if wanted == "auto" else wanted
+def load_centroids(folder: Path) -> tuple[Float32[np.ndarray, "k d"], Groups]:
+    """Return what `centroids` wrote: the unit centroids and their groups."""
+    with np.load(folder / GROUPS) as groups:
+        return np.load(folder / CENTROIDS), Groups(groups["middles"], groups["of"])
+
+
+def count_axes(dim: int) -> int:
+    """Return how many coordinates of a vector stand for it where that is enough: a third, or most of few."""
+    return max(dim // 3 - 1, min(dim - 1, 31))
+
+
+def count_clusters(images: int, settings: ClusterSettings) -> int:
+    """Return the number of clusters of so many distinct images."""
+    fine = max(round(images**0.5), min(images // CLUSTER, CLUSTERS))
+    k = fine if settings.clusters == "auto" else settings.clusters
     return max(1, min(k, images))
+
+
+def by_root(settings: ClusterSettings, images: int) -> ClusterSettings:
+    """Return settings by which so many images have as many clusters as their root, if nobody says how many."""
+    root = max(1, round(images**0.5))
+    if settings.clusters != "auto" or count_clusters(images, settings) == root:
+        return settings
+    return settings.model_copy(update={"clusters": root})
 
 
 def assign(
@@ -252,7 +281,7 @@ def assign(
     those and its centroid.
     """
     use_threads(threads)
-    centroid = np.load(centers / CENTROIDS)
+    centroid, groups = load_centroids(centers)
     clusters = np.full(stop - start, -1, np.int32)
     canonical = collection.canonical[start:stop]
     numbers = np.flatnonzero(canonical >= 0) + start
@@ -261,7 +290,7 @@ def assign(
     for at in range(0, len(numbers), ROWS):
         some = slice(at, at + ROWS)
         units = unit(vectors[some])
-        own = nearest(units, centroid)
+        own = nearest_of(units, centroid, groups)
         clusters[numbers[some] - start] = own
         distance += float((1 - cosine(units, centroid[own])).sum(dtype=np.float64))
     stands = canonical[numbers - start] == numbers
@@ -290,27 +319,32 @@ def buckets(assigned: list[Path], together: int) -> list[tuple[int, int]]:
     return ranges
 
 
+def read_rows(path: Path, start: int, stop: int) -> np.ndarray:
+    """Return the rows `start` to `stop` of a .npy file in C order; opens it once and maps nothing."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        row = dtype.itemsize * int(np.prod(shape[1:]))
+        file.seek(start * row, 1)
+        return np.frombuffer(file.read((stop - start) * row), dtype).reshape(-1, *shape[1:])
+
+
 def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: Path) -> dict:
     """Write vectors, heads and numbers of the clusters `first` to `last`, by cluster and number."""
-    slices, sizes = [], []
-    for folder in assigned:
-        offsets = np.load(folder / "offsets.npy", mmap_mode="r")[first : last + 1]
-        slices.append((folder, np.array(offsets)))
-        sizes.append(np.diff(offsets))
-    counts = np.sum(sizes, axis=0)
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = np.stack([read_rows(each / "offsets.npy", first, last + 1) for each in assigned])
+    sizes = np.diff(offsets)
+    starts = np.concatenate([[0], np.cumsum(sizes.sum(0))]).astype(np.int64)
     dim = np.load(assigned[0] / "vectors.npy", mmap_mode="r").shape[1]
     vectors = np.lib.format.open_memmap(
         out / "vectors.npy", "w+", np.float16, (int(starts[-1]), dim)
     )
     numbers = np.empty(int(starts[-1]), np.int64)
     free = starts[:-1].copy()
-    for (folder, offsets), size in zip(slices, sizes, strict=True):
-        block = np.load(folder / "vectors.npy", mmap_mode="r")[offsets[0] : offsets[-1]]
-        number = np.load(folder / "numbers.npy", mmap_mode="r")[offsets[0] : offsets[-1]]
-        where = np.repeat(free - (offsets[:-1] - offsets[0]), size) + np.arange(len(block))
-        vectors[where] = block
-        numbers[where] = number
+    for folder, offset, size in zip(assigned, offsets, sizes, strict=True):
+        rows = int(offset[0]), int(offset[-1])
+        where = np.repeat(free - (offset[:-1] - offset[0]), size) + np.arange(rows[1] - rows[0])
+        vectors[where] = read_rows(folder / "vectors.npy", *rows)
+        numbers[where] = read_rows(folder / "numbers.npy", *rows)
         free += size
     axes = np.load(centers / AXES)
     head = np.lib.format.open_memmap(
@@ -321,58 +355,3 @@ def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: 
     np.save(out / "numbers.npy", numbers)
     np.save(out / "offsets.npy", starts)
     return {"images": len(numbers), "first": first, "last": last}
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """The members of all clusters, as left by the `members` units."""
-
-    centers: Path
-    folders: tuple[Path, ...]
-    ranges: tuple[tuple[int, int], ...]
-    images: int
-    """Vectors of all of them."""
-
-    def load(self) -> LoadedClusters:
-        """Return the memory-mapped arrays."""
-        return LoadedClusters(self)
-
-
-class LoadedClusters:
-    """Vectors and numbers of every cluster, mapped when asked for; `centroids` float32 [k, d].
-
-    The files of `MAPPED` ranges of clusters are open at a time, four each.
-    """
-
-    def __init__(self, clusters: Clusters) -> None:
-        self.centroids = np.load(clusters.centers / CENTROIDS)
-        self.images = clusters.images
-        self._firsts = np.array([first for first, _ in clusters.ranges])
-        self._folders = clusters.folders
-        self.mapped: dict[int, tuple[np.ndarray, ...]] = {}
-        """By range, the one used last at the end."""
-
-    def __len__(self) -> int:
-        return len(self.centroids)
-
-    def of(self, cluster: int) -> Searchable:
-        """Return the images of a cluster, by number."""
-        part = int(np.searchsorted(self._firsts, cluster, side="right")) - 1
-        vectors, head, numbers, offsets = self._map(part)
-        at = cluster - self._firsts[part]
-        rows = slice(offsets[at], offsets[at + 1])
-        return Searchable(vectors[rows], numbers[rows], head[rows])
-
-    def _map(self, part: int) -> tuple[np.ndarray, ...]:
-        arrays = self.mapped.pop(part, None)
-        if arrays is None:
-            arrays = tuple(
-                np.load(self._folders[part] / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
-            )
-        self.mapped[part] = arrays
-        if len(self.mapped) > MAPPED:
-            del self.mapped[next(iter(self.mapped))]
-        return arrays
-
-
-_ARRAYS = ("vectors", "heads", "numbers", "offsets")

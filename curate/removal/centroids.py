@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.increment import CLUSTERS
-from curate.neighbours.cluster import CENTROIDS
+from curate.neighbours.clusters import CENTROIDS
 from curate.removal.gone import Gone
 from curate.report.tables import image_files
 

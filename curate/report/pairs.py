@@ -33,18 +33,20 @@ from curate.dedup.groups import (
 )
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.most_similar import MostSimilar
-from curate.dedup.near import DedupSettings, alive, probes_of, visits
+from curate.dedup.near import DedupSettings, ask
+from curate.dedup.probes import find_heaps
+from curate.dedup.visits import alive, questions
 from curate.filters.decisions import CODE
-from curate.neighbours.cluster import Clusters
-from curate.neighbours.search import cosines, joined, use_threads
+from curate.neighbours.clusters import Clusters
+from curate.neighbours.search import cosines, use_threads
 from curate.stage import Runner, Unit
 
-VERSION = 1
+VERSION = 2
 PAIRS, REGROUPED = "pairs", "regrouped"
 STEPS, MOST_STEPS = (0.005, 0.01, 0.02, 0.05), 64
 """Between the thresholds that are tried: the first by which they are few enough."""
 MEMBERS = 64
-_NEAR, _STATE = "near.npz", "state.npy"
+_NEAR, STATUS = "near.npz", "status.npy"
 _TOGETHER = 65_536
 
 LISTED = pa.schema(
@@ -108,9 +110,21 @@ def pair_units(pool: Pool, runner: Runner, place: Path, scratch: Path) -> tuple[
     """
     [told] = runner.run(place, prepare, [Unit("pairs-floor", (pool,))], scratch=scratch)
     floor, state = told["floor"], place / "pairs-floor"
+    clusters, heaps = pool.clusters, None
+    if pool.settings.search == "clusters":
+        heaps = place / "pairs-heaps"
+        unit = Unit("pairs-heaps", (clusters, floor, pool.threads))
+        runner.run(place, find_heaps, [unit], scratch=scratch)
+    how = floor, pool.settings, state, pool.threads
+    asking = [
+        Unit(f"pairs-ask-{first:08d}", (clusters, heaps, first, last, *how))
+        for first, last in clusters.ranges
+    ]
+    runner.run(place, ask, asking, scratch=scratch)
+    asked = [place / unit.name for unit in asking]
     units = [
-        Unit(f"pairs-{first:08d}", (pool, state, floor, first, last))
-        for first, last in pool.clusters.ranges
+        Unit(f"pairs-{first:08d}", (pool, state, asked, floor, first, last))
+        for first, last in clusters.ranges
     ]
     runner.run(place, find_pairs, units, scratch=scratch, note="pairs below the threshold")
     found = tuple(place / unit.name for unit in units)
@@ -120,7 +134,7 @@ def pair_units(pool: Pool, runner: Runner, place: Path, scratch: Path) -> tuple[
 
 
 def prepare(pool: Pool, *, out: Path) -> dict[str, Any]:
-    """Write `state.npy`, int8 by image: `COVERED` where one takes no part.
+    """Write `status.npy`, int8 by image: `COVERED` where one takes no part.
 
     Return the `floor` of pairs, that of looks below the threshold, but not above the threshold, and how many
     contents are `left_out` of their groups.
@@ -140,32 +154,40 @@ def prepare(pool: Pool, *, out: Path) -> dict[str, Any]:
     status[part[order[np.arange(len(order)) - first < MEMBERS]]] = UNDECIDED
     state = np.full(len(pool.collection), COVERED, np.int8)
     state[number_of] = status
-    np.save(out / _STATE, state)
+    np.save(out / STATUS, state)
     left_out = len(part) - int((status != COVERED).sum())
     return {"floor": min(told["floor"], pool.threshold), "left_out": left_out}
 
 
 def find_pairs(
-    pool: Pool, prepared: Path, floor: float, first: int, last: int, *, out: Path
+    pool: Pool,
+    prepared: Path,
+    asked: list[Path],
+    floor: float,
+    first: int,
+    last: int,
+    *,
+    out: Path,
 ) -> dict[str, int]:
-    """Write the pairs of contents that reach the floor, of those in the clusters `first` to `last`.
+    """Write the pairs of contents that reach the floor, of those that ask for clusters `first` to `last`.
 
     Two drawn pictures are none below the cosine from which they are copies, whatever is tried.
-    `near.npz`: `pairs` int64 [p, 2], worse and better rank, and `similarity` float32 [p].
+
+    `near.npz`: `pairs` int64 [p, 2], worse and better rank, and `similarity` float32 [p]. `asked` has what
+    `near.ask` left of all ranges.
     """
     use_threads(pool.threads)
-    loaded = pool.clusters.load()
-    rank = np.load(pool.ranks / RANK, mmap_mode="r")
-    state = np.load(prepared / _STATE, mmap_mode="r")
-    asking = [alive(loaded.of(own), state) for own in range(first, last)]
-    queries = joined(asking)
-    own = np.repeat(np.arange(first, last), [len(members) for members in asking])
+    loaded, rank = pool.clusters.load(), np.load(pool.ranks / RANK, mmap_mode="r")
+    state = np.load(prepared / STATUS, mmap_mode="r")
     held, bar = MostSimilar(pool.per_image), replace(pool.bar, threshold=floor)
-    for visited, rows in visits(queries, own, probes_of(loaded, floor, pool.settings)):
-        base = alive(loaded.of(visited), state)
-        for row, near in copies(queries, rows, base, bar):
-            a, b = rank[queries.numbers[row]], rank[base.numbers[near]]
-            held.add(np.maximum(a, b), np.minimum(a, b), cosines(queries, row, base, near))
+    for queries, visits in questions(pool.clusters, asked, first, last, state):
+        for visited, rows in visits:
+            base = loaded.of(visited)
+            base = base[alive(base, state)]
+            for row, near in copies(queries, rows, base, bar):
+                a, b = rank[queries.numbers[row]], rank[base.numbers[near]]
+                similarity = cosines(queries, row, base, near)
+                held.add(np.maximum(a, b), np.minimum(a, b), similarity)
     worse, better, similarity = held.result()
     np.savez(out / _NEAR, pairs=np.stack([worse, better], 1), similarity=similarity)
     return {"pairs": len(worse)}
@@ -214,7 +236,7 @@ def _try(
     chosen = np.full(len(number_of), -1, np.int64)
     if pool.covered:
         status, chosen = load_groups(pool.ranks, pool.covered)
-    left = np.load(prepared / _STATE, mmap_mode="r")[number_of] == COVERED
+    left = np.load(prepared / STATUS, mmap_mode="r")[number_of] == COVERED
     left &= status != COVERED
     own = load_groups(pool.ranks, pool.groups)[1]
     status[left], chosen[left] = COVERED, own[left]

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Collection, Numbers
 from curate.catalogue.keyed_order import hash_keys
-from curate.neighbours.cluster import ROWS, cluster_vectors
-from curate.neighbours.search import nearest, unit, use_threads
+from curate.neighbours.cluster import ROWS, by_root, cluster_vectors, load_centroids
+from curate.neighbours.levels import nearest_of
+from curate.neighbours.search import unit, use_threads
 from curate.retrieval.candidates import load_candidates
 from curate.retrieval.question import Chosen, Question, below
 from curate.retrieval.ranks import rank_within
@@ -42,7 +43,8 @@ class FromClustersSettings(BaseModel):
     """Which ones: the most similar to a seed image, ties by key, or some drawn by `seed`."""
     seed: int = 0
     clusters: int | None = Field(None, ge=1)
-    """Number of clusters of the crawl, by the embedder for meaning; default: `cluster.clusters`."""
+    """Number of clusters of the crawl, by the embedder for meaning. Default: `cluster.clusters`; where that
+    is auto, the square root of the number of distinct images."""
 
     def describe(self) -> str:
         """Return what is retrieved, for people."""
@@ -60,6 +62,7 @@ def choose(question: Question, settings: FromClustersSettings) -> Chosen:
     cut = question.clusters
     if settings.clusters is not None:
         cut = cut.model_copy(update={"clusters": settings.clusters})
+    cut = by_root(cut, len(question.crawl.collection.usable))
     clustered = cluster_vectors(runner, question.crawl, cut, question.threads)
     stage = Stage(
         "choose",
@@ -98,12 +101,12 @@ def pick(
     """Write `missed.npy`; a reduce of about 45 bytes a candidate."""
     use_threads(threads)
     numbers, similarity = (array[:] for array in load_candidates(candidates))
-    centroids = np.load(centers / "centroids.npy")
+    centroids, near = load_centroids(centers)
     of_candidates = _clusters_of(numbers, crawl.block, assigned)
     images = seed.open_by_key
     seeds_in = np.zeros(len(centroids), np.int64)
     for at in range(0, len(images), ROWS):
-        of_seeds = nearest(unit(seed.vectors(images[at : at + ROWS])), centroids)
+        of_seeds = nearest_of(unit(seed.vectors(images[at : at + ROWS])), centroids, near)
         seeds_in += np.bincount(of_seeds, minlength=len(centroids))
     reach = np.flatnonzero(similarity >= np.float32(floor))
     if settings.order == "nearest":

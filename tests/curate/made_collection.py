@@ -24,14 +24,16 @@ from curate.dedup.completeness import add_up, count_found, draw_sample
 from curate.dedup.groups import group
 from curate.dedup.keep import NUMBER, POLICIES, rank_contents
 from curate.dedup.members import list_members, ranges_of
-from curate.dedup.near import DedupSettings, search
+from curate.dedup.near import DedupSettings, ask, search, search_pool
+from curate.dedup.probes import find_heaps
 from curate.dedup.settle import settle, write_settled
 from curate.dedup.several import Several
 from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.neighbours import in_dataset
-from curate.neighbours.cluster import Clusters, ClusterSettings, assign, buckets, centroids, members
+from curate.neighbours.cluster import ClusterSettings, assign, buckets, centroids, members
+from curate.neighbours.clusters import Clusters
 from curate.retrieval import candidates
 from curate.retrieval import nearest_seeds as retrieve
 from curate.retrieval.threshold import choose_relevant
@@ -205,13 +207,8 @@ def grouped(
         before = _hashed(collection, ranks, home, settings)
     covered = before
     for number in range(1000):
-        searched = []
-        for first, last in clusters.ranges:
-            searched.append(_folder(home / f"search-{number}-{first:06d}"))
-            search(
-                *(collection, ranks, clusters, first, last, bar, settings, before, 1),
-                out=searched[-1],
-            )
+        out = _folder(home / f"pass-{number}")
+        searched = searched_for(clusters, ranks, out, bar, settings, before)
         after = _folder(home / f"groups-{number}")
         per_image = settings.edges_per_image
         stays = len(collection.exported)
@@ -224,6 +221,51 @@ def grouped(
     raise AssertionError("the passes do not end")
 
 
+def searched_for(
+    clusters: Clusters,
+    ranks: Path,
+    home: Path,
+    bar: Bar,
+    settings: DedupSettings,
+    before: Path | None = None,
+) -> list[Path]:
+    """Search clusters for copies once; return the units with the edges."""
+    asked = []
+    if settings.search == "clusters":
+        asked = asked_for(clusters, home, bar.threshold, settings, before)
+    searched = []
+    for first, last in clusters.ranges:
+        searched.append(_folder(home / f"search-{first:06d}"))
+        how = first, last, bar, settings, before, 1
+        if settings.search == "pool":
+            search_pool(ranks, clusters, *how, out=searched[-1])
+        else:
+            search(ranks, clusters, asked, *how, out=searched[-1])
+    return searched
+
+
+def asked_for(
+    clusters: Clusters,
+    home: Path,
+    threshold: float,
+    settings: DedupSettings,
+    before: Path | None,
+) -> list[Path]:
+    """Find where each image is searched; return the units of all ranges."""
+    heaps, asked = _heaped(clusters, home, threshold), []
+    for first, last in clusters.ranges:
+        asked.append(_folder(home / f"ask-{first:06d}"))
+        how = threshold, settings, before, 1
+        ask(clusters, heaps, first, last, *how, out=asked[-1])
+    return asked
+
+
+def _heaped(clusters: Clusters, home: Path, threshold: float) -> Path:
+    out = _folder(home / "heaps")
+    find_heaps(clusters, threshold, 1, out=out)
+    return out
+
+
 def measured_recall(
     collection: Collection,
     clusters: Clusters,
@@ -234,10 +276,12 @@ def measured_recall(
     """Return how complete the search for copies is by a sample."""
     home, counted, bar = _fresh(work / "completeness"), [], Bar(threshold, threshold)
     sample = _folder(home / "sample")
-    drawn = draw_sample(collection, clusters, bar, settings, 1, out=sample)
+    heaps = None if settings.search == "pool" else _heaped(clusters, home, threshold)
+    drawn = draw_sample(collection, clusters, heaps, bar, settings, 1, out=sample)
     for first, last in clusters.ranges:
         out = _folder(home / f"found-{first:06d}")
-        counted.append(count_found(clusters, sample, first, last, bar, settings, 1, out=out))
+        how = first, last, heaps, bar, settings, 1
+        counted.append(count_found(clusters, sample, *how, out=out))
     return add_up(drawn["queries"], counted)
 
 

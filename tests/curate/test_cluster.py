@@ -11,7 +11,10 @@ from made_collection import (
     made_collection,
 )
 
-from curate.neighbours.cluster import ClusterSettings, centroids
+from curate.neighbours import levels
+from curate.neighbours.cluster import ClusterSettings, by_root, centroids, count_clusters
+from curate.neighbours.levels import find_groups, find_two_levels, nearest_of
+from curate.neighbours.search import nearest, unit
 
 VECTORS = clumps(0, 30, 8, 16, 0.3)
 
@@ -100,3 +103,49 @@ def test_the_same_collection_gives_the_same_bytes_and_another_seed_others(tmp_pa
     first, again, other = map(files_of, folders)
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize(
+    ("images", "count"),
+    [(1, 1), (900, 30), (16_384, 128), (250_000, 1_953), (10**7, 65_536), (10**10, 100_000)],
+)
+def test_clusters_hold_128_images_or_their_root(images, count):
+    assert count_clusters(images, ClusterSettings()) == count
+    root = count_clusters(images, by_root(ClusterSettings(), images))
+    assert root == round(images**0.5)
+    assert by_root(ClusterSettings(clusters=7), images).clusters == 7
+
+
+def test_two_levels_give_as_many_distinct_centroids_and_nearly_the_nearest(monkeypatch):
+    vectors = unit(clumps(5, 60, 40, 24, 0.5).astype(np.float32))
+    centers = find_two_levels(vectors, 100, 5, 0)
+    assert len(np.unique(centers, axis=0)) == 100
+    np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1, atol=1e-6)
+    groups = find_groups(centers, 5, 0)
+    assert (np.diff(groups.of[groups.order()]) >= 0).all()
+    exact = nearest(vectors, centers)
+    np.testing.assert_array_equal(nearest_of(vectors, centers, groups), exact)
+    monkeypatch.setattr(levels, "SINGLE", 10)
+    found = nearest_of(vectors, centers, groups)
+    lost = (vectors * (centers[exact] - centers[found])).sum(1)
+    assert (found != exact).mean() < 0.02
+    assert lost.min() > -1e-6
+    monkeypatch.setattr(levels, "LOOKED_INTO", 1)
+    own = groups.of[nearest_of(vectors, centers, groups)]
+    np.testing.assert_array_equal(own, nearest(vectors, groups.middles))
+
+
+def test_every_image_is_a_member_once_where_clusters_are_found_in_two_levels(tmp_path, monkeypatch):
+    import curate.neighbours.cluster as module
+
+    monkeypatch.setattr(levels, "SINGLE", 10)
+    monkeypatch.setattr(module, "SINGLE", 10)
+    collection = from_vectors(tmp_path, VECTORS)
+    cut = ClusterSettings(clusters=40)
+    clusters, assigned = clustered(collection, tmp_path, cut, block=50, bucket=60)
+    again, _ = clustered(collection, tmp_path, cut, block=50, bucket=10**6)
+    own = clusters_of(assigned)
+    for number, (numbers, _) in enumerate(members_of(clusters)):
+        assert numbers == np.flatnonzero(own == number).tolist()
+    np.testing.assert_array_equal(clusters.load().centroids, again.load().centroids)
+    assert len(clusters.load()) == 40

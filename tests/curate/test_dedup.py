@@ -17,14 +17,16 @@ from made_collection import (
     grouped,
     measured_recall,
     ranked,
+    searched_for,
 )
 
-from curate.dedup import groups
-from curate.dedup import near as dedup
+from curate.dedup import groups, near, visits
+from curate.dedup import probes as probes_module
+from curate.dedup.bar import Bar
 from curate.dedup.groups import EdgeBuffer
 from curate.dedup.keep import NUMBER
 from curate.dedup.near import DedupSettings, sanity
-from curate.dedup.probes import MarginProbes, heaps
+from curate.dedup.probes import Probes, heaps
 from curate.neighbours import search
 from curate.neighbours.cluster import ClusterSettings
 from shared.errors import LvdError
@@ -37,15 +39,19 @@ def edges_of(collection, clusters, folder, threshold, chosen):
     ranks = ranked(collection, folder)
     number = np.load(ranks / NUMBER)
     pairs = set()
-    for at, (first, last) in enumerate(clusters.ranges):
-        out = folder / f"search-{at}"
-        out.mkdir()
-        args = (collection, ranks, clusters, first, last, threshold, chosen, None, 1)
-        dedup.search(*args, out=out)
+    for out in searched_for(
+        clusters, ranks, folder / "searched", Bar(threshold, threshold), chosen
+    ):
         edges = np.load(out / "edges.npy")
         assert (edges[:, 0] > edges[:, 1]).all()
         pairs |= {tuple(sorted(pair)) for pair in number[edges].tolist()}
     return pairs
+
+
+def asked_of(probes, vectors, own):
+    """Return of each vector the clusters that it is searched in."""
+    rows, clusters = probes.of(vectors, own)
+    return [set(clusters[rows == row].tolist()) for row in range(len(vectors))]
 
 
 def pairs_of(exact, threshold):
@@ -115,13 +121,21 @@ def test_the_measured_recall_is_the_true_one_of_the_sample(tmp_path, cap):
 def test_a_vector_is_searched_in_its_own_cluster_and_in_no_more_than_the_cap():
     centroids = clumps(3, 40, 1, 8, 0.0)
     vectors = clumps(4, 10, 5, 8, 0.5)
-    unbounded = MarginProbes(centroids, 0.8, 10**6).of(vectors, 7)
-    assert unbounded[:, 7].all()
+    unbounded = asked_of(
+        Probes(centroids, np.eye(8, dtype=np.float32), np.arange(40), 0.8, 10**6), vectors, 7
+    )
+    nearness = vectors @ centroids.T
+    nearness[:, 7] = 2
     for cap in (1, 3, 8):
-        chosen = MarginProbes(centroids, 0.8, cap).of(vectors, 7)
-        assert chosen[:, 7].all()
-        assert (chosen <= unbounded).all()
-        np.testing.assert_array_equal(chosen.sum(1), np.minimum(unbounded.sum(1), cap))
+        chosen = asked_of(
+            Probes(centroids, np.eye(8, dtype=np.float32), np.arange(40), 0.8, cap), vectors, 7
+        )
+        assert [len(each) for each in chosen] == [min(cap, len(each)) for each in unbounded]
+        for row, (some, all_of_them) in enumerate(zip(chosen, unbounded, strict=True)):
+            assert 7 in some
+            left = sorted(all_of_them - some)
+            assert some <= all_of_them
+            assert not left or nearness[row, sorted(some)].min() > nearness[row, left].max()
 
 
 def test_the_threshold_is_inclusive(tmp_path):
@@ -263,3 +277,63 @@ def test_heaps_are_led_by_their_first_member():
     centroids = np.array([[1, 0], [0, 1], [0.999, 0.0447], [0.0447, 0.999]], np.float32)
     assert heaps(search.unit(centroids), 0.99).tolist() == [0, 1, 0, 1]
     assert heaps(search.unit(centroids), 0.9999).tolist() == [0, 1, 2, 3]
+
+
+@given(st.integers(0, 99), st.sampled_from([1, 7, 10**6]), st.sampled_from([0.8, 0.95]))
+@settings(max_examples=15, deadline=None)
+def test_probes_exclude_no_cluster_that_the_margin_leaves(seed, axes, threshold):
+    centroids = search.unit(clumps(seed, 40, 1, 16, 0.0).astype(np.float32))
+    vectors = search.unit(clumps(seed + 1, 8, 8, 16, 0.6).astype(np.float32))
+    own = 3
+    basis = search.principal_axes(np.concatenate([vectors, centroids]), min(axes, 16))
+    probes = Probes(centroids, basis, np.arange(40), threshold, 10**6)
+    close = vectors.astype(float) @ centroids.T.astype(float)
+    apart = np.linalg.norm(centroids[own].astype(float) - centroids, axis=1)
+    gap = close[:, [own]] - close - np.sqrt(2 - 2 * threshold) / 2 * apart
+    for row, found in enumerate(asked_of(probes, vectors, own)):
+        assert set(np.flatnonzero(gap[row] <= 0).tolist()) <= found
+    if axes > 16:
+        assert sum(map(len, asked_of(probes, vectors, own))) <= (gap <= 0.01).sum()
+
+
+def test_a_cluster_is_compared_with_as_many_others_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(probes_module, "LISTED", 12)
+    monkeypatch.setattr(probes_module, "TIMES", 2)
+    centroids = search.unit(clumps(3, 300, 1, 8, 0.0).astype(np.float32))
+    vectors = search.unit(clumps(4, 10, 5, 8, 0.5).astype(np.float32))
+    axes = np.eye(8, dtype=np.float32)
+    near = np.argsort(-(centroids @ centroids[70]))[:12]
+    rows, clusters = Probes(centroids, axes, np.arange(300), None, 4).of(vectors, 70)
+    assert set(clusters) <= set(near)
+    assert np.bincount(rows).tolist() == [4] * len(vectors)
+
+
+@pytest.mark.parametrize("together", [1, 40, 10**6])
+def test_the_edges_do_not_depend_on_what_is_gathered_together(tmp_path, monkeypatch, together):
+    vectors = clumps(2, 15, 20, 12, 0.5)
+    collection = from_vectors(tmp_path, vectors)
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=40), bucket=60)
+    monkeypatch.setattr(visits, "TOGETHER", together)
+    threshold = clear(exact_cosines(vectors, vectors), 0.85)
+    chosen = ALL.model_copy(update={"probes": 1})
+    found = edges_of(collection, clusters, tmp_path, threshold, chosen)
+    loaded, own = clusters.load(), {}
+    for cluster in range(len(loaded)):
+        own |= dict.fromkeys(loaded.of(cluster).numbers.tolist(), cluster)
+    heap = heaps(loaded.centroids, 1 - (1 - threshold) / 4)
+    probes = Probes(loaded.centroids, loaded.axes, heap, threshold, 1)
+    asks = [asked_of(probes, loaded.of(c).unit(), c) for c in range(len(loaded))]
+    there = {
+        n: a for c in range(40) for n, a in zip(loaded.of(c).numbers.tolist(), asks[c], strict=True)
+    }
+    pairs = pairs_of(exact_cosines(vectors, vectors), threshold)
+    assert found == {(a, b) for a, b in pairs if own[b] in there[a] or own[a] in there[b]}
+    assert found < pairs
+
+
+def test_a_small_crawl_is_searched_whole_and_a_larger_one_in_a_slowly_growing_part():
+    assert [near.count_compared(n) for n in (100, 4_096, 16_384)] == [4_096] * 3
+    assert near.count_compared(10**6) == 4_096
+    assert near.count_compared(64 * 10**6) == 2 * 4_096
+    assert near.count_compared(10**6 // 64) == 4_096
+    assert near.count_compared(20_000) < 4_096

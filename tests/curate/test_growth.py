@@ -11,7 +11,7 @@ from made_collection import clumps, clustered, exact_cosines, from_vectors
 from curate.catalogue import collection as module
 from curate.catalogue.collection import block_size, read_rows
 from curate.neighbours import in_dataset
-from curate.neighbours.cluster import MAPPED
+from curate.neighbours.clusters import MAPPED
 
 
 def test_files_opened_by_all_blocks_of_all_blocks_grow_as_the_images():
@@ -65,7 +65,7 @@ def test_few_ranges_of_clusters_are_mapped_at_a_time(tmp_path, monkeypatch):
         held += len(loaded.of(cluster))
         assert len(loaded.mapped) <= MAPPED
     assert held == clusters.images == len(collection)
-    assert len(opened) == 1 + 4 * len(clusters.ranges)
+    assert len(opened) == 2 + 4 * len(clusters.ranges)
 
 
 def test_the_memory_of_a_search_among_seeds_does_not_grow_with_them(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_the_search_leaves_out_what_is_covered(tmp_path):
     clusters, _ = clustered(collection, tmp_path)
     for name, edges in (("none", 2), ("phash", 0)):
         grouped(collection, clusters, tmp_path / name, 0.9, DedupSettings(hash=name))
-        [folder] = (tmp_path / name).glob("dedup/*/search-0-*")
+        [folder] = (tmp_path / name).glob("dedup/*/pass-0/search-*")
         assert len(np.load(folder / "edges.npy")) == edges
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from made_collection import (
+    asked_for,
     clumps,
     clustered,
     exact_cosines,
@@ -40,23 +41,12 @@ def test_the_pairs_are_the_most_similar_of_representatives(tmp_path, bucket, mos
     home = tmp_path / "looks"
     home.mkdir()
     ranks, found = ranked(collection, home), []
+    asked = asked_for(clusters, home, FLOOR, ALL, groups)
     for first, last in clusters.ranges:
         found.append(home / f"below-{first}")
         found[-1].mkdir()
-        asked = (
-            collection,
-            ranks,
-            clusters,
-            first,
-            last,
-            FLOOR,
-            ALL,
-            Bar(THRESHOLD, THRESHOLD),
-            groups,
-            0,
-            1,
-        )
-        find_pairs(*asked, out=found[-1])
+        bar = Bar(THRESHOLD, THRESHOLD)
+        find_pairs(ranks, clusters, asked, first, last, FLOOR, bar, groups, 0, 1, out=found[-1])
     chosen = home / "chosen"
     chosen.mkdir()
     told = choose_pairs(ranks, found, most, out=chosen)

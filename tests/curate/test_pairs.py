@@ -7,7 +7,15 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_collection import clumps, clustered, exact_cosines, from_vectors, grouped, ranked
+from made_collection import (
+    asked_for,
+    clumps,
+    clustered,
+    exact_cosines,
+    from_vectors,
+    grouped,
+    ranked,
+)
 
 from curate.dedup.bar import Bar
 from curate.dedup.groups import REPRESENTATIVE, UNDECIDED
@@ -43,8 +51,9 @@ def listed(pool, out):
     for name in ("prepared", "near", "all"):
         (out / name).mkdir()
     assert prepare(pool, out=out / "prepared")["floor"] < THRESHOLD
+    asked = asked_for(pool.clusters, out, FLOOR, pool.settings, out / "prepared")
     for first, last in pool.clusters.ranges:
-        find_pairs(pool, out / "prepared", FLOOR, first, last, out=out / "near")
+        find_pairs(pool, out / "prepared", asked, FLOOR, first, last, out=out / "near")
     regroup(pool, out / "prepared", FLOOR, [out / "near"], out=out / "all")
     return [pq.read_table(out / "all" / f"{n}.parquet").to_pylist() for n in ("pairs", "regrouped")]
 
@@ -111,7 +120,7 @@ def test_of_a_heap_only_the_best_take_part(pool, tmp_path, monkeypatch):
     true = {row["threshold"]: row for row in whole}[THRESHOLD]
     assert own == true
     assert max(row["undecided"] for row in few) > 0
-    taking = np.load(tmp_path / "few" / "prepared" / "state.npy") == UNDECIDED
+    taking = np.load(tmp_path / "few" / "prepared" / "status.npy") == UNDECIDED
     groups = np.load(pool.groups / "representative.npy")[taking]
     assert np.bincount(groups).max() == 2
     assert 0 < len({key for row in pairs for key in (row["key"], row["better"])}) <= taking.sum()

@@ -20,7 +20,7 @@ from test_groups import reference_components
 from curate.dedup import most_similar
 from curate.dedup.most_similar import MostSimilar
 from curate.dedup.near import DedupSettings
-from curate.dedup.probes import NearestCells
+from curate.dedup.probes import Probes
 from curate.neighbours.cluster import ClusterSettings
 
 POOL = DedupSettings(groups="components", search="pool")
@@ -82,7 +82,10 @@ def test_the_nearest_cells_are_those_of_brute_force_and_the_own_one(seed, cap):
     centroids = clumps(seed, 10, 1, 8, 0.0)
     vectors = clumps(seed + 1, 3, 4, 8, 0.5)
     own = int(rng.integers(10))
-    chosen = NearestCells(centroids, cap).of(vectors, own)
+    chosen = np.zeros((len(vectors), 10), bool)
+    chosen[
+        Probes(centroids, np.eye(8, dtype=np.float32), np.arange(10), None, cap).of(vectors, own)
+    ] = True
     assert chosen[:, own].all()
     assert (chosen.sum(1) == min(cap, 10)).all()
     nearness = vectors @ centroids.T
