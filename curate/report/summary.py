@@ -195,6 +195,11 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"
         table.add_row("dedup recall", f"{recall['recall']:.4f}", against)
+    for name, seed in (funnel.get("seeds") or {}).items():
+        searched = seed.get("search_recall") or {}
+        if searched.get("recall") is not None:
+            against = f"{searched['pairs']:,} nearest of {searched['queries']:,} images, looked for in all"
+            table.add_row(printable(f"recall of {name}"), f"{searched['recall']:.4f}", against)
     return table
 
 
