@@ -40,7 +40,7 @@ class SeedIndexSettings(BaseModel):
 
     exact: int = Field(1_000_000, ge=1)
     """Images of a seed, of different bytes, up to which every one is compared with every crawled image."""
-    probes: int = Field(32, ge=1)
+    probes: int = Field(64, ge=1)
     """Of a larger seed, the clusters that are searched for an image: those of the nearest centroids. There
     are as many clusters as the root of the seed's images."""
     recall_sample: int = Field(256, ge=0)
