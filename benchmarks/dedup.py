@@ -15,12 +15,12 @@ from pathlib import Path
 
 import click
 import numpy as np
-from clumps import clumps
 
 from curate.dedup import groups
 from curate.dedup import near as dedup
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.near import DedupSettings
+from curate.forecast.clumps import clumps
 from curate.neighbours import cluster
 from curate.neighbours.cluster import Clusters, ClusterSettings
 from curate.neighbours.search import unit, use_threads

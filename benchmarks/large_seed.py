@@ -17,12 +17,12 @@ from pathlib import Path
 
 import click
 import numpy as np
-from clumps import clump_pieces
 from million import Row, measured
 
 from curate.catalogue.collection import PARTS, Catalogued, Collection, PartOutputs
 from curate.catalogue.part_files import VECTORS
 from curate.execution.session import open_runner
+from curate.forecast.clumps import clump_pieces
 from curate.retrieval.nearest_seeds import retrieve
 from curate.retrieval.seed_index import SeedIndexSettings, index_seed
 from curate.stage import EngineSettings

@@ -88,7 +88,9 @@ def test_of_the_same_bytes_and_of_equal_vectors_the_first_keys_are_named(tmp_pat
     images = [
         Made(f"s/{row:03d}", kinds[row % 2], content=str(row // 4)) for row in range(200)
     ]  # two images of each content, and those of a kind are of equal vectors
-    images = [Made(x.key, x.vector, content=f"{row % 2}-{x.content}") for row, x in enumerate(images)]
+    images = [
+        Made(x.key, x.vector, content=f"{row % 2}-{x.content}") for row, x in enumerate(images)
+    ]
     seed = made_collection(tmp_path, images, name="seed")
     crawl = from_vectors(tmp_path, kinds)
     large = retrieved(tmp_path, crawl, seed, k=9, exact=1, probes=4)

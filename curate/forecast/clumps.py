@@ -213,7 +213,9 @@ def _check(vectors: np.ndarray, ends: np.ndarray, centres: np.ndarray, threshold
     half = len(ends) // 2
     within = (cosine >= threshold + 0.002) & (cosine <= threshold + 0.02)
     if not (within.all() and crossing[:half].all() and not crossing[half:].any()):
-        raise RuntimeError("planted pairs are not what they should be: a bug in benchmarks/clumps")
+        raise RuntimeError(
+            "planted pairs are not what they should be: a bug in curate/forecast/clumps.py"
+        )
 
 
 def _owner(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
