@@ -11,7 +11,7 @@ keeps what it has room for. The vectors take 2 bytes a dimension, and the index 
 
 from __future__ import annotations
 
-import tempfile
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,11 +35,13 @@ PART = 65_536
 def write_dataset(work: Path, name: str, pieces: Iterator[np.ndarray]) -> Catalogued:
     """Return a dataset of different images with these vectors and no facts, which retrieve never asks for."""
     home = work / "catalogue" / name / "all"
-    home.mkdir(parents=True)
+    if (home / "place.npy").exists():
+        return Catalogued(name, [], Collection(home), f"{name}-{len(Collection(home))}")
+    home.mkdir(parents=True, exist_ok=True)
     parts, starts = [], [0]
     for at, piece in enumerate(pieces):
         place = f"made/{name}/{at:06d}"
-        (work / place).mkdir(parents=True)
+        (work / place).mkdir(parents=True, exist_ok=True)
         np.save(work / place / VECTORS, piece.astype(np.float16))
         parts.append(vars(PartOutputs(f"{at:06d}", "", place, None, place, False)))
         starts.append(starts[-1] + len(piece))
@@ -57,56 +59,53 @@ def write_dataset(work: Path, name: str, pieces: Iterator[np.ndarray]) -> Catalo
 @click.option("--images", default=8_192, help="Crawled images.")
 @click.option("--dim", default=384)
 @click.option("--k", default=5, help="Nearest seed images of each.")
+@click.option("--clusters", type=int, help="Of the seed.  [default: the root of its images]")
 @click.option("--probes", default=[SeedIndexSettings().probes], multiple=True, help="Repeatable.")
 @click.option("--sample", default=256, help="Images that are compared with the whole seed.")
-@click.option("--work", type=click.Path(path_type=Path), help="Where files are built.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="Remove it afterwards."
+)
 def main(
     seeds: int,
     images: int,
     dim: int,
     k: int,
+    clusters: int | None,
     probes: tuple[int, ...],
     sample: int,
-    work: Path | None,
+    work: Path,
 ) -> None:
-    """Print what each step took."""
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        home, rows = Path(folder), dict[str, Row]()
+    """Print what each step took; what an earlier call has left in WORK is not done again."""
+    rows: dict[str, Row] = {}
+    settings = SeedIndexSettings(exact=min(seeds - 1, 1_000_000), clusters=clusters or "auto")
 
-        def tell(step: str, said: str = "") -> None:
-            row = rows[step]
-            click.echo(f"{step:24s} {row.cpu:8.1f} CPU s {row.mebibytes:7.0f} MiB  {said}")
+    def tell(step: str, said: str) -> None:
+        row = rows[step]
+        click.echo(f"{step:20s} {row.cpu:8.1f} CPU s {row.mebibytes:7.0f} MiB  {said}")
 
-        with measured(rows, "making the vectors", home):
-            many = clump_pieces(seeds, dim, PART, 0, 0)
-            seed = write_dataset(home, "seed", many)
-            few = np.concatenate(
-                [
-                    piece
-                    for piece, _ in zip(clump_pieces(seeds, dim, images, 0, 1), "1", strict=False)
-                ]
-            )
-            crawl = write_dataset(home, "crawl", iter([few]))
-        tell("making the vectors", f"{seeds:,} x {dim}")
-        np.save(home / "representative.npy", np.arange(images))
-        with open_runner(home, EngineSettings(), "inline") as runner:
-            exact = SeedIndexSettings(exact=min(seeds - 1, 1_000_000), probes=1)
-            with measured(rows, "index of the seed", home), runner.at_work("retrieve"):
-                index = index_seed(runner, seed, exact, 1)
-            assert index is not None
-            tell("index of the seed", f"{len(index.clusters.load()):,} clusters")
-            for each in probes:
-                how = exact.model_copy(update={"probes": each, "recall_sample": 0})
-                args = runner, crawl, home, "all", [seed], k, 1
-                with measured(rows, f"search, {each} probes", home):
-                    retrieve(*args, how)
-                took = 1e3 * rows[f"search, {each} probes"].cpu / images
-                tell(f"search, {each} probes", f"{images:,} images, {took:.2f} CPU ms each")
-                how = how.model_copy(update={"recall_sample": sample})
-                with measured(rows, f"recall, {each} probes", home):
-                    [found] = retrieve(*args, how)
-                told = found.recall or {}
-                tell(f"recall, {each} probes", f"{told['recall']:.4f} of {told['pairs']:,} nearest")
+    with measured(rows, "making the vectors", work):
+        seed = write_dataset(work, "seed", clump_pieces(seeds, dim, PART, 0, 0))
+        few = itertools.islice(clump_pieces(seeds, dim, images, 0, 1), 1)
+        crawl = write_dataset(work, "crawl", few)
+    tell("making the vectors", f"{seeds:,} x {dim}")
+    np.save(work / "representative.npy", np.arange(images))
+    with open_runner(work, EngineSettings(), "inline") as runner:
+        with measured(rows, "index", work), runner.at_work("retrieve"):
+            index = index_seed(runner, seed, settings, 1)
+        assert index is not None
+        stored = rows["index"].stored / 1e9
+        tell("index", f"{len(index.clusters.load()):,} clusters, {stored:.1f} GB")
+        for each in probes:
+            how = settings.model_copy(update={"probes": each, "recall_sample": 0})
+            args = runner, crawl, work, "all", [seed], k, 1
+            search, recall = f"search, {each} probes", f"recall, {each} probes"
+            with measured(rows, search, work):
+                retrieve(*args, how)
+            tell(search, f"{images:,} images, {1e3 * rows[search].cpu / images:.2f} CPU ms each")
+            with measured(rows, recall, work):
+                [found] = retrieve(*args, how.model_copy(update={"recall_sample": sample}))
+            told = found.recall or {}
+            tell(recall, f"{told['recall']:.4f} of {told['pairs']:,} nearest")
 
 
 if __name__ == "__main__":

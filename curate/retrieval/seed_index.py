@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int64
@@ -41,8 +41,10 @@ class SeedIndexSettings(BaseModel):
     exact: int = Field(1_000_000, ge=1)
     """Images of a seed, of different bytes, up to which every one is compared with every crawled image."""
     probes: int = Field(64, ge=1)
-    """Of a larger seed, the clusters that are searched for an image: those of the nearest centroids. There
-    are as many clusters as the root of the seed's images."""
+    """Of a larger seed, the clusters that are searched for an image: those of the nearest centroids."""
+    clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Clusters of a larger seed; auto is the square root of the number of its images. Fewer are found
+    sooner, and each takes longer to search."""
     recall_sample: int = Field(256, ge=0)
     """Crawled images whose nearest seed images are looked for in all clusters too, to measure what
     is lost."""
@@ -63,7 +65,8 @@ def index_seed(
     """Return the clusters of a seed; None for one that is searched exactly."""
     if len(seed.collection.usable) <= settings.exact:
         return None
-    clustered = cluster_vectors(runner, seed, ClusterSettings(), threads)
+    cut = ClusterSettings(clusters=settings.clusters)
+    clustered = cluster_vectors(runner, seed, cut, threads)
     return SeedIndex(clustered.clusters, settings.probes, clustered.address)
 
 
