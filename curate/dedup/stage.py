@@ -12,6 +12,7 @@ from curate.dedup.hashes import STANDS, Hashed
 from curate.dedup.looks import Looked, look_below
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
+from curate.neighbours.search import gpus_wanted
 from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
 
@@ -118,7 +119,7 @@ class _Dedup:
         for number in range(MOST_PASSES):
             units = self._searches(number, before)
             note = f"pass {number + 1}" if number else ""
-            self.runner.run(self.stage, near.search, units, note=note)
+            self.runner.run(self.stage, near.search, units, note=note, gpus=gpus_wanted())
             searched = [home / unit.name for unit in units]
             how = settings.groups, settings.edges_per_image
             args = (self.ranks, searched, *how, before, len(self.collection.exported))

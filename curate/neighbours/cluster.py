@@ -22,6 +22,7 @@ from curate.catalogue.collection import Catalogued, Collection
 from curate.neighbours.search import (
     Searchable,
     cosine,
+    gpus_wanted,
     heads,
     nearest,
     principal_axes,
@@ -148,7 +149,8 @@ def _assign_all(
     home = runner.folder(stage)
     args = (collection, settings, threads, before.folder if before else None)
     note = "" if before else "k-means"
-    runner.run(stage, centroids, [Unit("centroids", args)], note=note)
+    gpus = gpus_wanted()
+    runner.run(stage, centroids, [Unit("centroids", args)], note=note, gpus=gpus)
     units = [
         Unit(
             f"assign-{start:012d}",
@@ -157,7 +159,7 @@ def _assign_all(
         )
         for start, stop in collection.blocks()
     ]
-    results = runner.run(stage, assign, units, note="assigned")
+    results = runner.run(stage, assign, units, note="assigned", gpus=gpus)
     distance = sum(each["distance"] for each in results)
     vectors = sum(each["vectors"] for each in results)
     return _Assigned(stage, [home / unit.name for unit in units], distance / max(1, vectors))
