@@ -10,6 +10,7 @@ from curate.cli.demo import demo
 from curate.cli.explain import explain
 from curate.cli.gc import gc
 from curate.cli.loop import loop
+from curate.cli.plan import plan
 from curate.cli.remove import remove
 from curate.cli.report import report
 from curate.cli.run import run
@@ -30,10 +31,14 @@ def main() -> None:
     lvd-curate update runs/mine                          the crawl has grown: add what is new
     lvd-curate explain runs/mine 00000/000000017         why is this image in, or out?
     lvd-curate loop --rounds 2                           curate, train, curate with that model
+    lvd-curate plan --images 1.2e9 --nodes 20            what would a large run take?
     """
 
 
-COMMANDS = (demo, run, update, calibrate, loop, report, explain, status, verify, gc, remove, audit)
+COMMANDS = (
+    *(demo, run, update, calibrate, loop, report, explain, status, verify, gc, remove, audit),
+    plan,
+)
 
 for command in COMMANDS:
     main.add_command(command)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL.Image import Image
 
 from curate.dedup.near import DedupSettings
 from curate.embedding.embed import Forwards, embed_part
@@ -26,8 +27,8 @@ from curate.stage import EngineSettings
 from curate.state import LocalState
 from shared.commits import committed
 from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings, load, resolve_device
-from shared.images import decode
+from shared.embedders import Embedder, EmbedderSettings, load, resolve_device
+from shared.images import ImageError, decode
 from shared.parts import PartReader
 from shared.progress import say
 
@@ -57,6 +58,9 @@ def calibrate(
     """
     use_threads(1)
     process, measured = float(own_bytes()), []
+    name, settings = embedder
+    say(f"measuring the embedder {name}")
+    facts, cost = measure_embedder(settings, work)
     for images in sizes:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             measured.append(_measure(images, Path(folder).resolve()))
@@ -65,9 +69,6 @@ def calibrate(
     for stage, function in kinds:
         taken = [each.get((stage, function), Taken()) for each in measured]
         units.setdefault(stage, {})[function] = fit_units(sizes, taken)
-    name, settings = embedder
-    say(f"measuring the embedder {name}")
-    facts, cost = measure_embedder(settings, work)
     return known.model_copy(
         update={
             "machine": machine(),
@@ -147,8 +148,9 @@ def measure_embedder(settings: EmbedderSettings, work: Path) -> tuple[float, Emb
         with PartReader(part, scratch, ()) as reader:
             members = list(reader.members)[:FORWARD]
             prepared = [
-                embedder.prepare(decode(reader.read(member), reduce_to=embedder.reduce_to))
-                for member in members
+                embedder.prepare(picture)
+                for picture in (_decoded(reader.read(each), embedder) for each in members)
+                if picture is not None
             ]
     embedder.embed(prepared[:8])
     used = time.process_time()
@@ -160,6 +162,14 @@ def measure_embedder(settings: EmbedderSettings, work: Path) -> tuple[float, Emb
         forward_s=forward,
         measured_on=machine(),
     )
+
+
+def _decoded(data: bytes, embedder: Embedder) -> Image | None:
+    """Return the picture, or None of one that cannot be decoded: the sample has some."""
+    try:
+        return decode(data, reduce_to=embedder.reduce_to)
+    except ImageError:
+        return None
 
 
 def machine() -> str:

@@ -102,8 +102,7 @@ class Constants(BaseModel):
     facts_bytes: float = Field(ge=0)
     """Of the facts of one image."""
     export_s: float = Field(ge=0)
-    """CPU seconds of writing one kept image of `export_bytes` to a shard."""
-    export_bytes: float = Field(gt=0)
+    """CPU seconds of writing one kept image to a shard, whose bytes are copied."""
     look_s: float = Field(ge=0)
     """CPU seconds of a look at the pixels of a pair."""
     units: dict[str, dict[str, UnitCost]]

@@ -156,7 +156,7 @@ def _embed(constants: Constants, asked: Asked) -> StageForecast:
 
 def _export(constants: Constants, asked: Asked) -> StageForecast:
     kept = asked.images * asked.kept
-    cpu_s = kept * constants.export_s * asked.image_bytes / constants.export_bytes
+    cpu_s = kept * constants.export_s
     shards, parts = max(1.0, kept / SHARD), asked.images / PART
     return StageForecast(
         "export",
