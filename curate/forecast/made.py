@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +70,7 @@ def catalogued(runner: Runner, name: str, stored: np.ndarray) -> Catalogued:
         outputs.append(PartOutputs(part, "", place, None, place, False))
         parts.append(Part(part, "tar", "/nowhere", (f"{part}.tar",), (0,), None, "0" * 32, 0))
     with runner.at_work("catalogue"):
-        args = (outputs, work, QualitySettings(), [])
+        args: tuple[Any, ...] = (outputs, work, QualitySettings(), [])
         runner.run(work / "catalogue" / name, catalogue, [Unit("all", args)])
     home = work / "catalogue" / name / "all"
     address = hashlib.sha256(f"{name}{len(stored)}".encode()).hexdigest()[:16]

@@ -39,26 +39,12 @@ class Taken:
     near: tuple[Retrieved, ...] | None = None
 
 
-@dataclass(frozen=True)
 class Tables:
     """Where the report goes; all below one folder."""
 
-    home: Path
-
-    @property
-    def reports(self) -> Path:
-        """Of the tables."""
-        return self.home / "reports"
-
-    @property
-    def tables(self) -> Path:
-        """Of their units."""
-        return self.home / ".tables"
-
-    @property
-    def scratch(self) -> Path:
-        """Of units at work."""
-        return self.home / ".scratch"
+    def __init__(self, home: Path) -> None:
+        self.reports, self.tables = home / "reports", home / ".tables"
+        self.scratch = home / ".scratch"
 
     def lay_tables(self, names: Iterable[str], units: list[Path], into: Path) -> None:
         """Link the units' tables."""

@@ -230,7 +230,8 @@ def _range(
     limits, similarity, found = index.range_search(
         np.ascontiguousarray(asked, np.float32), float(radius)
     )
-    return np.repeat(np.arange(len(asked)), np.diff(limits.astype(np.int64))), found, similarity
+    counts: np.ndarray = np.diff(limits.astype(np.int64))
+    return np.repeat(np.arange(len(asked)), counts), found, similarity
 
 
 def _reach(
@@ -291,8 +292,9 @@ def _top_k_of_block(
     if wide < len(block):
         # Beyond the proposals there may be ties with the last one kept: ask for all of these.
         crowded = np.flatnonzero(proposed[:, -1] >= similarity[:, -1] - SLACK)
-        index = _flat_index(block) if len(crowded) else None
+        index: FlatIndex | None = None
         for row in crowded:
+            index = index or _flat_index(block)
             _, near, _ = _range(index, asked[row : row + 1], similarity[row, -1] - SLACK)
             cosines = cosine(np.broadcast_to(asked[row], (len(near), block.shape[1])), block[near])
             similarity[row], rows[row] = (x[0] for x in first_k(cosines[None], near[None], k))
