@@ -44,7 +44,7 @@ class Counts(click.ParamType):
         if len(sizes) < 3 or sizes[0] < 10_000:
             self.fail(
                 f"{value!r}: growth is measured at three sizes or more, of 10,000 images or more, "
-                "such as 62500,125000,250000",
+                "such as 31250,62500,125000",
                 param,
                 ctx,
             )
@@ -94,7 +94,7 @@ class Counts(click.ParamType):
 @click.option(
     "--sizes",
     type=Counts(),
-    default="62500,125000,250000",
+    default="31250,62500,125000",
     show_default=True,
     help="Images of the made-up crawls that --calibrate measures.",
 )

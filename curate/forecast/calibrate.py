@@ -17,7 +17,7 @@ from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.execution.output import versions
 from curate.execution.session import open_runner
-from curate.forecast.constants import Constants, EmbedderCost, Terms, UnitCost, fit
+from curate.forecast.constants import Constants, EmbedderCost, UnitCost, fit
 from curate.forecast.made import make
 from curate.forecast.measure import MeasuringExecutor, Taken, own_bytes
 from curate.forecast.stages import STAGES, take_through
@@ -32,19 +32,28 @@ from shared.images import ImageError, decode
 from shared.parts import PartReader
 from shared.progress import say
 
-SIZES = (62_500, 250_000, 1_000_000)
 SEEDS = 1_000
 COMPARED = 4_096, 65_536
 """Images and seed images whose comparison is timed."""
 FORWARD = 64
 """Images whose forward pass is timed."""
 
-_OF_ALL = ("one", "images", "images x root of clusters", "images x clusters")
 _TERMS = {
-    "cpu_s": ("one", "clusters", *_OF_ALL[1:]),
     "bytes": ("one", "clusters", "images"),
-    "puts": ("one", "blocks"),
     "gets": ("one", "blocks", "blocks x blocks"),
+}
+_OF_MAPS = {
+    "units": ("blocks",),
+    "cpu_s": ("images", "images x root of clusters", "images x clusters"),
+    "puts": ("one", "blocks"),
+    # blocks grow only beyond the sizes that are measured: what a unit of one holds is put down to it
+    "memory": ("block",),
+}
+_OF_REDUCES = {
+    "units": ("one",),
+    "cpu_s": ("one", "clusters", "images"),
+    "puts": ("one",),
+    "memory": ("one", "clusters", "images"),
 }
 
 
@@ -98,18 +107,12 @@ def fit_units(sizes: Sequence[int], taken: Sequence[Taken]) -> UnitCost:
     """Return the costs of the units of one kind, of what they took at each size."""
     counts = [each.units for each in taken]
     is_reduce = max(counts) <= 2 * min(counts) and max(counts) <= 3
-    # blocks grow only beyond the sizes that are measured: what a unit of one holds is put down to it
-    memory = ("one", "clusters", "images") if is_reduce else ("block",)
-    terms: dict[str, Terms] = {
-        name: fit(sizes, [getattr(each, name) for each in taken], candidates)
-        for name, candidates in _TERMS.items()
-    }
-    if is_reduce:
-        terms["puts"] = fit(sizes, [each.puts for each in taken], ("one",))
+    candidates = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
     return UnitCost(
-        units=fit(sizes, counts, ("one",) if is_reduce else ("blocks",)),
-        memory=fit(sizes, [each.memory for each in taken], memory),
-        **terms,
+        **{
+            name: fit(sizes, [getattr(each, name) for each in taken], terms)
+            for name, terms in candidates.items()
+        }
     )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.execution.executor import Call, Outcome
@@ -49,6 +51,8 @@ class MeasuringExecutor(InlineExecutor):
         super().__init__()
         self.taken: dict[tuple[str, str], Taken] = defaultdict(Taken)
         self._work = str(work)
+        self._own = tuple(f"{work}/{name}/" for name in ("scratch", "status", "out/.scratch"))
+        """Where units are built and a run says how far it is: no inputs of units."""
         self._opened: set[str] | None = None
         sys.addaudithook(self._note_open)
 
@@ -67,16 +71,18 @@ class MeasuringExecutor(InlineExecutor):
             yield outcome
 
     def _note_open(self, event: str, arguments: tuple) -> None:
-        if event == "open" and self._opened is not None:
+        if event == "open" and self._opened is not None and arguments[1] in ("r", "rb"):
             self._note(arguments[0])
 
     def _note(self, path: object) -> None:
         name = str(path)
-        if self._opened is not None and name.startswith(self._work) and "/scratch/" not in name:
+        is_input = name.startswith(self._work) and not name.startswith(self._own)
+        if self._opened is not None and is_input:
             self._opened.add(name)
 
     @contextmanager
     def _measured(self, call: Call) -> Iterator[None]:
+        release_memory()
         before = own_bytes()
         peak, ended = [before], threading.Event()
 
@@ -108,7 +114,8 @@ class MeasuringExecutor(InlineExecutor):
         taken.cpu_s += used
         taken.bytes += sum(files)
         taken.puts += len(files)
-        taken.gets += len({path for path in opened if not path.startswith(f"{own}/")})
+        others = (Path(path) for path in opened if not path.startswith(f"{own}/"))
+        taken.gets += sum(path.exists() for path in others)
         taken.memory = max(taken.memory, peak[0] - before)
 
     def _noting(self, reader: Callable) -> Callable:
@@ -117,6 +124,13 @@ class MeasuringExecutor(InlineExecutor):
             return reader(path, *args, **how)
 
         return opened
+
+
+def release_memory() -> None:
+    """Give back to the system what was freed, so that a unit's memory is not hidden by another's."""
+    pa.default_memory_pool().release_unused()
+    with suppress(AttributeError, OSError):  # of C libraries other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def own_bytes() -> int:
