@@ -198,7 +198,9 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     for name, seed in (funnel.get("seeds") or {}).items():
         searched = seed.get("search_recall") or {}
         if searched.get("recall") is not None:
-            against = f"{searched['pairs']:,} nearest of {searched['queries']:,} images, looked for in all"
+            against = (
+                f"{searched['pairs']:,} nearest by exact search of {searched['queries']:,} images"
+            )
             table.add_row(printable(f"recall of {name}"), f"{searched['recall']:.4f}", against)
     return table
 
