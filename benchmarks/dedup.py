@@ -18,13 +18,13 @@ from pathlib import Path
 
 import click
 import numpy as np
-from clumps import clumps
 
 from curate.dedup import groups
 from curate.dedup import near as dedup
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.near import DedupSettings
 from curate.dedup.probes import find_heaps
+from curate.forecast.clumps import clumps
 from curate.neighbours import cluster
 from curate.neighbours.cluster import ClusterSettings
 from curate.neighbours.clusters import Clusters

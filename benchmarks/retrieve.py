@@ -24,8 +24,8 @@ def main() -> None:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     import numpy as np
     import torch
-    from clumps import clumps
 
+    from curate.forecast.clumps import clumps
     from curate.neighbours import search
 
     torch.set_num_threads(options.threads)

@@ -132,7 +132,10 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
         *(runner, crawl, datasets.included, dropped, thresholds.dedup.value, threads)
     )
     top_k = settings.report.top_k
-    retrieved = retrieve(runner, by_meaning, copies.groups, copies.address, seeds, top_k, threads)
+    retrieved = retrieve(
+        *(runner, by_meaning, copies.groups, copies.address, seeds, top_k, threads),
+        settings.retrieve.index,
+    )
     with runner.at_work("select"):
         answers = ask_seeds(
             runner,

@@ -34,6 +34,7 @@ SECTIONS = (
     Section("resident", f"{HERE}.resident:measure", (True,), needs=40, most=120),
     _embedding("vits14", "vit_small_patch14_dinov2"),
     _embedding("vitl14", "vit_large_patch14_dinov2"),
+    Section("neighbours", f"{HERE}.neighbours:measure", needs=20, most=60),
     _step("vitl16-short", compiled=True, needs=60, most=150),
     _step("vits16", compiled=False, needs=25, most=75),
     _step("vitl16-short", compiled=False, needs=30, most=75),

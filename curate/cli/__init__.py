@@ -12,6 +12,7 @@ from curate.cli.explain import explain
 from curate.cli.gc import gc
 from curate.cli.label import label
 from curate.cli.loop import loop
+from curate.cli.plan import plan
 from curate.cli.query import query
 from curate.cli.remove import remove
 from curate.cli.report import report
@@ -35,11 +36,12 @@ def main() -> None:
     lvd-curate explain runs/mine 00000/000000017         why is this image in, or out?
     lvd-curate search runs/mine photo.jpg                what is like it in the crawl?
     lvd-curate loop --rounds 2                           curate, train, curate with that model
+    lvd-curate plan --images 1.2e9 --nodes 20            what would a large run take?
     """
 
 
 COMMANDS = (
-    *(demo, run, update, calibrate, loop),
+    *(demo, run, update, calibrate, loop, plan),
     *(report, explain, search, diff, query, label, status, verify, gc, remove, audit, completion),
 )
 

@@ -28,6 +28,7 @@ from curate.dedup.hashes import STANDS, Hashed
 from curate.dedup.looks import Looked, look_below
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
+from curate.neighbours.search import gpus_wanted
 from curate.stage import Runner, Stage, Unit
 from shared.errors import LvdError
 
@@ -148,7 +149,7 @@ class _Dedup:
             units = self._searches(number, asked, before)
             note = f"pass {number + 1}" if number else ""
             function = near.search_pool if asked is None else near.search
-            self.runner.run(self.stage, function, units, note=note)
+            self.runner.run(self.stage, function, units, note=note, gpus=gpus_wanted())
             searched = [home / unit.name for unit in units]
             how = settings.groups, settings.edges_per_image
             args = (self.ranks, searched, *how, before, len(self.collection.standing))

@@ -23,6 +23,7 @@ from curate.neighbours.clusters import AXES, CENTROIDS, Clusters
 from curate.neighbours.levels import SINGLE, Groups, find_groups, find_two_levels, nearest_of
 from curate.neighbours.search import (
     cosine,
+    gpus_wanted,
     heads,
     principal_axes,
     spherical_kmeans,
@@ -153,7 +154,8 @@ def _assign_all(
     home = runner.folder(stage)
     args = (collection, settings, threads, before.folder if before else None)
     note = "" if before else "k-means"
-    runner.run(stage, centroids, [Unit("centroids", args)], note=note)
+    gpus = gpus_wanted()
+    runner.run(stage, centroids, [Unit("centroids", args)], note=note, gpus=gpus)
     units = [
         Unit(
             f"assign-{start:012d}",
@@ -162,7 +164,7 @@ def _assign_all(
         )
         for start, stop in collection.blocks()
     ]
-    results = runner.run(stage, assign, units, note="assigned")
+    results = runner.run(stage, assign, units, note="assigned", gpus=gpus)
     distance = sum(each["distance"] for each in results)
     vectors = sum(each["vectors"] for each in results)
     return _Assigned(stage, [home / unit.name for unit in units], distance / max(1, vectors))

@@ -1,8 +1,9 @@
-"""Exact cosine search and spherical k-means on unit vectors, by Faiss.
+"""Exact cosine search and spherical k-means on unit vectors, by Faiss, or on a card by torch.
 
-The one module that imports faiss. Everywhere in curate, the similarity of two stored float16
+The one module that imports faiss. Where the process sees a card, that computes the products
+(`on_card.py`). Everywhere in curate, the similarity of two stored float16
 vectors is `cosine`: renormalised in float32, accumulated in float64, rounded to float32, clamped
-to [-1, 1]. Faiss's float32 products only propose candidates, with a slack that covers their
+to [-1, 1]. Float32 products only propose candidates, with a slack that covers their
 rounding, so results do not depend on block sizes, threads or the order of the vectors.
 """
 
@@ -13,13 +14,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Float32, Int32, Int64, Integer
 
 from shared.errors import LvdError
+
+if TYPE_CHECKING:
+    import torch
 
 SLACK = np.float32(1e-4)
 """More than the rounding of a float32 inner product of two unit vectors of up to 4096 dimensions."""
@@ -34,13 +39,23 @@ BASE_ROWS = 262_144
 QUERY_ROWS = 4_096
 PAIRS_AT_ONCE = 4_000_000
 
-GPU_DEPTH = 2_048
-"""Neighbours that Faiss's search on GPUs can tell of a query, at most."""
-
 CANDIDATES_AT_ONCE = 16_384
 """Candidates whose exact cosines are taken together: float32 vectors, and no more."""
 
+DRIVER = Path("/proc/driver/nvidia/version")
+
 Rows = Integer[np.ndarray, " n"]
+
+
+@runtime_checkable
+class FlatIndex(Protocol):
+    """Vectors that are searched by all their inner products: Faiss's, or those on a card."""
+
+    def range_search(
+        self, asked: Float32[np.ndarray, "n d"], radius: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the limits of each query's products above `radius`, the products and their rows."""
+        ...
 
 
 def _faiss() -> ModuleType:
@@ -51,13 +66,26 @@ def _faiss() -> ModuleType:
 
 
 def gpus_wanted() -> int:
-    """Return how many GPUs a task of `top_k` asks for: one where faiss-gpu is installed."""
-    return int(installed_faiss() != "faiss-cpu")
+    """Return how many GPUs a task of `top_k` asks for: one where this machine has a card, or on a
+    cluster, whose machines may have some (without any, tasks run on processors)."""
+    return int(bool(os.environ.get("RAY_ADDRESS")) or card() is not None)
+
+
+def card() -> torch.device | None:
+    """Return the card that this process computes products on; `CUDA_VISIBLE_DEVICES=` hides it.
+
+    Torch is not imported on machines without a driver.
+    """
+    if not DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    import torch
+
+    return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def installed_faiss() -> str:
-    """Return which distribution of faiss is installed; the two own the same package name."""
-    for name in ("faiss-gpu-cu12", "faiss-cpu"):
+    """Return which distribution of faiss is installed; all of them own the same package name."""
+    for name in ("faiss-cpu", "faiss-gpu-cuvs", "faiss-gpu", "faiss-gpu-cu12"):
         with suppress(PackageNotFoundError):
             distribution(name)
             return name
@@ -67,11 +95,12 @@ def installed_faiss() -> str:
 def _knn(
     queries: Float32[np.ndarray, "n d"], base: Float32[np.ndarray, "m d"], k: int
 ) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
-    """Return the approximate inner products and rows of the nearest base rows, on a GPU if seen."""
+    """Return the approximate inner products and rows of the nearest base rows."""
+    if (device := card()) is not None:
+        from curate.neighbours.on_card import FlatOnCard
+
+        return FlatOnCard(base, device).search(queries, k)
     faiss = _faiss()
-    if faiss.get_num_gpus() and k <= GPU_DEPTH:
-        resources = faiss.StandardGpuResources()
-        return faiss.knn_gpu(resources, queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
     return faiss.knn(queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
@@ -185,19 +214,24 @@ def neighbours(
             yield row[keep], found[keep] + start
 
 
-def _flat_index(vectors: Float[np.ndarray, "n d"]) -> Any:
+def _flat_index(vectors: Float[np.ndarray, "n d"]) -> FlatIndex:
+    if (device := card()) is not None:
+        from curate.neighbours.on_card import FlatOnCard
+
+        return FlatOnCard(np.ascontiguousarray(vectors, np.float32), device)
     index = _faiss().IndexFlatIP(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors, np.float32))
     return index
 
 
 def _range(
-    index: Any, asked: Float[np.ndarray, "n d"], radius: float | np.float32
+    index: FlatIndex, asked: Float[np.ndarray, "n d"], radius: float | np.float32
 ) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Float32[np.ndarray, " p"]]:
     limits, similarity, found = index.range_search(
         np.ascontiguousarray(asked, np.float32), float(radius)
     )
-    return np.repeat(np.arange(len(asked)), np.diff(limits.astype(np.int64))), found, similarity
+    counts: np.ndarray = np.diff(limits.astype(np.int64))
+    return np.repeat(np.arange(len(asked)), counts), found, similarity
 
 
 def _reach(
@@ -258,8 +292,9 @@ def _top_k_of_block(
     if wide < len(block):
         # Beyond the proposals there may be ties with the last one kept: ask for all of these.
         crowded = np.flatnonzero(proposed[:, -1] >= similarity[:, -1] - SLACK)
-        index = _flat_index(block) if len(crowded) else None
+        index: FlatIndex | None = None
         for row in crowded:
+            index = index or _flat_index(block)
             _, near, _ = _range(index, asked[row : row + 1], similarity[row, -1] - SLACK)
             cosines = cosine(np.broadcast_to(asked[row], (len(near), block.shape[1])), block[near])
             similarity[row], rows[row] = (x[0] for x in first_k(cosines[None], near[None], k))
@@ -285,9 +320,14 @@ def spherical_kmeans(
     vectors: Float32[np.ndarray, "n d"], clusters: int, iterations: int, seed: int
 ) -> Float32[np.ndarray, "k d"]:
     """Return the unit centroids of unit vectors: `clusters`, or the vectors if these are fewer."""
-    faiss = _faiss()
     if clusters == 1 or len(vectors) <= clusters:
         return unit(vectors.mean(axis=0, keepdims=True)) if clusters == 1 else vectors.copy()
+    if (device := card()) is not None:
+        from curate.neighbours.on_card import kmeans as kmeans_on_card
+
+        found = kmeans_on_card(np.ascontiguousarray(vectors), clusters, iterations, seed, device)
+        return unit(found)
+    faiss = _faiss()
     kmeans = faiss.Kmeans(
         vectors.shape[1],
         clusters,

@@ -21,7 +21,8 @@ def describe_seeds(
 
     `retrieved` counts those within its budget that no negative seed bars, or, of a negative seed,
     those that it bars; `alone` those of them that no other seed retrieves, or bars. `included` says
-    what became of the images of a seed that is included.
+    what became of the images of a seed that is included, `search_recall` how much of the nearest
+    images of a large seed was found on a sample (None of one that is searched whole).
     """
     found = [
         *zip(answers.wanted, selected.wanted, strict=True),
@@ -41,6 +42,7 @@ def _describe(answer: Answer) -> dict[str, Any]:
         "strategy": answer.settings.strategy,
         "description": answer.settings.describe(),
         "threshold": None if threshold.source == NO_FLOOR else vars(threshold),
+        "search_recall": answer.retrieved.recall,
     }
 
 

@@ -200,6 +200,14 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     if recall.get("recall") is not None:
         against = f"{recall['pairs']:,} pairs by exact search of {recall['queries']:,} images"
         table.add_row("completeness", f"{recall['recall']:.4f}", against)
+    for name, seed in (funnel.get("seeds") or {}).items():
+        searched = seed.get("search_recall") or {}
+        if searched.get("recall") is not None:
+            against = (
+                f"{searched['pairs']:,} nearest by exact search of {searched['queries']:,} images"
+            )
+            row = printable(f"completeness of {name}")
+            table.add_row(row, f"{searched['recall']:.4f}", against)
     return table
 
 

@@ -1,7 +1,8 @@
 """Stage retrieve: the nearest seed images of every image that stands for itself.
 
 A map over blocks of numbers, for each seed by itself, so that one seed more searches no other again.
-Every strategy ranks by it and every report lists it; `threshold` needs no other search.
+Every strategy ranks by it and every report lists it; `threshold` needs no other search. A large seed
+is searched in clusters (`seed_index.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -16,6 +18,14 @@ from jaxtyping import Bool, Float32, Int64
 from curate.catalogue.collection import Catalogued, Collection, Numbers
 from curate.neighbours.in_dataset import nearest_images
 from curate.neighbours.search import gpus_wanted, use_threads
+from curate.retrieval.seed_index import VERSION as INDEX_VERSION
+from curate.retrieval.seed_index import (
+    SeedIndex,
+    SeedIndexSettings,
+    index_seed,
+    measure_recall,
+    nearest_in_clusters,
+)
 from curate.stage import Runner, Stage, Unit
 
 VERSION = 2
@@ -31,6 +41,8 @@ class Retrieved:
     address: str
     block: int
     """Images of a block."""
+    recall: dict[str, Any] | None = None
+    """Of a seed that is searched in clusters, as `seed_index.measure_recall` returns it."""
 
 
 def retrieve(
@@ -41,31 +53,57 @@ def retrieve(
     seeds: Sequence[Catalogued],
     k: int,
     threads: int,
+    large: SeedIndexSettings | None = None,
 ) -> tuple[Retrieved, ...]:
     """Find the `k` nearest images of each seed to every image that stands for its group.
 
     `crawl` and `seeds` are as the embedder for meaning sees them; `groups`, at the address
     `grouped`, is what dedup left.
     """
-    retrieved = []
+    large = large or SeedIndexSettings()
     with runner.at_work("retrieve"):
-        for seed in seeds:
-            addresses = [grouped, crawl.address, seed.address]
-            stage = Stage("retrieve", VERSION, addresses, [k, threads])
-            units = [
-                Unit(
-                    f"{start:012d}",
-                    (crawl.collection, groups, seed.collection, start, stop, k, threads),
-                    stop - start,
-                )
-                for start, stop in crawl.collection.blocks()
-            ]
-            note = seed.name if len(seeds) > 1 else ""
-            runner.run(stage, search, units, gpus=gpus_wanted(), note=note)
-            folders = tuple(runner.folder(stage) / unit.name for unit in units)
-            about = folders, stage.address, crawl.collection.block
-            retrieved.append(Retrieved(seed.name, seed.collection, *about))
-    return tuple(retrieved)
+        return tuple(
+            _retrieve(runner, crawl, groups, grouped, seed, k, threads, large, len(seeds) > 1)
+            for seed in seeds
+        )
+
+
+def _retrieve(
+    runner: Runner,
+    crawl: Catalogued,
+    groups: Path,
+    grouped: str,
+    seed: Catalogued,
+    k: int,
+    threads: int,
+    large: SeedIndexSettings,
+    named: bool,
+) -> Retrieved:
+    index = index_seed(runner, seed, large, threads)
+    addresses, how = [grouped, crawl.address, seed.address], [k, threads]
+    if index is None:
+        stage = Stage("retrieve", VERSION, addresses, how)
+    else:
+        versions = [VERSION, INDEX_VERSION]
+        stage = Stage("retrieve", versions, [*addresses, index.address], [*how, index.probes])
+    units = [
+        Unit(
+            f"{start:012d}",
+            (crawl.collection, groups, seed.collection, start, stop, k, threads, index),
+            stop - start,
+        )
+        for start, stop in crawl.collection.blocks()
+    ]
+    runner.run(stage, search, units, gpus=gpus_wanted(), note=seed.name if named else "")
+    folders = tuple(runner.folder(stage) / unit.name for unit in units)
+    recall = None
+    if index is not None:
+        size = large.recall_sample
+        measured = Stage("retrieve", ["recall", INDEX_VERSION], stage.address, size)
+        args = (crawl.collection, seed.collection, index, folders, size, k, threads)
+        recall = measure_recall(runner, measured, *args)
+    block = crawl.collection.block
+    return Retrieved(seed.name, seed.collection, folders, stage.address, block, recall)
 
 
 def search(
@@ -76,6 +114,7 @@ def search(
     stop: int,
     k: int,
     threads: int,
+    index: SeedIndex | None = None,
     *,
     out: Path,
 ) -> dict:
@@ -83,7 +122,11 @@ def search(
     use_threads(threads)
     chosen = np.load(representative / "representative.npy", mmap_mode="r")[start:stop]
     numbers = np.flatnonzero(chosen == np.arange(start, stop)) + start
-    similarity, images = nearest_images(crawl.vectors(numbers), seed, k)
+    vectors = crawl.vectors(numbers)
+    if index is None:
+        similarity, images = nearest_images(vectors, seed, k)
+    else:
+        similarity, images = nearest_in_clusters(vectors, seed, index.clusters, index.probes, k)
     np.save(out / "numbers.npy", numbers)
     np.save(out / "similarity.npy", similarity)
     np.save(out / "seeds.npy", images)

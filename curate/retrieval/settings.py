@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.retrieval.cluster import FromClustersSettings
 from curate.retrieval.knn import KnnSettings
+from curate.retrieval.seed_index import SeedIndexSettings
 from shared.embedders import Threshold
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-OF_ALL = ("embedder", "max_images")
+OF_ALL = ("embedder", "max_images", "index")
 """Settings of `retrieve` that no seed has of its own, or that mean something else for one."""
 OF_NEGATIVE = ("negative", "threshold")
 """All that a negative seed has."""
@@ -90,6 +91,7 @@ class RetrieveSettings(StrategySettings):
     """What similarity to the seed is judged by; by default the pipeline's `embedder`, else `bundled`."""
     max_images: int | None = Field(None, ge=1)
     """Budget: of the relevant images at most as many are kept, the most similar ones, ties by key."""
+    index: SeedIndexSettings = Field(default_factory=SeedIndexSettings)
 
 
 class SeedSettings(StrategySettings):

@@ -1,15 +1,9 @@
 """The vectors of the dedup benchmark are what their docstring claims."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "benchmarks" / "clumps.py"
-SPEC = importlib.util.spec_from_file_location("benchmark_clumps", SOURCE)
-benchmark = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark)
+from curate.forecast import clumps as benchmark
 
 N, DIM, CLUMPS, PLANTED = 4_000, 96, 30, 301
 

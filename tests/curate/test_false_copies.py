@@ -16,6 +16,7 @@ from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import Originals
 from curate.dedup import false_copies
 from curate.dedup import pictures as pairs_of_pictures
+from curate.dedup.bar import Bar
 from curate.dedup.false_copies import (
     EstimateSettings,
     better_threshold,
@@ -62,7 +63,7 @@ def pool(tmp_path, monkeypatch):
     for member, original in stands.items():
         representative[numbers[member]] = numbers[original]
     np.save(tmp_path / "representative.npy", representative)
-    return crawl, Deduplicated(tmp_path, {}, {}, "0" * 16), work, tmp_path
+    return crawl, Deduplicated(tmp_path, {}, {}, "0" * 16, Bar(1.0, 1.0)), work, tmp_path
 
 
 def _keys(crawl: Catalogued):

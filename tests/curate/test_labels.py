@@ -32,10 +32,10 @@ def looked_pairs(site):
     crawl = Collection(site.work / "catalogue" / address / "all")
     wanted = sorted(crawl.find(key) for key in (COPY, ORIGINAL))
     verdicts = []
-    for path in sorted((site.work / "calibrate").glob("*/look/pairs.npz")):
+    for path in sorted((site.work / "calibrate").glob("*/look/*.npz")):
         with np.load(path) as pairs:
             numbers = crawl.usable
-            if max(pairs["one"].max(), pairs["other"].max()) < len(numbers):
+            if max([0, *pairs["one"], *pairs["other"]]) < len(numbers):
                 both = np.sort(np.stack([numbers[pairs["one"]], numbers[pairs["other"]]], 1), 1)
                 verdicts += pairs["same"][(both == wanted).all(1)].tolist()
     return verdicts

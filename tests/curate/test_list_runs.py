@@ -69,7 +69,7 @@ def test_a_wrong_list_fails_in_one_line_before_anything_is_embedded(small_run):
             run.root / "bad.txt",
             "line 2: 'not-a-hash': a hash (sha256 or pdq) is 64 hexadecimal digits",
         ),
-        (run.root / "nowhere.txt", "it is not there"),
+        (run.root / "nowhere.txt", "is not there"),
         ("${LVD_NO_SUCH_VARIABLE}", "needs the environment variable LVD_NO_SUCH_VARIABLE"),
     ):
         words = f"--set=lists={{bad: {{kind: sha256, path: '{path}'}}}}"

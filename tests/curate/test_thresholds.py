@@ -297,6 +297,8 @@ def test_stored_thresholds_of_a_model_that_tells_nothing_are_used_and_warned_of(
 MEASURED = {
     "threshold": 0.9,
     "at_least": 0.8,
+    "drawn_threshold": 0.9,
+    "drawn_at_least": 0.8,
     "precision_asked": 0.99,
     "size": 5_000,
     "recall": 0.6,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -14,6 +14,7 @@ _NEW_SERIES = 0.8  # probability that a member starts a series
 _SPECTRUM = 0.375  # noise amplitude falls with this power of the direction's number
 _BLOCK = 16_384
 _ROUNDS = 100
+_POOL = 4_096
 
 
 def clumps(
@@ -107,6 +108,27 @@ def clumps(
     return vectors, np.sort(ends, axis=1)
 
 
+def clump_pieces(n: int, dim: int, piece: int, seed: int, draws: int) -> Iterator[np.ndarray]:
+    """Yield members of the clumps of `n` vectors, none planted, float32 [up to `piece`, dim] each.
+
+    For more vectors than fit in memory: clumps are as those of `clumps`, and what is drawn by other
+    `draws` has the same. Noise is the sum of two of `_POOL` of its family's, so that it costs little.
+    """
+    count = max(4, round(math.sqrt(n) / 2))
+    centres, family = clump_centres(count, dim, seed)
+    rng = np.random.default_rng([seed, 1])
+    bases = _noise_bases(rng, int(family.max()) + 1, dim)
+    tightness = (0.12 + 0.43 * rng.random(count) ** 2).astype(np.float32)
+    share = rng.lognormal(sigma=1.5, size=count)
+    pool = np.stack([_noise(rng, base[None], np.zeros(_POOL, int)) for base in bases])
+    rng = np.random.default_rng([seed, 2, draws])
+    for start in range(0, n, piece):
+        rows = min(piece, n - start)
+        owner = rng.choice(count, rows, p=share / share.sum())
+        one, other = (pool[family[owner], rng.integers(_POOL, size=rows)] for _ in range(2))
+        yield _around(rng, centres[owner], tightness[owner], _unit(one + other))
+
+
 def clump_centres(clumps: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the unit centres float32 [clumps, dim] behind `clumps`, and the family of each."""
     rng = np.random.default_rng([seed, 0])
@@ -191,7 +213,9 @@ def _check(vectors: np.ndarray, ends: np.ndarray, centres: np.ndarray, threshold
     half = len(ends) // 2
     within = (cosine >= threshold + 0.002) & (cosine <= threshold + 0.02)
     if not (within.all() and crossing[:half].all() and not crossing[half:].any()):
-        raise RuntimeError("planted pairs are not what they should be: a bug in benchmarks/clumps")
+        raise RuntimeError(
+            "planted pairs are not what they should be: a bug in curate/forecast/clumps.py"
+        )
 
 
 def _owner(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:

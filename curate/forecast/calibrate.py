@@ -1,0 +1,198 @@
+"""Measures the constants of a forecast on this machine, with made-up crawls of three sizes or more."""
+
+from __future__ import annotations
+
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL.Image import Image
+
+from curate.dedup.near import DedupSettings
+from curate.embedding.embed import Forwards, embed_part
+from curate.embedding.request import EmbedRequest, EmbedSettings
+from curate.execution.output import versions
+from curate.execution.session import open_runner
+from curate.forecast.constants import Constants, EmbedderCost, UnitCost, fit
+from curate.forecast.made import make
+from curate.forecast.measure import MeasuringExecutor, Taken, own_bytes
+from curate.forecast.stages import STAGES, take_through
+from curate.neighbours.search import top_k, use_threads
+from curate.sample.make import make_sample
+from curate.stage import EngineSettings
+from curate.state import LocalState
+from shared.commits import committed
+from shared.datasets import DatasetSettings, list_parts
+from shared.embedders import Embedder, EmbedderSettings, load, resolve_device
+from shared.images import ImageError, decode
+from shared.parts import PartReader
+from shared.progress import say
+
+SEEDS = 1_000
+COMPARED = 4_096, 65_536
+"""Images and seed images whose comparison is timed."""
+REPETITIONS = 2
+"""Of each size, of which the one that took least CPU counts: other jobs of a machine add to it."""
+FORWARD = 64
+"""Images whose forward pass is timed."""
+
+Kind = tuple[str, str]
+
+_TERMS = {
+    "bytes": ("one", "clusters", "images"),
+    "gets": ("one", "blocks", "blocks x blocks"),
+}
+_OF_MAPS = {
+    "units": ("blocks",),
+    "cpu_s": ("images", "images x root of clusters", "images x clusters"),
+    "puts": ("one", "blocks"),
+    # blocks grow only beyond the sizes that are measured: what a unit of one holds is put down to it
+    "memory": ("block",),
+}
+_OF_REDUCES = {
+    "units": ("one",),
+    "cpu_s": ("one", "clusters", "images"),
+    "puts": ("one",),
+    "memory": ("one", "clusters", "images"),
+}
+
+
+def calibrate(
+    known: Constants, sizes: Sequence[int], embedder: tuple[str, EmbedderSettings], work: Path
+) -> Constants:
+    """Return constants of this machine: of the stages behind embed, and of one embedder.
+
+    What export and looks take, and what other embedders do, stays as `known`. Runs on one thread,
+    below `work`, of which it needs 2.5 kB an image for a while.
+    """
+    use_threads(1)
+    process, measured = float(own_bytes()), []
+    name, settings = embedder
+    say(f"measuring the embedder {name}")
+    facts, cost = measure_embedder(settings, work)
+    for images in sizes:
+        measured.append(_least([_measure(images, work) for _ in range(REPETITIONS)]))
+    kinds = sorted({kind for each in measured for kind in each})
+    units: dict[str, dict[str, UnitCost]] = {}
+    for stage, function in kinds:
+        taken = [each.get((stage, function), Taken()) for each in measured]
+        units.setdefault(stage, {})[function] = fit_units(sizes, taken)
+    return known.model_copy(
+        update={
+            "machine": machine(),
+            "versions": versions(),
+            "sizes": list(sizes),
+            "dim": 384,
+            "seeds": SEEDS,
+            "pair_s": _time_pairs(),
+            "process": process,
+            "facts_bytes": facts,
+            "embedders": {**known.embedders, name: cost},
+            "units": units,
+        }
+    )
+
+
+def _measure(images: int, work: Path) -> dict[Kind, Taken]:
+    say(f"measuring a made-up crawl of {images:,} images")
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        home = Path(folder).resolve()
+        with open_runner(home, EngineSettings(), "inline") as runner:
+            runner.executor = measuring = MeasuringExecutor(home)
+            made = make(runner, images, SEEDS)
+            take_through(runner, made, STAGES[-1], DedupSettings(looks=0))
+            return dict(measuring.taken)
+
+
+def _least(repeated: Sequence[dict[Kind, Taken]]) -> dict[Kind, Taken]:
+    """Return what the units of each kind took when they took least of a processor."""
+    kinds = {kind for each in repeated for kind in each}
+    return {
+        kind: min((each[kind] for each in repeated if kind in each), key=lambda taken: taken.cpu_s)
+        for kind in kinds
+    }
+
+
+def fit_units(sizes: Sequence[int], taken: Sequence[Taken]) -> UnitCost:
+    """Return the costs of the units of one kind, of what they took at each size."""
+    counts = [each.units for each in taken]
+    is_reduce = max(counts) <= 2 * min(counts) and max(counts) <= 3
+    candidates = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
+    return UnitCost(
+        **{
+            name: fit(sizes, [getattr(each, name) for each in taken], terms)
+            for name, terms in candidates.items()
+        }
+    )
+
+
+def _time_pairs() -> float:
+    rng = np.random.default_rng(0)
+    asked, base = (rng.standard_normal((rows, 384), np.float32) for rows in COMPARED)
+    used = time.process_time()
+    top_k(asked.astype(np.float16), base.astype(np.float16), 5)
+    return (time.process_time() - used) / (COMPARED[0] * COMPARED[1])
+
+
+def measure_embedder(settings: EmbedderSettings, work: Path) -> tuple[float, EmbedderCost]:
+    """Return the bytes of an image's facts, and what an image of the built-in sample costs.
+
+    Weights do not matter, so models of timm have random ones.
+    """
+    update = {"pretrained": False} if settings.kind == "timm" else {}
+    settings = resolve_device(settings.model_copy(update={**update, "device": "cpu"}))
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        home = Path(folder)
+        make_sample(home / "sample")
+        parts = list_parts("sample", DatasetSettings(path=str(home / "sample" / "crawl")))
+        warm_up, part = sorted(parts, key=lambda each: each.nbytes)[:2]
+        request = EmbedRequest(home / "work", EmbedSettings(), (settings,), (), 1)
+        scratch = home / "work" / "scratch"
+        scratch.mkdir(parents=True)
+        state = LocalState(Forwards((settings,), 1))
+        embed_part(state, warm_up, request, scratch=scratch)
+        used = time.process_time()
+        done = embed_part(state, part, request, scratch=scratch)
+        whole = time.process_time() - used
+        made = committed(request.vectors(settings) / done["content"])
+        assert made is not None
+        facts = sum(file.stat().st_size for file in (request.facts / done["content"]).iterdir())
+        images, embedder = made["vectors"], load(settings, 1)
+        with PartReader(part, scratch, ()) as reader:
+            members = list(reader.members)[:FORWARD]
+            prepared = [
+                embedder.prepare(picture)
+                for picture in (_decoded(reader.read(each), embedder) for each in members)
+                if picture is not None
+            ]
+    embedder.embed(prepared[:8])
+    used = time.process_time()
+    vectors = embedder.embed(prepared)
+    forward = (time.process_time() - used) / len(prepared)
+    return facts / images, EmbedderCost(
+        dim=vectors.shape[1],
+        decode_s=max(0.0, whole / images - forward),
+        forward_s=forward,
+        measured_on=machine(),
+    )
+
+
+def _decoded(data: bytes, embedder: Embedder) -> Image | None:
+    """Return the picture, or None of one that cannot be decoded: the sample has some."""
+    try:
+        return decode(data, reduce_to=embedder.reduce_to)
+    except ImageError:
+        return None
+
+
+def machine() -> str:
+    """Return what processor this is."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,0 +1,202 @@
+"""What `lvd-curate plan` says follows from what was measured, and fits where it says so."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from curate.catalogue.collection import block_size
+from curate.cli import main
+from curate.execution.session import open_runner
+from curate.forecast import calibrate
+from curate.forecast.constants import (
+    SHIPPED,
+    EmbedderCost,
+    evaluate,
+    fit,
+    quantities,
+    read_constants,
+    write_constants,
+)
+from curate.forecast.measure import MeasuringExecutor, Taken
+from curate.stage import EngineSettings, Unit
+
+GIB = 2**30
+SIZES = (50_000, 200_000, 800_000)
+
+
+def said(*options):
+    result = CliRunner().invoke(main, ["plan", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def planned(*options):
+    return json.loads(said("--json", *options))["stages"]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"images": 2e-5},
+        {"images": 1e-5, "images x clusters": 3e-8},
+        {"images": 1e-5, "images x root of clusters": 2e-6},
+    ],
+)
+def test_growth_is_found_in_what_grows_so(terms):
+    costs = [evaluate(terms, quantities(size)) for size in SIZES]
+    found = fit(SIZES, costs, ("images", "images x root of clusters", "images x clusters"))
+    for size in (*SIZES, 10**9):
+        expected = evaluate(terms, quantities(size))
+        assert evaluate(found, quantities(size)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_costs_nothing_has_no_terms():
+    assert fit(SIZES, [0, 0, 0], ("one", "images")) == {}
+    assert fit(SIZES, [0, 5, 5], ("one", "images")).keys() <= {"one", "images"}
+
+
+def test_units_that_grow_are_told_from_those_that_do_not():
+    blocks = [size // block_size(size) for size in SIZES]
+    many = [Taken(n, n * 2.0, n * 1000, 3 * n, n * n, 4096 * 100) for n in blocks]
+    cost = calibrate.fit_units(SIZES, many)
+    assert not cost.is_reduce()
+    known = quantities(10**9)
+    assert evaluate(cost.units, known) == pytest.approx(known["blocks"], rel=0.1)
+    assert evaluate(cost.memory, known) == pytest.approx(100 * known["block"], rel=1e-6)
+    assert evaluate(cost.gets, known) == pytest.approx(known["blocks"] ** 2, rel=0.1)
+    alone = calibrate.fit_units(SIZES, [Taken(1, n / 1e6, n, 2, 1, 60 * n) for n in SIZES])
+    assert alone.is_reduce()
+    assert evaluate(alone.memory, known) == pytest.approx(60e9, rel=1e-6)
+    assert evaluate(alone.puts, known) == pytest.approx(2)
+
+
+def burn(files, before=None, *, out):
+    for number in range(files):
+        np.save(out / f"{number}.npy", np.zeros(1000))
+    if before is not None:
+        np.load(before / "0.npy", mmap_mode="r")
+        np.load(before / "0.npy")
+    held = np.ones(30_000_000, np.uint8)
+    for _ in range(20):
+        held.sum()
+    return {}
+
+
+def test_what_a_unit_takes_is_noted(tmp_path):
+    with open_runner(tmp_path, EngineSettings(), "inline") as runner:
+        runner.executor = measuring = MeasuringExecutor(tmp_path)
+        with runner.at_work("burning"):
+            place = tmp_path / "burning" / "0123"
+            runner.run(place, burn, [Unit("one", (2,))])
+            units = [Unit(f"two-{n}", (3, place / "one")) for n in range(4)]
+            runner.run(place, burn, units)
+    taken = measuring.taken["burning", "burn"]
+    assert taken.units == 5
+    assert taken.puts == 5 + 2 + 4 * 3
+    assert taken.gets == 4
+    stored = [path.stat().st_size for path in tmp_path.glob("burning/*/*/*")]
+    assert taken.bytes == sum(stored)
+    assert taken.cpu_s > 0
+    assert 20e6 < taken.memory < 100e6
+
+
+def test_a_machine_is_measured_in_three_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "SEEDS", 20)
+    monkeypatch.setattr(calibrate, "COMPARED", (64, 256))
+    cost = EmbedderCost(dim=96, decode_s=0.001, forward_s=0.002)
+    monkeypatch.setattr(calibrate, "measure_embedder", lambda settings, work: (100.0, cost))
+    known = calibrate.calibrate(read_constants(SHIPPED), (500, 700, 1000), ("mine", None), tmp_path)
+    assert not any(tmp_path.iterdir())
+    assert {"catalogue", "cluster", "dedup", "retrieve", "select", "report"} == set(known.units)
+    assert known.embedders["mine"] == cost
+    write_constants(known, tmp_path / "constants.json")
+    read = read_constants(tmp_path / "constants.json")
+    assert read.sizes == [500, 700, 1000]
+    told = planned(
+        "--images", 1000, "--embedder", "mine", "--constants", tmp_path / "constants.json"
+    )
+    made = told["cluster"]["stored_bytes"]
+    assert 1000 * 384 * 2 * 96 / 384 < made < 1000 * 384 * 2 * 4 * 96 / 384
+
+
+def test_more_nodes_take_less_time_and_the_same_work():
+    one, ten = (planned("--images", 1e7, "--nodes", nodes)["in all"] for nodes in (1, 10))
+    assert one["cpu_s"] == ten["cpu_s"]
+    assert one["stored_bytes"] == ten["stored_bytes"]
+    assert ten["alone_s"] == pytest.approx(one["alone_s"])
+    parallel = one["seconds"] - one["alone_s"]
+    assert ten["seconds"] - ten["alone_s"] == pytest.approx(parallel / 10, rel=0.2)
+
+
+def test_stages_add_up_and_grow_with_the_images():
+    small, large = (planned("--images", images, "--price", 2) for images in (1e6, 1e8))
+    for stages in (small, large):
+        whole = stages.pop("in all")
+        for name in ("cpu_s", "seconds", "puts", "gets", "cost"):
+            assert whole[name] == pytest.approx(
+                sum(each[name] for each in stages.values()), rel=1e-3
+            )
+    for stage in small:
+        assert large[stage]["cpu_s"] >= 50 * small[stage]["cpu_s"]
+    assert small["embed"]["cost"] == pytest.approx(2 * small["embed"]["seconds"] / 3600)
+
+
+def test_what_does_not_fit_is_said_with_what_would():
+    asked = ["--images", 1.2e9, "--seeds", 14.2e6, "--nodes", 20, "--cores", 64]
+    tight = planned(*asked, "--memory", 16)
+    problems = [line for stage in tight.values() for line in stage["problems"]]
+    assert any("in one process" in line and "16" in line for line in problems)
+    [advice] = [line for line in problems if "engine.workers=" in line][:1]
+    workers = int(advice.split("engine.workers=")[1].split(",")[0])
+    fewer = planned(*asked[:-2], "--cores", workers // 20, "--memory", 16)
+    assert len([line for stage in fewer.values() for line in stage["problems"]]) < len(problems)
+    roomy = said("--images", 1e6, "--memory", 512)
+    assert "everything fits" in roomy
+
+
+def test_cards_take_the_forward_pass():
+    rate = ["--gpus", 8, "--gpu-rate", 5000]
+    cards, none = planned("--images", 1e8, *rate)["embed"], planned("--images", 1e8)["embed"]
+    assert cards["gpu_s"] == pytest.approx(1e8 / 5000)
+    assert cards["cpu_s"] < none["cpu_s"]
+
+
+def test_seeds_past_the_limit_are_searched_in_clusters():
+    at, past, far = (
+        planned("--images", 1e8, "--seeds", seeds)["retrieve"] for seeds in (1e6, 1e6 + 1, 1.4e7)
+    )
+    assert past["cpu_s"] < at["cpu_s"] / 2
+    assert far["stored_bytes"] - past["stored_bytes"] > 13e6 * 384 * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--images", "many"], "'many'"),
+        (["--images", 0], "1.2e9"),
+        (["--images", 1e6, "--embedder", "dinov2-x"], "dinov2-s"),
+        (["--images", 1e6, "--constants", "nowhere.json"], "nowhere.json"),
+        (["--images", 1e6, "--kept", 2], "--kept"),
+        (["--images", 1e6, "--nodes", 0], "--nodes"),
+        (["--images", 1e6, "--calibrate", "--sizes", "1000,2000"], "three sizes"),
+    ],
+)
+def test_a_wrong_value_is_one_line(options, named):
+    result = CliRunner().invoke(main, ["plan", *map(str, options)])
+    assert result.exit_code == 2
+    [line] = [
+        line for line in result.output.splitlines() if "rror" in line or "lvd-curate:" in line
+    ]
+    assert named in line
+
+
+def test_a_file_that_holds_no_constants_is_named(tmp_path):
+    (tmp_path / "mine.json").write_text('{"machine": 3}')
+    result = CliRunner().invoke(
+        main, ["plan", "--images", "9", "--constants", str(tmp_path / "mine.json")]
+    )
+    assert result.exit_code == 2
+    assert "mine.json" in result.output
+    assert "--calibrate" in result.output
