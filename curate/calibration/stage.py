@@ -152,7 +152,8 @@ def judged(known: Threshold | None, measured: dict[str, Any], embedder: str) -> 
 
     A number of the pipeline is used all the same, one that belongs to the embedder is replaced.
     """
-    measured_drawn = measured["drawn_threshold"]
+    is_own = measured["drawn_threshold"] > measured["threshold"]
+    measured_drawn = measured["drawn_threshold"] if is_own else None
     found = Threshold(measured["threshold"], "calibrated", measured_drawn)
     asked = f"precision {measured['precision_asked']} among {measured['size']:,} images"
     if known is not None and known.source == "pipeline":

@@ -26,6 +26,10 @@ def lvd_curate(*words):
     return result.exit_code, result.output
 
 
+ALL = "--set=calibrate.crawl_sample=1000"
+"""Calibrates on the whole crawl, whose pairs are labelled."""
+
+
 def looked_pairs(site):
     """Return what calibrations said of COPY and ORIGINAL, by the catalogue that they looked at."""
     address = site.json("run.json")["datasets"]["crawl"]["content"]
@@ -47,7 +51,7 @@ def labelled(tmp_path_factory):
     root = tmp_path_factory.mktemp("labelled")
     with pytest.MonkeyPatch.context() as patch:
         site = Site(root, patch)
-        site("run", FLOOR)
+        site("run", ALL, FLOOR)
         before, looked = site.rows(), looked_pairs(site)
         out_of_it = [k for k, row in before.items() if row["decision"] == "irrelevant"]
         kept = [
@@ -60,7 +64,7 @@ def labelled(tmp_path_factory):
         assert status == 0, told
         file = root / "out.labels.parquet"
         assert f"{file} holds 1 apart, 1 drop, 1 keep" in told
-        again = site("run", FLOOR, f"--set=labels={file}", "--replace")
+        again = site("run", ALL, FLOOR, f"--set=labels={file}", "--replace")
         assert "kept" in again
         yield site, before, looked, {label: key for label, key, _ in said}
 
@@ -104,7 +108,7 @@ def test_what_the_crawl_lacks_is_a_problem_of_the_run(labelled):
     old = site.out
     try:
         site.out = site.root / "other"
-        site("run", FLOOR, f"--set=labels={elsewhere}")
+        site("run", ALL, FLOOR, f"--set=labels={elsewhere}")
         problems = " ".join(site.json("reports/funnel.json")["problems"])
         assert "1 of the 1 images that are labelled keep are not kept" in problems
         assert "1 of the 1 pairs that are labelled no copies are not in this crawl" in problems

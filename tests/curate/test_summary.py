@@ -113,13 +113,13 @@ def test_without_near_copies_nothing_is_said_of_them(tmp_path):
 
 def test_what_a_large_seed_loses_is_told(tmp_path):
     out = finished_run(tmp_path / "out")
-    assert "recall of" not in summary(out)
+    assert "completeness of" not in summary(out)
     funnel = read_funnel(out)
     measured = {"queries": 256, "pairs": 1_280, "found": 1_260, "recall": 1_260 / 1_280}
     seed = {"images": 2_000_000, "negative": False, "strategy": "threshold", "threshold": None}
     told = {"description": "all", "retrieved": 5, "alone": 5, "search_recall": measured}
     funnel["seeds"] = {"large": {**seed, **told}}
     (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
-    [line] = [line for line in summary(out).splitlines() if "recall of" in line]
+    [line] = [line for line in summary(out).splitlines() if "completeness of" in line]
     assert line.split("  ")[-1].strip() == "1,280 nearest by exact search of 256 images"
     assert "0.9844" in line
