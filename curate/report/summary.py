@@ -203,9 +203,7 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
     for name, seed in (funnel.get("seeds") or {}).items():
         searched = seed.get("search_recall") or {}
         if searched.get("recall") is not None:
-            against = (
-                f"{searched['pairs']:,} nearest by exact search of {searched['queries']:,} images"
-            )
+            against = f"{searched['pairs']:,} nearest by exact search of {searched['queries']:,}"
             row = printable(f"completeness of {name}")
             table.add_row(row, f"{searched['recall']:.4f}", against)
     return table

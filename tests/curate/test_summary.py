@@ -121,5 +121,5 @@ def test_what_a_large_seed_loses_is_told(tmp_path):
     funnel["seeds"] = {"large": {**seed, **told}}
     (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
     [line] = [line for line in summary(out).splitlines() if "completeness of" in line]
-    assert line.split("  ")[-1].strip() == "1,280 nearest by exact search of 256 images"
+    assert line.split("  ")[-1].strip() == "1,280 nearest by exact search of 256"
     assert "0.9844" in line
