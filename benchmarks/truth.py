@@ -6,6 +6,7 @@ found, how many are copies of what stands for them; the areas under the ROC curv
 the seed similarity; what became of each kind.
 
     .venv/bin/python benchmarks/truth.py runs/curate/sample runs/work/sample/truth.csv
+    .venv/bin/python benchmarks/truth.py PROOF/runs/near-dedup PROOF/data/truth.csv --photographs wanted --photographs distractor
 """
 
 from __future__ import annotations
@@ -22,13 +23,22 @@ from sklearn.metrics import roc_auc_score
 
 from curate.report.tables import open_tables, rows
 
-NOT_PHOTOGRAPHS = {"chart", "icon", "screenshot", "document", "meme"}
+NOT_PHOTOGRAPHS = {"chart", "icon", "screenshot", "document", "meme", "junk"}
 
 
 def read_truth(path: Path) -> dict[str, dict]:
-    """Return the rows of truth.csv by stem."""
+    """Return the rows of truth.csv by stem; those of the proof's pool are by key."""
     with path.open(newline="") as stream:
-        return {row.get("member") or row["stem"]: row for row in csv.DictReader(stream)}
+        rows = list(csv.DictReader(stream))
+    if rows and "key" in rows[0]:
+        for row in rows:
+            row |= {"member": _stem(row["key"]), "copy_of": _stem(row["copy_of"])}
+            row["transform"] = row["edit"]
+    return {row.get("member") or row["stem"]: row for row in rows}
+
+
+def _stem(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def root_of(truth: dict[str, dict], stem: str) -> str:

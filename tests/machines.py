@@ -26,10 +26,17 @@ FRUGAL = {
 }
 """The environment of Ray nodes that start no process before it is wanted."""
 BIN = Path(sys.executable).parent
-ALONE = """set -eu
+ROOT = Path(__file__).parents[1]
+ALONE = f"""set -eu
+exec 9<'{ROOT}' 8<'{BIN.parent}'
 mount -t tmpfs tmpfs /tmp; mount -t tmpfs tmpfs /dev/shm; cd /tmp; ip link set lo up
+for place in '9 {ROOT}' '8 {BIN.parent}'; do
+  path=${{place#* }}
+  if [ ! -e "$path" ]; then mkdir -p "$path"; mount --bind /proc/self/fd/${{place%% *}} "$path"; fi
+done
+exec 9<&- 8<&-
 """
-"""What a machine does first: it sees no file of another below these folders."""
+"""What a machine does first: it sees no file of another below these folders, but the program's own."""
 
 
 @dataclass
@@ -56,7 +63,8 @@ class Machine:
         """Wait until the machine's Ray node is up."""
         end = time.monotonic() + seconds
         while "Ray runtime started" not in self.log.read_text():
-            assert time.monotonic() < end, self.log.read_text()
+            ended = self.process is None or self.process.poll() is not None
+            assert not ended and time.monotonic() < end, self.log.read_text()[-3000:]
             time.sleep(0.2)
 
     def join(self, head: Machine) -> None:
