@@ -21,6 +21,7 @@ import numpy as np
 
 from curate.dedup import groups
 from curate.dedup import near as dedup
+from curate.dedup.bar import Bar
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.near import DedupSettings
 from curate.dedup.probes import find_heaps
@@ -96,8 +97,10 @@ def run(
     heaps = timed("heaps", find_heaps, clusters, settings.threshold, threads)
     how = settings.threshold, settings, None, threads
     asked = [timed("ask", dedup.ask, clusters, heaps, *each, *how) for each in ranges]
+    bar = Bar(settings.threshold, settings.threshold)
     searched = [
-        timed("search", dedup.search, ranks, clusters, asked, *each, *how) for each in ranges
+        timed("search", dedup.search, ranks, clusters, asked, *each, bar, *how[1:])
+        for each in ranges
     ]
     grouped = timed(
         "group", groups.group, ranks, searched, settings.groups, settings.edges_per_image, None

@@ -324,7 +324,7 @@ def test_what_is_no_result_list_or_work_folder_is_refused(copied):
     for words, said in (
         (["--kind", "sha256"], "a hash (sha256 or pdq) is 64 hexadecimal digits"),
         (["--work", str(copied.data)], "--no-work"),
-        (["--list", str(copied.root / "nowhere")], "it is not there"),
+        (["--list", str(copied.root / "nowhere")], "is not there"),
         (["--column", "key"], "column is for a .csv or .parquet"),
     ):
         lines = remove(copied, *words, status=2)
