@@ -64,7 +64,8 @@ class Machine:
         end = time.monotonic() + seconds
         while "Ray runtime started" not in self.log.read_text():
             ended = self.process is None or self.process.poll() is not None
-            assert not ended and time.monotonic() < end, self.log.read_text()[-3000:]
+            assert not ended, self.log.read_text()[-3000:]
+            assert time.monotonic() < end, self.log.read_text()[-3000:]
             time.sleep(0.2)
 
     def join(self, head: Machine) -> None:
