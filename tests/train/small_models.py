@@ -93,7 +93,7 @@ def run_folder(out: Path, recipe: dict) -> Path:
     validated = Recipe.model_validate(recipe)
     run = RunFolder(out)
     out.mkdir()
-    run.begin(validated, "images")
+    run.begin(validated, "images", 1)
     student = new_network(validated)
     teacher = make_teacher(student)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
