@@ -167,8 +167,11 @@ def _time_table(timings: dict[str, Any]) -> Table:
 
 
 def cosine_from(setting: dict[str, Any], reaches: str) -> str:
-    """Return from which cosine on images are copies or relevant, of `thresholds` in `funnel.json`."""
-    drawn = f", of two drawn pictures {setting['drawn']:.6g}" if setting.get("drawn") else ""
+    """Return from which cosine on images are copies or relevant, of `thresholds` in `funnel.json`.
+
+    Two drawn pictures may be copies from a higher one on.
+    """
+    drawn = f", drawn {reaches} {setting['drawn']:.6g}" if setting.get("drawn") else ""
     return f"cosine {reaches} {setting['value']:.6g}{drawn}"
 
 
