@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -70,7 +71,8 @@ def written_whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
     That is in `scratch`, a folder on the same file system that is swept after a crash, or beside.
     """
-    beside = (scratch or path.parent) / f".{path.name}.{os.getpid()}"
+    own = f"{os.getpid()}-{threading.get_ident()}"  # threads may write one path at a time
+    beside = (scratch or path.parent) / f".{path.name}.{own}"
     try:
         yield beside
         sync(beside)
