@@ -18,9 +18,9 @@ ENOUGH = 500
 """Pairs of different pictures after which nobody looks further."""
 UNTHINNED = 1_000
 """Pairs that are all looked at, before any are passed over: what decides in a small crawl."""
-Pairs = tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Float32[np.ndarray, " p"]]
 FIRM = 50
 """So many pairs of different pictures, the nearest, decide on a threshold."""
+Pairs = tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], Float32[np.ndarray, " p"]]
 _CHUNK = 100
 _BLOCK = 256
 
@@ -166,7 +166,8 @@ def nearest_pairs(
 ) -> Pairs:
     """Return the `most` pairs of highest cosine of unit vectors: first and second row, cosine.
 
-    Two rows that are both `apart` are no pair. Sorted by falling cosine, ties by rows; the first row is the smaller one.
+    Two rows that are both `apart` are no pair. Sorted by falling cosine, ties by rows; the first row is
+    the smaller one.
     """
     pairs, products = np.empty(0, np.int64), np.empty(0, np.float32)
     count = len(vectors)

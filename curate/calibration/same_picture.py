@@ -23,7 +23,8 @@ not, and all reach the second, as 7 % of the 518 nearest pairs of different phot
 SAME_DRAWN = 0.8
 """Of two drawn ones, the correlation from which they are one; from `SAME` on they may be. Of 125 pairs of
 different charts, screens and pages of the built-in sample's kind, near by `bundled-copies`, 38 % reach
-`SAME` and 11 % this; of their edits all but 2 in 100 and 2 in 3 (a border 1 in 4, a crop 2 in 3)."""
+`SAME` and 11 % this; of 30 edits of such pictures each, all of JPEG, a third, colour, mirror and grey,
+0.80 of caption, 0.70 of crop, 0.60 of rotation and 0.23 of border."""
 
 _FLAT = 2.0
 _SIGMA = 2.5

@@ -41,11 +41,13 @@ class SecondLook:
         self._look_finer = look_finer
         self._drawn = drawn
         self._thumbnails: dict[int, Thumbnail | None] = {}
-        self._joined: dict[int, int] = {}
+        from scipy.cluster.hierarchy import DisjointSet  # slow to import
+
+        self._joined = DisjointSet(range(len(vectors)))
 
     def knows(self, one: int, other: int) -> bool:
         """Tell whether pairs that were seen to be the same join both."""
-        return self._root(one) == self._root(other)
+        return bool(self._joined.connected(one, other))
 
     def at(self, one: int, other: int, firmly: bool) -> Verdict | None:
         """Look at two images; None where one cannot be read."""
@@ -59,7 +61,7 @@ class SecondLook:
             finer = self._look_finer(one, other)
             verdict = finer if verdict == "unsure" or finer == "same" else verdict
         if verdict == "same":
-            self._join(one, other)
+            self._joined.merge(one, other)
         elif firmly and self._beside_a_third(one, other):
             return "same"
         return verdict
@@ -81,17 +83,8 @@ class SecondLook:
             return False
         if judge_thumbnails(first, second) != "same":
             return False
-        self._join(one, other)
+        self._joined.merge(one, other)
         return True
-
-    def _join(self, one: int, other: int) -> None:
-        self._joined[self._root(one)] = self._root(other)
-
-    def _root(self, row: int) -> int:
-        while (joined := self._joined.get(row, row)) != row:
-            self._joined[row] = self._joined.get(joined, joined)
-            row = joined
-        return row
 
     def _thumbnail(self, row: int) -> Thumbnail | None:
         if row not in self._thumbnails:

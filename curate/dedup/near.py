@@ -8,14 +8,16 @@ better.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from jaxtyping import Int8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curate.catalogue.collection import Collection
-from curate.dedup.bar import Bar, copies
+from curate.dedup.bar import Bar, Rows, copies
 from curate.dedup.groups import COVERED, EdgeBuffer
 from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
@@ -188,10 +190,7 @@ def search(
     for queries, visits in questions(clusters, asked, first, last, state):
         for visited, rows in visits:
             base = thinned(loaded.of(visited), state)
-            for row, found in copies(queries, rows, base, bar):
-                if state is not None:
-                    answers = state[base.numbers[found]] != COVERED
-                    row, found = row[answers], found[answers]
+            for row, found in _answers(queries, rows, base, bar, state):
                 a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
                 edges.add(np.maximum(a, b), np.minimum(a, b))
     return _save(edges, out)
@@ -223,16 +222,29 @@ def search_pool(
     probes = probes_of(loaded, None, bar.threshold, settings)
     for visited, rows in own_visits(queries, own[asking], probes):
         base = thinned(loaded.of(visited), state)
-        for row, found in copies(queries, rows, base, bar):
-            if state is not None:
-                answers = state[base.numbers[found]] != COVERED
-                row, found = row[answers], found[answers]
+        for row, found in _answers(queries, rows, base, bar, state):
             a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
             kept.add(a, b, cosines(queries, row, base, found))
     a, b, _ = kept.result()
     edges = EdgeBuffer(settings.groups, settings.edges_per_image)
     edges.add(np.maximum(a, b), np.minimum(a, b))
     return _save(edges, out)
+
+
+def _answers(
+    queries: Searchable,
+    rows: Rows,
+    base: Searchable,
+    bar: Bar,
+    state: Int8[np.ndarray, " n"] | None,
+) -> Iterator[tuple[Rows, Rows]]:
+    """Yield what `copies` does, without those of the base that are covered."""
+    for row, found in copies(queries, rows, base, bar):
+        if state is None:
+            yield row, found
+        else:
+            answers = state[base.numbers[found]] != COVERED
+            yield row[answers], found[answers]
 
 
 def _save(edges: EdgeBuffer, out: Path) -> dict[str, int]:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.catalogue.collection import Catalogued, Collection
-from curate.dedup import (
-    bar as bars,
-)
+from curate.dedup import bar as bars
 from curate.dedup import (
     completeness,
     groups,
