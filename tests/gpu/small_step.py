@@ -46,7 +46,7 @@ def system_on(device: torch.device, **changes: object) -> System:
     return build_system(recipe(**changes), Ranks(0, 1, 0, device))
 
 
-def batch(step: int, photometric_on: str = "cpu") -> Batch:
+def batch(step: int, photometric_on: str = "cpu", *, masked: bool = True) -> Batch:
     """What the loader would give in a step."""
     rng = np.random.default_rng(step)
     images = torch.from_numpy(rng.integers(0, 256, (IMAGES, 3, 40, 48), dtype=np.uint8))
@@ -59,12 +59,15 @@ def batch(step: int, photometric_on: str = "cpu") -> Batch:
         range(IMAGES), first=0, step=step, epochs=[step] * IMAGES, grid=(SIDE // PATCH,) * 2,
         group_size=4, seed=0, settings=MaskSettings(),
     )  # fmt: skip
-    return Batch(step, 0, step, [str(n) for n in range(IMAGES)], *views[:2], masks, views[2], [])
+    names = [str(n) for n in range(IMAGES)]
+    return Batch(step, 0, step, names, *views[:2], masks if masked else None, views[2], [])
 
 
 def train(system: System, steps: Sequence[int]) -> list[Report]:
     """Take these steps, each on its own batch."""
+    masked = system.recipe.masks is not None
+    batches = (batch(step, masked=masked) for step in steps)
     return [
-        optimiser_step(system, [to_device(batch(step), system.ranks.device)], VALUES, step)
-        for step in steps
+        optimiser_step(system, [to_device(each, system.ranks.device)], VALUES, step)
+        for step, each in zip(steps, batches, strict=True)
     ]
