@@ -6,6 +6,7 @@ the same command goes on where it was cut off. `--quick` shows in two minutes th
 on drawn pictures; it measures nothing.
 
     make proof DATA=.../tiny-imagenet OUT=runs/proof
+    make proof DATA=... OUT=... ARGS='--jobs 14 --set parallel.device=cuda --set data.resident=true'
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ from benchmarks.proof.pool import (
     write_labelled,
     write_tar,
 )
-from benchmarks.proof.trainings import IN_PROCESS, FailedError, Length, command, scores, train
+from benchmarks.proof.trainings import (
+    IN_PROCESS,
+    FailedError,
+    Length,
+    Training,
+    command,
+    finish,
+    finish_beside,
+)
 from shared.storage import read_json, write_json
 
 ARM_SIZES = "arms.json"
@@ -86,8 +95,28 @@ QUICK = Plan(
     help="The proof.json of an OUT that is gone: what it trained on the same arms is not trained again.",
 )
 @click.option("--most", type=int, help="End behind so many trainings; the next call goes on.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trainings at a time, each in a process of its own.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of all trainings, such as parallel.device=cuda and data.resident=true.",
+)
 def main(
-    data: Path | None, out: Path, quick: bool, measured: Path | None, most: int | None
+    data: Path | None,
+    out: Path,
+    quick: bool,
+    measured: Path | None,
+    most: int | None,
+    jobs: int,
+    settings: tuple[str, ...],
 ) -> None:
     """Print what arms of curation are worth."""
     plan = QUICK if quick else FULL
@@ -97,10 +126,10 @@ def main(
         _prepare(data, out, plan, quick)
         if measured is not None:
             _take_over(out, plan, read_json(measured))
-        for number, (arm, length, seed) in enumerate(_trainings(out, plan)):
-            if most is not None and number == most:
-                break
-            _train(out, plan, arm, length, seed)
+        trainings = list(_trainings(out, plan, settings))[:most]
+        finished = map(finish, trainings) if jobs == 1 else finish_beside(trainings, jobs)
+        for row in finished:
+            table.add(out, row)
     except FailedError as error:
         raise click.ClickException(str(error)) from None
     click.echo((out / table.TEXT).read_text() if (out / table.TEXT).exists() else "")
@@ -186,26 +215,28 @@ def _lengths(plan: Plan) -> tuple[Length, Length]:
     return Length("equal steps", plan.steps), Length("equal epochs", plan.epochs)
 
 
-def _trainings(out: Path, plan: Plan) -> Iterator[tuple[str, Length, int]]:
+def _trainings(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[Training]:
     """Yield what is yet to be trained: all arms once, before any of them again."""
+    arms = read_json(out / ARM_SIZES)["arms"]
     for seed in range(plan.seeds):
         for length in _lengths(plan):
             for arm in ARMS:
-                if not table.has(out, {"arm": arm, "length": length.name, "seed": seed}):
-                    yield arm, length, seed
-
-
-def _train(out: Path, plan: Plan, arm: str, length: Length, seed: int) -> None:
-    about = read_json(out / ARM_SIZES)["arms"][arm]
-    images, digest = about["images"], about["digest"]
-    steps = length.steps(images, plan.batch)
-    place = out / "trainings" / f"{arm} {length.name} {seed}".replace(" ", "-")
-    train(_shards(out, arm), place, steps, seed, (f"batch_size={plan.batch}", *plan.settings))
-    row = {"arm": arm, "digest": digest, "length": length.name, "seed": seed}
-    row |= {"images": images, "steps": steps}
-    found = scores(place / "model", out / "data", place / "eval")
-    table.add(out, {**row, "seen": steps * plan.batch, **found})
-    shutil.rmtree(place / "checkpoints")
+                name = {"arm": arm, "length": length.name, "seed": seed}
+                if table.has(out, name):
+                    continue
+                images = arms[arm]["images"]
+                about = {"digest": arms[arm]["digest"], "images": images}
+                steps = length.steps(images, plan.batch)
+                yield Training(
+                    about={**name, **about, "steps": steps, "seen": steps * plan.batch},
+                    shards=_shards(out, arm),
+                    data=out / "data",
+                    out=out / "trainings" / " ".join(map(str, name.values())).replace(" ", "-"),
+                    settings=(
+                        *(f"steps={steps}", f"seed={seed}", f"batch_size={plan.batch}"),
+                        *(*plan.settings, *settings),
+                    ),
+                )
 
 
 def _shards(out: Path, arm: str) -> Path:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.proof.pool import LABELLED, TAIL, TEST
 
@@ -37,11 +41,60 @@ class Length:
         return max(1, round(self.value * images / batch))
 
 
-def train(shards: Path, out: Path, steps: int, seed: int, settings: Sequence[str]) -> None:
-    """Train the recipe `proof` on an arm's shards; an unfinished training goes on."""
-    asked = [f"steps={steps}", f"seed={seed}", *settings]
-    sets = [word for text in asked for word in ("--set", text)]
-    command("lvd-train", "run", "--recipe", "proof", "--shards", shards, "--out", out, *sets)
+@dataclass(frozen=True)
+class Training:
+    """What is trained and scored, and where."""
+
+    about: Mapping[str, Any]
+    """What the table says of it beside its scores."""
+    shards: Path
+    data: Path
+    """Holds the labelled pictures and those to be classified."""
+    out: Path
+    settings: tuple[str, ...]
+
+
+def finish(training: Training) -> dict[str, Any]:
+    """Train and score; return the row of the table. An unfinished training goes on."""
+    sets = [word for text in training.settings for word in ("--set", text)]
+    command(
+        *("lvd-train", "run", "--recipe", "proof", "--shards", training.shards),
+        *("--out", training.out, *sets),
+    )
+    found = scores(training.out / "model", training.data, training.out / "eval")
+    shutil.rmtree(training.out / "checkpoints")
+    return {**training.about, **found}
+
+
+def finish_beside(trainings: Sequence[Training], jobs: int) -> Iterator[dict[str, Any]]:
+    """Finish `jobs` trainings at a time, and yield their rows as they end.
+
+    Each has a process of its own, which begins with what it imports, and writes what it prints
+    beside its OUT. A training that fails stops none of the others; what the first of them raised
+    is raised at the end.
+    """
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(
+        ["torchvision", "timm", "train.loop", "train.evaluation.command"]
+    )
+    failed: list[Exception] = []
+    with ProcessPoolExecutor(jobs, mp_context=processes, max_tasks_per_child=1) as pool:
+        waiting = [pool.submit(_finish_alone, training) for training in trainings]
+        for ended in as_completed(waiting):
+            try:
+                yield ended.result()
+            except Exception as error:
+                failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _finish_alone(training: Training) -> dict[str, Any]:
+    training.out.parent.mkdir(parents=True, exist_ok=True)
+    with training.out.with_suffix(".log").open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), 2)
+        os.environ[IN_PROCESS] = "1"
+        return finish(training)
 
 
 def scores(model: Path, data: Path, out: Path) -> dict[str, float]:
@@ -77,12 +130,11 @@ def command(name: str, *arguments: object) -> None:
 
 
 def _call(name: str, words: list[str]) -> int:
-    from curate.cli import main as curate
-    from train.cli import main as train
-
+    package = {"lvd-curate": "curate.cli", "lvd-train": "train.cli"}[name]
+    main = importlib.import_module(package).main
     with redirect_stdout(sys.stderr):
         try:
-            {"lvd-curate": curate, "lvd-train": train}[name](words, prog_name=name)
+            main(words, prog_name=name)
         except SystemExit as end:
             return int(end.code or 0)
     return 0
