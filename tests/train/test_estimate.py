@@ -26,9 +26,10 @@ def network(
     shared=False,
     headless=False,
     projector=None,
+    depth=DEPTH,
     **settings,
 ):
-    options = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "reg_tokens": registers}
+    options = {"embed_dim": WIDTH, "depth": depth, "num_heads": HEADS, "reg_tokens": registers}
     model = ModelSettings(
         name="vit_tiny_patch16_224", patch_size=PATCH, options=options, **settings
     )
@@ -153,13 +154,13 @@ def test_activations_are_the_bytes_that_a_real_forward_pass_saves(precision, set
     assert memory["activations"] == sum(storages.values())
 
 
-def test_memory_follows_checkpointing_shards_and_accumulation(plain):
-    plain = plain.memory
+def test_memory_follows_checkpointing_shards_and_accumulation():
+    plain = estimate(network(depth=6), LOAD).memory
     changed = {
-        name: estimate(network(), replace(LOAD, **{name: value})).memory
+        name: estimate(network(depth=6), replace(LOAD, **{name: value})).memory
         for name, value in {"checkpointing": True, "shards": 2, "accumulate": 3}.items()
     }
-    assert changed["checkpointing"]["activations"] < 0.7 * plain["activations"]
+    assert changed["checkpointing"]["activations"] < 0.5 * plain["activations"]
     for name in ("weights", "teacher", "optimiser", "gradients"):
         assert changed["shards"][name] == plain[name] // 2
     more = changed["accumulate"]["logits"] - plain["logits"]

@@ -64,10 +64,11 @@ class Network(nn.Module):
         """
         nothing = torch.empty(0, dtype=torch.int64, device=global_views.device)
         index = nothing if masked_index is None else masked_index
-        cls, patches = self.backbone(global_views, masks, index)
-        views = cls
+        sizes = [global_views]
         if local_views is not None and len(local_views):
-            views = torch.cat([cls, self.backbone(local_views, None, nothing)[0]])
+            sizes.append(local_views)
+        views, patches = self.backbone(*sizes, masks=masks, patch_index=index)
+        cls = views[: len(global_views)]
         projections = None if self.projector is None else self.projector(views)
         if self.dino_head is None:
             return Outputs(cls, None, None, projections)
