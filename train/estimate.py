@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.data.crops import GLOBAL_VIEWS
 from train.distillation.frozen_teacher import FrozenTeacher
-from train.distributed.parallelise import KEPT_BY_SELECTIVE, autocast
+from train.distributed.parallelise import KEPT_BY_SELECTIVE, autocast, roundable
 from train.model.network import Network, Outputs, make_teacher
 
 
@@ -81,7 +81,8 @@ class Estimate:
 def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) -> Estimate:
     """Return what one step of a student like `network` costs, which should be on the device `meta`.
 
-    A `frozen` teacher is one of a distillation, with its weights: one image is run through it.
+    A `frozen` teacher is one of a distillation, with its weights: one image is run through it. Its
+    matrices count in the precision in which `prepare_frozen` keeps them.
 
     FLOPs are those of matrix products and convolutions (torch's FlopCounterMode) in the forward
     passes of teacher and student and in the backward pass. Attention counts in its explicit form,
@@ -129,6 +130,9 @@ def _with_frozen(
         frozen.tokens(views)
     taught = float(counter.get_total_flops())
     kept = sum(tensor.nbytes for tensor in frozen.state_dict().values())
+    for module in roundable(frozen):
+        for weight in module.parameters(recurse=False):
+            kept -= weight.numel() * max(0, weight.itemsize - load.precision.itemsize)
     whole = flops["in all"] - flops["teacher"] + taught
     return (
         flops | {"teacher": taught, "in all": whole},

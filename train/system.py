@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from train.distillation.frozen_teacher import FrozenTeacher, build_frozen_teacher
-from train.distributed.parallelise import parallelise, resolve_precision
+from train.distributed.parallelise import parallelise, prepare_frozen, resolve_precision
 from train.distributed.ranks import Ranks
 from train.model.init import load_backbone
 from train.model.network import Network, build_network, make_teacher
@@ -107,6 +107,10 @@ def build_system(
     student, teacher = student.to(ranks.device), teacher.to(ranks.device)
     size = recipe.crops.global_size
     frozen = frozen_teacher(recipe, student.backbone.grid(size, size), ranks.device)
+    precision = resolve_precision(recipe.parallel, ranks.device)
+    if frozen is not None:
+        _ = frozen.fingerprint  # of the weights as they were given
+        prepare_frozen(frozen, frozen.encoder, recipe.parallel, precision)
     student_called, teacher_called = parallelise(student, teacher, recipe.parallel, ranks)
 
     def centering(head: Literal["dino", "ibot"]) -> Centering | None:
@@ -118,7 +122,7 @@ def build_system(
     return System(
         recipe=recipe,
         ranks=ranks,
-        precision=resolve_precision(recipe.parallel, ranks.device),
+        precision=precision,
         student=student,
         teacher=teacher,
         student_called=student_called,

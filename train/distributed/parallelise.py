@@ -126,12 +126,16 @@ def prepare_frozen(
     row of modules, are compiled.
     """
     if precision != torch.float32:
-        for module in teacher.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(precision)
+        for module in roundable(teacher):
+            module.to(precision)
     if settings.compile:
         rows = [m for m in encoder.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
         _compile(list(max(rows, key=len, default=())))
+
+
+def roundable(network: nn.Module) -> list[nn.Module]:
+    """Return the modules whose weights autocast rounds before it uses them, whatever they meet."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
 
 def _compile(blocks: list[nn.Module]) -> None:
