@@ -43,7 +43,7 @@ def parallelise(
 ) -> tuple[nn.Module, nn.Module]:
     """Return what to call in place of `student` and `teacher`, which are changed in place.
 
-    Both are networks, on the device of `ranks`, with blocks `backbone.vit.blocks` and heads
+    Both are networks, on the device of `ranks` or, to be sharded, on `meta`, with blocks `backbone.vit.blocks` and heads
     `dino_head`, `ibot_head` and `projector` (may be None). Blocks and heads are sharded as units of
     their own, the teacher on the student's mesh, so that its average runs on matching shares.
     Parameters keep their names and places. Without a process group nothing is spread. Make the optimiser afterwards.
@@ -150,7 +150,7 @@ def shares(settings: ParallelSettings, world: int, local_world: int) -> int:
 
     Raises LvdError where they cannot be cut in groups of so many.
     """
-    if not settings.sharded:
+    if not settings.sharded or world == 1:
         return 1
     group = world
     if settings.strategy == "hsdp":

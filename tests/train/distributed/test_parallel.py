@@ -187,8 +187,8 @@ def in_each_of_four(folder: Path) -> None:
         found["collectives"] = [
             counted(lambda last=last: half_of_a_step(student, last)) for last in (False, True)
         ]
+        settings = ParallelSettings(strategy="hsdp", shard_group=3)
         with pytest.raises(LvdError) as raised:
-            settings = ParallelSettings(strategy="hsdp", shard_group=3)
             parallelise(*new_networks(), settings, ranks)
         found["refused"] = str(raised.value)
     if ranks.first:
