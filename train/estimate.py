@@ -10,16 +10,18 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.data.crops import GLOBAL_VIEWS
 from train.distillation.frozen_teacher import FrozenTeacher
-from train.distributed.parallelise import autocast
+from train.distributed.parallelise import KEPT_BY_SELECTIVE, autocast, roundable
 from train.model.network import Network, Outputs, make_teacher
 
 
@@ -38,8 +40,8 @@ class Load:
     """Micro-batches of a step, whose teacher outputs are held together."""
     precision: torch.dtype = torch.float32
     """Of matrix products."""
-    checkpointing: bool = False
-    """Whether blocks are computed again in the backward pass."""
+    checkpointing: bool | Literal["selective"] = False
+    """Whether blocks are computed again in the backward pass, or all but their products."""
     shards: int = 1
     """Processes that the networks' tensors are divided among."""
 
@@ -79,7 +81,8 @@ class Estimate:
 def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) -> Estimate:
     """Return what one step of a student like `network` costs, which should be on the device `meta`.
 
-    A `frozen` teacher is one of a distillation, with its weights: one image is run through it.
+    A `frozen` teacher is one of a distillation, with its weights: one image is run through it. Its
+    matrices count in the precision in which `prepare_frozen` keeps them.
 
     FLOPs are those of matrix products and convolutions (torch's FlopCounterMode) in the forward
     passes of teacher and student and in the backward pass. Attention counts in its explicit form,
@@ -127,6 +130,9 @@ def _with_frozen(
         frozen.tokens(views)
     taught = float(counter.get_total_flops())
     kept = sum(tensor.nbytes for tensor in frozen.state_dict().values())
+    for module in roundable(frozen):
+        for weight in module.parameters(recurse=False):
+            kept -= weight.numel() * max(0, weight.itemsize - load.precision.itemsize)
     whole = flops["in all"] - flops["teacher"] + taught
     return (
         flops | {"teacher": taught, "in all": whole},
@@ -206,6 +212,7 @@ def _activations(student: Network, load: Load) -> int:
     seen: set[int] = set()
     outside, inputs = 0, 0
     calls: list[int] = []
+    products: list[int] = []
     inside = False
 
     def pack(tensor: Tensor) -> Tensor:
@@ -220,11 +227,22 @@ def _activations(student: Network, load: Load) -> int:
                 outside += storage.nbytes()
         return tensor
 
+    class Products(TorchDispatchMode):
+        """Counts what selective checkpointing keeps of a block."""
+
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            if inside and function in KEPT_BY_SELECTIVE:
+                outputs = result if isinstance(result, tuple) else (result,)
+                products[-1] += sum(out.nbytes for out in outputs if isinstance(out, Tensor))
+            return result
+
     def enter(_: object, arguments: tuple[Tensor, ...]) -> None:
         nonlocal inside, inputs
         inside = True
         inputs += arguments[0].nbytes
         calls.append(0)
+        products.append(0)
 
     def leave(*_: object) -> None:
         nonlocal inside
@@ -240,7 +258,12 @@ def _activations(student: Network, load: Load) -> int:
         seen.update(tensor.untyped_storage()._cdata for tensor in tensors.values())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         stack.enter_context(autocast(load.precision, torch.device("cpu")))
+        if load.checkpointing == "selective":
+            stack.enter_context(Products())
         _call(student, tensors, load, student=True)
+    if load.checkpointing == "selective":
+        again = max(call - product for call, product in zip(calls, products, strict=True))
+        return outside + inputs + sum(products) + max(0, again)
     if load.checkpointing:
         return outside + inputs + max(calls)
     return outside + sum(calls)

@@ -15,7 +15,7 @@ from train.data.loader import reduced_side
 from train.data.masks import group_counts
 from train.data.resident import resident_bytes
 from train.data.sources import describe_sources, open_index
-from train.distributed.parallelise import resolve_precision
+from train.distributed.parallelise import resolve_precision, shares
 from train.estimate import Load, estimate
 from train.model.network import Network
 from train.persistence.trained import find_trained
@@ -26,7 +26,8 @@ from train.system import frozen_teacher, new_network
 def preview(recipe: Recipe, name: str, shards: str | None, select: str | None) -> str:
     """Return the resolved recipe, the images' place, and parameters, tokens, FLOPs and memory.
 
-    For as many processes as `WORLD_SIZE` of the environment says. Raises LvdError for settings that
+    For as many processes as `WORLD_SIZE` of the environment says, and `LOCAL_WORLD_SIZE` a machine,
+    by default 8. Raises LvdError for settings that
     do not fit together, and where no images are.
     """
     sources = describe_sources(recipe, shards, select)
@@ -38,7 +39,8 @@ def preview(recipe: Recipe, name: str, shards: str | None, select: str | None) -
     device = recipe.parallel.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    load = load_of(recipe, network, processes, torch.device(device))
+    machine = int(os.environ.get("LOCAL_WORLD_SIZE", min(8, processes)))
+    load = load_of(recipe, network, processes, torch.device(device), machine)
     grid = network.backbone.grid(recipe.crops.global_size, recipe.crops.global_size)
     frozen = frozen_teacher(recipe, grid, torch.device("cpu"))
     settings = yaml.safe_dump({name: recipe.model_dump(mode="json")}, sort_keys=False)
@@ -56,10 +58,13 @@ def preview(recipe: Recipe, name: str, shards: str | None, select: str | None) -
     )
 
 
-def load_of(recipe: Recipe, network: Network, processes: int, device: torch.device) -> Load:
+def load_of(
+    recipe: Recipe, network: Network, processes: int, device: torch.device, machine: int = 1
+) -> Load:
     """Return what each of the processes trains on in one forward pass of `network` on `device`.
 
-    Raises LvdError where the batch is not cut evenly.
+    There are `machine` of them a machine. Raises LvdError where they do not divide the batch, or
+    `machine` does not divide them.
     """
     crops, images = recipe.crops, recipe.micro_batch(processes)
     patches = math.prod(network.backbone.grid(crops.global_size, crops.global_size))
@@ -78,7 +83,7 @@ def load_of(recipe: Recipe, network: Network, processes: int, device: torch.devi
         accumulate=recipe.accumulate,
         precision=resolve_precision(recipe.parallel, device),
         checkpointing=recipe.parallel.activation_checkpointing,
-        shards=processes if recipe.parallel.strategy == "fsdp" else 1,
+        shards=shares(recipe.parallel, processes, machine),
     )
 
 

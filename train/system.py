@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from train.distillation.frozen_teacher import FrozenTeacher, build_frozen_teacher
-from train.distributed.parallelise import parallelise, resolve_precision
+from train.distributed.materialise import copy_shares, fill
+from train.distributed.parallelise import parallelise, prepare_frozen, resolve_precision
 from train.distributed.ranks import Ranks
-from train.model.init import load_backbone
+from train.model.deferred import DeferredInit
+from train.model.init import backbone_weights, load_backbone
 from train.model.network import Network, build_network, make_teacher
 from train.objectives.centering import Centering, build_centering
 from train.optimisation.groups import make_optimiser, parameter_groups
-from train.persistence.continuation import load_networks
+from train.persistence.continuation import load_networks, network_weights
 from train.recipe import Recipe
 
 
@@ -56,8 +58,13 @@ class System:
         return [c for c in (self.dino_centering, self.ibot_centering) if c is not None]
 
 
-def new_network(recipe: Recipe, device: str = "cpu") -> Network:
-    """Return the student of a recipe with fresh weights; the same ones on every process."""
+def new_network(
+    recipe: Recipe, device: str = "cpu", deferred: DeferredInit | None = None
+) -> Network:
+    """Return the student of a recipe with fresh weights; the same ones on every process.
+
+    With `deferred`, which then knows them, as `build_network`.
+    """
     crops = recipe.crops
     network = build_network(
         recipe.model,
@@ -69,6 +76,7 @@ def new_network(recipe: Recipe, device: str = "cpu") -> Network:
         sizes=[crops.global_size, *([crops.local_size] if crops.local_views else [])],
         seed=recipe.seed,
         device=device,
+        deferred=deferred,
     )
     if recipe.heads and recipe.objectives.dino == 0 and not recipe.heads.shared:
         network.dino_head.requires_grad_(False)  # DDP wants a gradient of all that asks for one
@@ -90,6 +98,46 @@ def frozen_teacher(
     )
 
 
+def _build_whole(
+    recipe: Recipe, ranks: Ranks, source: str | None, *, fresh: bool
+) -> tuple[Network, Network, nn.Module, nn.Module]:
+    """Return student and teacher, whole on this process's device, and what to call for them."""
+    student = new_network(recipe)
+    if source is not None:
+        load_backbone(student, source)
+    teacher = make_teacher(student)
+    if recipe.continue_from is not None and fresh:
+        load_networks(Path(recipe.continue_from), {"student": student, "teacher": teacher})
+    student, teacher = student.to(ranks.device), teacher.to(ranks.device)
+    return student, teacher, *parallelise(student, teacher, recipe.parallel, ranks)
+
+
+def _build_shares(
+    recipe: Recipe, ranks: Ranks, source: str | None, *, fresh: bool
+) -> tuple[Network, Network, nn.Module, nn.Module]:
+    """Return as `_build_whole`, with the same values, but of each block this process's share alone.
+
+    Whole at some time are one tensor, the fresh heads, and what `continue_from` reads of a network.
+    """
+    deferred = DeferredInit()
+    student = new_network(recipe, deferred=deferred)
+    values = deferred.values(student) if fresh else {}
+    teacher = make_teacher(student.to("meta"))
+    if source is not None:
+        weights = backbone_weights(student.backbone, source)
+        values |= {f"backbone.vit.{name}": weight.detach for name, weight in weights.items()}
+    called = parallelise(student, teacher, recipe.parallel, ranks)
+    for network in (student, teacher):
+        network.to_empty(device=ranks.device)
+    fill(student, values)
+    copy_shares(student, teacher)
+    if recipe.continue_from is not None and fresh:
+        for name, network in {"student": student, "teacher": teacher}.items():
+            weights = network_weights(Path(recipe.continue_from), name, network)
+            fill(network, {key: weight.detach for key, weight in weights.items()})
+    return student, teacher, *called
+
+
 def build_system(
     recipe: Recipe, ranks: Ranks, start_from: str | None = None, *, fresh: bool = True
 ) -> System:
@@ -97,17 +145,17 @@ def build_system(
 
     Unless it is to be `fresh`, because a checkpoint will be loaded into it, nothing else is loaded.
     """
-    student = new_network(recipe)
     source = start_from or (f"timm:{recipe.model.name}" if recipe.model.pretrained else None)
-    if source is not None and fresh:
-        load_backbone(student, source)
-    teacher = make_teacher(student)
-    if recipe.continue_from is not None and fresh:
-        load_networks(Path(recipe.continue_from), {"student": student, "teacher": teacher})
-    student, teacher = student.to(ranks.device), teacher.to(ranks.device)
+    build = _build_shares if recipe.parallel.sharded and ranks.world > 1 else _build_whole
+    student, teacher, student_called, teacher_called = build(
+        recipe, ranks, source if fresh else None, fresh=fresh
+    )
     size = recipe.crops.global_size
     frozen = frozen_teacher(recipe, student.backbone.grid(size, size), ranks.device)
-    student_called, teacher_called = parallelise(student, teacher, recipe.parallel, ranks)
+    precision = resolve_precision(recipe.parallel, ranks.device)
+    if frozen is not None:
+        _ = frozen.fingerprint  # of the weights as they were given
+        prepare_frozen(frozen, frozen.encoder, recipe.parallel, precision)
 
     def centering(head: Literal["dino", "ibot"]) -> Centering | None:
         if getattr(recipe.objectives, head) == 0:
@@ -118,7 +166,7 @@ def build_system(
     return System(
         recipe=recipe,
         ranks=ranks,
-        precision=resolve_precision(recipe.parallel, ranks.device),
+        precision=precision,
         student=student,
         teacher=teacher,
         student_called=student_called,

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from train.distributed.parallelise import autocast
+from train.distributed.parallelise import autocast, parallelise
+from train.distributed.ranks import Ranks
+from train.distributed.settings import ParallelSettings
 from train.estimate import Load, estimate
 from train.model.network import build_network, make_teacher
 from train.model.settings import HeadSettings, HeadsSettings, ModelSettings, ProjectorSettings
@@ -26,9 +28,10 @@ def network(
     shared=False,
     headless=False,
     projector=None,
+    depth=DEPTH,
     **settings,
 ):
-    options = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "reg_tokens": registers}
+    options = {"embed_dim": WIDTH, "depth": depth, "num_heads": HEADS, "reg_tokens": registers}
     model = ModelSettings(
         name="vit_tiny_patch16_224", patch_size=PATCH, options=options, **settings
     )
@@ -153,18 +156,22 @@ def test_activations_are_the_bytes_that_a_real_forward_pass_saves(precision, set
     assert memory["activations"] == sum(storages.values())
 
 
-def test_memory_follows_checkpointing_shards_and_accumulation(plain):
-    plain = plain.memory
+def test_memory_follows_checkpointing_shards_and_accumulation():
+    plain = estimate(network(depth=6), LOAD).memory
     changed = {
-        name: estimate(network(), replace(LOAD, **{name: value})).memory
+        name: estimate(network(depth=6), replace(LOAD, **{name: value})).memory
         for name, value in {"checkpointing": True, "shards": 2, "accumulate": 3}.items()
     }
-    assert changed["checkpointing"]["activations"] < 0.7 * plain["activations"]
+    selective = estimate(network(depth=6), replace(LOAD, checkpointing="selective")).memory
+    kept = [m["activations"] for m in (changed["checkpointing"], selective, plain)]
+    assert kept == sorted(kept)
+    assert len(set(kept)) == 3
+    assert changed["checkpointing"]["activations"] < 0.5 * plain["activations"]
     for name in ("weights", "teacher", "optimiser", "gradients"):
         assert changed["shards"][name] == plain[name] // 2
     more = changed["accumulate"]["logits"] - plain["logits"]
     assert more == 2 * 2 * (2 * IMAGES * PROTOTYPES * 4)
-    for memory in (plain, *changed.values()):
+    for memory in (plain, selective, *changed.values()):
         assert memory["in all"] == sum(memory.values()) - memory["in all"]
 
 
@@ -172,6 +179,8 @@ def measured_peak(load, masks):
     """Return the bytes that a real step holds at its peak, by torch's profiler."""
     student = network("cpu", masked=True).train()
     teacher = make_teacher(student)
+    settings = ParallelSettings(activation_checkpointing=load.checkpointing)
+    parallelise(student, teacher, settings, Ranks(0, 1, 0, torch.device("cpu")))
     optimiser = torch.optim.AdamW(student.parameters(), fused=True)
     (global_views, local_views, _, index), (_, weights) = views(load, masks), mask_weights(masks)
     centering = SinkhornKnopp(3)
@@ -206,9 +215,17 @@ def measured_peak(load, masks):
     return peak
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_memory_is_near_the_measured_peak_of_a_step(precision):
-    load = replace(LOAD, images=32, precision=precision)
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"),
+    [
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.bfloat16, True),
+        (torch.bfloat16, "selective"),
+    ],
+)
+def test_memory_is_near_the_measured_peak_of_a_step(precision, checkpointing):
+    load = replace(LOAD, images=32, precision=precision, checkpointing=checkpointing)
     masks = some_masks(load)
     load = replace(load, masked=int(masks.sum()))
     guessed = estimate(network(masked=True), load).memory["in all"]

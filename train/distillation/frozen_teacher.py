@@ -29,7 +29,8 @@ class FrozenTeacher(nn.Module):
     """A network of any width, depth and patch size, which sets targets on the student's grid.
 
     It is called as a `Network` is. It has no gradients and nothing of it is optimised, sharded or
-    saved, but for anchors: every process holds the whole of it.
+    saved, but for anchors: every process holds the whole of it, its matrices in the precision of
+    matrix products (`train.distributed.parallelise.prepare_frozen`).
     """
 
     def __init__(

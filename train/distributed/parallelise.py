@@ -5,20 +5,37 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
+from shared.errors import LvdError
 from train.distributed.ranks import Ranks
 from train.distributed.settings import ParallelSettings
 
 GRAPHS = 128
 """Versions that torch.compile may make of a block: one for each shape, mode and drop path."""
+
+KEPT_BY_SELECTIVE = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""What selective checkpointing does not compute again. Attention's explicit form is no part of it:
+its weights, a square of the tokens, are what most is saved by."""
 
 
 def parallelise(
@@ -26,7 +43,7 @@ def parallelise(
 ) -> tuple[nn.Module, nn.Module]:
     """Return what to call in place of `student` and `teacher`, which are changed in place.
 
-    Both are networks, on the device of `ranks`, with blocks `backbone.vit.blocks` and heads
+    Both are networks, on the device of `ranks` or, to be sharded, on `meta`, with blocks `backbone.vit.blocks` and heads
     `dino_head`, `ibot_head` and `projector` (may be None). Blocks and heads are sharded as units of
     their own, the teacher on the student's mesh, so that its average runs on matching shares.
     Parameters keep their names and places. Without a process group nothing is spread. Make the optimiser afterwards.
@@ -34,19 +51,21 @@ def parallelise(
     # `forward` is replaced, not the module wrapped: names stay, and what FSDP does around a block
     # stays outside of what is recomputed and compiled.
     if settings.activation_checkpointing:
+        contexts = noop_context_fn
+        if settings.activation_checkpointing == "selective":
+            contexts = partial(create_selective_checkpoint_contexts, list(KEPT_BY_SELECTIVE))
         for block in _blocks(student):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(
+                checkpoint, block.forward, use_reentrant=False, context_fn=contexts
+            )
     if settings.compile:
-        limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-        torch._dynamo.config.recompile_limit = limit
-        for block in (*_blocks(student), *_blocks(teacher)):
-            block.forward = torch.compile(block.forward, dynamic=False)
+        _compile([*_blocks(student), *_blocks(teacher)])
     if not dist.is_initialized():
         return student, teacher
-    if settings.strategy == "fsdp":
+    if settings.sharded:
         # Nothing here changes a network's outputs in place, which is what FSDP warns of.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-        mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+        mesh = _mesh(settings, ranks)
         precision = resolve_precision(settings, ranks.device)
         for network in (student, teacher):
             _shard(network, mesh, precision)
@@ -87,11 +106,70 @@ def sync_gradients(student: nn.Module, last: bool) -> AbstractContextManager[Non
     """Return the context of forward and backward of a micro-batch, the `last` of its step or not.
 
     DDP averages gradients over the processes with the last one only. FSDP does with each: the sum
-    of whole gradients is what it is there to avoid.
+    of whole gradients is what it is there to avoid. HSDP does so in each copy, and averages over
+    the copies with the last one.
     """
+    if isinstance(student, FSDPModule):
+        student.set_requires_all_reduce(last)
     if isinstance(student, DistributedDataParallel) and not last:
         return student.no_sync()
     return nullcontext()
+
+
+def prepare_frozen(
+    teacher: nn.Module, encoder: nn.Module, settings: ParallelSettings, precision: torch.dtype
+) -> None:
+    """Keep a frozen `teacher`, never sharded, in as few bytes as autocast to `precision` needs.
+
+    Weights of linear layers and convolutions are rounded once, to what autocast would round them to
+    at each pass, so the outputs are the same. With `compile`, the blocks of `encoder`, its longest
+    row of modules, are compiled.
+    """
+    if precision != torch.float32:
+        for module in roundable(teacher):
+            module.to(precision)
+    if settings.compile:
+        rows = [m for m in encoder.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+        _compile(list(max(rows, key=len, default=())))
+
+
+def roundable(network: nn.Module) -> list[nn.Module]:
+    """Return the modules whose weights autocast rounds before it uses them, whatever they meet."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def _compile(blocks: list[nn.Module]) -> None:
+    limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    torch._dynamo.config.recompile_limit = limit
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def shares(settings: ParallelSettings, world: int, local_world: int) -> int:
+    """Return how many of `world` processes, `local_world` a machine, hold one copy of a network.
+
+    Raises LvdError where they cannot be cut in groups of so many.
+    """
+    if not settings.sharded or world == 1:
+        return 1
+    group = world
+    if settings.strategy == "hsdp":
+        group = settings.shard_group or local_world
+    if world % group:
+        raise LvdError(
+            f"parallel.shard_group: {world} processes cannot be cut in groups of {group}: name a "
+            "number that divides them"
+        )
+    return group
+
+
+def _mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
+    """Return the processes that shards are spread over: in a row, or copies by shares of a copy."""
+    group = shares(settings, ranks.world, ranks.local_world)
+    if settings.strategy == "fsdp":
+        return init_device_mesh(ranks.device.type, (group,))
+    shape = (ranks.world // group, group)
+    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("copy", "share"))
 
 
 def _blocks(network: nn.Module) -> nn.ModuleList:
@@ -114,7 +192,28 @@ def _shard(network: nn.Module, mesh: DeviceMesh, precision: torch.dtype) -> None
     )
     for block in _blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=in_blocks, reshard_after_forward=True)
-    for head in (network.dino_head, network.ibot_head, network.projector):
-        if head is not None and list(head.parameters()):
-            fully_shard(head, mesh=mesh, reshard_after_forward=True)
+    heads = [
+        head
+        for head in (network.projector, network.dino_head, network.ibot_head)
+        if head is not None and list(head.parameters())
+    ]
+    for head in heads:
+        fully_shard(head, mesh=mesh, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    _prefetch(network, heads)
+
+
+def _prefetch(network: nn.Module, heads: list[nn.Module]) -> None:
+    """Let each unit gather the next one's weights while it computes, in both directions.
+
+    Only what is called in each pass: what was gathered and not used would be there, and old, in the
+    next one. A pass for CLS tokens alone skips the iBOT head, and a frozen head has no backward.
+    The network itself begins its backward pass with each of its outputs, so it names nothing there.
+    """
+    always = [head for head in heads if head is not network.ibot_head]
+    forward = [network, *_blocks(network), *always]
+    for unit, following in pairwise(forward):
+        unit.set_modules_to_forward_prefetch([following])
+    learning = [head for head in heads if any(p.requires_grad for p in head.parameters())]
+    for unit, following in pairwise(reversed([*_blocks(network), *learning])):
+        unit.set_modules_to_backward_prefetch([following])

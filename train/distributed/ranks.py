@@ -28,6 +28,8 @@ class Ranks:
     local_rank: int
     """Its number on its own machine."""
     device: torch.device
+    local_world: int = 1
+    """Processes of its machine."""
 
     @property
     def first(self) -> bool:
@@ -107,6 +109,7 @@ def _ranks(device: str) -> Ranks:
         world=_from_environment("WORLD_SIZE", 1),
         local_rank=local_rank,
         device=torch.device(device),
+        local_world=_from_environment("LOCAL_WORLD_SIZE", 1),
     )
 
 

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from shared.errors import LvdError, nearest
-from train.model.blocks import SparseBlock
+from train.model.blocks import Shapes, SparseBlock
 from train.model.positions import resample_positions
 from train.model.settings import ModelSettings
 
@@ -57,35 +57,36 @@ class Backbone(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "n 3 h w"],
-        masks: Bool[Tensor, "n p"] | None = None,
+        *views: Float[Tensor, "n 3 h w"],
+        masks: Bool[Tensor, "first p"] | None = None,
         patch_index: Int[Tensor, " m"] | None = None,
-    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n p d"] | Float[Tensor, "m d"]]:
-        """Return CLS and patch tokens after the final norm, without the registers.
+    ) -> tuple[Float[Tensor, "all d"], Float[Tensor, "first p d"] | Float[Tensor, "m d"]]:
+        """Return the CLS tokens of all views and the patch tokens of the first ones.
 
-        Where `masks` is true, the mask token stands for the patch's embedding (iBOT, arXiv
-        2111.07832), before the position embedding is added. With `patch_index`, positions in the
-        flattened [n * p], only those patch tokens are returned, and the last block's MLP and the
-        final norm are computed for nothing else.
+        Each of `views` is a batch of one size; all go through each block in one call. Tokens are
+        behind the final norm, without the registers. Where `masks` is true, the mask token stands
+        for the embedding of a patch of the first views (iBOT, arXiv 2111.07832), before the
+        position embedding is added. With `patch_index`, positions in their flattened [first * p],
+        only those patch tokens are returned, and the last block's MLP and the final norm are
+        computed for nothing but these and CLS.
         """
-        grid = self.grid(*images.shape[-2:])
-        tokens = self.vit.patch_embed(images).flatten(1, 2)
-        if masks is not None:
-            tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
-        self._choose_attention(tokens)
-        x = self.vit.norm_pre(self.vit.pos_drop(self._with_prefix(tokens, grid)))
+        embedded = [self._embed(images, None if i else masks) for i, images in enumerate(views)]
+        shapes = tuple((len(tokens), tokens.shape[1]) for tokens in embedded)
+        x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
+        x = self.vit.norm_pre(x)
         *blocks, last = self.vit.blocks
         for block in blocks:
-            x = block(x)
+            x = block(x, shapes)
+        first, length = shapes[0]
+        cls_index = _cls_places(shapes, x.device)
         if patch_index is None:
-            x = self.vit.norm(last(x))
-            return x[:, 0], x[:, self.prefix_tokens :]
-        count, length = x.shape[:2]
-        cls_index = torch.arange(count, device=x.device) * length
+            x = self.vit.norm(last(x, shapes))
+            tokens = x[: first * length].view(first, length, -1)
+            return x.index_select(0, cls_index), tokens[:, self.prefix_tokens :]
         image = patch_index // (length - self.prefix_tokens)
         patch_index = patch_index + (image + 1) * self.prefix_tokens
-        x = self.vit.norm(last(x, read=torch.cat([cls_index, patch_index])))
-        return x[:count], x[count:]
+        x = self.vit.norm(last(x, shapes, torch.cat([cls_index, patch_index])))
+        return x[: len(cls_index)], x[len(cls_index) :]
 
     def resampled(
         self, table: Float[Tensor, "1 old d"], old: tuple[int, int], new: tuple[int, int]
@@ -97,6 +98,17 @@ class Backbone(nn.Module):
     def _embedded_prefix(self) -> int:
         """Rows of the table of position embeddings that belong to CLS and registers."""
         return 0 if self.vit.no_embed_class else self.prefix_tokens
+
+    def _embed(
+        self, images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n p"] | None
+    ) -> Float[Tensor, "n t d"]:
+        """Return what goes into the blocks, before the norm that some models have there."""
+        grid = self.grid(*images.shape[-2:])
+        tokens = self.vit.patch_embed(images).flatten(1, 2)
+        self._choose_attention(tokens)
+        if masks is not None:
+            tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
+        return self.vit.pos_drop(self._with_prefix(tokens, grid))
 
     def _with_prefix(
         self, tokens: Float[Tensor, "n p d"], grid: tuple[int, int]
@@ -127,6 +139,15 @@ class Backbone(nn.Module):
                 if isinstance(module, Attention):
                     module.fused_attn = fused
             self._fused = fused
+
+
+def _cls_places(shapes: Shapes, device: torch.device) -> Int[Tensor, " all"]:
+    """Return the places of the CLS tokens in the flattened tokens of all sizes."""
+    places, begin = [], 0
+    for samples, length in shapes:
+        places.append(begin + torch.arange(samples, device=device) * length)
+        begin += samples * length
+    return torch.cat(places)
 
 
 def build_backbone(settings: ModelSettings, *, image_size: int, masked: bool) -> Backbone:

@@ -25,6 +25,14 @@ HUB = "timm:"
 def load_backbone(network: Network, source: str) -> None:
     """Load weights into the backbone of `network`; heads and mask token stay as they are.
 
+    `source` and errors are those of `backbone_weights`.
+    """
+    network.backbone.vit.load_state_dict(backbone_weights(network.backbone, source))
+
+
+def backbone_weights(backbone: Backbone, source: str) -> dict[str, Tensor]:
+    """Return weights for the `vit` of a backbone, which may be on the device `meta`, on the CPU.
+
     `source` is a model folder (config.json and model.safetensors), a bundled model's name, or
     `timm:NAME` for the weights that timm has on the hub. Position embeddings and patch embedding are resampled to
     the sizes of the network. Raises LvdError where weights are missing or of another architecture.
@@ -42,14 +50,14 @@ def load_backbone(network: Network, source: str) -> None:
             f"--init {source}: timm cannot build what its config describes ({_line(error)}); give "
             "a folder as lvd-train writes it"
         ) from error
-    _check_same_architecture(donor, network.backbone.vit, source)
+    _check_same_architecture(donor, backbone.vit, source)
     try:
         weights = load_file(file)
     except (SafetensorError, OSError) as error:
         raise LvdError(f"--init {source}: {file} cannot be read ({_line(error)})") from error
-    state = _fitted(checkpoint_filter_fn(weights, donor), donor, network.backbone)
-    _check_complete(state, network.backbone.vit.state_dict(), source)
-    network.backbone.vit.load_state_dict(state)
+    state = _fitted(checkpoint_filter_fn(weights, donor), donor, backbone)
+    _check_complete(state, backbone.vit.state_dict(), source)
+    return state
 
 
 def _in_folder(folder: Path) -> tuple[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from train.model.backbone import Backbone, build_backbone
 from train.model.blocks import SparseBlock
+from train.model.deferred import DeferredInit
 from train.model.heads import ProjectionHead, Projector
 from train.model.settings import HeadsSettings, ModelSettings, ProjectorSettings
 
@@ -64,10 +66,11 @@ class Network(nn.Module):
         """
         nothing = torch.empty(0, dtype=torch.int64, device=global_views.device)
         index = nothing if masked_index is None else masked_index
-        cls, patches = self.backbone(global_views, masks, index)
-        views = cls
+        sizes = [global_views]
         if local_views is not None and len(local_views):
-            views = torch.cat([cls, self.backbone(local_views, None, nothing)[0]])
+            sizes.append(local_views)
+        views, patches = self.backbone(*sizes, masks=masks, patch_index=index)
+        cls = views[: len(global_views)]
         projections = None if self.projector is None else self.projector(views)
         if self.dino_head is None:
             return Outputs(cls, None, None, projections)
@@ -90,6 +93,7 @@ def build_network(
     sizes: Sequence[int],
     seed: int,
     device: torch.device | str = "cpu",
+    deferred: DeferredInit | None = None,
 ) -> Network:
     """Return a network whose random initialisation depends on `seed` alone.
 
@@ -97,12 +101,14 @@ def build_network(
     whether patches are masked, which takes a mask token; `ibot` whether there is an iBOT objective,
     which takes a head (by default where patches are masked); `infonce` whether there is InfoNCE,
     which takes the CLS tokens as they are where there is no `projector`. On the device `meta`
-    nothing is allocated. Raises LvdError when the settings do not fit together.
+    nothing is allocated. With `deferred`, which then knows the values, the backbone has none yet,
+    and the heads are on the CPU. Raises LvdError when the settings do not fit together.
     """
     on_meta = torch.device(device).type == "meta"
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.manual_seed(seed)
-        backbone = build_backbone(model, image_size=sizes[0], masked=masked)
+        with deferred or nullcontext():
+            backbone = build_backbone(model, image_size=sizes[0], masked=masked)
         for size in sizes:
             backbone.grid(size, size)
         dino_head = heads and ProjectionHead(backbone.dim, heads.dino)
@@ -112,7 +118,8 @@ def build_network(
         compared = nn.Identity() if infonce else None
         if projector is not None:
             compared = Projector(backbone.dim, projector)
-    return Network(backbone, dino_head, ibot_head, compared).to(device)
+    network = Network(backbone, dino_head, ibot_head, compared)
+    return network if deferred else network.to(device)
 
 
 def make_teacher(student: Network) -> Network:

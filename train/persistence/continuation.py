@@ -35,22 +35,30 @@ def load_networks(source: Path, networks: Mapping[str, Network]) -> None:
     to their patch size (FlexiViT, arXiv 2212.08013: a patch and its enlargement give one token).
     Raises LvdError where there is no whole checkpoint, or one of another architecture.
     """
+    for name, network in networks.items():
+        network.load_state_dict(network_weights(source, name, network))
+
+
+def network_weights(source: Path, name: str, network: Network) -> dict[str, Tensor]:
+    """Return the weights of "student" or "teacher" of a run for `network`, whole and on the CPU.
+
+    `source` and errors are those of `load_networks`. `network` may be sharded, or without content.
+    """
     path = source
     if (source / "checkpoints").is_dir():
         path = newest(source / "checkpoints") or source
-    for name, network in networks.items():
-        state, ours = read_network(path, name), network.state_dict()
-        _check_architecture(path, network, source)
-        if TABLE in state and state[TABLE].shape != ours[TABLE].shape:
-            backbone = network.backbone
-            embedded = ours[TABLE].shape[1] - backbone.vit.patch_embed.num_patches
-            side = isqrt(state[TABLE].shape[1] - embedded)
-            grid = backbone.vit.patch_embed.grid_size
-            state[TABLE] = backbone.resampled(state[TABLE], (side, side), grid)
-        if KERNEL in state:
-            state[KERNEL] = resample_patch_embed(state[KERNEL], [network.backbone.patch] * 2)
-        check_fit(state, network, f"continue_from {source}: its {name}", "this recipe")
-        network.load_state_dict(state)
+    state, ours = read_network(path, name), network.state_dict()
+    _check_architecture(path, network, source)
+    if TABLE in state and state[TABLE].shape != ours[TABLE].shape:
+        backbone = network.backbone
+        embedded = ours[TABLE].shape[1] - backbone.vit.patch_embed.num_patches
+        side = isqrt(state[TABLE].shape[1] - embedded)
+        grid = backbone.vit.patch_embed.grid_size
+        state[TABLE] = backbone.resampled(state[TABLE], (side, side), grid)
+    if KERNEL in state:
+        state[KERNEL] = resample_patch_embed(state[KERNEL], [network.backbone.patch] * 2)
+    check_fit(state, network, f"continue_from {source}: its {name}", "this recipe")
+    return state
 
 
 def check_fit(state: Mapping[str, Tensor], network: Network, theirs: str, ours: str) -> None:

@@ -65,10 +65,14 @@ def _check_teacher(
 
 
 def write_model(system: System, out: Path) -> None:
-    """Write the teacher's backbone as a model folder; every process must call it."""
-    state = {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-        for name, tensor in system.teacher.backbone.state_dict().items()
-    }
+    """Write the teacher's backbone as a model folder; every process must call it.
+
+    The first process alone gathers it in its memory, on the CPU, and writes it.
+    """
+    state = {}
+    for name, tensor in system.teacher.backbone.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if system.ranks.first:
+            state[name] = whole.cpu()
     if system.ranks.first:
         write_model_folder(state, system.recipe.model, system.recipe.crops.global_size, out)

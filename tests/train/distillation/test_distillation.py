@@ -25,15 +25,17 @@ from train.data.crops import normalise
 from train.distillation.anchors import AnchorHead, sample_anchors
 from train.distillation.frozen_teacher import FrozenTeacher
 from train.distributed.ranks import Ranks
+from train.estimate import estimate
 from train.export.formats import write_export
 from train.objectives.cross_entropy import Targets
 from train.objectives.ibot_loss import ibot_loss
 from train.optimisation.schedules import Values
 from train.persistence.continuation import read_network
 from train.persistence.trained import find_trained
+from train.preview import load_of
 from train.recipe import Recipe
 from train.step import GLOBAL_VIEWS, MicroBatch, optimiser_step
-from train.system import build_system
+from train.system import build_system, frozen_teacher, new_network
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 VALUES = Values(1e-3, 0.04, 0.5, 0.04, last_layer_frozen=False)
@@ -102,6 +104,30 @@ def test_a_run_distils_into_a_student_of_another_size(place: Path, undisturbed: 
     assert len(losses) == 12
     assert all(math.isfinite(line["loss"]) and line["ibot"] > 0 for line in losses)
     assert load_file(undisturbed / "model" / "model.safetensors")["pos_embed"].shape == (1, 5, 16)
+
+
+@pytest.mark.parametrize("kind", ["run", "timm"])
+def test_a_teacher_with_rounded_weights_says_what_it_says_whole(place: Path, kind: str) -> None:
+    changes = {"parallel": {"precision": "bfloat16"}}
+    if kind == "timm":
+        changes["distillation"] = {"teacher": str(place / "teacher" / "model")}
+    asked = recipe(place, **changes)
+    kept = build_system(asked, ALONE).frozen_teacher
+    whole = frozen_teacher(asked, (2, 2), ALONE.device)
+    kept.load_state_dict(whole.state_dict())  # the anchors, which there are none of yet
+    some = views()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (
+            teacher(some.global_views, masked_index=some.index) for teacher in (kept, whole)
+        )
+    for ours, theirs in zip(found[:3], expected[:3], strict=True):
+        assert torch.equal(ours, theirs)
+    assert kept.fingerprint == whole.fingerprint
+    held, all_of_it = (sum(t.nbytes for t in m.encoder.parameters()) for m in (kept, whole))
+    assert held < 0.6 * all_of_it
+    student = new_network(asked, "meta")
+    estimated = estimate(student, load_of(asked, student, 1, ALONE.device), whole)
+    assert estimated.memory["frozen teacher"] == sum(t.nbytes for t in kept.state_dict().values())
 
 
 # "the teacher holds no gradients and no optimiser state"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,16 @@ from forked import run_ranks
 from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from shared.errors import LvdError
 from train.distributed.parallelise import autocast, parallelise, resolve_precision, sync_gradients
 from train.distributed.ranks import Ranks, process_group, sum_over_ranks
 from train.distributed.settings import ParallelSettings
 from train.model.network import Network, build_network, make_teacher
 from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
+from train.objectives.centering import SinkhornKnopp
 
 IMAGES, SIDE, LOCAL_SIDE, PATCH = 8, 32, 16, 8
 CPU = torch.device("cpu")
@@ -27,11 +32,12 @@ CASES = {
     "auto": {},
     "fsdp": {"strategy": "fsdp"},
     "fsdp, checkpointed": {"strategy": "fsdp", "activation_checkpointing": True},
-    "fsdp, checkpointed, compiled": {
+    "fsdp, selective, compiled": {
         "strategy": "fsdp",
-        "activation_checkpointing": True,
+        "activation_checkpointing": "selective",
         "compile": True,
     },
+    "hsdp, whole": {"strategy": "hsdp", "shard_group": 1},
 }
 
 
@@ -115,11 +121,33 @@ def compare(settings: ParallelSettings, ranks: Ranks, parts: int = 1) -> dict:
         "same names": list(parameters) == names,
         "held": held / sum(p.numel() for p in plain.parameters()),
         "both sharded": all(
-            isinstance(p, DTensor) == (settings.strategy == "fsdp")
+            isinstance(p, DTensor) == settings.sharded
             for network in (student, teacher)
             for p in network.parameters()
         ),
     }
+
+
+def counted(work: Callable[[], object]) -> dict[str, int]:
+    """How often `work` calls each collective."""
+    with CommDebugMode() as mode:
+        work()
+    return {str(packet).removeprefix("c10d."): n for packet, n in mode.get_comm_counts().items()}
+
+
+def collectives(ranks: Ranks) -> dict:
+    """What a pass of a sharded student and teacher, and Sinkhorn-Knopp, ask of the other processes."""
+    settings = ParallelSettings(precision="float32", strategy="fsdp")
+    student, teacher = parallelise(*new_networks(), settings, ranks)
+    pictures = torch.ones(2, 3, SIDE, SIDE)
+    steps = {
+        "student": lambda: backward(student, [slice(0, 4)], torch.float32),
+        "teacher": lambda: teacher(pictures, masked_index=torch.tensor([1, 2])),
+        "teacher, CLS alone": lambda: teacher(pictures),
+        "Sinkhorn-Knopp": lambda: SinkhornKnopp(3).targets([torch.randn(4, 16)] * 2, 0.05),
+    }
+    student(pictures)  # the first pass also prepares
+    return {name: counted(work) for name, work in steps.items()}
 
 
 def in_each_process(folder: Path) -> None:
@@ -131,6 +159,7 @@ def in_each_process(folder: Path) -> None:
             name: compare(ParallelSettings(precision="float32", **case), ranks)
             for name, case in CASES.items()
         }
+        found["collectives"] = collectives(ranks)
         for strategy in ("ddp", "fsdp"):
             settings = ParallelSettings(precision="float32", strategy=strategy)
             found[f"{strategy}, accumulated"] = compare(settings, ranks, parts=2)
@@ -145,6 +174,79 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("parallel")
     run_ranks(in_each_process, folder, folder=folder)
     return json.loads((folder / "found.json").read_text())
+
+
+def in_each_of_four(folder: Path) -> None:
+    with process_group("cpu") as ranks:
+        settings = ParallelSettings(precision="float32", strategy="hsdp", shard_group=2)
+        found = {
+            "one micro-batch": compare(settings, ranks),
+            "accumulated": compare(settings, ranks, parts=2),
+        }
+        student, _ = parallelise(*new_networks(), settings, ranks)
+        found["collectives"] = [
+            counted(lambda last=last: half_of_a_step(student, last)) for last in (False, True)
+        ]
+        settings = ParallelSettings(strategy="hsdp", shard_group=3)
+        with pytest.raises(LvdError) as raised:
+            parallelise(*new_networks(), settings, ranks)
+        found["refused"] = str(raised.value)
+    if ranks.first:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def half_of_a_step(student: torch.nn.Module, last: bool) -> None:
+    with sync_gradients(student, last):
+        loss_of(student, slice(0, 2)).backward()
+
+
+@pytest.fixture(scope="module")
+def four_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("hsdp")
+    run_ranks(in_each_of_four, folder, folder=folder, ranks=4)
+    return json.loads((folder / "found.json").read_text())
+
+
+UNITS = 5
+"""Of `new_networks`: two blocks, two heads, and what is left."""
+
+
+def test_a_step_gathers_each_unit_once_a_pass_and_reduces_it_once(two_processes: dict) -> None:
+    counts = two_processes["collectives"]
+    assert counts["student"] == {"_allgather_base_": 2 * UNITS, "_reduce_scatter_base_": UNITS}
+    assert counts["teacher"] == {"_allgather_base_": UNITS}
+    assert counts["teacher, CLS alone"] == {"_allgather_base_": UNITS - 1}  # no iBOT head
+
+
+def test_sinkhorn_knopp_agrees_on_the_highest_logits_and_once_an_iteration(
+    two_processes: dict,
+) -> None:
+    assert two_processes["collectives"]["Sinkhorn-Knopp"] == {"allreduce_": 1 + 3}
+
+
+# pitfall 12
+@pytest.mark.parametrize("case", ["one micro-batch", "accumulated"])
+def test_copies_of_shares_have_the_gradients_of_one_process(
+    four_processes: dict, case: str
+) -> None:
+    found = four_processes[case]
+    assert found["loss"] < 1e-5
+    assert found["teacher"] < 1e-5
+    assert max(found["gradients"].values()) < 1e-4
+    assert found["held"] < 0.6
+    assert found["both sharded"]
+    assert found["same names"]
+
+
+def test_copies_of_shares_average_with_the_last_micro_batch_alone(four_processes: dict) -> None:
+    first, last = four_processes["collectives"]
+    gathered = {"_allgather_base_": 2 * UNITS, "_reduce_scatter_base_": UNITS}
+    assert first == gathered
+    assert last == {**gathered, "allreduce_": UNITS}
+
+
+def test_processes_that_do_not_fit_in_groups_are_refused(four_processes: dict) -> None:
+    assert "4 processes cannot be cut in groups of 3" in four_processes["refused"]
 
 
 # pitfall 12
@@ -185,23 +287,41 @@ def test_parameters_keep_their_names(two_processes: dict, case: str) -> None:
     assert two_processes[case]["same names"]
 
 
-@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp", "hsdp"])
 def test_one_process_calls_the_plain_networks(strategy: str) -> None:
     student, teacher = new_networks()
     called = parallelise(student, teacher, ParallelSettings(strategy=strategy), ALONE)
     assert called == (student, teacher)
 
 
-def test_recomputed_blocks_draw_the_same_stochastic_depth() -> None:
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
+def test_recomputed_blocks_draw_the_same_stochastic_depth(checkpointing: bool | str) -> None:
     gradients = []
-    for checkpointed in (False, True):
+    for setting in (False, checkpointing):
         student, teacher = new_networks(drop_path=0.5)
-        settings = ParallelSettings(activation_checkpointing=checkpointed)
+        settings = ParallelSettings(activation_checkpointing=setting)
         called, _ = parallelise(student, teacher, settings, ALONE)
         torch.manual_seed(3)
         backward(called, [slice(0, IMAGES)], torch.float32)
         gradients.append([p.grad for p in student.parameters()])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_selective_checkpointing_computes_no_linear_layer_again(precision: torch.dtype) -> None:
+    multiplied = {}
+    for setting in (False, "selective", True):
+        student, teacher = new_networks()
+        settings = ParallelSettings(activation_checkpointing=setting)
+        called, _ = parallelise(student, teacher, settings, ALONE)
+        with FlopCounterMode(display=False) as counter:
+            backward(called, [slice(0, IMAGES)], precision)
+        multiplied[setting] = counter.get_flop_counts()["Global"]
+    aten = torch.ops.aten
+    for linear in (aten.mm, aten.addmm):
+        plain, selective, whole = (multiplied[name][linear] for name in (False, "selective", True))
+        assert selective == plain
+        assert (whole > plain) == (linear is aten.addmm)  # the layers of the forward pass
 
 
 def test_checkpointed_blocks_keep_less_for_the_backward_pass() -> None:

@@ -41,14 +41,14 @@ def plain_timm(name: str, backbone: Backbone, **options) -> nn.Module:
     return plain
 
 
-def first_block_input(backbone: Backbone, *arguments: torch.Tensor) -> torch.Tensor:
+def first_block_input(backbone: Backbone, images: torch.Tensor, **arguments) -> torch.Tensor:
     seen = []
     handle = backbone.vit.blocks[0].register_forward_pre_hook(
         lambda _, given: seen.append(given[0])
     )
-    backbone(*arguments)
+    backbone(images, **arguments)
     handle.remove()
-    return seen[0]
+    return seen[0].unflatten(0, (len(images), -1))
 
 
 # pitfall 14
@@ -79,7 +79,7 @@ def test_the_mask_token_replaces_exactly_the_masked_embeddings_before_positions_
     masks = torch.rand(3, 16, generator=torch.Generator().manual_seed(3)) < 0.4
     masks[2] = False
     unmasked = first_block_input(backbone, images())
-    masked = first_block_input(backbone, images(), masks)
+    masked = first_block_input(backbone, images(), masks=masks)
     prefix = backbone.prefix_tokens
     embeddings = backbone.vit.patch_embed(images()).flatten(1, 2)
     expected = unmasked.clone()
@@ -98,7 +98,7 @@ def test_tokens_asked_for_by_index_equal_those_of_all_with_their_gradients(name)
     (cls.sum() + patches.flatten(0, 1)[index].square().sum()).backward()
     expected = {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}
     backbone.zero_grad()
-    some_cls, some = backbone(images(), None, index)
+    some_cls, some = backbone(images(), patch_index=index)
     (some_cls.sum() + some.square().sum()).backward()
     torch.testing.assert_close(some, patches.flatten(0, 1)[index])
     torch.testing.assert_close(some_cls, cls)
@@ -106,6 +106,72 @@ def test_tokens_asked_for_by_index_equal_those_of_all_with_their_gradients(name)
         torch.testing.assert_close(
             backbone.get_parameter(parameter).grad, gradient, atol=1e-5, rtol=1e-4
         )
+
+
+def in_one_call_and_in_several(name: str, **settings) -> list[dict[str, torch.Tensor]]:
+    """Tokens and gradients, in float64, of views of three sizes; some of the first are masked."""
+    sizes = [images(3), images(4, 16, 24), images(5, 24, 16)]
+    masks = torch.rand(3, 16, generator=torch.Generator().manual_seed(3)) < 0.4
+    index = masks.flatten().nonzero()[:, 0]
+    found = []
+    for together in (True, False):
+        backbone = tiny(name, **settings).double()
+        views = [view.double() for view in sizes]
+        if together:
+            cls, patches = backbone(*views, masks=masks, patch_index=index)
+        else:
+            cls, patches = backbone(views[0], masks=masks, patch_index=index)
+            cls = torch.cat([cls, *[backbone(view)[0] for view in views[1:]]])
+        (cls.pow(3).sum() + patches.square().sum()).backward()
+        gradients = {name: p.grad for name, p in backbone.named_parameters()}
+        found.append({"CLS": cls, "patches": patches, **gradients})
+    return found
+
+
+@pytest.mark.parametrize("attention", ["fused", "explicit"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *[(name, {}) for name in MODELS],
+        (MODELS[0], {"qk_norm": True, "qkv_bias": False, "reg_tokens": 2}),
+    ],
+)
+def test_views_of_several_sizes_in_one_call_are_those_of_a_call_for_each(name, options, attention):
+    together, apart = in_one_call_and_in_several(name, options=options, attention=attention)
+    for what, expected in apart.items():
+        torch.testing.assert_close(together[what], expected, rtol=1e-10, atol=1e-10, msg=what)
+
+
+def test_an_attention_of_another_kind_is_called_for_each_size():
+    class Other(Attention):
+        """The same numbers from another class."""
+
+    backbone = tiny()
+    for block in backbone.vit.blocks:
+        block.attn.__class__ = Other
+    views = [images(3), images(4, 16, 24)]
+    calls = []
+    backbone.vit.blocks[0].attn.register_forward_pre_hook(lambda _, given: calls.append(given))
+    cls, _ = backbone(*views)
+    assert [given[0].shape[:2] for given in calls] == [(3, 17), (4, 7)]
+    torch.testing.assert_close(cls, torch.cat([backbone(view)[0] for view in views]))
+
+
+def test_each_size_drops_its_own_share_of_samples():
+    backbone = tiny(drop_path=0.4, layer_scale=1.0).train()
+    block = backbone.vit.blocks[0]
+    nn.init.zeros_(block.mlp.fc2.weight)
+    nn.init.zeros_(block.mlp.fc2.bias)
+    sizes = torch.randn(10, 4, 32), torch.randn(3, 6, 32)  # 6 of 10 are kept, and 2 of 3
+    x = torch.cat([size.flatten(0, 1) for size in sizes])
+    updates = (block(x, ((10, 4), (3, 6))) - x).split([40, 18])
+    for size, update, scale, count in zip(sizes, updates, (10 / 6, 3 / 2), (6, 2), strict=True):
+        update = update.view(size.shape)
+        kept = update.flatten(1).abs().amax(1) > 0
+        assert kept.sum() == count
+        full = block.eval()(size) - size
+        block.train()
+        torch.testing.assert_close(update[kept], full[kept] * scale, atol=1e-5, rtol=1e-4)
 
 
 # pitfall 13
@@ -153,7 +219,7 @@ def test_stochastic_depth_drops_a_fixed_share_of_samples_and_scales_the_rest(sil
     full = block.eval()(x) - x
     dropped = []
     for _ in range(30):
-        update = block.train()(x, read)
+        update = block.train()(x, read=read)
         rows = torch.arange(40) if read is None else read
         update = update - x.flatten(0, 1)[rows].view(update.shape)
         expected = full.flatten(0, 1)[rows] * 10 / 6

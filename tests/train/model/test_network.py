@@ -44,7 +44,7 @@ def views(seed: int = 5) -> dict[str, torch.Tensor]:
 def test_outputs_are_those_of_backbone_and_heads_called_one_by_one(heads):
     student, given = network(heads), views()
     outputs = student(**given)
-    cls, patches = student.backbone(given["global_views"], given["masks"])
+    cls, patches = student.backbone(given["global_views"], masks=given["masks"])
     local, _ = student.backbone(given["local_views"])
     patch_head = student.ibot_head or student.dino_head
     torch.testing.assert_close(outputs.cls, cls)
