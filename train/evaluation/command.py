@@ -114,7 +114,8 @@ def evaluate(
     tree = apply_overrides({}, overrides)
     settings = validate(EvalSettings, tree, file="the settings of eval", overrides=overrides)
     check_data(tasks, places, settings.retrieval.crop_queries)
-    from train.evaluation.table import make_folder, write_table
+    from train.evaluation.table_files import make_folder, write_table
+    from train.evaluation.table_text import as_text
 
     make_folder(out)  # what cannot be written is said before hours of work, not behind them
     from train.evaluation.evaluate import evaluate as evaluated
@@ -130,6 +131,6 @@ def evaluate(
     )
     if not any(row.scores for row in table.rows):
         raise LvdError(table.failures()[0])
-    click.echo(table.text(), nl=False)
+    click.echo(as_text(table), nl=False)
     if failures := table.failures():
         raise LvdError(f"{len(failures)} failed, and all else is in {out}: {'; '.join(failures)}")

@@ -9,20 +9,21 @@ from pathlib import Path
 
 from shared.errors import LvdError
 from shared.progress import say
-from train.evaluation.attention import attention
-from train.evaluation.depth import depth
+from train.evaluation.classification.holdout import check_common
+from train.evaluation.classification.knn import knn
+from train.evaluation.classification.linear import linear_probe
+from train.evaluation.classification.logistic import logistic
+from train.evaluation.dense.attention import attention
+from train.evaluation.dense.depth import depth
+from train.evaluation.dense.segmentation import segment
 from train.evaluation.features import Bank, bank
-from train.evaluation.frozen import JoinedModel, load_models
-from train.evaluation.holdout import check_common
-from train.evaluation.knn import knn
-from train.evaluation.linear import linear_probe
-from train.evaluation.logistic import logistic
-from train.evaluation.retrieval import retrieval
+from train.evaluation.retrieval.ranking import retrieval
 from train.evaluation.scores import Score
-from train.evaluation.segmentation import segment
 from train.evaluation.settings import EvalSettings
 from train.evaluation.table import Row, Table
 from train.evaluation.tasks import LABELLED
+from train.frozen.loading import load_models
+from train.frozen.model import JoinedModel
 
 Banks = Callable[[], tuple[Bank, Bank]]
 

@@ -22,7 +22,7 @@ from shared.progress import stage_bar, warn
 from shared.storage import fingerprint
 from train.data.labelled import LabelledImages
 from train.evaluation.cache import GrowingArray, scratch_folder
-from train.evaluation.frozen import FrozenModel, JoinedModel
+from train.frozen.model import FrozenModel, JoinedModel
 
 VERSION = 1
 BLOCKS = 4
