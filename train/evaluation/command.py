@@ -66,6 +66,7 @@ def evaluate(
     lvd-train eval knn logreg --model vit_small_patch14_dinov2.lvd142m --model ViT-B-32:openai \\
         --model vit_small_patch14_dinov2.lvd142m+ViT-B-32:openai --train ... --test ...
     lvd-train eval segment --model runs/train/s --train ADE20K --test ADE20K
+    lvd-train eval knn --model ... --train ... --test ... --size 224 --set resize=256    as DINOv2
     lvd-train eval retrieval attention --model ...    each with a --data of its own: two calls
 
     \b

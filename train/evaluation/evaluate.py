@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.errors import LvdError
 from shared.progress import say
+from train.evaluation import protocol
 from train.evaluation.classification.holdout import check_common
 from train.evaluation.classification.knn import knn
 from train.evaluation.classification.linear import linear_probe
@@ -59,7 +60,11 @@ def evaluate(
             try:
                 if task in LABELLED:
                     notes[_about(*banks())] = None
-                scores += _scores(task, model, banks, places, settings, cache)
+                found = _scores(task, model, banks, places, settings, cache)
+                if task in LABELLED:
+                    differs = protocol.classification(task, model.parts, settings.resize)
+                    found = [score.with_sentences(differs) for score in found]
+                scores += found
             except LvdError as error:
                 failures[task] = str(error)
             except Exception as error:  # what others have computed is worth more than an early end
@@ -115,6 +120,7 @@ def _labelled(
                 cache=cache,
                 batch_size=settings.batch_size,
                 workers=settings.workers,
+                resize=settings.resize,
             )
             for option in ("train", "test")
         )

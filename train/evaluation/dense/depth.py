@@ -13,8 +13,9 @@ from torch import Tensor
 
 from shared.errors import LvdError
 from shared.images import ImageError
+from train.evaluation import protocol
 from train.evaluation.dense.head import Task, fit, predictions
-from train.evaluation.dense.images import dense_images, draw
+from train.evaluation.dense.images import dense_images, draw, input_side
 from train.evaluation.dense.pairs import Pair, find_apart, read_depth
 from train.evaluation.scores import Score, share_scored
 from train.evaluation.settings import NEAREST, DepthSettings
@@ -48,8 +49,10 @@ def depth(
     read = partial(_metres, max_depth=settings.max_depth)
     read_test = partial(read, eigen_crop=settings.eigen_crop)
     pairs = find_apart(train, test, "depth")
-    trained = dense_images(model, pairs[0], read, settings, role="--train", cache=cache)
-    tested = dense_images(model, pairs[1], read_test, settings, role="--test", cache=cache)
+    trained, tested = (
+        dense_images(model, some, reads, settings, role=role, cache=cache, cls=settings.cls)
+        for some, reads, role in zip(pairs, (read, read_test), ("--train", "--test"), strict=True)
+    )
     device = model.parts[0].device
     task = _task(settings, device)
     samples = draw(trained, settings, "--train")
@@ -64,7 +67,9 @@ def depth(
         raise LvdError(
             f"--test: no pixel of the depth maps in {test!r} counts: see depth.max_depth"
         )
-    note = "; ".join(filter(None, [note, share_scored(len(found), len(pairs[1]))]))
+    notes = [note, share_scored(len(found), len(pairs[1]))]
+    sides = [input_side(part, settings.size) for part in model.parts]
+    note = "; ".join(filter(None, [*notes, *protocol.depth(sides, settings.cls)]))
     rmse, abs_rel, delta1 = np.mean(found, axis=0).tolist()
     return [
         Score("depth", "RMSE", rmse, setting, higher_is_better=False, note=note),

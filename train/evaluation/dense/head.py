@@ -13,7 +13,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from shared.progress import stage_bar
-from train.evaluation.dense.images import DenseImages, Samples, at_points, pixel_centres
+from train.evaluation.dense.images import DenseImages, Samples, pixel_centres
+from train.evaluation.dense.windows import Windows, blend
 from train.evaluation.settings import DenseSettings
 from train.evaluation.standardise import moments
 
@@ -101,10 +102,13 @@ def predictions(
         bar.note(f"{role} at full resolution")
         for row, target in images.targets(workers, role):
             outputs = head(images.tokens([row]).to(head.mean.device))
+            windows = images.windows_of([row])
             height, width = target.shape
-            step = max(_MOST_OUTPUTS // (width * task.outputs), 1)
+            step = max(_MOST_OUTPUTS // (width * task.outputs * len(outputs)), 1)
             strips = [
-                task.predict(_upsampled(outputs, range(top, min(top + step, height)), target.shape))
+                task.predict(
+                    _upsampled(outputs, windows, range(top, min(top + step, height)), target.shape)
+                )
                 for top in range(0, height, step)
             ]
             yield torch.cat(strips).view(height, width).cpu().numpy(), target
@@ -118,9 +122,12 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def _upsampled(
-    outputs: Float[Tensor, "1 rows cols outputs"], rows: range, shape: tuple[int, int]
+    outputs: Float[Tensor, "windows rows cols outputs"],
+    windows: Windows,
+    rows: range,
+    shape: tuple[int, int],
 ) -> Float[Tensor, "pixels outputs"]:
-    return at_points(outputs, pixel_centres(rows, *shape)[None].to(outputs.device))[0]
+    return blend(outputs, windows, pixel_centres(rows, *shape)[None].to(outputs.device))[0]
 
 
 def _trained(

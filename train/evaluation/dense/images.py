@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float32, Int32, UInt8
+from jaxtyping import Float, Float16, Float32, Int32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -19,9 +19,10 @@ from torchvision.transforms.v2 import functional as transforms
 
 from shared.embedders import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.images import ImageError, upright_size
 from shared.progress import warn
 from train.evaluation.dense.pairs import Pair
+from train.evaluation.dense.windows import Box, Windows, as_shares, blend, slide, whole_images
 from train.evaluation.file_features import ImageFile, View, ahead, file_features
 from train.evaluation.settings import DenseSettings
 
@@ -29,26 +30,47 @@ if TYPE_CHECKING:
     from train.frozen.model import FrozenModel, JoinedModel
 
 
+class Sliding(NamedTuple):
+    """Square windows over an image resized to a shorter side as long as theirs, in pixels."""
+
+    side: int
+    stride: int
+
+
 @dataclass(frozen=True)
 class DenseImages:
-    """Pairs seen through a (joined) model: a grid of patch tokens for each image, and a target."""
+    """Pairs seen through a (joined) model: grids of patch tokens for each image, and a target."""
 
     pairs: Sequence[Pair]
-    grids: Sequence[Float16[np.ndarray, "n rows cols d"]]
-    """Of each part of the model, on disk."""
+    grids: Sequence[Float16[np.ndarray, "windows rows cols d"]]
+    """Of each part of the model, on disk: of all windows, one image's behind another's."""
     sizes: Int32[np.ndarray, "n 2"]
     """Height and width of each image, upright; 0 where it could not be read."""
     read: Callable[[Pair], Float32[np.ndarray, "h w"]]
     """Gives a pair's target, NaN where a pixel counts for nothing; ImageError if it is broken."""
+    windows: Windows
 
-    def tokens(self, rows: Sequence[int]) -> Float[Tensor, "n rows cols d"]:
-        """Return the tokens of some images; of several parts, resampled to the finest grid.
+    def tokens(self, rows: Sequence[int]) -> Float[Tensor, "windows rows cols d"]:
+        """Return the tokens of some images' windows; of several parts, on the finest grid.
 
         Coarser grids are resampled bilinearly and all are concatenated in the order of the parts.
         """
-        grids = [torch.from_numpy(grid[np.asarray(rows)]).float() for grid in self.grids]
+        places = self._places(rows)
+        grids = [torch.from_numpy(grid[places]).float() for grid in self.grids]
         finest = [max(grid.shape[axis] for grid in grids) for axis in (1, 2)]
         return torch.cat([_resampled(grid, finest) for grid in grids], dim=3)
+
+    def windows_of(self, rows: Sequence[int]) -> Windows:
+        """Return the windows of some images."""
+        counts = [self.windows.counts[row] for row in rows]
+        return Windows(counts, self.windows.boxes[self._places(rows)])
+
+    def _places(self, rows: Sequence[int]) -> Int64[np.ndarray, " windows"]:
+        return np.concatenate([np.arange(self._ends[row], self._ends[row + 1]) for row in rows])
+
+    @cached_property
+    def _ends(self) -> Int64[np.ndarray, " images_and_one"]:
+        return np.concatenate([[0], np.cumsum(self.windows.counts, dtype=np.int64)])
 
     def targets(self, workers: int, role: str) -> Iterator[tuple[int, Float32[np.ndarray, "h w"]]]:
         """Yield each whole image's row and target, in order; a warning counts the broken ones."""
@@ -94,10 +116,11 @@ class Samples(NamedTuple):
         self, chosen: Sequence[int], device: torch.device
     ) -> tuple[Float[Tensor, "pixels d"], Float[Tensor, " pixels"]]:
         """Return the tokens interpolated at the pixels of some of the rows, and their targets."""
-        grids = self.images.tokens([self.rows[n] for n in chosen]).to(device)
+        rows = [self.rows[n] for n in chosen]
+        grids, points = self.images.tokens(rows).to(device), self.points[chosen].to(device)
         targets = self.targets[chosen].to(device)
         counted = ~targets.isnan()
-        return at_points(grids, self.points[chosen].to(device))[counted], targets[counted]
+        return blend(grids, self.images.windows_of(rows), points)[counted], targets[counted]
 
 
 def dense_images(
@@ -108,19 +131,32 @@ def dense_images(
     *,
     role: str,
     cache: Path,
+    sliding: Sliding | None = None,
+    cls: bool = False,
 ) -> DenseImages:
     """Return pairs with their patch tokens, which are read or made below `cache`.
 
     The whole image is resized, by the model's own interpolation, to a square: nothing is cropped,
-    and a target's pixel lies at the same share of height and width as in the image. Raises LvdError
-    where no image can be decoded, and where the model has no patch tokens.
+    and a target's pixel lies at the same share of height and width as in the image. Where windows
+    are `sliding`, each of them is resized so instead. With `cls` the CLS token stands beside each
+    patch token. Raises LvdError where no image can be decoded, and where the model lacks tokens.
     """
-    images = [ImageFile(pair.image) for pair in pairs]
+    if sliding is None:
+        sizes, windows = None, whole_images(len(pairs))
+        images = [ImageFile(pair.image) for pair in pairs]
+    else:
+        sizes = np.array(list(ahead(_size, pairs, settings.workers)), np.int32)
+        boxes = [slide(*size, *sliding) if size[0] else [None] for size in sizes.tolist()]
+        images = [
+            ImageFile(p.image, box) for p, some in zip(pairs, boxes, strict=True) for box in some
+        ]
+        windows = _windows(sizes, boxes)
+    side = settings.size if sliding is None else sliding.side
     grids = [
         file_features(
             part,
             images,
-            _whole_image(part, settings.size),
+            _squares(part, side, cls),
             role=role,
             cache=cache,
             batch_size=settings.batch_size,
@@ -129,8 +165,14 @@ def dense_images(
         for part in model.parts
     ]
     # What decodes at one part's scale could fail at another's.
-    whole = np.all([grid.sizes > 0 for grid in grids], axis=0)
-    return DenseImages(pairs, [grid.values for grid in grids], grids[0].sizes * whole, read)
+    decoded = np.all([grid.sizes > 0 for grid in grids], axis=0)
+    firsts = np.cumsum(windows.counts) - windows.counts
+    whole = np.logical_and.reduceat(decoded, firsts, axis=0)
+    if sizes is None:
+        sizes = grids[0].sizes
+    else:  # a header that lies about its picture has put the windows elsewhere
+        whole &= (grids[0].sizes[firsts] == sizes).all(axis=1, keepdims=True)
+    return DenseImages(pairs, [grid.values for grid in grids], sizes * whole, read, windows)
 
 
 def draw(images: DenseImages, settings: DenseSettings, role: str) -> Samples:
@@ -167,21 +209,6 @@ def draw(images: DenseImages, settings: DenseSettings, role: str) -> Samples:
     )
 
 
-def at_points(
-    grids: Float[Tensor, "n rows cols d"], points: Float[Tensor, "n points 2"]
-) -> Float[Tensor, "n points d"]:
-    """Return grids interpolated bilinearly at points, given as shares of height and width.
-
-    At the pixel centres of a larger picture this equals `interpolate` to its size with
-    align_corners=False: beyond the outermost cells' centres the outermost cells count.
-    """
-    places = (2 * points - 1).flip(-1)[:, :, None]  # grid_sample wants right, down in -1 .. 1
-    sampled = functional.grid_sample(
-        grids.permute(0, 3, 1, 2), places, "bilinear", padding_mode="border", align_corners=False
-    )
-    return sampled[..., 0].transpose(1, 2)
-
-
 def pixel_centres(rows: range, height: int, width: int) -> Float[Tensor, "pixels 2"]:
     """Return the places of some rows' pixels in a picture of height by width, row by row."""
     down = (torch.arange(rows.start, rows.stop) + 0.5) / height
@@ -189,15 +216,19 @@ def pixel_centres(rows: range, height: int, width: int) -> Float[Tensor, "pixels
     return torch.cartesian_prod(down, right)
 
 
-def _whole_image(model: FrozenModel, size: int | None) -> View:
-    side = size or model.needs.size
-    if model.needs.patch:
-        side = max(round(side / model.needs.patch), 1) * model.needs.patch
+def input_side(model: FrozenModel, size: int | None) -> int:
+    """Return the multiple of the model's patch, in pixels, that is nearest to `size`, or its own."""
+    side, patch = size or model.needs.size, model.needs.patch
+    return max(round(side / patch), 1) * patch if patch else side
+
+
+def _squares(model: FrozenModel, size: int | None, cls: bool) -> View:
+    side = input_side(model, size)
     interpolation = InterpolationMode(model.needs.interpolation)
     return View(
-        f"patches of squares of {side}",
+        f"patches{' and CLS' * cls} of squares of {side}",
         partial(_square, side=side, interpolation=interpolation),
-        partial(_patches, model),
+        partial(_patches, model, cls),
         round(REDUCED_DECODING_FACTOR * side),
     )
 
@@ -209,12 +240,35 @@ def _square(
 
 
 def _patches(
-    model: FrozenModel, pixels: UInt8[Tensor, "n 3 h w"]
+    model: FrozenModel, cls: bool, pixels: UInt8[Tensor, "n 3 h w"]
 ) -> Float[Tensor, "n rows cols d"]:
-    patches = model.tokens(pixels).patches
+    tokens = model.tokens(pixels)
+    patches = tokens.patches
     if patches is None:
         raise LvdError(f"--model {model.name} has no patch tokens: segment and depth need some")
-    return patches
+    if not cls:
+        return patches
+    if tokens.cls is None:
+        raise LvdError(f"--model {model.name} has no CLS token: leave depth.cls=true away")
+    beside = tokens.cls[:, -1, None, None].expand(-1, *patches.shape[1:3], -1)
+    return torch.cat([beside, patches], dim=3)
+
+
+def _size(pair: Pair) -> tuple[int, int]:
+    """Return height and width of a pair's upright image; zeros where it is broken."""
+    try:
+        return upright_size(pair.image.read_bytes())
+    except (OSError, ImageError):
+        return 0, 0
+
+
+def _windows(sizes: Int32[np.ndarray, "n 2"], boxes: Sequence[Sequence[Box | None]]) -> Windows:
+    shares = [
+        as_shares(box, *size) if box else (0.0, 0.0, 1.0, 1.0)
+        for size, some in zip(sizes.tolist(), boxes, strict=True)
+        for box in some
+    ]
+    return Windows([len(some) for some in boxes], torch.tensor(shares))
 
 
 def _resampled(

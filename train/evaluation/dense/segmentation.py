@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from shared.errors import LvdError
 from shared.images import ImageError
+from train.evaluation import protocol
 from train.evaluation.dense.head import Task, fit, predictions
-from train.evaluation.dense.images import Samples, dense_images, draw
+from train.evaluation.dense.images import Samples, Sliding, dense_images, draw, input_side
 from train.evaluation.dense.pairs import Pair, find_apart, read_mask
 from train.evaluation.scores import Score, share_scored
 from train.evaluation.settings import SegmentSettings
@@ -62,13 +63,16 @@ def segment(
 ) -> list[Score]:
     """Return mean IoU and pixel accuracy on `test` of a linear head trained on `train`.
 
-    The layouts of pairs are those of `find_pairs`, the head and its training those of `fit`. Each
-    mask is predicted at its own resolution. Raises LvdError where data or model do not fit.
+    The layouts of pairs are those of `find_pairs`, the head and its training those of `fit`; with
+    `settings.window` both look at images through sliding windows. Each mask is predicted at its own resolution. Raises LvdError where data or model do not fit.
     """
     read = partial(_labels, ignored=settings.ignored)
     pairs = find_apart(train, test, "mask")
-    trained = dense_images(model, pairs[0], read, settings, role="--train", cache=cache)
-    tested = dense_images(model, pairs[1], read, settings, role="--test", cache=cache)
+    sliding = Sliding(settings.window, settings.stride) if settings.window else None
+    trained, tested = (
+        dense_images(model, some, read, settings, role=role, cache=cache, sliding=sliding)
+        for some, role in zip(pairs, ("--train", "--test"), strict=True)
+    )
     device = model.parts[0].device
     samples = draw(trained, settings, "--train")
     classes = _classes(samples, train)
@@ -85,6 +89,8 @@ def segment(
     notes += [f"{1 - known:.1%} of the pixels are of classes that --train does not have"] * (
         known < 1
     )
+    sides = [input_side(part, settings.window or settings.size) for part in model.parts]
+    notes += protocol.segmentation(sides, settings.window, settings.stride)
     note = "; ".join(filter(None, notes))
     return [
         Score("segment", "mIoU", overlap.mean_iou(), f"lr {rate:g}", note=note),

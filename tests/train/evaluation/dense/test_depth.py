@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 from shared.errors import LvdError
 from train.evaluation.dense.depth import depth, errors, expected_depth, scale_invariant_loss
-from train.evaluation.settings import DepthSettings
+from train.evaluation.dense.images import dense_images
+from train.evaluation.dense.pairs import find_pairs
+from train.evaluation.settings import DenseSettings, DepthSettings
 
 QUICK = {"steps": 75, "points": 64, "learning_rates": (0.003, 0.03), "workers": 1}
 NAN = float("nan")
@@ -141,6 +143,28 @@ def test_eigen_crop_counts_only_its_part_of_nyu_maps(tmp_path):
     assert scores(tmp_path, train, test, bins=16, eigen_crop=True)["delta1"] == 1
     with pytest.raises(LvdError, match="eigen_crop is for maps of 640x480"):
         scores(tmp_path, train, write_set(tmp_path / "small", 2, 0), eigen_crop=True)
+
+
+def test_the_cls_token_stands_beside_each_patch(tmp_path):
+    class WithCls(ColourModel):
+        def tokens(self, pixels):
+            found = super().tokens(pixels)
+            found.cls = torch.stack([found.pooled * 0, found.pooled], dim=1)  # of two blocks
+            return found
+
+    train, test = write_set(tmp_path / "train", 2, 0), write_set(tmp_path / "test", 2, 1)
+    pairs = find_pairs(train, "depth", "--train")
+    about = {"role": "--train", "cache": tmp_path / "cache"}
+    settings = DenseSettings(workers=1)
+    alone, beside = (
+        dense_images(joined(WithCls()), pairs, None, settings, cls=cls, **about).tokens([0, 1])
+        for cls in (False, True)
+    )
+    assert torch.equal(beside[..., 3:], alone)
+    whole = alone.mean(dim=(1, 2), keepdim=True).expand_as(alone)
+    torch.testing.assert_close(beside[..., :3], whole, atol=1e-3, rtol=0)
+    with pytest.raises(LvdError, match=r"colour4 has no CLS token: leave depth\.cls=true away"):
+        scores(tmp_path, train, test, joined(ColourModel(size=16)), cls=True)
 
 
 def test_settings_that_cannot_be_are_refused():

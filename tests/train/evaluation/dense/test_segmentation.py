@@ -13,9 +13,10 @@ from torch.nn.functional import interpolate
 import train.evaluation.dense.head
 from shared.errors import LvdError
 from train.evaluation.dense.head import rate_at
-from train.evaluation.dense.images import DenseImages, at_points, draw, pixel_centres
+from train.evaluation.dense.images import DenseImages, draw, pixel_centres
 from train.evaluation.dense.pairs import Pair
 from train.evaluation.dense.segmentation import Overlap, segment
+from train.evaluation.dense.windows import at_points, whole_images
 from train.evaluation.settings import DenseSettings, SegmentSettings
 from train.frozen.loading import load_models
 
@@ -92,7 +93,7 @@ def test_only_pixels_that_count_are_drawn_each_once():
     targets = {"few": target, "none": nothing, "all": np.ones((3, 5), np.float32)}
     pairs = [Pair(key, None, None) for key in targets]
     sizes = np.array([[6, 10], [6, 10], [3, 5]])
-    images = DenseImages(pairs, [], sizes, lambda pair: targets[pair.key])
+    images = DenseImages(pairs, [], sizes, lambda pair: targets[pair.key], whole_images(len(pairs)))
     samples = draw(images, DenseSettings(points=8, workers=1), "--train")
     assert samples.rows == [0, 2]
     few = ~samples.targets[0].isnan()
@@ -188,7 +189,7 @@ def test_joined_models_give_one_grid_of_the_finest_patches(tmp_path):
     coarse, fine = ColourModel(patch=16), ColourModel(patch=4, scale=0.5)
     assert scores(tmp_path, joined(coarse, fine))["mIoU"] > 0.8
     grids = [torch.rand(3, side, side, side).numpy().astype(np.float16) for side in (2, 8)]
-    images = DenseImages([], grids, np.zeros((3, 2)), None)
+    images = DenseImages([], grids, np.zeros((3, 2)), None, whole_images(3))
     tokens = images.tokens([2, 0])
     assert tokens.shape == (2, 8, 8, 10)
     assert torch.equal(tokens[..., 2:], torch.from_numpy(grids[1][[2, 0]]).float())
