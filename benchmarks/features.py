@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.multicrop import photographs
 from train.data.labelled import LabelledImages
 from train.evaluation.features import bank
-from train.evaluation.frozen import FrozenModel, load_models
+from train.frozen.loading import load_models
+from train.frozen.model import FrozenModel
 
 
 def write_shard(path: Path, size: tuple[int, int], count: int) -> None:

@@ -85,13 +85,14 @@ def square(
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
     decode: Literal["reduced", "full"] = "reduced",
+    resize: int | None = None,
 ) -> EvaluationTransform:
     """Return bicubic resizing to a square of `size` pixels, as timm's `crop_mode` says.
 
-    `center`: to a shorter side of that many, and the square at the centre. `squash`: all of the
+    `center`: to a shorter side of that many, or of `resize`, and the square at the centre. `squash`: all of the
     image, whatever its aspect. Means and deviations are by default those of ImageNet.
     """
-    sides = (size, size) if crop_mode == "squash" else size
+    sides = (size, size) if crop_mode == "squash" else resize or size
     steps = [
         transforms.Resize(sides, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(size),

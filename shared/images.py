@@ -84,6 +84,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 _PILLOW = r"PIL\."
 _EXIF_ORIENTATION = 0x0112
@@ -133,6 +134,16 @@ def read_header(data: bytes) -> Header:
             tags = image.tag_v2  # type: ignore[attr-defined]  # of its subclass for TIFF
             size = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
     return Header(size[0], size[1], name)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return height and width of what `decode` returns, without decoding a pixel.
+
+    Raises ImageError where the bytes are no image of a readable format.
+    """
+    header = read_header(data)
+    turned = _orientation(_open(data, header.format)) in _ON_ITS_SIDE
+    return (header.width, header.height) if turned else (header.height, header.width)
 
 
 def decode(

@@ -25,8 +25,8 @@ from train.monitoring.summary import summary
 from train.monitoring.watch import Watch
 from train.persistence.checkpoints import newest, save
 from train.persistence.run_folder import RunFolder
-from train.persistence.snapshot import restore, snapshot, write_model
 from train.recipe import Recipe
+from train.snapshot import restore, snapshot, write_model
 from train.step import optimiser_step, to_device
 from train.system import System, build_system
 

@@ -18,9 +18,10 @@ from train.data.sources import describe_sources, open_index
 from train.distributed.parallelise import resolve_precision, shares
 from train.estimate import Load, estimate
 from train.model.network import Network
-from train.persistence.trained import find_trained
 from train.recipe import Recipe
-from train.system import frozen_teacher, new_network
+from train.student import new_network
+from train.system import frozen_teacher
+from train.weights.trained import find_trained
 
 
 def preview(recipe: Recipe, name: str, shards: str | None, select: str | None) -> str:

@@ -15,12 +15,13 @@ from train.distributed.materialise import copy_shares, fill
 from train.distributed.parallelise import parallelise, prepare_frozen, resolve_precision
 from train.distributed.ranks import Ranks
 from train.model.deferred import DeferredInit
-from train.model.init import backbone_weights, load_backbone
-from train.model.network import Network, build_network, make_teacher
+from train.model.network import Network, make_teacher
 from train.objectives.centering import Centering, build_centering
 from train.optimisation.groups import make_optimiser, parameter_groups
-from train.persistence.continuation import load_networks, network_weights
 from train.recipe import Recipe
+from train.student import new_network
+from train.weights.continuation import load_networks, network_weights
+from train.weights.init import backbone_weights, load_backbone
 
 
 @dataclass
@@ -56,31 +57,6 @@ class System:
     def centerings(self) -> list[Centering]:
         """Return the centerings there are."""
         return [c for c in (self.dino_centering, self.ibot_centering) if c is not None]
-
-
-def new_network(
-    recipe: Recipe, device: str = "cpu", deferred: DeferredInit | None = None
-) -> Network:
-    """Return the student of a recipe with fresh weights; the same ones on every process.
-
-    With `deferred`, which then knows them, as `build_network`.
-    """
-    crops = recipe.crops
-    network = build_network(
-        recipe.model,
-        recipe.heads,
-        recipe.projector,
-        masked=recipe.masks is not None,
-        ibot=recipe.objectives.ibot > 0,
-        infonce=recipe.objectives.infonce > 0,
-        sizes=[crops.global_size, *([crops.local_size] if crops.local_views else [])],
-        seed=recipe.seed,
-        device=device,
-        deferred=deferred,
-    )
-    if recipe.heads and recipe.objectives.dino == 0 and not recipe.heads.shared:
-        network.dino_head.requires_grad_(False)  # DDP wants a gradient of all that asks for one
-    return network
 
 
 def frozen_teacher(

@@ -20,7 +20,8 @@ from train.optimisation.schedules import Schedules, Values
 from train.preview import load_of
 from train.recipe import Recipe, read_recipe
 from train.step import optimiser_step, to_device
-from train.system import System, build_system, new_network
+from train.student import new_network
+from train.system import System, build_system
 
 CONFIG = ROOT / "pipelines.yaml"
 MOST_IMAGES = 256

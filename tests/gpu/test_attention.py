@@ -8,7 +8,7 @@ from small_step import LOCAL_SIDE, PATCH, SIDE, recipe
 
 from train.distributed.parallelise import autocast
 from train.model.network import Network
-from train.system import new_network
+from train.student import new_network
 
 pytestmark = pytest.mark.gpu
 

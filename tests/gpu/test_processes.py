@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train.distributed.ranks import any_rank, barrier, max_over_ranks, sum_over_ranks
 from train.persistence.checkpoints import save
-from train.persistence.snapshot import restore, snapshot
+from train.snapshot import restore, snapshot
 
 pytestmark = pytest.mark.gpu
 

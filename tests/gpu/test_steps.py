@@ -12,7 +12,7 @@ from small_step import batch, system_on, train
 from train.data.crops import finish_views
 from train.monitoring.indicators import indicators
 from train.persistence.checkpoints import save
-from train.persistence.snapshot import restore, snapshot
+from train.snapshot import restore, snapshot
 from train.step import to_device
 
 pytestmark = pytest.mark.gpu

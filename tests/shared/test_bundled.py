@@ -168,11 +168,11 @@ def test_stage_two_knows_it_by_its_name_and_can_start_from_it(name):
     import torch
     from safetensors.torch import load_file
 
-    from train.evaluation.frozen import load_models
     from train.export.source import read_backbone
-    from train.model.init import load_backbone
+    from train.frozen.loading import load_models
     from train.model.network import build_network
     from train.model.settings import HeadSettings, HeadsSettings
+    from train.weights.init import load_backbone
 
     weights = load_file(BUNDLED[name] / "model.safetensors")
     for given, kept in ((name, True), (f"untrained:{name}", False)):

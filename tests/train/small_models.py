@@ -13,7 +13,7 @@ from train.model.network import make_teacher
 from train.persistence.checkpoints import save
 from train.persistence.run_folder import RunFolder
 from train.recipe import Recipe
-from train.system import new_network
+from train.student import new_network
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 REGISTERS = TINY | {"reg_tokens": 2, "init_values": 0.5}

@@ -21,8 +21,8 @@ from train.distributed.ranks import Ranks
 from train.monitoring.indicators import indicators
 from train.optimisation.schedules import Values
 from train.persistence.checkpoints import training_state
-from train.persistence.snapshot import snapshot
 from train.recipe import Recipe
+from train.snapshot import snapshot
 from train.step import MicroBatch, optimiser_step, to_device
 from train.system import System, build_system
 

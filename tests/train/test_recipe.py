@@ -9,7 +9,7 @@ import yaml
 
 from shared.errors import LvdError
 from train.recipe import read_recipe
-from train.system import new_network
+from train.student import new_network
 
 SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"
 NAMES = sorted(yaml.safe_load(SHIPPED.read_text())["recipes"])

@@ -26,7 +26,7 @@ from small_run import (
 
 from shared.embedders import load, settings_for_folder
 from train.cli import main
-from train.persistence.continuation import read_network
+from train.weights.continuation import read_network
 
 STEPS = 12
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from small_run import lines, run_command, write_shards
 from timm.layers import resample_abs_pos_embed
 
-from train.evaluation.frozen import load_models
+from train.frozen.loading import load_models
 
 SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"
 SHORT = (

@@ -20,7 +20,7 @@ from train.distributed.ranks import Ranks
 from train.model.network import Network, Outputs
 from train.model.settings import HeadsSettings
 from train.persistence.marks import is_of_a_run
-from train.persistence.trained import find_trained
+from train.weights.trained import find_trained
 
 Tokens = tuple[Float[Tensor, "n d"], Float[Tensor, "n rows columns d"]]
 
@@ -135,7 +135,7 @@ def _of_ours(network: Network, grid: tuple[int, int]) -> FrozenTeacher:
 def _of_others(
     name: str, heads: HeadsSettings, grid: tuple[int, int], patches: bool, device: torch.device
 ) -> FrozenTeacher:
-    from train.evaluation.frozen import load_models  # open_clip, which no other training needs
+    from train.frozen.loading import load_models  # open_clip, which no other training needs
 
     try:
         (model,) = load_models([name], precision="float32", device=device.type)

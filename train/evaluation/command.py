@@ -66,6 +66,7 @@ def evaluate(
     lvd-train eval knn logreg --model vit_small_patch14_dinov2.lvd142m --model ViT-B-32:openai \\
         --model vit_small_patch14_dinov2.lvd142m+ViT-B-32:openai --train ... --test ...
     lvd-train eval segment --model runs/train/s --train ADE20K --test ADE20K
+    lvd-train eval knn --model ... --train ... --test ... --size 224 --set resize=256    as DINOv2
     lvd-train eval retrieval attention --model ...    each with a --data of its own: two calls
 
     \b
@@ -114,7 +115,8 @@ def evaluate(
     tree = apply_overrides({}, overrides)
     settings = validate(EvalSettings, tree, file="the settings of eval", overrides=overrides)
     check_data(tasks, places, settings.retrieval.crop_queries)
-    from train.evaluation.table import make_folder, write_table
+    from train.evaluation.table_files import make_folder, write_table
+    from train.evaluation.table_text import as_text
 
     make_folder(out)  # what cannot be written is said before hours of work, not behind them
     from train.evaluation.evaluate import evaluate as evaluated
@@ -130,6 +132,6 @@ def evaluate(
     )
     if not any(row.scores for row in table.rows):
         raise LvdError(table.failures()[0])
-    click.echo(table.text(), nl=False)
+    click.echo(as_text(table), nl=False)
     if failures := table.failures():
         raise LvdError(f"{len(failures)} failed, and all else is in {out}: {'; '.join(failures)}")

@@ -9,20 +9,22 @@ from pathlib import Path
 
 from shared.errors import LvdError
 from shared.progress import say
-from train.evaluation.attention import attention
-from train.evaluation.depth import depth
+from train.evaluation import protocol
+from train.evaluation.classification.holdout import check_common
+from train.evaluation.classification.knn import knn
+from train.evaluation.classification.linear import linear_probe
+from train.evaluation.classification.logistic import logistic
+from train.evaluation.dense.attention import attention
+from train.evaluation.dense.depth import depth
+from train.evaluation.dense.segmentation import segment
 from train.evaluation.features import Bank, bank
-from train.evaluation.frozen import JoinedModel, load_models
-from train.evaluation.holdout import check_common
-from train.evaluation.knn import knn
-from train.evaluation.linear import linear_probe
-from train.evaluation.logistic import logistic
-from train.evaluation.retrieval import retrieval
+from train.evaluation.retrieval.ranking import retrieval
 from train.evaluation.scores import Score
-from train.evaluation.segmentation import segment
 from train.evaluation.settings import EvalSettings
 from train.evaluation.table import Row, Table
 from train.evaluation.tasks import LABELLED
+from train.frozen.loading import load_models
+from train.frozen.model import JoinedModel
 
 Banks = Callable[[], tuple[Bank, Bank]]
 
@@ -58,7 +60,11 @@ def evaluate(
             try:
                 if task in LABELLED:
                     notes[_about(*banks())] = None
-                scores += _scores(task, model, banks, places, settings, cache)
+                found = _scores(task, model, banks, places, settings, cache)
+                if task in LABELLED:
+                    differs = protocol.classification(task, model.parts, settings.resize)
+                    found = [score.with_sentences(differs) for score in found]
+                scores += found
             except LvdError as error:
                 failures[task] = str(error)
             except Exception as error:  # what others have computed is worth more than an early end
@@ -114,6 +120,7 @@ def _labelled(
                 cache=cache,
                 batch_size=settings.batch_size,
                 workers=settings.workers,
+                resize=settings.resize,
             )
             for option in ("train", "test")
         )

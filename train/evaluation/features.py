@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,12 @@ from torch.nn.functional import normalize
 
 from shared.commits import committed, run_unit
 from shared.errors import LvdError
+from shared.evaluation_transform import EvaluationTransform, square
 from shared.progress import stage_bar, warn
 from shared.storage import fingerprint
 from train.data.labelled import LabelledImages
 from train.evaluation.cache import GrowingArray, scratch_folder
-from train.evaluation.frozen import FrozenModel, JoinedModel
+from train.frozen.model import FrozenModel, JoinedModel
 
 VERSION = 1
 BLOCKS = 4
@@ -86,17 +87,20 @@ def bank(
     batch_size: int,
     workers: int,
     labelled: bool = True,
+    resize: int | None = None,
 ) -> Bank:
     """Return the features of the images at `path`, from `cache` where they are there already.
 
     `role` is for messages, as "--train". Else the images are streamed through each part of the
     model, decoded by `workers` threads meanwhile. Features of several parts are L2-normalised and
     stand side by side; what one of them has not is None. Images without label are left out, unless
-    they need none (`labelled` false). Raises LvdError where no image is left, and where a model
+    they need none (`labelled` false). `resize` is the shorter side to which images are resized before
+    the middle is cut out, in place of the model's own. Raises LvdError where no image is left, and where a model
     gives what is not finite.
     """
     entries = [
-        _extracted(part, path, role, cache, batch_size, workers, labelled) for part in model.parts
+        _extracted(part, path, role, cache, batch_size, workers, labelled, resize)
+        for part in model.parts
     ]
     tables = [pq.read_table(entry / ROWS) for entry in entries]
     keys = [table["key"].to_pylist() for table in tables]
@@ -118,13 +122,15 @@ def _extracted(
     batch_size: int,
     workers: int,
     labelled: bool,
+    resize: int | None,
 ) -> Path:
     """Return the folder with the features of a dataset, made now where it is not there."""
+    transform = model.transform if resize is None else _resizing(model, resize)
     with scratch_folder(cache) as scratch:
         images = LabelledImages(
             role,
             path,
-            transform=model.transform,
+            transform=transform,
             batch_size=batch_size,
             scratch=scratch,
             labelled=labelled,
@@ -132,6 +138,8 @@ def _extracted(
             threads=workers,
         )
         about = {"version": VERSION, "data": images.fingerprint, "labelled": labelled}
+        if resize is not None:
+            about["transform"] = repr(transform)
         out = cache / model.fingerprint / fingerprint(about)
         if done := committed(out):
             for message in done["left_out"]:
@@ -139,6 +147,18 @@ def _extracted(
         else:
             run_unit(_extract, (model, images), out, scratch)
     return out
+
+
+def _resizing(model: FrozenModel, resize: int) -> EvaluationTransform:
+    """Return the model's transform with another shorter side before its crop."""
+    own, size = model.transform, model.needs.size
+    if resize < size:
+        raise LvdError(
+            f"resize={resize} is less than the {size} px that --model {model.name} sees: give more, "
+            "or a smaller --size"
+        )
+    decode: Literal["reduced", "full"] = "full" if own.reduce_to is None else "reduced"
+    return square(size, mean=own.mean, std=own.std, decode=decode, resize=resize)
 
 
 def _extract(model: FrozenModel, images: LabelledImages, *, out: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from shared.storage import fingerprint
 from train.evaluation.cache import scratch_folder
 
 if TYPE_CHECKING:
-    from train.evaluation.frozen import FrozenModel
+    from train.frozen.model import FrozenModel
 
 VERSION = 1
 """Part of each address: to be raised when the same files would give other features."""

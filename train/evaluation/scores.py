@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Score:
     def sentences(self) -> list[str]:
         """Those of the note."""
         return self.note.split("; ") if self.note else []
+
+    def with_sentences(self, more: Iterable[str]) -> Score:
+        """Return the score with sentences behind those of its note."""
+        return replace(self, note="; ".join([*self.sentences, *more]))
 
 
 def share_scored(scored: int, given: int, what: str = "images") -> str:

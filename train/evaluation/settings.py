@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NEAREST = 1e-3
 """Depths below a millimetre are unknown."""
@@ -108,13 +108,34 @@ class DenseSettings(BaseModel):
 class SegmentSettings(DenseSettings):
     """How patch tokens are scored by segmentation."""
 
+    window: int | None = Field(None, ge=1)
+    """Side in pixels of windows that slide over an image of this shorter side (its longer side at
+    most 4 times that), instead of one square for the whole image; DINOv2's are of 512 px. What
+    several windows say of a pixel is averaged."""
+    stride: int = Field(341, ge=1)
+    """Pixels from one window to the next, no more than `window`."""
     ignored: int | None = None
     """The label of pixels that count for nothing, -1 for none; by default 0 for ADE20K (where it is
     all other things) and 255 for VOC (whose 0 is the background) and plain masks."""
 
+    @model_validator(mode="after")
+    def _windows_cover_images(self) -> SegmentSettings:
+        if self.window is not None and self.stride > self.window:
+            raise ValueError(
+                f"stride ({self.stride}) is larger than window ({self.window}), which leaves gaps: "
+                "set segment.stride to two thirds of it"
+            )
+        if self.window is not None and self.size is not None:
+            raise ValueError("size is of whole images and window of their parts: leave one away")
+        return self
+
 
 class DepthSettings(DenseSettings):
     """How patch tokens are scored by depth."""
+
+    cls: bool = False
+    """Whether the CLS token of its image stands beside each patch token, as in DINOv2's linear
+    head."""
 
     max_depth: float = Field(10.0, gt=NEAREST)
     """In metres: pixels farther away count for nothing, and the head's bins end here."""
@@ -152,6 +173,10 @@ class EvalSettings(BaseModel):
     """Images of one forward pass, for knn, linear and logreg."""
     workers: int = Field(4, ge=1)
     """Threads that decode images, for knn, linear and logreg."""
+    resize: int | None = Field(None, ge=1)
+    """Shorter side in pixels that images are resized to (bicubic) before the model's input is cut
+    from their middle, for knn, linear and logreg; by default as the model's config says. DINOv2's
+    figures are of 256, and of `--size 224`."""
     seed: int = 0
     """Of the random weights of `untrained:NAME`."""
     knn: KnnEvalSettings = Field(default_factory=KnnEvalSettings)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from shared.progress import printable
 from train.evaluation.scores import Score
-
-if TYPE_CHECKING:
-    from train.evaluation.table import Table
+from train.evaluation.table import Table
 
 WIDTH = 100
 LONGEST_NAME = 40

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError, nearest
 from shared.remote import locate
-from train.evaluation.model_names import REMEDY, parse_names
+from train.frozen.names import REMEDY, parse_names
 
 TASKS = {
     "knn": ("train", "test"),
@@ -74,15 +74,15 @@ def check_data(tasks: Sequence[str], places: Mapping[str, str], crop_queries: bo
             )
     for task in tasks:
         if task in PAIRED:
-            from train.evaluation.pairs import find_apart
+            from train.evaluation.dense.pairs import find_apart
 
             find_apart(places["train"], places["test"], PAIRED[task])
     if "attention" in tasks:
-        from train.evaluation.pairs import find_pairs
+        from train.evaluation.dense.pairs import find_pairs
 
         find_pairs(places["data"], "mask", "--data")
     if "retrieval" in tasks:
-        from train.evaluation.relevance import read_benchmark
+        from train.evaluation.retrieval.relevance import read_benchmark
 
         read_benchmark(places["data"], crop_queries)
 

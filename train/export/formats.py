@@ -14,7 +14,7 @@ from train.export.options import Format, check_options
 from train.export.source import is_model_folder, read_backbone
 from train.model.model_folder import write_model_folder
 from train.persistence.marks import ONE_FILE
-from train.persistence.trained import Role, find_trained
+from train.weights.trained import Role, find_trained
 
 NETWORKS = ("student/", "teacher/")
 

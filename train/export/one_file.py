@@ -14,7 +14,7 @@ from shared.storage import dumps, read_json, write_json
 from train.model.model_folder import CONFIG
 from train.persistence.checkpoints import FILE_BYTES, read_tensors
 from train.persistence.marks import MANIFEST, ONE_FILE
-from train.persistence.trained import Trained
+from train.weights.trained import Trained
 
 CODES = {
     torch.float64: "F64",

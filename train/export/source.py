@@ -16,7 +16,7 @@ from train.model.backbone import Backbone, build_backbone
 from train.model.model_folder import CONFIG, WEIGHTS
 from train.model.settings import ModelSettings
 from train.persistence.marks import ONE_FILE
-from train.persistence.trained import Role, find_trained
+from train.weights.trained import Role, find_trained
 
 
 def read_backbone(

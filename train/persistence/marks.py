@@ -12,7 +12,7 @@ tensors named as in a checkpoint."""
 
 
 def is_of_a_run(source: Path) -> bool:
-    """Tell what `train.persistence.trained` finds, whole or torn, from a model folder and the rest."""
+    """Tell what `train.weights.trained` finds, whole or torn, from a model folder and the rest."""
     path = source.expanduser().resolve()
     marks = ("run.json", "checkpoints", MANIFEST, ONE_FILE)
     return path.name.startswith("step-") or any((path / mark).exists() for mark in marks)

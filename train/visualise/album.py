@@ -13,10 +13,11 @@ from torch.nn.functional import normalize
 from shared.errors import LvdError
 from shared.images import decode
 from shared.progress import StageBar, say, stage_bar, warn
-from train.evaluation.attention_maps import MissingTokensError
 from train.evaluation.features import bank
-from train.evaluation.frozen import FrozenModel, JoinedModel, load_models
 from train.evaluation.neighbours import neighbours
+from train.frozen.attention_maps import MissingTokensError
+from train.frozen.loading import load_models
+from train.frozen.model import FrozenModel, JoinedModel
 from train.visualise.figures import attention_figure, neighbour_figure, patch_figure
 from train.visualise.output import write_figures
 from train.visualise.overview import overview

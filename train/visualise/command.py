@@ -79,7 +79,7 @@ def visualise(
     """
     from shared.config import apply_overrides, validate
     from shared.datasets import DatasetSettings, list_parts
-    from train.evaluation.model_names import parse_names
+    from train.frozen.names import parse_names
     from train.visualise.output import check_replaceable
     from train.visualise.settings import VisualiseSettings
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from shared.sheets import PAPER, Strip, Tile
-from train.evaluation.attention_maps import MissingTokensError, cls_attention, most_attended
-from train.evaluation.frozen import FrozenModel
+from train.frozen.attention_maps import MissingTokensError, cls_attention, most_attended
+from train.frozen.model import FrozenModel
 from train.visualise.overlays import (
     blocks,
     central_square,

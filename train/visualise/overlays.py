@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from train.evaluation.frozen import FrozenModel
+from train.frozen.model import FrozenModel
 from train.visualise.sheets import SIDE
 
 _STRENGTH = 0.75

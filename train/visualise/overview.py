@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from shared.sheets import Strip, Tile
-from train.evaluation.attention_maps import MissingTokensError, cls_attention
-from train.evaluation.frozen import FrozenModel
+from train.frozen.attention_maps import MissingTokensError, cls_attention
+from train.frozen.model import FrozenModel
 from train.visualise.overlays import blocks, central_square, heat, model_pixels
 from train.visualise.patch_colours import patch_colours
 from train.visualise.sheets import SIDE, Sheet, stacked

@@ -21,8 +21,8 @@ from shared.errors import LvdError
 from shared.progress import say
 from shared.remote import is_remote
 from shared.storage import fingerprint, read_optional
-from train.evaluation.model_names import parse_names
 from train.evaluation.neighbours import largest, neighbours
+from train.frozen.names import parse_names
 
 
 def stored_vectors(name: str, gallery: str, size: int | None) -> list[tuple[Path, list[str]]]:

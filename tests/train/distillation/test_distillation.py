@@ -30,12 +30,13 @@ from train.export.formats import write_export
 from train.objectives.cross_entropy import Targets
 from train.objectives.ibot_loss import ibot_loss
 from train.optimisation.schedules import Values
-from train.persistence.continuation import read_network
-from train.persistence.trained import find_trained
 from train.preview import load_of
 from train.recipe import Recipe
 from train.step import GLOBAL_VIEWS, MicroBatch, optimiser_step
-from train.system import build_system, frozen_teacher, new_network
+from train.student import new_network
+from train.system import build_system, frozen_teacher
+from train.weights.continuation import read_network
+from train.weights.trained import find_trained
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 VALUES = Values(1e-3, 0.04, 0.5, 0.04, last_layer_frozen=False)

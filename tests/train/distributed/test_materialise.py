@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from small_run import RECIPE
 from torch import nn
 from torch.distributed.tensor import DTensor
+from train.persistence.snapshot import restore, snapshot, write_model
 
 from train.distributed.ranks import Ranks, process_group
 from train.model.deferred import DeferredInit
@@ -20,10 +21,10 @@ from train.model.model_folder import write_model_folder
 from train.model.network import build_network
 from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 from train.persistence.checkpoints import save
-from train.persistence.continuation import read_network
-from train.persistence.snapshot import restore, snapshot, write_model
 from train.recipe import Recipe
-from train.system import System, build_system, new_network
+from train.student import new_network
+from train.system import System, build_system
+from train.weights.continuation import read_network
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 SHARED_OUT = {"strategy": "hsdp", "shard_group": 2, "device": "cpu", "precision": "float32"}

@@ -16,17 +16,15 @@ from small_run import RECIPE, write_shards
 from train.data.index import read_index
 from train.distributed.parallelise import autocast
 from train.distributed.ranks import Ranks
-from train.evaluation.attention import attention
-from train.evaluation.attention_maps import MissingTokensError, cls_attention, most_attended
-from train.evaluation.depth import depth
+from train.evaluation.classification.knn import knn
+from train.evaluation.classification.linear import linear_probe
+from train.evaluation.classification.logistic import logistic
+from train.evaluation.dense.attention import attention
+from train.evaluation.dense.depth import depth
+from train.evaluation.dense.segmentation import segment
 from train.evaluation.features import Bank, bank
-from train.evaluation.frozen import FrozenModel, JoinedModel, load_models
-from train.evaluation.knn import knn
-from train.evaluation.linear import linear_probe
-from train.evaluation.logistic import logistic
 from train.evaluation.neighbours import neighbours, weighted_vote
-from train.evaluation.retrieval import retrieval
-from train.evaluation.segmentation import segment
+from train.evaluation.retrieval.ranking import retrieval
 from train.evaluation.settings import (
     AttentionSettings,
     DepthSettings,
@@ -36,6 +34,9 @@ from train.evaluation.settings import (
     RetrievalSettings,
     SegmentSettings,
 )
+from train.frozen.attention_maps import MissingTokensError, cls_attention, most_attended
+from train.frozen.loading import load_models
+from train.frozen.model import FrozenModel, JoinedModel
 from train.monitoring.knn import Knn
 from train.monitoring.recognition import recognition
 from train.monitoring.settings import KnnSettings

@@ -22,7 +22,8 @@ from shared.images import decode
 from train.data.labelled import LabelledImages
 from train.evaluation.cache import GrowingArray, scratch_folder
 from train.evaluation.features import Bank, bank
-from train.evaluation.frozen import FrozenModel, load_models
+from train.frozen.loading import load_models
+from train.frozen.model import FrozenModel
 
 
 def draw(seed, size=(40, 30)):

@@ -6,7 +6,9 @@ import pytest
 
 from shared.errors import LvdError
 from train.evaluation.scores import Score
-from train.evaluation.table import COLUMNS, Row, Table, write_table
+from train.evaluation.table import Row, Table
+from train.evaluation.table_files import COLUMNS, write_table
+from train.evaluation.table_text import as_text
 
 PLACES = {"train": "the train", "test": "the test", "data": None}
 
@@ -29,7 +31,7 @@ def line(text, start):
 
 
 def test_models_stand_side_by_side_with_the_best_of_each_column_marked():
-    lines = table(row("runs/one"), row("two", 0.25)).text().splitlines()
+    lines = as_text(table(row("runs/one"), row("two", 0.25))).splitlines()
     assert lines[:5] == [
         "             knn      knn   linear    depth",
         "           top-1    top-1    top-1   RMSE ↓",
@@ -47,8 +49,8 @@ def test_what_is_said_of_all_models_is_said_once():
     ]
     rows = [Row(name, name, ["32 px"], notes) for name in ("one", "two")]
     other = Row("three", "3", ["64 px"], [Score("linear", "top-1", 0.7, "lr 1", note="so few")])
-    assert table(*rows).text().count("  knn: so few\n  knn: too old\n") == 1
-    text = table(*rows, other, notes=["about the data"]).text()
+    assert as_text(table(*rows)).count("  knn: so few\n  knn: too old\n") == 1
+    text = as_text(table(*rows, other, notes=["about the data"]))
     said = text[text.index("Settings") :].splitlines()
     assert said == [
         *("Settings", "  linear: lr 1", ""),
@@ -59,29 +61,29 @@ def test_what_is_said_of_all_models_is_said_once():
 
 
 def test_a_setting_that_won_stands_beneath_with_its_model():
-    text = table(row("one"), row("two", 0.1)).text()
+    text = as_text(table(row("one"), row("two", 0.1)))
     assert "  one, linear: cls, lr 0.1\n  two, linear: cls, lr 0.2\n" in text
 
 
 def test_one_model_alone_is_not_the_best_and_equals_share_the_mark():
-    assert "0.5000*" not in table(row("one")).text()
-    same = table(row("one"), row("two"), row("three", -0.1)).text()
+    assert "0.5000*" not in as_text(table(row("one")))
+    same = as_text(table(row("one"), row("two"), row("three", -0.1)))
     assert line(same, "one") == line(same, "two") == ["0.2600*", "0.2700*", "0.5000", "1.2500"]
 
 
 def test_what_failed_is_said_and_leaves_a_gap():
-    text = table(row("one"), row("two", linear="it broke")).text()
+    text = as_text(table(row("one"), row("two", linear="it broke")))
     assert line(text, "two")[2:] == ["-", "1.2500*"]
     assert text.endswith("Failed\n  two, linear: it broke\n")
     nothing = Row("none", "", [], [], {"knn": "why"})
-    assert line(table(row("one"), nothing).text(), "none") == ["-"] * 4
+    assert line(as_text(table(row("one"), nothing)), "none") == ["-"] * 4
 
 
 def test_a_score_that_is_no_number_is_neither_the_best_nor_a_number_in_json(tmp_path):
     odd = Row("odd", "", [], [Score("knn", "top-1", math.nan)])
     made = table(odd, Row("fine", "", [], [Score("knn", "top-1", 0.25)]))
-    assert line(made.text(), "odd") == ["nan"]
-    assert line(made.text(), "fine") == ["0.2500*"]
+    assert line(as_text(made), "odd") == ["nan"]
+    assert line(as_text(made), "fine") == ["0.2500*"]
     write_table(made, tmp_path)
     found = json.loads((tmp_path / "table.json").read_text())["figures"]
     assert [figure["value"] for figure in found] == [None, 0.25]
@@ -95,7 +97,7 @@ def test_nothing_is_wider_than_100_columns_and_no_column_is_lost(name):
         for setting in ("easy", "hard")
     ]
     rows = [Row(f"{name}{n}", "", [f"{name} needs"], scores) for n in range(3)]
-    text = table(*rows, tasks=["retrieval"]).text()
+    text = as_text(table(*rows, tasks=["retrieval"]))
     assert max(map(len, text.splitlines())) <= 100
     head = text[: text.index("* the best")]
     assert head.count("easy") == head.count("hard") == 9
@@ -103,7 +105,7 @@ def test_nothing_is_wider_than_100_columns_and_no_column_is_lost(name):
 
 
 def test_a_name_cannot_steer_the_terminal():
-    assert "\x1b" not in table(row("\x1b[2J\nevil")).text()
+    assert "\x1b" not in as_text(table(row("\x1b[2J\nevil")))
 
 
 def test_parquet_and_json_hold_each_figure_in_full(tmp_path):
@@ -126,7 +128,7 @@ def test_parquet_and_json_hold_each_figure_in_full(tmp_path):
         "failures": {"depth": "it broke"},
     }
     assert whole["settings"] == {"seed": 0}
-    assert (tmp_path / "new" / "folder" / "table.txt").read_text() == made.text()
+    assert (tmp_path / "new" / "folder" / "table.txt").read_text() == as_text(made)
 
 
 def test_equal_tables_are_equal_bytes_and_leave_nothing_beside(tmp_path):

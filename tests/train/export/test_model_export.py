@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from shared.errors import LvdError
 from train.export.command import export
 from train.export.formats import write_export
-from train.persistence.trained import find_trained
+from train.weights.trained import find_trained
 
 
 def same_bytes(folder: Path, other: Path) -> bool:

@@ -18,11 +18,11 @@ from train.export import one_file
 from train.export.formats import write_export
 from train.export.one_file import write_one_file
 from train.persistence.checkpoints import save
-from train.persistence.continuation import load_networks
 from train.persistence.marks import ONE_FILE
-from train.persistence.trained import Trained, find_trained
 from train.recipe import Recipe
-from train.system import new_network
+from train.student import new_network
+from train.weights.continuation import load_networks
+from train.weights.trained import Trained, find_trained
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Classes told from pooled features: k-NN, linear probes, logistic regression."""

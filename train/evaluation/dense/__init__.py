@@ -1,0 +1,1 @@
+"""What patches are worth: linear segmentation and depth, objects found by attention."""

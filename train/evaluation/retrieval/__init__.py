@@ -1,0 +1,1 @@
+"""Galleries ranked for queries by pooled features."""
