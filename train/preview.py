@@ -79,6 +79,7 @@ def load_of(recipe: Recipe, network: Network, processes: int, device: torch.devi
         precision=resolve_precision(recipe.parallel, device),
         checkpointing=recipe.parallel.activation_checkpointing,
         shards=processes if recipe.parallel.strategy == "fsdp" else 1,
+        device=device,
     )
 
 

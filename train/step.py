@@ -12,12 +12,13 @@ from train.data.crops import GLOBAL_VIEWS, finish_views, normalise
 from train.data.loader import Batch
 from train.distributed.parallelise import autocast, sync_gradients
 from train.distributed.ranks import any_rank, sum_over_ranks
+from train.model.logits import Logits
 from train.model.network import Outputs
-from train.objectives.cross_entropy import Targets
 from train.objectives.dino_loss import dino_loss
 from train.objectives.ibot_loss import ibot_loss, mask_weights
 from train.objectives.infonce import infonce_loss
 from train.objectives.koleo import koleo_loss
+from train.objectives.targets import Targets
 from train.optimisation.ema import update_teacher
 from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
 from train.optimisation.groups import set_values
@@ -147,13 +148,18 @@ def _targets(
     for views in micro_batches:
         with autocast(system.precision, system.ranks.device):
             outputs = teacher(views.global_views, masked_index=views.index)
-        cls_logits.append(outputs.cls_logits)
-        patch_logits.append(outputs.patch_logits)
+        cls_logits.append(_of_one_head(cls_logits, outputs.cls_logits))
+        patch_logits.append(_of_one_head(patch_logits, outputs.patch_logits))
     centering, of_patches = system.dino_centering, system.ibot_centering
     return (
         centering.targets(cls_logits, temperature) if centering else none,
         of_patches.targets(patch_logits, temperature) if of_patches else none,
     )
+
+
+def _of_one_head(others: Sequence[Logits], logits: Logits | None) -> Logits | None:
+    """Return logits with the prototypes that the `others` hold, so that there is one copy of them."""
+    return logits and (logits._replace(prototypes=others[0].prototypes) if others else logits)
 
 
 def _student(system: System, views: MicroBatch) -> Outputs:

@@ -7,8 +7,9 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
+from train.model.logits import Logits, product_of
 from train.model.settings import HeadSettings, ProjectorSettings
 
 
@@ -27,13 +28,13 @@ class ProjectionHead(nn.Module):
         bound = settings.bottleneck**-0.5
         nn.init.uniform_(self.prototypes, -bound, bound)
 
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+    def forward(self, x: Float[Tensor, "n d"]) -> Logits:
         """Return the logits: cosines of the n bottleneck vectors with the k prototypes."""
         # The kernel under torch's weight_norm: forward and backward are one pass over the
         # prototypes each, where autograd through `normalize` takes 1.5 times as long a backward.
         gain = self.prototypes.new_ones(len(self.prototypes), 1)
         directions = torch._weight_norm(self.prototypes, gain, 0)
-        return linear(normalize(self.mlp(x), dim=-1), directions)
+        return product_of(normalize(self.mlp(x), dim=-1), directions)
 
 
 class Projector(nn.Module):

@@ -38,7 +38,7 @@ def reference(made: ProjectionHead, x: torch.Tensor) -> torch.Tensor:
 def test_logits_and_gradients_equal_a_float64_reference(layers):
     made = head(SETTINGS.model_copy(update={"layers": layers}))
     weights = torch.randn(5, 50)
-    logits = made(tokens())
+    logits = made(tokens()).whole()
     (logits * weights).sum().backward()
     found = [parameter.grad.clone() for parameter in made.parameters()]
     expected = reference(made, tokens().double())
@@ -55,22 +55,22 @@ def test_prototypes_are_torchs_weight_norm_with_a_gain_of_one():
     layer = parametrizations.weight_norm(layer)
     layer.parametrizations.weight.original0.data.fill_(1)
     bottleneck = nn.functional.normalize(made.mlp(tokens()), dim=1)
-    torch.testing.assert_close(made(tokens()), layer(bottleneck))
+    torch.testing.assert_close(made(tokens()).whole(), layer(bottleneck))
 
 
 def test_logits_do_not_depend_on_the_lengths_of_prototypes_and_stay_in_range():
     made = head()
-    logits = made(tokens())
+    logits = made(tokens()).whole()
     made.prototypes.data *= torch.rand(50, 1) * 10 + 0.1
-    torch.testing.assert_close(made(tokens()), logits)
+    torch.testing.assert_close(made(tokens()).whole(), logits)
     assert logits.abs().max() <= 1 + 1e-6
 
 
 def test_bfloat16_logits_are_close_and_gradients_float32():
     made = head()
-    exact = made(tokens())
+    exact = made(tokens()).whole()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = made(tokens())
+        logits = made(tokens()).whole()
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), exact, atol=0.03, rtol=0)
     logits.float().square().sum().backward()
@@ -79,7 +79,7 @@ def test_bfloat16_logits_are_close_and_gradients_float32():
 
 def test_no_tokens_give_no_logits_and_zero_gradients():
     made = head()
-    logits = made(tokens(0))
+    logits = made(tokens(0)).whole()
     assert logits.shape == (0, 50)
     logits.sum().backward()
     assert all(not parameter.grad.any() for parameter in made.parameters())
