@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from train.distributed.ranks import any_rank, sum_over_ranks
 from train.model.logits import Logits
 from train.model.network import Outputs
 from train.objectives.dino_loss import dino_loss
+from train.objectives.groups import of_whole_groups
 from train.objectives.ibot_loss import ibot_loss, mask_weights
 from train.objectives.infonce import infonce_loss
 from train.objectives.koleo import koleo_loss
@@ -192,19 +194,17 @@ def _losses(
             crops=len(views.global_views),
             temperature=temperature,
         )
-    features = outputs.cls.chunk(GLOBAL_VIEWS)
+    features = outputs.cls.unflatten(0, (GLOBAL_VIEWS, -1))
+    group = recipe.group_size
     if objectives.infonce > 0:
-        images = len(outputs.cls) // GLOBAL_VIEWS
-        losses["infonce"] = infonce_loss(
-            outputs.projections.unflatten(0, (-1, images)),
-            group_size=recipe.group_size,
-            temperature=objectives.infonce_temperature,
+        infonce = partial(
+            infonce_loss, group_size=group, temperature=objectives.infonce_temperature
         )
+        projections = outputs.projections.unflatten(0, (-1, features.shape[1]))
+        losses["infonce"] = of_whole_groups(infonce, projections, group)
     if objectives.koleo > 0:
-        losses["koleo"] = sum(
-            koleo_loss(view, group_size=recipe.group_size, estimator=objectives.koleo_estimator)
-            for view in features
-        )
+        koleo = partial(koleo_loss, group_size=group, estimator=objectives.koleo_estimator)
+        losses["koleo"] = of_whole_groups(lambda views: sum(map(koleo, views)), features, group)
     losses["loss"] = sum(getattr(objectives, name) * loss for name, loss in losses.items())
     return losses
 

@@ -181,10 +181,35 @@ def test_an_unknown_recipe_is_answered_with_the_nearest(tmp_path: Path) -> None:
         read_recipe(SHIPPED, "cifra")
 
 
-@pytest.mark.parametrize(("processes", "accumulate"), [(3, 1), (4, 1), (1, 4)])
-def test_a_batch_that_cannot_be_cut_in_whole_groups_is_refused(
-    tmp_path: Path, processes: int, accumulate: int
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "said"),
+    [
+        (3, 1, "8 cannot be cut into 3 processes x 1 micro-batches: start 2 or 4 processes, or set "
+               "batch_size to 12"),
+        (16, 1, "start 8 processes, or set batch_size to 16"),
+        (1, 4, "8 cannot be cut into 4 micro-batches of whole groups of 4: accumulate may be 2"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_cannot_be_cut_is_refused_with_what_would_work(
+    tmp_path: Path, processes: int, accumulate: int, said: str
 ) -> None:
     recipe = read_recipe(written(tmp_path, {"a": {**BASE, "accumulate": accumulate}}), "a")
-    with pytest.raises(LvdError, match="batch_size 8"):
+    with pytest.raises(LvdError) as caught:
         recipe.micro_batch(processes)
+    assert str(caught.value).endswith(said)
+
+
+def test_every_recipe_runs_on_each_number_of_cards_that_divides_its_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEACHER", "a-teacher")
+    monkeypatch.setenv("CONTINUE_FROM", "a-run")
+    for name in NAMES:
+        recipe = read_recipe(SHIPPED, name)
+        for cards in (1, 8, 16, 32, 64, 96):
+            together = recipe.batch_size // recipe.accumulate
+            if together % cards:
+                with pytest.raises(LvdError, match=r"start \d+( or \d+)? processes"):
+                    recipe.micro_batch(cards)
+            else:
+                assert recipe.micro_batch(cards) * cards * recipe.accumulate == recipe.batch_size

@@ -65,7 +65,7 @@ class _CrossEntropy(torch.autograd.Function):
             for view in range(len(targets) // max(1, images))
         ]
         loss = vectors.new_zeros((), dtype=working_dtype(vectors))
-        to_vectors = torch.empty_like(vectors) if of_vectors else None
+        to_vectors: list[Tensor] = []
         to_prototypes = _Sum(prototypes) if of_prototypes else None
         for at in blocks(
             range(images), max(1, tile_rows(len(prototypes), vectors.device) // views)
@@ -77,10 +77,13 @@ class _CrossEntropy(torch.autograd.Function):
             loss += _loss_and_gradient(logits, taught, lessons, weights[at], temperature, wanted)
             gradient = logits.flatten(0, 1)
             if of_vectors:
-                to_vectors[:, at] = (gradient @ prototypes).unflatten(0, (views, -1))
+                to_vectors.append((gradient @ prototypes).unflatten(0, (views, -1)))
             if of_prototypes:
                 to_prototypes.add(gradient.mT @ own)
-        ctx.save_for_backward(to_vectors, to_prototypes and to_prototypes.total())
+        ctx.save_for_backward(
+            _joined(to_vectors, vectors) if of_vectors else None,
+            to_prototypes and to_prototypes.total(),
+        )
         return loss
 
     @staticmethod
@@ -142,6 +145,13 @@ def _loss_and_gradient(
                 if wanted:
                     logits.copy_(likely.mul_(mass).add_(pull))
     return loss * temperature
+
+
+def _joined(parts: Sequence[Float[Tensor, "V t d"]], like: Tensor) -> Tensor:
+    """Return the gradients of all tiles, of which there is none where there are no images."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(list(parts), dim=1) if parts else torch.zeros_like(like)
 
 
 class _Sum:

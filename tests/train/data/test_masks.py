@@ -150,10 +150,10 @@ def test_grids_of_small_pictures_are_masked():
         assert drawn.any(1).sum() == 8
 
 
-@pytest.mark.parametrize(("first", "count"), [(0, 6), (2, 4)])
-def test_a_group_is_never_cut(first, count):
-    with pytest.raises(ValueError, match="whole groups of 4"):
-        masks(range(count), first=first)
+@pytest.mark.parametrize("chunks", [8, 12])
+def test_a_group_that_is_cut_has_the_masks_of_the_whole_one(chunks):
+    assert BATCH // chunks % GROUP
+    assert torch.equal(cut(range(BATCH), chunks), masks(range(BATCH)))
 
 
 @pytest.mark.parametrize(
