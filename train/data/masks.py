@@ -25,19 +25,20 @@ def block_mask(
     """Return a bool array of shape `grid` with exactly `count` patches masked, in blocks.
 
     Blocks are placed as in BEiT (arXiv 2106.08254, algorithm 1), which stops short of the count:
-    what is missing then grows at the rim of the blocks. ValueError if the grid holds fewer patches.
+    what is missing then grows at the rim of the blocks, unless `settings.exact` is false and the
+    mask may be smaller. ValueError if the grid holds fewer patches.
     """
     height, width = grid
     if not 0 <= count <= height * width:
         raise ValueError(f"{count} masked patches on a grid of {height} x {width}")
     mask = np.zeros(grid, bool)
     missing = count
-    while missing >= settings.min_patches:
+    while missing >= (settings.min_patches if settings.exact else 1):
         added = _add_block_(mask, missing, generator, settings)
         if not added:
             break
         missing -= added
-    while missing:
+    while missing and settings.exact:
         missing -= _grow_(mask, missing, generator)
     return mask
 
@@ -72,7 +73,8 @@ def batch_masks(
     `samples` are consecutive images of the global batch of `step`, from its place `first` on. The
     crops of each group of `group_size` share out the counts of `group_counts` by a draw for this
     step and group, and the blocks are a draw for a sample's epoch, sample and crop: so neither ranks
-    nor micro-batches change any mask. Of whole groups, as many patches are masked in every step.
+    nor micro-batches change any mask. Of whole groups, and with
+    exact counts, as many patches are masked in every step.
     """
     count = len(samples)
     patches = math.prod(grid)

@@ -58,6 +58,23 @@ def test_prototypes_are_torchs_weight_norm_with_a_gain_of_one():
     torch.testing.assert_close(made(tokens()).whole(), layer(bottleneck))
 
 
+def test_a_trained_gain_is_torchs_weight_norm_in_values_and_gradients():
+    made = head(SETTINGS.model_copy(update={"train_gain": True}))
+    assert torch.equal(made.gain, torch.ones(50, 1))
+    made.gain.data = torch.rand(50, 1) + 0.5
+    layer = nn.Linear(8, 50, bias=False)
+    layer.weight.data.copy_(made.prototypes.data)
+    layer = parametrizations.weight_norm(layer)
+    theirs = layer.parametrizations.weight
+    theirs.original0.data.copy_(made.gain.data)
+    logits = layer(nn.functional.normalize(made.mlp(tokens()), dim=1))
+    torch.testing.assert_close(made(tokens()).whole(), logits)
+    expected = torch.autograd.grad(logits.square().sum(), (theirs.original0, theirs.original1))
+    found = torch.autograd.grad(made(tokens()).whole().square().sum(), (made.gain, made.prototypes))
+    torch.testing.assert_close(found, expected)
+    assert "gain" not in head().state_dict()
+
+
 def test_logits_do_not_depend_on_the_lengths_of_prototypes_and_stay_in_range():
     made = head()
     logits = made(tokens()).whole()

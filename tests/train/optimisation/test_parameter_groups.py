@@ -125,6 +125,24 @@ def test_every_trainable_parameter_is_in_one_group_and_prototypes_in_the_last_la
     assert last == {"dino_head.prototypes"} | (set() if shared else {"ibot_head.prototypes"})
 
 
+def test_a_trained_gain_is_decayed_and_frozen_as_the_prototypes_are():
+    network = build()
+    settings = HeadSettings(prototypes=12, hidden=16, bottleneck=8, train_gain=True)
+    network.dino_head = ProjectionHead(32, settings)
+    groups = groups_by_name(network)
+    assert groups["dino_head.gain"] is groups["dino_head.prototypes"]
+    assert groups["dino_head.gain"]["decay"]
+
+
+def test_tokens_and_positions_are_decayed_where_that_is_set():
+    plain, set_ = groups_by_name(build()), groups_by_name(build(), decay_tokens=True)
+    changed = {name for name in plain if plain[name]["decay"] != set_[name]["decay"]}
+    assert changed == {
+        *("backbone.mask_token", "backbone.vit.cls_token", "backbone.vit.reg_token"),
+        "backbone.vit.pos_embed",
+    }
+
+
 def test_groups_of_the_same_kind_are_one():
     # Patch embedding with and without decay, the rest with and without, the prototypes.
     assert len(parameter_groups(build(), OptimiserSettings())) == 5
