@@ -180,12 +180,12 @@ def _forward_and_backward(system: System, micro_batches: Sequence[MicroBatch]) -
     device = system.ranks.device
     for views in micro_batches:
         with torch.no_grad(), autocast(system.precision, device):
-            system.teacher_called(views.global_views, masked_index=views.index)
+            system.teacher_called(views.global_views, masked_index=views.index).whole()
         with autocast(system.precision, device):
             outputs = system.student_called(
                 views.global_views, views.local_views, views.masks, views.index
             )
-        logits = [each for each in outputs[1:] if each is not None]
+        logits = outputs.whole()
         torch.autograd.backward(logits, [torch.full_like(each, 1e-3) for each in logits])
     system.optimiser.zero_grad(set_to_none=True)
 

@@ -39,8 +39,8 @@ def forward_and_backward(
     torch.manual_seed(seed)
     with autocast(torch.bfloat16, device):
         found = called(images, None, masks, index)
-    patches = (4 * found.patch_logits.float()).logsumexp(dim=-1).mean()
-    loss = (4 * found.cls_logits.float()).logsumexp(dim=-1).mean() + patches
+    patches = (4 * found.patch_logits.whole().float()).logsumexp(dim=-1).mean()
+    loss = (4 * found.cls_logits.whole().float()).logsumexp(dim=-1).mean() + patches
     (loss + found.cls.float().pow(3).mean()).backward()
     gradients = {name: p.grad.float() for name, p in student.named_parameters()}
     return {"loss": loss.detach(), "cls": found.cls.detach().float(), **gradients}

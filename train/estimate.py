@@ -22,7 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from train.data.crops import GLOBAL_VIEWS
 from train.distillation.frozen_teacher import FrozenTeacher
 from train.distributed.parallelise import KEPT_BY_SELECTIVE, autocast, roundable
+from train.model.logits import Logits
 from train.model.network import Network, Outputs, make_teacher
+from train.objectives.tiles import are_kept, block_rows, tile_rows
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Load:
     """Whether blocks are computed again in the backward pass, or all but their products."""
     shards: int = 1
     """Processes that the networks' tensors are divided among."""
+    device: torch.device = CPU
+    """Decides how many logits are kept, and how many are looked at together."""
 
     @property
     def views(self) -> int:
@@ -144,11 +150,12 @@ def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:
     """Return the FLOPs of an image: the backbone's by pass, and those of the heads together."""
     with FlopCounterMode(display=False) as counter:
         if student.dino_head is not None:  # without heads nothing asks the teacher
-            _call(teacher, _empty(teacher, "meta"), load, student=False)
+            _call(teacher, _empty(teacher, "meta"), load, student=False).whole()
         taught = counter.get_total_flops()
         outputs = _call(student, _empty(student, "meta"), load, student=True)
+        products = outputs.whole()
         forward = counter.get_total_flops() - taught
-        sum(logits.sum() for logits in outputs if logits is not None).backward()
+        sum(some.sum() for some in (outputs.cls, *products)).backward()
         backward = counter.get_total_flops() - taught - forward
     of_teacher = 0
     if student.dino_head is not None:
@@ -168,10 +175,12 @@ def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
     """Return the FLOPs of the heads' forward and backward pass on so many tokens of each kind."""
     with FlopCounterMode(display=False) as counter:
         logits = [
-            functional_call(
-                head,
-                _empty(head, "meta"),
-                torch.zeros(rows, network.backbone.dim, device="meta", requires_grad=True),
+            _whole(
+                functional_call(
+                    head,
+                    _empty(head, "meta"),
+                    torch.zeros(rows, network.backbone.dim, device="meta", requires_grad=True),
+                )
             )
             for head, rows in (
                 (network.dino_head, views),
@@ -189,21 +198,43 @@ def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
 
 def _memory(student: Network, load: Load, parameters: int) -> dict[str, int]:
     weights = 4 * parameters // load.shards
-    views, patches = (
-        0 if head is None else len(head.prototypes) * rows
-        for head, rows in ((student.dino_head, load.images), (_patch_head(student), load.masked))
-    )
-    taught, learned = GLOBAL_VIEWS * views + patches, load.views * views + patches
     memory = {
         "weights": weights,
         "teacher": weights,
         "optimiser": 2 * weights,
         "gradients": weights,
         "activations": _activations(student, load),
-        # Each of the teacher's with its target, each of the student's with its gradient.
-        "logits": 2 * load.precision.itemsize * (load.accumulate * taught + learned),
+        "logits": _logits(student, load),
     }
     return memory | {"in all": sum(memory.values())}
+
+
+def _logits(student: Network, load: Load) -> int:
+    """Return the bytes between the heads' last layers and the gradients of these.
+
+    The vectors of the teacher in all micro-batches, what is kept of its logits, the normalised
+    prototypes of teacher and student with their gradient, and one tile at a time of student and
+    teacher with the buffers of a block.
+    """
+    size, device = load.precision.itemsize, load.device
+    lasting, passing = 0, 0
+    for head, taught, learned, views in (
+        (student.dino_head, GLOBAL_VIEWS * load.images, load.views * load.images, load.views),
+        (_patch_head(student), load.masked, load.masked, 1),
+    ):
+        if head is None or not learned:
+            continue
+        prototypes, width = head.prototypes.shape
+        rows = load.accumulate * taught
+        kept = are_kept(rows, prototypes, device)
+        lasting += size * width * (rows + 2 * learned + 3 * prototypes)
+        lasting += size * rows * prototypes if kept else 0
+        tile = tile_rows(prototypes, device)
+        of_student = min(learned, max(tile // views, 1) * views)
+        of_teacher = 0 if kept else min(rows, tile)
+        block = 4 * min(rows, block_rows(prototypes, device)) * 4
+        passing = max(passing, prototypes * (size * (of_student + of_teacher) + block))
+    return lasting + passing
 
 
 def _activations(student: Network, load: Load) -> int:
@@ -284,6 +315,10 @@ def _call(network: Network, tensors: dict[str, Tensor], load: Load, *, student: 
             load.local_views * load.images, *_shape(load.local_size), device=device
         )
     return functional_call(network, tensors, kwargs=arguments)
+
+
+def _whole(outputs: Logits | Tensor) -> Tensor:
+    return outputs.whole() if isinstance(outputs, Logits) else outputs
 
 
 def _shape(size: int) -> tuple[int, int, int]:

@@ -85,6 +85,7 @@ def load_of(
         precision=resolve_precision(recipe.parallel, device),
         checkpointing=recipe.parallel.activation_checkpointing,
         shards=shares(recipe.parallel, processes, machine),
+        device=device,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import lcm
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -44,10 +45,12 @@ class Recipe(BaseModel):
     """Images of one optimiser step, over all processes and micro-batches."""
     group_size: int = Field(ge=2)
     """Images among which KoLeo seeks neighbours and InfoNCE negatives, and mask ratios are stratified. Consecutive images
-    of the global batch form a group, so that neither depends on the number of processes."""
+    of the global batch form a group, which may lie on several processes, so that neither depends
+    on their number."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches of a process in one step. The teacher's outputs of all of them are centred
-    together, and groups lie inside them: the losses are those of the whole batch."""
+    together, and a group lies inside one micro-batch of all processes: the losses are those of the
+    whole batch."""
     epochs: float = Field(100, gt=0)
     """Length of the run, and the unit of all that is given in epochs."""
     epoch_steps: int | None = Field(None, ge=1)
@@ -149,16 +152,28 @@ class Recipe(BaseModel):
             )
 
     def micro_batch(self, processes: int) -> int:
-        """Return the images of one forward pass; LvdError where they do not come out even."""
-        chunks = processes * self.accumulate
-        images = self.batch_size // chunks
-        if self.batch_size % chunks or images % self.group_size:
+        """Return the images of one forward pass; LvdError where they do not come out even.
+
+        A group may lie on several processes, but has to be in one micro-batch of all of them.
+        """
+        together, rest = divmod(self.batch_size, self.accumulate)
+        if rest or together % self.group_size:
+            largest = self.batch_size // self.group_size
+            works = [n for n in range(1, largest + 1) if largest % n == 0]
+            raise LvdError(
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} micro-batches "
+                f"of whole groups of {self.group_size}: accumulate may be {_nearest(works, self.accumulate)}"
+            )
+        if together % processes:
+            works = [n for n in range(1, together + 1) if together % n == 0]
+            step = lcm(processes * self.accumulate, self.group_size * self.accumulate)
+            sizes = {max(1, self.batch_size // step) * step, -(-self.batch_size // step) * step}
             raise LvdError(
                 f"batch_size {self.batch_size} cannot be cut into {processes} processes x "
-                f"{self.accumulate} micro-batches of whole groups of {self.group_size}: "
-                "change batch_size, accumulate or group_size"
+                f"{self.accumulate} micro-batches: start {_nearest(works, processes)} processes, or "
+                f"set batch_size to {_either(sorted(sizes))}"
             )
-        return images
+        return together // processes
 
     def length(self, data_epoch: int) -> tuple[int, float]:
         """Return (steps of the run, steps of an epoch), given the steps of a pass over the data."""
@@ -180,6 +195,16 @@ class Recipe(BaseModel):
             total_steps=steps,
             steps_per_epoch=epoch_steps,
         )
+
+
+def _nearest(numbers: Sequence[int], wanted: int) -> str:
+    """Return the numbers next to one that is not among them, for a message."""
+    below = [n for n in numbers if n < wanted]
+    return _either([*below[-1:], *[n for n in numbers if n > wanted][:1]])
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def read_recipe(config: Path, name: str, overrides: Sequence[str] = ()) -> Recipe:

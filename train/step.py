@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from train.data.crops import GLOBAL_VIEWS, finish_views, normalise
 from train.data.loader import Batch
 from train.distributed.parallelise import autocast, sync_gradients
 from train.distributed.ranks import any_rank, sum_over_ranks
+from train.model.logits import Logits
 from train.model.network import Outputs
-from train.objectives.cross_entropy import Targets
 from train.objectives.dino_loss import dino_loss
+from train.objectives.groups import of_whole_groups
 from train.objectives.ibot_loss import ibot_loss, mask_weights
 from train.objectives.infonce import infonce_loss
 from train.objectives.koleo import koleo_loss
+from train.objectives.targets import Targets
 from train.optimisation.ema import update_teacher
 from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
 from train.optimisation.groups import set_values
@@ -147,13 +150,18 @@ def _targets(
     for views in micro_batches:
         with autocast(system.precision, system.ranks.device):
             outputs = teacher(views.global_views, masked_index=views.index)
-        cls_logits.append(outputs.cls_logits)
-        patch_logits.append(outputs.patch_logits)
+        cls_logits.append(_of_one_head(cls_logits, outputs.cls_logits))
+        patch_logits.append(_of_one_head(patch_logits, outputs.patch_logits))
     centering, of_patches = system.dino_centering, system.ibot_centering
     return (
         centering.targets(cls_logits, temperature) if centering else none,
         of_patches.targets(patch_logits, temperature) if of_patches else none,
     )
+
+
+def _of_one_head(others: Sequence[Logits], logits: Logits | None) -> Logits | None:
+    """Return logits with the prototypes that the `others` hold, so that there is one copy of them."""
+    return logits and (logits._replace(prototypes=others[0].prototypes) if others else logits)
 
 
 def _student(system: System, views: MicroBatch) -> Outputs:
@@ -186,19 +194,17 @@ def _losses(
             crops=len(views.global_views),
             temperature=temperature,
         )
-    features = outputs.cls.chunk(GLOBAL_VIEWS)
+    features = outputs.cls.unflatten(0, (GLOBAL_VIEWS, -1))
+    group = recipe.group_size
     if objectives.infonce > 0:
-        images = len(outputs.cls) // GLOBAL_VIEWS
-        losses["infonce"] = infonce_loss(
-            outputs.projections.unflatten(0, (-1, images)),
-            group_size=recipe.group_size,
-            temperature=objectives.infonce_temperature,
+        infonce = partial(
+            infonce_loss, group_size=group, temperature=objectives.infonce_temperature
         )
+        projections = outputs.projections.unflatten(0, (-1, features.shape[1]))
+        losses["infonce"] = of_whole_groups(infonce, projections, group)
     if objectives.koleo > 0:
-        losses["koleo"] = sum(
-            koleo_loss(view, group_size=recipe.group_size, estimator=objectives.koleo_estimator)
-            for view in features
-        )
+        koleo = partial(koleo_loss, group_size=group, estimator=objectives.koleo_estimator)
+        losses["koleo"] = of_whole_groups(lambda views: sum(map(koleo, views)), features, group)
     losses["loss"] = sum(getattr(objectives, name) * loss for name, loss in losses.items())
     return losses
 

@@ -148,7 +148,7 @@ def test_products_are_bfloat16_and_weights_are_not(card: FakeCard) -> None:
     (views,) = micro_batches(system)
     with autocast(system.precision, CUDA):
         found = system.teacher_called(views.global_views, masked_index=views.index)
-    assert found.cls_logits.dtype == found.patch_logits.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in (*found.cls_logits, *found.patch_logits)} == {torch.bfloat16}
     assert {p.dtype for p in system.teacher.parameters()} == {torch.float32}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shared.config import flat
 from shared.errors import LvdError
 from train.recipe import read_recipe
 from train.student import new_network
@@ -14,6 +15,7 @@ from train.student import new_network
 SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"
 NAMES = sorted(yaml.safe_load(SHIPPED.read_text())["recipes"])
 PUBLISHED = ["dino-vits16", "ibot-vits16", "vitg14", "vitl14", "vitl16-short"]
+RELEASED = ["vitl14-released", "vitl16-short-released"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,8 +36,18 @@ def test_every_shipped_recipe_builds(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_the_shipped_recipes_are_those_that_were_promised() -> None:
     own = {"tiny", "cifar", "vits16", "vitb14", "vits16-few-gpus", "vitb14-few-gpus"}
     stages = {"tiny-highres", "cifar-highres", "vitl14-highres"}
-    students = {"tiny-distilled", "cifar-distilled", "vits14-distilled", "vitb14-distilled"}
-    assert own | stages | students | set(PUBLISHED) <= set(NAMES)
+    students = {"tiny-distilled", "cifar-distilled"}
+    students |= {f"vit{size}14-distilled" for size in "sbl"}
+    assert own | stages | students | {*PUBLISHED, *RELEASED} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *RELEASED, "vits14-distilled"])
+def test_the_note_of_a_published_recipe_says_what_remains_different(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER", "runs/train/vitg14")
+    note = read_recipe(SHIPPED, name).note
+    assert "remains different" in note or "vitl16-short" in note
 
 
 @pytest.mark.parametrize(
@@ -105,6 +117,26 @@ def test_vitl16_short_has_the_published_values() -> None:
     assert recipe.optimiser.layer_decay == 0.9
     assert recipe.optimiser.weight_decay == (0.04, 0.4)
     assert recipe.teacher.momentum[0] == 0.992
+
+
+@pytest.mark.parametrize("name", ["vitl14", "vitl16-short"])
+def test_a_released_recipe_is_the_published_one_with_the_choices_of_the_released_code(
+    name: str,
+) -> None:
+    ours = flat(read_recipe(SHIPPED, name).model_dump())
+    theirs = flat(read_recipe(SHIPPED, f"{name}-released").model_dump())
+    changed = {key: value for key, value in theirs.items() if value != ours.get(key)}
+    assert "SwiGLU" in changed.pop("note") or name != "vitl14"
+    gains = {"heads.dino.train_gain": True} | (
+        {"heads.ibot.train_gain": True} if name == "vitl14" else {}
+    )
+    assert changed == gains | {
+        "crops.blur": (0.0, 0.9, 0.5),
+        "masks.exact": False,
+        "model.position_offset": 0.1,
+        "model.position_antialias": False,
+        "optimiser.decay_tokens": True,
+    }
 
 
 def test_vitg14_has_a_gated_feed_forward() -> None:
@@ -181,10 +213,35 @@ def test_an_unknown_recipe_is_answered_with_the_nearest(tmp_path: Path) -> None:
         read_recipe(SHIPPED, "cifra")
 
 
-@pytest.mark.parametrize(("processes", "accumulate"), [(3, 1), (4, 1), (1, 4)])
-def test_a_batch_that_cannot_be_cut_in_whole_groups_is_refused(
-    tmp_path: Path, processes: int, accumulate: int
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "said"),
+    [
+        (3, 1, "8 cannot be cut into 3 processes x 1 micro-batches: start 2 or 4 processes, or set "
+               "batch_size to 12"),
+        (16, 1, "start 8 processes, or set batch_size to 16"),
+        (1, 4, "8 cannot be cut into 4 micro-batches of whole groups of 4: accumulate may be 2"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_cannot_be_cut_is_refused_with_what_would_work(
+    tmp_path: Path, processes: int, accumulate: int, said: str
 ) -> None:
     recipe = read_recipe(written(tmp_path, {"a": {**BASE, "accumulate": accumulate}}), "a")
-    with pytest.raises(LvdError, match="batch_size 8"):
+    with pytest.raises(LvdError) as caught:
         recipe.micro_batch(processes)
+    assert str(caught.value).endswith(said)
+
+
+def test_every_recipe_runs_on_each_number_of_cards_that_divides_its_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEACHER", "a-teacher")
+    monkeypatch.setenv("CONTINUE_FROM", "a-run")
+    for name in NAMES:
+        recipe = read_recipe(SHIPPED, name)
+        for cards in (1, 8, 16, 32, 64, 96):
+            together = recipe.batch_size // recipe.accumulate
+            if together % cards:
+                with pytest.raises(LvdError, match=r"start \d+( or \d+)? processes"):
+                    recipe.micro_batch(cards)
+            else:
+                assert recipe.micro_batch(cards) * cards * recipe.accumulate == recipe.batch_size

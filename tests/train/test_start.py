@@ -40,7 +40,7 @@ REFUSED = {
     "option": (run("model.options.dept=3"), {}, "did you mean 'depth'"),
     "objective without masks": (run("masks=null"), {}, "the iBOT objective needs masks"),
     "group": (run("group_size=5"), {}, "group_size 5 does not divide batch_size 32"),
-    "micro-batches": (run("accumulate=3"), {}, "batch_size 32 cannot be cut into 1 processes x 3"),
+    "micro-batches": (run("accumulate=3"), {}, "batch_size 32 cannot be cut into 3 micro-batches"),
     "processes": (run(), {"WORLD_SIZE": "3"}, "cannot be cut into 3 processes"),
     "global crop": (run("crops.global_size=50"), {}, "crops.global_size 50 is not a multiple"),
     "local crop": (run("crops.local_size=25"), {}, "crops.local_size 25 is not a multiple"),

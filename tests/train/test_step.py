@@ -79,6 +79,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
+CUT = {"group_size": IMAGES, "objectives": {"infonce": 0.5}}
 PROJECTED = {"objectives": {"infonce": 0.5}, "projector": {"hidden": 32, "width": 16}}
 
 
@@ -94,12 +95,16 @@ def in_each_process(folder: Path) -> None:
             ("ddp-ema", "ddp", {}),
             ("ddp-projected", "ddp", {}),
             ("fsdp-projected", "fsdp", {}),
+            ("ddp-cut", "ddp", {}),
+            ("fsdp-cut", "fsdp", {}),
         ):
             changes = {"parallel": {"precision": "float32", "strategy": strategy, **extra}}
             if name.endswith("ema"):
                 changes["objectives"] = {"centering": {"kind": "ema"}}
             if name.endswith("projected"):
                 changes |= PROJECTED
+            if name.endswith("cut"):
+                changes |= CUT
             found = train(build_system(recipe(**changes), ranks), [mine])
             if rank == 0:
                 torch.save(found, folder / f"{name}.pt")
@@ -156,6 +161,17 @@ def test_a_projector_of_two_processes_trains_as_that_of_one(
     alone = train(build_system(recipe(**PROJECTED), ALONE), [slice(0, IMAGES)])
     assert "projector.mlp.0.weight" in alone["gradients"]
     assert_same(two_processes[f"{strategy}-projected"], alone)
+
+
+# pitfall 5
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_group_that_lies_on_two_processes_trains_as_on_one(
+    two_processes: dict, strategy: str
+) -> None:
+    assert_same(
+        two_processes[f"{strategy}-cut"],
+        train(build_system(recipe(**CUT), ALONE), [slice(0, IMAGES)]),
+    )
 
 
 # pitfall 12

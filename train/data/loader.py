@@ -78,8 +78,9 @@ def make_loader(
 ) -> Iterator[Batch]:
     """Return the micro-batches of process `ranks` = (rank, world) from `start_step` to `stop_step`.
 
-    Each step's global batch is cut into world x accumulate equal chunks, of which a process takes
-    `accumulate` consecutive ones; `Batch.micro` counts them. What is in a micro-batch depends on
+    Each step's global batch is cut into accumulate x world equal chunks: first those of the first
+    micro-batch, by rank, so that what the processes see at a time are consecutive images;
+    `Batch.micro` counts a process's own. What is in a micro-batch depends on
     nothing else: not on the workers, nor on where the run was resumed. Workers start at once. A
     broken sample's place is taken by the next whole one of its micro-batch, cropped by the draws of
     the broken one. Raises LvdError where a batch is not cut evenly; the iterator raises it where a
@@ -100,7 +101,8 @@ def make_loader(
         "masks": masks,
         "steps": range(start_step, stop_step),
         "accumulate": accumulate,
-        "first": rank * accumulate * size,
+        "rank": rank,
+        "world": world,
         "size": size,
     }
     ahead = {"workers": settings.workers, "prefetch": settings.prefetch}
@@ -126,8 +128,8 @@ class _MicroBatches(Dataset):
     masks: Masks | None
     steps: range
     accumulate: int
-    first: int
-    """Place of the process's first image in the global batch."""
+    rank: int
+    world: int
     size: int
 
     def __len__(self) -> int:
@@ -137,7 +139,7 @@ class _MicroBatches(Dataset):
         """Return a micro-batch, or the line that says why there is none."""
         step, micro = self.steps[number // self.accumulate], number % self.accumulate
         epoch, samples, turns = self.order.batch(step)
-        first = self.first + micro * self.size
+        first = (micro * self.world + self.rank) * self.size
         own = slice(first, first + self.size)
         samples, turns = samples[own].tolist(), turns[own].tolist()
         masks = self.masks and self.masks(step=step, epochs=turns, first=first, samples=samples)

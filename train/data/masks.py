@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -24,19 +25,20 @@ def block_mask(
     """Return a bool array of shape `grid` with exactly `count` patches masked, in blocks.
 
     Blocks are placed as in BEiT (arXiv 2106.08254, algorithm 1), which stops short of the count:
-    what is missing then grows at the rim of the blocks. ValueError if the grid holds fewer patches.
+    what is missing then grows at the rim of the blocks, unless `settings.exact` is false and the
+    mask may be smaller. ValueError if the grid holds fewer patches.
     """
     height, width = grid
     if not 0 <= count <= height * width:
         raise ValueError(f"{count} masked patches on a grid of {height} x {width}")
     mask = np.zeros(grid, bool)
     missing = count
-    while missing >= settings.min_patches:
+    while missing >= (settings.min_patches if settings.exact else 1):
         added = _add_block_(mask, missing, generator, settings)
         if not added:
             break
         missing -= added
-    while missing:
+    while missing and settings.exact:
         missing -= _grow_(mask, missing, generator)
     return mask
 
@@ -68,25 +70,25 @@ def batch_masks(
 ) -> Bool[Tensor, "crops patches"]:
     """Return the masks of both global crops of n images, crop-major: bool [2 n, patches].
 
-    `samples` are consecutive images of the global batch of `step`, from its place `first` on, in
-    whole groups of `group_size`. The crops of a group share out the counts of `group_counts` by a
-    draw for this step and group, and the blocks are a draw for a sample's epoch, sample and crop: so
-    neither ranks nor micro-batches change any mask. ValueError where a group would be cut.
+    `samples` are consecutive images of the global batch of `step`, from its place `first` on. The
+    crops of each group of `group_size` share out the counts of `group_counts` by a draw for this
+    step and group, and the blocks are a draw for a sample's epoch, sample and crop: so neither ranks
+    nor micro-batches change any mask. Of whole groups, and with
+    exact counts, as many patches are masked in every step.
     """
     count = len(samples)
-    if first % group_size or count % group_size:
-        raise ValueError(f"images {first} to {first + count} are no whole groups of {group_size}")
     patches = math.prod(grid)
     counts = group_counts(GLOBAL_VIEWS * group_size, patches, settings)
     masks = np.zeros((GLOBAL_VIEWS, count, *grid), bool)
-    for start in range(0, count, group_size):
-        group = (first + start) // group_size
+    for group in range(first // group_size, -(-(first + count) // group_size)):
         dealt = _generator(seed, "strata", step, group).permutation(counts)
-        for crop, row in np.ndindex(GLOBAL_VIEWS, group_size):
-            if wanted := int(dealt[crop * group_size + row]):
-                drawn_for = epochs[start + row], samples[start + row], crop
+        begin = group * group_size
+        own = range(max(first, begin), min(first + count, begin + group_size))
+        for crop, place in product(range(GLOBAL_VIEWS), own):
+            if wanted := int(dealt[crop * group_size + place - begin]):
+                drawn_for = epochs[place - first], samples[place - first], crop
                 draw = _generator(seed, "mask", *drawn_for)
-                masks[crop, start + row] = block_mask(grid, wanted, draw, settings)
+                masks[crop, place - first] = block_mask(grid, wanted, draw, settings)
     return torch.from_numpy(masks.reshape(-1, patches))
 
 

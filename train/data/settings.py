@@ -141,6 +141,9 @@ class MaskSettings(BaseModel):
     """Least size that is drawn for a block."""
     aspect: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Least height of a block over its width; the largest is 1 over it."""
+    exact: bool = True
+    """Whether the rim of the blocks grows until the count is met, so that all steps have the same
+    shapes. The released DINOv2 code does not: where no block fits, it stops short."""
 
     @model_validator(mode="after")
     def _range_runs_upwards(self) -> MaskSettings:

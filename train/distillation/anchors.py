@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
 from train.distributed.ranks import Ranks, sum_over_ranks
+from train.model.logits import Logits, product_of
 from train.seeds import derive
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -29,9 +30,9 @@ class AnchorHead(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("anchors", torch.zeros(anchors, dim))
 
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+    def forward(self, x: Float[Tensor, "n d"]) -> Logits:
         """Return the cosines of n tokens with the k anchors."""
-        return linear(normalize(x - self.mean, dim=-1), self.anchors)
+        return product_of(normalize(x - self.mean, dim=-1), self.anchors)
 
     def anchor_at(self, tokens: Float[Tensor, "k d"]) -> None:
         """Take these tokens as the anchors."""

@@ -82,6 +82,15 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def from_all_ranks(tensor: Tensor) -> tuple[list[Tensor], int]:
+    """Return the tensors of all processes, of one shape, by rank, and this process's rank."""
+    if not dist.is_initialized():
+        return [tensor], 0
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts, dist.get_rank()
+
+
 def any_rank(flag: bool) -> bool:
     """Return on every process whether `flag` is true on at least one."""
     return bool(max_over_ranks(torch.tensor(int(flag))))

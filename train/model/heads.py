@@ -7,17 +7,19 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 
+from train.model.logits import Logits, product_of
 from train.model.settings import HeadSettings, ProjectorSettings
 
 
 class ProjectionHead(nn.Module):
-    """An MLP, an L2-normalised bottleneck, and prototypes of unit length.
+    """An MLP, an L2-normalised bottleneck, and weight-normalised prototypes.
 
-    DINO (arXiv 2104.14294, appendix C). The prototypes are weight-normalised with the gain fixed
-    at 1 and have no bias, so that the logits are cosines. Initialised as published: the MLP
-    truncated normal with std 0.02 and biases 0, the prototypes as torch's `Linear`.
+    DINO (arXiv 2104.14294, appendix C). The prototypes are weight-normalised and have no bias. The
+    gain is fixed at 1, so that the logits are cosines, unless the settings have it trained.
+    Initialised as published: the MLP truncated normal with std 0.02 and biases 0, the prototypes as
+    torch's `Linear`, the gain 1.
     """
 
     def __init__(self, dim: int, settings: HeadSettings) -> None:
@@ -26,14 +28,20 @@ class ProjectionHead(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(settings.prototypes, settings.bottleneck))
         bound = settings.bottleneck**-0.5
         nn.init.uniform_(self.prototypes, -bound, bound)
+        gain = nn.Parameter(torch.ones(settings.prototypes, 1)) if settings.train_gain else None
+        self.register_parameter("gain", gain)
 
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Return the logits: cosines of the n bottleneck vectors with the k prototypes."""
+    def forward(self, x: Float[Tensor, "n d"]) -> Logits:
+        """Return the logits: cosines of the n bottleneck vectors with the k prototypes, times the
+        gain of each prototype.
+        """
         # The kernel under torch's weight_norm: forward and backward are one pass over the
         # prototypes each, where autograd through `normalize` takes 1.5 times as long a backward.
-        gain = self.prototypes.new_ones(len(self.prototypes), 1)
+        gain = self.gain
+        if gain is None:
+            gain = self.prototypes.new_ones(len(self.prototypes), 1)
         directions = torch._weight_norm(self.prototypes, gain, 0)
-        return linear(normalize(self.mlp(x), dim=-1), directions)
+        return product_of(normalize(self.mlp(x), dim=-1), directions)
 
 
 class Projector(nn.Module):

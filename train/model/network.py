@@ -15,6 +15,7 @@ from train.model.backbone import Backbone, build_backbone
 from train.model.blocks import SparseBlock
 from train.model.deferred import DeferredInit
 from train.model.heads import ProjectionHead, Projector
+from train.model.logits import Logits
 from train.model.settings import HeadsSettings, ModelSettings, ProjectorSettings
 
 
@@ -23,12 +24,17 @@ class Outputs(NamedTuple):
 
     cls: Float[Tensor, "globals d"]
     """CLS tokens of the global views, after the final norm and before the head."""
-    cls_logits: Float[Tensor, "views k"] | None
+    cls_logits: Logits | None
     """Of the global views, then of the local ones; None without heads."""
-    patch_logits: Float[Tensor, "m k2"] | None
+    patch_logits: Logits | None
     """Of the patch tokens at `masked_index`, where that is given."""
     projections: Float[Tensor, "views w"] | None = None
     """What InfoNCE compares, of the global views and then of the local ones."""
+
+    def whole(self) -> list[Tensor]:
+        """Return what there is of logits and projections, the logits as one matrix each."""
+        logits = [some.whole() for some in (self.cls_logits, self.patch_logits) if some is not None]
+        return logits if self.projections is None else [*logits, self.projections]
 
 
 class Network(nn.Module):

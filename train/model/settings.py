@@ -67,6 +67,10 @@ class HeadSettings(BaseModel):
     bottleneck: int = Field(256, ge=1)
     layers: int = Field(3, ge=1)
     """Linear layers before the prototypes."""
+    train_gain: bool = False
+    """Whether the length of each prototype is trained, as in the released DINOv2 code: a gain, 1 at
+    first, frozen as long as the prototypes are. Without it all keep the length 1, and logits are
+    cosines, as in DINO's."""
 
 
 class ProjectorSettings(BaseModel):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.distributed.ranks import sum_over_ranks
-from train.objectives.cross_entropy import Targets, block_rows, blocks
+from train.objectives.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,12 @@ def indicators(targets: Sequence[Targets], features: Float[Tensor, "n d"]) -> di
 @torch.no_grad()
 def prototype_use(targets: Sequence[Targets]) -> PrototypeUse:
     """Return the sums over all rows of the targets."""
-    shares = targets[0].shares
-    prototypes = shares.shape[1]
-    mass, wins = torch.zeros((2, prototypes), device=shares.device)
+    scales = targets[0].scales
+    prototypes = len(scales)
+    mass, wins = torch.zeros((2, prototypes), device=scales.device)
     entropy = mass.new_zeros(())
     for chunk in targets:
-        for rows in blocks(range(len(chunk)), block_rows(shares)):
-            probabilities = chunk.probabilities(rows)
+        for probabilities in chunk.blocks():
             mass += probabilities.sum(dim=0)
             wins += probabilities.argmax(dim=1).bincount(minlength=prototypes)
             entropy += torch.special.entr(probabilities).sum()

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from train.distributed.ranks import max_over_ranks, sum_over_ranks
-from train.objectives.cross_entropy import Targets, block_rows, blocks, working_dtype
+from train.model.logits import Logits
 from train.objectives.settings import CenteringSettings
+from train.objectives.targets import SoftmaxRows, Targets, softmax_
+from train.objectives.tiles import (
+    are_kept,
+    block_rows,
+    blocks,
+    softmax_blocks,
+    tiles,
+    working_dtype,
+)
 
 
 class Centering(nn.Module, ABC):
     """What makes targets of the teacher's logits; its buffers are its state."""
 
     @abstractmethod
-    def targets(
-        self, chunks: Sequence[Float[Tensor, "b_i K"]], temperature: float
-    ) -> list[Targets]:
+    def targets(self, chunks: Sequence[Logits], temperature: float) -> list[Targets]:
         """Return the targets of each chunk (micro-batch) of this process's logits.
 
-        The chunks of all processes are centred as one batch: every process must call it, with as
-        many prototypes but any number of rows, none included.
+        The chunks of all processes are centred as one batch: every process must call it, with the
+        same prototypes but any number of rows, none included. Logits that are few are kept; of many
+        there is a tile at a time, and they are computed anew each time the targets are read.
         """
 
     def update(self) -> None:
@@ -56,9 +64,7 @@ class SinkhornKnopp(Centering):
         self.iterations = iterations
 
     @torch.no_grad()
-    def targets(
-        self, chunks: Sequence[Float[Tensor, "b_i K"]], temperature: float
-    ) -> list[Targets]:
+    def targets(self, chunks: Sequence[Logits], temperature: float) -> list[Targets]:
         """Return the targets of each chunk, as `Centering.targets`.
 
         Every Q of the iteration is the first one with its rows and its prototypes scaled, so only
@@ -71,31 +77,25 @@ class SinkhornKnopp(Centering):
                 u = 1 / (v S)           # the one sum over rows, and so over processes
                 v = 1 / (S u)           # the last of these divides the targets by their row sums
 
-        No exponential overflows and no sum underflows, whatever the logits; S is made once, and a
-        block of it is read once for both products.
+        No exponential overflows and no sum underflows, whatever the logits; a block of S is read
+        once for both products. Where S is not kept, that is one product of vectors and prototypes
+        more for `highest`, for each repetition and for the targets.
         """
-        shares = [torch.empty_like(chunk) for chunk in chunks]
-        highest = _highest(chunks)
-        pieces = [
-            (chunk[rows], share[rows])
-            for chunk, share in zip(chunks, shares, strict=True)
-            for rows in blocks(range(len(chunk)), block_rows(chunk))
-        ]
-        most = max((len(logits) for logits, _ in pieces), default=0)
-        scaled_buffer, block_buffer = highest.new_empty((2, most, len(highest)))
-        sums = torch.zeros_like(highest)
-        with torch.autocast(highest.device.type, enabled=False):
-            for logits, share in pieces:
-                scaled, block = scaled_buffer[: len(logits)], block_buffer[: len(logits)]
-                torch.sub(logits, highest, out=scaled).mul_(1 / temperature)
-                torch.softmax(scaled, dim=1, out=block)
-                # The largest probability is exp(top) / normaliser.
-                sums.addmv_(block.T, scaled.amax(dim=1).exp() / block.amax(dim=1))
-                share.copy_(block)
+        with torch.autocast(chunks[0].vectors.device.type, enabled=False):
+            kept = _kept(chunks)
+            highest = _highest(chunks, kept)
+            sums = torch.zeros_like(highest)
+            for chunk, whole in zip(chunks, kept, strict=True):
+                for tile in tiles(chunk) if whole is None else [whole]:
+                    for rows, scaled, share in softmax_blocks(tile, highest, temperature):
+                        # The largest probability is exp(top) / normaliser.
+                        sums.addmv_(share.T, scaled.amax(dim=1).exp() / share.amax(dim=1))
+                        if whole is not None:
+                            whole[rows] = share
+            shares = _shares(chunks, kept, highest, temperature)
             for _ in range(self.iterations - 1):
                 scales, sums = 1 / sum_over_ranks(sums), torch.zeros_like(sums)
-                for _, share in pieces:
-                    block = block_buffer[: len(share)].copy_(share)
+                for block in _blocks(shares):
                     sums.addmv_(block.T, 1 / (block @ scales))
         scales = 1 / sum_over_ranks(sums)
         return [Targets(share, scales) for share in shares]
@@ -117,25 +117,24 @@ class EmaCentre(Centering):
         self._mean: Tensor | None = None
 
     @torch.no_grad()
-    def targets(
-        self, chunks: Sequence[Float[Tensor, "b_i K"]], temperature: float
-    ) -> list[Targets]:
+    def targets(self, chunks: Sequence[Logits], temperature: float) -> list[Targets]:
         """Return the targets of each chunk, as `Centering.targets`; the centre moves by `update`."""
-        sums, total = torch.zeros_like(self.centre), self.centre.new_tensor(sum(map(len, chunks)))
-        ones = torch.ones_like(self.centre)
-        targets = []
-        for chunk in chunks:
-            shares = torch.empty_like(chunk)
-            for rows in blocks(range(len(chunk)), block_rows(chunk)):
-                centred = chunk[rows] - self.centre
-                sums += centred.sum(dim=0)
-                shares[rows] = centred.mul_(1 / temperature).softmax(dim=1)
-            targets.append(Targets(shares, ones))
+        centre, ones = self.centre.clone(), torch.ones_like(self.centre)
+        total = centre.new_tensor(sum(len(chunk.vectors) for chunk in chunks))
+        with torch.autocast(centre.device.type, enabled=False):
+            # A sum of logits is the logit of a sum.
+            sums = torch.zeros_like(centre)
+            for vectors, prototypes in chunks:
+                sums += prototypes.to(centre.dtype) @ vectors.to(centre.dtype).sum(dim=0)
+            kept = _kept(chunks)
+            for whole in kept:
+                if whole is not None:
+                    softmax_(whole, centre, temperature)
         sum_over_ranks(sums)
         sum_over_ranks(total)
         # Without a single row there is nothing to learn of: the centre stays.
-        self._mean = self.centre + sums / total.clamp(min=1)
-        return targets
+        self._mean = torch.where(total > 0, sums / total.clamp(min=1), centre)
+        return [Targets(share, ones) for share in _shares(chunks, kept, centre, temperature)]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -145,11 +144,47 @@ class EmaCentre(Centering):
             self._mean = None
 
 
-def _highest(chunks: Sequence[Float[Tensor, "b_i K"]]) -> Float[Tensor, " K"]:
+def _kept(chunks: Sequence[Logits]) -> list[Tensor | None]:
+    """Return the logits of each chunk where those of all are few enough to be kept, else None."""
+    vectors, prototypes = chunks[0]
+    rows = sum(len(chunk.vectors) for chunk in chunks)
+    keep = are_kept(rows, len(prototypes), vectors.device)
+    return [chunk.whole() if keep else None for chunk in chunks]
+
+
+def _highest(chunks: Sequence[Logits], kept: Sequence[Tensor | None]) -> Float[Tensor, " K"]:
     """Return each prototype's largest logit of all chunks and processes."""
-    first = chunks[0]
-    highest = first.new_full((first.shape[1],), -torch.inf, dtype=working_dtype(first))
-    for chunk in chunks:
-        if len(chunk):
-            torch.maximum(highest, chunk.amax(dim=0), out=highest)
+    prototypes = chunks[0].prototypes
+    highest = prototypes.new_full((len(prototypes),), -torch.inf, dtype=working_dtype(prototypes))
+    for chunk, whole in zip(chunks, kept, strict=True):
+        for tile in tiles(chunk) if whole is None else [whole]:
+            if len(tile):
+                torch.maximum(highest, tile.amax(dim=0), out=highest)
     return max_over_ranks(highest)
+
+
+def _shares(
+    chunks: Sequence[Logits],
+    kept: Sequence[Tensor | None],
+    offsets: Float[Tensor, " K"],
+    temperature: float,
+) -> list[Tensor | SoftmaxRows]:
+    """Return the shares of each chunk: what was kept, or how they are made."""
+    return [
+        SoftmaxRows(chunk, offsets, temperature) if whole is None else whole
+        for chunk, whole in zip(chunks, kept, strict=True)
+    ]
+
+
+def _blocks(shares: Sequence[Tensor | SoftmaxRows]) -> Iterator[Float[Tensor, "r K"]]:
+    """Yield all rows of shares, a block at a time, in a buffer that the next one overwrites."""
+    for share in shares:
+        if isinstance(share, SoftmaxRows):
+            for tile in tiles(share.logits):
+                for _, _, block in softmax_blocks(tile, share.offsets, share.temperature):
+                    yield block
+            continue
+        most = min(len(share), block_rows(share.shape[1], share.device))
+        buffer = share.new_empty((most, share.shape[1]), dtype=working_dtype(share))
+        for rows in blocks(range(len(share)), max(1, most)):
+            yield buffer[: rows.stop - rows.start].copy_(share[rows])

@@ -1,13 +1,13 @@
 """Cross-entropy of a student's views against a teacher's: the loss and its gradient in one pass.
 
-Rows of logits are many and wide (65,536 prototypes and more), and a plain implementation goes over
-all of them a dozen times, each time through memory. Here a block of rows is read once, in its own
-precision, and left as its gradient; the arithmetic between is float32, in buffers of bounded size.
+Rows of logits are many and wide (65,536 prototypes and more). They exist a tile of rows at a time,
+from the product that makes them to the products that lead their gradient back to the vectors and
+the prototypes; a tile is gone over in blocks whose float32 arithmetic stays in the caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,37 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CPU_BLOCK = 2**19
-"""Elements of a buffer for each thread of a CPU: 2 MiB, near enough to stay in its caches."""
-
-DEVICE_BLOCK = 2**25
-"""Elements of a buffer on an accelerator: few kernels, and no buffer above 128 MiB."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """A teacher's distributions over prototypes: the rows of shares * scales, divided by their sums.
-
-    Shares have the precision of the teacher's logits, whose rounding moves a probability far more
-    than theirs; float32 probabilities exist for a block of rows at a time.
-    """
-
-    shares: Float[Tensor, "b K"]
-    scales: Float[Tensor, " K"]
-
-    def __len__(self) -> int:
-        return len(self.shares)
-
-    def write(self, rows: slice, out: Tensor, total: Tensor | float = 1.0) -> None:
-        """Write the probabilities of some rows, times `total` [r, 1], to `out` [r, K]."""
-        out.copy_(self.shares[rows]).mul_(self.scales)
-        out.mul_(total / out.sum(dim=-1, keepdim=True))
-
-    def probabilities(self, rows: slice = slice(None)) -> Float[Tensor, "r K"]:
-        """Return the probabilities of some rows, in float32 (float64 of float64 shares)."""
-        out = torch.empty_like(self.shares[rows], dtype=working_dtype(self.shares))
-        self.write(rows, out)
-        return out
+from train.objectives.targets import Targets
+from train.objectives.tiles import block_rows, blocks, tile_rows, working_dtype
 
 
 @dataclass(frozen=True)
@@ -56,26 +27,9 @@ class Lesson:
     teacher: Sequence[int]
 
 
-def working_dtype(logits: Tensor) -> torch.dtype:
-    """Return the precision of the arithmetic on logits: float32, or float64 for float64 logits."""
-    return torch.promote_types(logits.dtype, torch.float32)
-
-
-def block_rows(logits: Float[Tensor, "... K"]) -> int:
-    """Return how many rows of such logits make a block; at least one."""
-    on_cpu = logits.device.type == "cpu"
-    elements = CPU_BLOCK * torch.get_num_threads() if on_cpu else DEVICE_BLOCK
-    return max(1, elements // logits.shape[-1])
-
-
-def blocks(whole: range, step: int) -> Iterator[slice]:
-    """Yield the slices that cut a range into pieces of `step`, the last one perhaps shorter."""
-    for start in range(whole.start, whole.stop, step):
-        yield slice(start, min(start + step, whole.stop))
-
-
 def cross_entropy(
-    student: Float[Tensor, "V n K"],
+    vectors: Float[Tensor, "V n d"],
+    prototypes: Float[Tensor, "K d"],
     targets: Targets,
     lessons: Sequence[Lesson],
     weights: Float[Tensor, " n"],
@@ -83,66 +37,95 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the weighted sum of the cross-entropies of all lessons' pairs of views (v, g):
 
-        sum_i weights[i] sum_(v, g) - sum_k q[g, i, k] log softmax(student[v, i] / temperature)_k
+        z = vectors[v, i] @ prototypes.T                # the student's logits
+        sum_i weights[i] sum_(v, g) - sum_k q[g, i, k] log softmax(z / temperature)_k
 
     `targets` holds the q of the teacher's G views, view after view: G n rows. Every view of the
-    student belongs to exactly one lesson. The loss is float32 (float64 for float64 logits), its
-    gradient has the precision of the logits:
+    student belongs to exactly one lesson. The loss is float32 (float64 for float64 vectors). The
+    logits of a tile of images are made once and replaced by their gradient, in their precision,
 
-        weights[i] / temperature * (teachers * softmax(student[v, i] / temperature) - sum_g q[g, i])
+        dz = weights[i] / temperature * (teachers * softmax(z / temperature) - sum_g q[g, i])
 
-    The gradient is made with the loss and scaled in place where it is asked for: one backward pass
-    for one forward pass. A second one raises RuntimeError, unless the first came unscaled.
+    of which d vectors = dz @ prototypes and d prototypes = dz.T @ vectors, summed over tiles in
+    float32. These two are all that waits for the backward pass, and are scaled in place there: one
+    backward pass for one forward pass. A second one raises RuntimeError, unless the first came
+    unscaled.
     """
-    return _CrossEntropy.apply(student, targets, lessons, weights, temperature)
+    with torch.autocast(vectors.device.type, enabled=False):
+        return _CrossEntropy.apply(vectors, prototypes, targets, lessons, weights, temperature)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student, targets, lessons, weights, temperature):
-        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        loss = _loss_and_gradient(student, targets, lessons, weights, temperature, gradient)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+    def forward(ctx, vectors, prototypes, targets, lessons, weights, temperature):
+        views, images, _ = vectors.shape
+        of_vectors, of_prototypes = ctx.needs_input_grad[:2]
+        teachers = [
+            range(view * images, (view + 1) * images)
+            for view in range(len(targets) // max(1, images))
+        ]
+        loss = vectors.new_zeros((), dtype=working_dtype(vectors))
+        to_vectors: list[Tensor] = []
+        to_prototypes = _Sum(prototypes) if of_prototypes else None
+        for at in blocks(
+            range(images), max(1, tile_rows(len(prototypes), vectors.device) // views)
+        ):
+            own = vectors[:, at].flatten(0, 1)
+            logits = (own @ prototypes.mT).unflatten(0, (views, -1))
+            taught = [targets.tile(slice(rows[at].start, rows[at].stop)) for rows in teachers]
+            wanted = of_vectors or of_prototypes
+            loss += _loss_and_gradient(logits, taught, lessons, weights[at], temperature, wanted)
+            gradient = logits.flatten(0, 1)
+            if of_vectors:
+                to_vectors.append((gradient @ prototypes).unflatten(0, (views, -1)))
+            if of_prototypes:
+                to_prototypes.add(gradient.mT @ own)
+        ctx.save_for_backward(
+            _joined(to_vectors, vectors) if of_vectors else None,
+            to_prototypes and to_prototypes.total(),
+        )
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        (gradient,) = ctx.saved_tensors
+        gradients = ctx.saved_tensors
         # Asking an accelerator for a value would wait for it.
         if upstream.device.type != "cpu" or upstream != 1:
-            gradient.mul_(upstream)
-        return gradient, None, None, None, None
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(upstream)
+        return *gradients, None, None, None, None
 
 
 def _loss_and_gradient(
-    student: Tensor,
-    targets: Targets,
+    student: Float[Tensor, "V t K"],
+    targets: Sequence[Targets],
     lessons: Sequence[Lesson],
-    weights: Tensor,
+    weights: Float[Tensor, " t"],
     temperature: float,
-    gradient: Tensor | None,
-) -> Tensor:
-    """Return the loss of `cross_entropy`, and write its gradient where there is room for it."""
+    wanted: bool,
+) -> Float[Tensor, ""]:
+    """Return the loss of a tile; its logits become their gradient where that is `wanted`.
+
+    `targets` are those of each of the teacher's views.
+    """
     _, images, prototypes = student.shape
-    teachers = len(targets) // max(1, images)
-    most = block_rows(student)
+    most = block_rows(prototypes, student.device)
     rows = max(1, min(images, most))
     views = min(most // rows, max(len(lesson.student) for lesson in lessons))
 
     def buffer(*shape: int) -> Tensor:
         return student.new_empty((*shape, prototypes), dtype=working_dtype(student))
 
-    taught, summed = buffer(teachers, rows), buffer(rows)
+    taught, summed = buffer(len(targets), rows), buffer(rows)
     scaled_buffer, likely_buffer = buffer(views * rows), buffer(views * rows)
     loss = student.new_zeros((), dtype=working_dtype(student))
     for at in blocks(range(images), rows):
         count = at.stop - at.start
         weight = (weights[at].to(loss.dtype) / temperature)[:, None]
-        for view in range(teachers):
-            place = slice(view * images + at.start, view * images + at.stop)
-            targets.write(place, taught[view, :count], -weight)
+        for view, asked in enumerate(targets):
+            asked.write(at, taught[view, :count], -weight)
         for lesson in lessons:
             first, *others = lesson.teacher
             pull, mass = taught[first, :count], weight * len(lesson.teacher)
@@ -159,6 +142,27 @@ def _loss_and_gradient(
                 # The largest probability is exp(top - logsumexp).
                 normaliser = top - likely.amax(dim=-1, keepdim=True).log()
                 loss += (mass * normaliser).sum() + scaled.mul_(pull).sum()
-                if gradient is not None:
-                    gradient[some, at] = likely.mul_(mass).add_(pull)
+                if wanted:
+                    logits.copy_(likely.mul_(mass).add_(pull))
     return loss * temperature
+
+
+def _joined(parts: Sequence[Float[Tensor, "V t d"]], like: Tensor) -> Tensor:
+    """Return the gradients of all tiles, of which there is none where there are no images."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(list(parts), dim=1) if parts else torch.zeros_like(like)
+
+
+class _Sum:
+    """A sum of matrices like one, in float32 at least where there is more than one of them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like, self._sum = like, None
+
+    def add(self, matrix: Tensor) -> None:
+        wide = working_dtype(self._like)
+        self._sum = matrix if self._sum is None else self._sum.to(wide).add_(matrix)
+
+    def total(self) -> Tensor:
+        return torch.zeros_like(self._like) if self._sum is None else self._sum.to(self._like.dtype)

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from train.objectives.cross_entropy import Lesson, Targets, cross_entropy
+from train.model.logits import Logits
+from train.objectives.cross_entropy import Lesson, cross_entropy
+from train.objectives.targets import Targets
 
 
 def dino_loss(
-    student_logits: Float[Tensor, "V*n K"],
+    logits: Logits,
     targets: Targets,
     *,
     global_views: int = 2,
@@ -25,22 +27,23 @@ def dino_loss(
                 loss += - sum_k q[g][:, k] * log softmax(z[v] / temperature)[:, k]
         loss = mean over the n images of loss / pairs       # pairs = G (V - 1)
 
-    that is 2 + 2 * 8 = 18 pairs for two global and eight local views. Rows are crop-major (view 0
+    that is 2 + 2 * 8 = 18 pairs for two global and eight local views. The V n rows of `logits` are crop-major (view 0
     of all images, then view 1), global views first; `targets` has the G n rows of the teacher's.
     Raises ValueError where rows and views do not fit.
     """
+    rows = len(logits.vectors)
     images, odd = divmod(len(targets), global_views)
-    if odd or not images or len(student_logits) % images or len(student_logits) < len(targets):
+    if odd or not images or rows % images or rows < len(targets):
         raise ValueError(
-            f"{len(student_logits)} rows of the student and {len(targets)} of the teacher are not "
+            f"{rows} rows of the student and {len(targets)} of the teacher are not "
             f"whole views of the same images, {global_views} of them global"
         )
     if global_views < 2:
         raise ValueError("the DINO loss compares different views: it needs 2 global ones at least")
-    student = student_logits.unflatten(0, (-1, images))
+    student = logits.vectors.unflatten(0, (-1, images))
     everyone = range(global_views)
     lessons = [Lesson(range(v, v + 1), [g for g in everyone if g != v]) for v in everyone]
     lessons.append(Lesson(range(global_views, len(student)), everyone))
     pairs = global_views * (len(student) - 1)
     weights = torch.full((images,), 1 / (pairs * images), device=student.device)
-    return cross_entropy(student, targets, lessons, weights, temperature)
+    return cross_entropy(student, logits.prototypes, targets, lessons, weights, temperature)

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from train.objectives.cross_entropy import Lesson, Targets, cross_entropy
+from train.model.logits import Logits
+from train.objectives.cross_entropy import Lesson, cross_entropy
+from train.objectives.targets import Targets
 
 
 def ibot_loss(
-    student_logits: Float[Tensor, "m K"],
+    logits: Logits,
     targets: Targets,
     weights: Float[Tensor, " m"],
     *,
@@ -31,13 +33,15 @@ def ibot_loss(
     at the same m places. No masked place at all makes a loss of 0 with a gradient of 0.
     Raises ValueError where the numbers of places differ.
     """
-    if not len(student_logits) == len(targets) == len(weights):
+    vectors, prototypes = logits
+    places = len(vectors)
+    if not places == len(targets) == len(weights):
         raise ValueError(
-            f"{len(student_logits)} masked places of the student, {len(targets)} of the teacher "
+            f"{places} masked places of the student, {len(targets)} of the teacher "
             f"and {len(weights)} weights: these must be as many"
         )
     lesson = Lesson(range(1), range(1))
-    return cross_entropy(student_logits[None], targets, [lesson], weights / crops, temperature)
+    return cross_entropy(vectors[None], prototypes, targets, [lesson], weights / crops, temperature)
 
 
 def mask_weights(masks: Bool[Tensor, "c p"]) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:

@@ -17,10 +17,11 @@ def parameter_groups(network: nn.Module, settings: OptimiserSettings) -> list[di
     Beside "params" a group has "lr_scale" (a factor of the scheduled learning rate), "decay"
     (whether the scheduled weight decay applies) and "last_layer" (a head's prototypes).
 
-    Weight decay applies to the matrices of linear layers and convolutions and to the prototypes.
-    It does not apply to anything else: biases, norms, LayerScale, the cls, mask and register
-    tokens, position embeddings. (The published code decays those tokens and embeddings; they are
-    single vectors that are added, not maps, and timm's models ask for none on them.)
+    Weight decay applies to the matrices of linear layers and convolutions, to the prototypes and to
+    the trained gains of these (as in the released code). It does not apply to anything else: biases,
+    norms, LayerScale and, unless `decay_tokens` is set, the cls, mask and register tokens and the
+    position embeddings. (The released code decays those; they are single vectors that are added,
+    not maps, and timm's models ask for none on them.)
 
     Layer decay (BEiT, arXiv 2106.08254; DINOv2, arXiv 2304.07193) gives depth d of a backbone of
     n blocks the factor `layer_decay ** (n + 1 - d)`: d is 0 for the patch embedding, tokens and
@@ -33,12 +34,19 @@ def parameter_groups(network: nn.Module, settings: OptimiserSettings) -> list[di
     top = max(depths.values())
     patch_embedding = _identities(network.backbone.vit.patch_embed)
     heads = [head for head in (network.dino_head, network.ibot_head) if head is not None]
-    prototypes = {id(head.prototypes) for head in heads}
-    matrices = prototypes | {
+    prototypes = {
+        id(parameter)
+        for head in heads
+        for parameter in (head.prototypes, head.gain)
+        if parameter is not None
+    }
+    decayed = prototypes | {
         id(module.weight)
         for module in network.modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
+    if settings.decay_tokens:
+        decayed |= _tokens(network.backbone)
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for parameter in network.parameters():
         if not parameter.requires_grad:
@@ -47,7 +55,7 @@ def parameter_groups(network: nn.Module, settings: OptimiserSettings) -> list[di
         scale = settings.layer_decay ** (top - depths[identity])
         if identity in patch_embedding:
             scale *= settings.patch_embed_lr
-        kind = (scale, identity in matrices, identity in prototypes)
+        kind = (scale, identity in decayed, identity in prototypes)
         names = dict(zip(("lr_scale", "decay", "last_layer"), kind, strict=True))
         groups.setdefault(kind, {"params": [], **names})["params"].append(parameter)
     return list(groups.values())
@@ -91,6 +99,12 @@ def _depths(network: nn.Module) -> dict[int, int]:
     for name in ("norm", "fc_norm"):
         depths |= dict.fromkeys(_identities(getattr(vit, name)), top)
     return depths
+
+
+def _tokens(backbone: nn.Module) -> set[int]:
+    """Return the identities of tokens and position embeddings, which no layer owns."""
+    owners = (backbone, backbone.vit)
+    return {id(own) for owner in owners for own in owner.parameters(recurse=False)}
 
 
 def _identities(module: nn.Module) -> set[int]:

@@ -29,6 +29,9 @@ class OptimiserSettings(BaseModel):
     """Learning rate of a layer over that of the layer above it."""
     patch_embed_lr: float = Field(0.2, ge=0)
     """Multiplies the learning rate of the patch embedding, and of nothing else."""
+    decay_tokens: bool = False
+    """Whether weight decay applies to the cls, mask and register tokens and to the position
+    embeddings too, as in the released DINOv2 code."""
     clip: float | None = Field(3.0, gt=0)
     """Largest gradient norm of the backbone and of each head; null measures and never clips."""
     freeze_last_layer_epochs: float = Field(1.0, ge=0)

@@ -211,8 +211,8 @@ def test_each_sample_is_seen_once_an_epoch_whatever_ranks_and_accumulation(
     ]
     seen = []
     for step in steps:
-        at_step = [next(loader) for loader in loaders for _ in range(accumulate)]
-        assert [b.micro for b in at_step] == list(range(accumulate)) * world
+        at_step = [next(loader) for _ in range(accumulate) for loader in loaders]
+        assert [b.micro for b in at_step] == [micro for micro in range(accumulate) for _ in loaders]
         assert {(b.step, b.epoch) for b in at_step} == {(step, 1)}
         places = torch.cat([b.masks.chunk(2)[0] for b in at_step])
         expected = order(index, batch, window).batch(step).samples.tolist()

@@ -53,6 +53,25 @@ def test_a_mask_hits_its_count_whatever_the_grid(grid_and_count, seed, min_patch
 
 
 @given(grids_and_counts(), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_blocks_that_may_stop_short_are_those_that_the_exact_mask_grows_from(case, seed):
+    grid, count = case
+    loose = MaskSettings(min_patches=1, exact=False)
+    short = block_mask(grid, count, np.random.default_rng(seed), loose)
+    exact = block_mask(grid, count, np.random.default_rng(seed), MaskSettings(min_patches=1))
+    assert short.sum() <= count == exact.sum()
+    assert not (short & ~exact).any()
+
+
+def test_counts_of_blocks_stop_short_where_that_is_set():
+    counts = [int(mask.sum()) for mask in masks(range(BATCH), exact=False)]
+    wanted = [int(mask.sum()) for mask in masks(range(BATCH))]
+    assert all(found <= most for found, most in zip(counts, wanted, strict=True))
+    assert sum(counts) < sum(wanted)
+    assert all((found > 0) == (most > 0) for found, most in zip(counts, wanted, strict=True))
+
+
+@given(grids_and_counts(), st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
 def test_no_masked_patch_stands_alone(grid_and_count, seed):
     grid, count = grid_and_count
@@ -150,10 +169,10 @@ def test_grids_of_small_pictures_are_masked():
         assert drawn.any(1).sum() == 8
 
 
-@pytest.mark.parametrize(("first", "count"), [(0, 6), (2, 4)])
-def test_a_group_is_never_cut(first, count):
-    with pytest.raises(ValueError, match="whole groups of 4"):
-        masks(range(count), first=first)
+@pytest.mark.parametrize("chunks", [8, 12])
+def test_a_group_that_is_cut_has_the_masks_of_the_whole_one(chunks):
+    assert BATCH // chunks % GROUP
+    assert torch.equal(cut(range(BATCH), chunks), masks(range(BATCH)))
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def loss_of(network: torch.nn.Module, images: slice) -> Tensor:
     masks = masks[:, images].flatten(0, 1)
     index = masks.flatten().nonzero().squeeze(1)
     out = network(crops, local.flatten(0, 1), masks, index)
-    of_patches = (4 * out.patch_logits.float()).logsumexp(-1).sum() / len(crops)
-    of_views = (4 * out.cls_logits.float()).logsumexp(-1).mean()
+    of_patches = (4 * out.patch_logits.whole().float()).logsumexp(-1).sum() / len(crops)
+    of_views = (4 * out.cls_logits.whole().float()).logsumexp(-1).mean()
     return of_views + of_patches + out.cls.float().pow(3).mean()
 
 
@@ -104,7 +104,10 @@ def compare(settings: ParallelSettings, ranks: Ranks, parts: int = 1) -> dict:
     ]
     pictures = torch.ones(2, 3, SIDE, SIDE)
     with torch.no_grad(), autocast(precision, CPU):
-        taught = error(called_teacher(pictures).cls_logits, plain_teacher(pictures).cls_logits)
+        seen, expected_logits = (
+            each(pictures).cls_logits for each in (called_teacher, plain_teacher)
+        )
+        taught = error(seen.whole(), expected_logits.whole())
         called(pictures)  # a forward pass that no backward pass follows, as of a skipped step
     loss = backward(called, cuts, precision)
     loss = sum_over_ranks(torch.tensor(loss)).item() / ranks.world

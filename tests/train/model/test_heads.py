@@ -38,7 +38,7 @@ def reference(made: ProjectionHead, x: torch.Tensor) -> torch.Tensor:
 def test_logits_and_gradients_equal_a_float64_reference(layers):
     made = head(SETTINGS.model_copy(update={"layers": layers}))
     weights = torch.randn(5, 50)
-    logits = made(tokens())
+    logits = made(tokens()).whole()
     (logits * weights).sum().backward()
     found = [parameter.grad.clone() for parameter in made.parameters()]
     expected = reference(made, tokens().double())
@@ -55,22 +55,39 @@ def test_prototypes_are_torchs_weight_norm_with_a_gain_of_one():
     layer = parametrizations.weight_norm(layer)
     layer.parametrizations.weight.original0.data.fill_(1)
     bottleneck = nn.functional.normalize(made.mlp(tokens()), dim=1)
-    torch.testing.assert_close(made(tokens()), layer(bottleneck))
+    torch.testing.assert_close(made(tokens()).whole(), layer(bottleneck))
+
+
+def test_a_trained_gain_is_torchs_weight_norm_in_values_and_gradients():
+    made = head(SETTINGS.model_copy(update={"train_gain": True}))
+    assert torch.equal(made.gain, torch.ones(50, 1))
+    made.gain.data = torch.rand(50, 1) + 0.5
+    layer = nn.Linear(8, 50, bias=False)
+    layer.weight.data.copy_(made.prototypes.data)
+    layer = parametrizations.weight_norm(layer)
+    theirs = layer.parametrizations.weight
+    theirs.original0.data.copy_(made.gain.data)
+    logits = layer(nn.functional.normalize(made.mlp(tokens()), dim=1))
+    torch.testing.assert_close(made(tokens()).whole(), logits)
+    expected = torch.autograd.grad(logits.square().sum(), (theirs.original0, theirs.original1))
+    found = torch.autograd.grad(made(tokens()).whole().square().sum(), (made.gain, made.prototypes))
+    torch.testing.assert_close(found, expected)
+    assert "gain" not in head().state_dict()
 
 
 def test_logits_do_not_depend_on_the_lengths_of_prototypes_and_stay_in_range():
     made = head()
-    logits = made(tokens())
+    logits = made(tokens()).whole()
     made.prototypes.data *= torch.rand(50, 1) * 10 + 0.1
-    torch.testing.assert_close(made(tokens()), logits)
+    torch.testing.assert_close(made(tokens()).whole(), logits)
     assert logits.abs().max() <= 1 + 1e-6
 
 
 def test_bfloat16_logits_are_close_and_gradients_float32():
     made = head()
-    exact = made(tokens())
+    exact = made(tokens()).whole()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = made(tokens())
+        logits = made(tokens()).whole()
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), exact, atol=0.03, rtol=0)
     logits.float().square().sum().backward()
@@ -79,7 +96,7 @@ def test_bfloat16_logits_are_close_and_gradients_float32():
 
 def test_no_tokens_give_no_logits_and_zero_gradients():
     made = head()
-    logits = made(tokens(0))
+    logits = made(tokens(0)).whole()
     assert logits.shape == (0, 50)
     logits.sum().backward()
     assert all(not parameter.grad.any() for parameter in made.parameters())

@@ -7,7 +7,7 @@ import torch
 
 from train.monitoring.indicators import feature_rank, indicators
 from train.objectives import cross_entropy
-from train.objectives.cross_entropy import Targets
+from train.objectives.targets import Targets
 
 ROWS, PROTOTYPES = 6, 8
 FEATURES = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))

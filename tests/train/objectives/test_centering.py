@@ -5,16 +5,18 @@ import math
 import pytest
 import torch
 from forked import run_ranks
-from hypothesis import given, settings
+from given_logits import given
+from hypothesis import given as examples
+from hypothesis import settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from train.distributed.ranks import process_group
-from train.objectives import cross_entropy
+from train.objectives import tiles
 from train.objectives.centering import EmaCentre, SinkhornKnopp, build_centering
-from train.objectives.cross_entropy import Targets
 from train.objectives.settings import CenteringSettings
+from train.objectives.targets import Targets
 
 ROWS, PROTOTYPES = 11, 9
 TEMPERATURE = 0.07
@@ -55,7 +57,7 @@ def joined(targets):
 
 
 def sinkhorn(logits, iterations=3, temperature=TEMPERATURE):
-    return joined(SinkhornKnopp(iterations).targets([logits], temperature))
+    return joined(SinkhornKnopp(iterations).targets([given(logits)], temperature))
 
 
 def in_each_process(folder):
@@ -65,8 +67,12 @@ def in_each_process(folder):
         for name, first in SPLITS.items():
             own = drawn(dtype=torch.float32).split([first, ROWS - first])[ranks.rank]
             found[f"sinkhorn {name}"] = sinkhorn(own)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tiles, "CPU_KEPT", 0)
+                patch.setattr(tiles, "CPU_TILE", 2 * PROTOTYPES)
+                found[f"tiled sinkhorn {name}"] = sinkhorn(own)
             centering = EmaCentre(PROTOTYPES, 0.9)
-            centering.targets([own], TEMPERATURE)
+            centering.targets([given(own)], TEMPERATURE)
             centering.update()
             found[f"centre {name}"] = centering.centre
     save_file(found, folder / f"{ranks.rank}.safetensors")
@@ -89,7 +95,7 @@ def test_sinkhorn_is_the_published_sequence(iterations):
 
 # pitfall 4
 @settings(max_examples=30, deadline=None)
-@given(
+@examples(
     rows=st.integers(1, 8),
     prototypes=st.integers(1, 8),
     scale=st.floats(0, 1),
@@ -134,8 +140,9 @@ def test_sinkhorn_is_finite_whatever_the_logits(scale):
 
 # pitfall 4
 @pytest.mark.parametrize("split", SPLITS)
-def test_sinkhorn_is_the_same_on_one_and_two_processes(two_processes, split):
-    found = torch.cat([results[f"sinkhorn {split}"] for results in two_processes])
+@pytest.mark.parametrize("kind", ["sinkhorn", "tiled sinkhorn"])
+def test_sinkhorn_is_the_same_on_one_and_two_processes(two_processes, kind, split):
+    found = torch.cat([results[f"{kind} {split}"] for results in two_processes])
     torch.testing.assert_close(found, sinkhorn(drawn(dtype=torch.float32)))
     parts = drawn(dtype=torch.float32).split([7, ROWS - 7])
     alone = torch.cat([sinkhorn(part) for part in parts])
@@ -146,7 +153,7 @@ def test_sinkhorn_is_the_same_on_one_and_two_processes(two_processes, split):
 @pytest.mark.parametrize("sizes", [(4, 7), (0, 11), (3, 0, 1, 7)])
 def test_several_chunks_are_centred_as_one(sizes):
     logits = drawn()
-    chunks = logits.split(sizes)
+    chunks = [given(chunk) for chunk in logits.split(sizes)]
     targets = SinkhornKnopp().targets(chunks, TEMPERATURE)
     assert [len(chunk) for chunk in targets] == list(sizes)
     torch.testing.assert_close(joined(targets), sinkhorn(logits))
@@ -156,7 +163,7 @@ def test_several_chunks_are_centred_as_one(sizes):
 def test_the_size_of_blocks_changes_nothing(monkeypatch, block):
     logits = drawn()
     expected = sinkhorn(logits)
-    monkeypatch.setattr(cross_entropy, "CPU_BLOCK", block)
+    monkeypatch.setattr(tiles, "CPU_BLOCK", block)
     torch.testing.assert_close(sinkhorn(logits), expected)
 
 
@@ -172,7 +179,7 @@ def test_sinkhorn_of_bfloat16_logits_is_the_published_sequence_on_their_values()
 @pytest.mark.parametrize("kind", ["sinkhorn", "ema"])
 def test_a_batch_without_rows_has_no_targets_and_teaches_nothing(kind):
     centering = build_centering(CenteringSettings(kind=kind), PROTOTYPES)
-    (targets,) = centering.targets([torch.zeros(0, PROTOTYPES)], TEMPERATURE)
+    (targets,) = centering.targets([given(torch.zeros(0, PROTOTYPES))], TEMPERATURE)
     centering.update()
     assert targets.probabilities().shape == (0, PROTOTYPES)
     for buffer in centering.buffers():
@@ -184,7 +191,7 @@ def test_the_centre_follows_the_mean_and_sharpens_what_comes_after():
     centre = [0.0] * PROTOTYPES
     for seed in range(4):
         logits = drawn(seed=seed, dtype=torch.float32) + 1
-        targets = centering.targets(logits.split([4, 7]), TEMPERATURE)
+        targets = centering.targets([given(rows) for rows in logits.split([4, 7])], TEMPERATURE)
         centering.update()
         expected = published_centre(logits.double(), centre, TEMPERATURE)
         torch.testing.assert_close(joined(targets).double(), expected, rtol=1e-4, atol=1e-6)
@@ -196,9 +203,9 @@ def test_the_centre_follows_the_mean_and_sharpens_what_comes_after():
 # pitfall 16
 def test_a_skipped_step_leaves_the_centre_as_it_was():
     centering = EmaCentre(PROTOTYPES, momentum=0.5)
-    centering.targets([torch.full((2, PROTOTYPES), torch.nan)], TEMPERATURE)
+    centering.targets([given(torch.full((2, PROTOTYPES), torch.nan))], TEMPERATURE)
     torch.testing.assert_close(centering.centre, torch.zeros(PROTOTYPES))
-    centering.targets([torch.ones(2, PROTOTYPES)], TEMPERATURE)
+    centering.targets([given(torch.ones(2, PROTOTYPES))], TEMPERATURE)
     centering.update()
     centering.update()
     torch.testing.assert_close(centering.centre, torch.full((PROTOTYPES,), 0.5))
@@ -207,7 +214,7 @@ def test_a_skipped_step_leaves_the_centre_as_it_was():
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_centre_is_the_same_on_one_and_two_processes(two_processes, split):
     alone = EmaCentre(PROTOTYPES, 0.9)
-    alone.targets([drawn(dtype=torch.float32)], TEMPERATURE)
+    alone.targets([given(drawn(dtype=torch.float32))], TEMPERATURE)
     alone.update()
     for results in two_processes:
         torch.testing.assert_close(results[f"centre {split}"], alone.centre)
@@ -216,11 +223,11 @@ def test_the_centre_is_the_same_on_one_and_two_processes(two_processes, split):
 # pitfall 15
 def test_the_state_of_the_centre_is_its_buffer():
     centering, resumed = EmaCentre(PROTOTYPES), EmaCentre(PROTOTYPES)
-    centering.targets([drawn(dtype=torch.float32)], TEMPERATURE)
+    centering.targets([given(drawn(dtype=torch.float32))], TEMPERATURE)
     centering.update()
     resumed.load_state_dict(centering.state_dict())
     for some in (centering, resumed):
-        some.targets([drawn(seed=1, dtype=torch.float32)], TEMPERATURE)
+        some.targets([given(drawn(seed=1, dtype=torch.float32))], TEMPERATURE)
         some.update()
     assert torch.equal(resumed.centre, centering.centre)
     assert SinkhornKnopp().state_dict() == {}

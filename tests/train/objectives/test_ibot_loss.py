@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from given_logits import given
 
-from train.objectives import cross_entropy
-from train.objectives.cross_entropy import Targets
+from train.objectives import tiles
 from train.objectives.ibot_loss import ibot_loss, mask_weights
+from train.objectives.targets import Targets
 
 CROPS, PATCHES, PROTOTYPES = 5, 6, 7
 TEMPERATURE = 0.1
@@ -48,7 +49,7 @@ def as_computed(logits, probabilities, masks):
     taught = probabilities.flatten(0, 1)[index].to(torch.promote_types(logits.dtype, torch.float32))
     targets = Targets(taught, torch.ones(PROTOTYPES))
     picked = logits.flatten(0, 1)[index]
-    return ibot_loss(picked, targets, weights, crops=len(masks), temperature=TEMPERATURE)
+    return ibot_loss(given(picked), targets, weights, crops=len(masks), temperature=TEMPERATURE)
 
 
 # pitfall 3
@@ -73,7 +74,7 @@ def test_a_batch_without_masks_has_no_loss_and_a_gradient_of_zero(dtype):
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         logits = head(tokens[index])
     targets = Targets(logits.detach(), torch.ones(PROTOTYPES))
-    loss = ibot_loss(logits, targets, weights, crops=2, temperature=TEMPERATURE)
+    loss = ibot_loss(given(logits), targets, weights, crops=2, temperature=TEMPERATURE)
     (0.5 * loss).backward()
     assert loss == 0
     for parameter in (tokens, *head.parameters()):
@@ -109,7 +110,7 @@ def test_the_gradient_is_that_of_the_returned_loss():
 @pytest.mark.parametrize("block", [1, 3 * PROTOTYPES, 4 * PROTOTYPES])
 def test_the_size_of_blocks_changes_nothing(monkeypatch, block):
     logits, probabilities = drawn()
-    monkeypatch.setattr(cross_entropy, "CPU_BLOCK", block)
+    monkeypatch.setattr(tiles, "CPU_BLOCK", block)
     found = as_computed(logits, probabilities, drawn_masks())
     torch.testing.assert_close(
         found, reference(logits, probabilities, drawn_masks()), rtol=1e-7, atol=0
@@ -133,4 +134,4 @@ def test_counts_that_differ_are_an_error():
     logits = torch.zeros(3, PROTOTYPES)
     targets = Targets(logits, torch.ones(PROTOTYPES))
     with pytest.raises(ValueError, match="2 weights"):
-        ibot_loss(logits, targets, torch.ones(2), crops=2, temperature=TEMPERATURE)
+        ibot_loss(given(logits), targets, torch.ones(2), crops=2, temperature=TEMPERATURE)

@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from forked import run_ranks
+from safetensors.torch import load_file, save_file
 
+from train.distributed.ranks import process_group
+from train.objectives.groups import of_whole_groups
 from train.objectives.koleo import koleo_loss
 
 
@@ -109,3 +113,41 @@ def test_autocast_does_not_choose_another_neighbour():
 def test_groups_below_two_or_uneven_ones_are_an_error(rows, group_size):
     with pytest.raises(ValueError, match="group"):
         koleo_loss(drawn(rows), group_size=group_size)
+
+
+def in_each_process(folder):
+    """The loss and the gradient of the parameters of one of two processes, to `folder`."""
+    with process_group("cpu") as ranks:
+        found = {}
+        for estimator in REFERENCES:
+            for rows in (slice(0, 12), slice(0, 4)):
+                found |= of_a_layer(drawn()[rows].chunk(2)[ranks.rank], estimator, f"{rows.stop} ")
+        save_file(found, folder / f"{ranks.rank}.safetensors")
+
+
+def of_a_layer(images, estimator, name=""):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3, dtype=torch.float64)
+    loss = of_whole_groups(
+        lambda views: sum(koleo_loss(view, group_size=4, estimator=estimator) for view in views),
+        torch.stack([layer(images), layer(images.flip(1))]),
+        4,
+    )
+    loss.backward()
+    return {f"{name}{estimator} loss": loss.detach(), f"{name}{estimator}": layer.weight.grad}
+
+
+# pitfall 5
+def test_groups_that_processes_cut_have_the_loss_and_gradient_of_one_process(tmp_path):
+    run_ranks(in_each_process, tmp_path, folder=tmp_path)
+    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    for rows in (12, 4):
+        for estimator in REFERENCES:
+            for name, expected in of_a_layer(drawn()[:rows], estimator, f"{rows} ").items():
+                mean = (found[0][name] + found[1][name]) / 2
+                torch.testing.assert_close(mean, expected)
+
+
+def test_a_group_that_is_cut_needs_another_process():
+    with pytest.raises(ValueError, match="group"):
+        of_a_layer(drawn(6), "nearest")

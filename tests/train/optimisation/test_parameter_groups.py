@@ -29,7 +29,7 @@ def loss_of(network, seed):
     torch.manual_seed(seed)
     masks = torch.tensor([[True, False, False, True], [False] * 4])
     outputs = network(torch.randn(2, 3, 28, 28), masks=masks, masked_index=torch.tensor([0, 3]))
-    return outputs.cls_logits.exp().sum() + outputs.patch_logits.exp().sum()
+    return sum(logits.whole().exp().sum() for logits in outputs[1:3])
 
 
 def groups_by_name(network, **settings):
@@ -123,6 +123,24 @@ def test_every_trainable_parameter_is_in_one_group_and_prototypes_in_the_last_la
     assert sorted(grouped) == sorted(id(p) for p in network.parameters() if p.requires_grad)
     last = {name for name, group in groups_by_name(network).items() if group["last_layer"]}
     assert last == {"dino_head.prototypes"} | (set() if shared else {"ibot_head.prototypes"})
+
+
+def test_a_trained_gain_is_decayed_and_frozen_as_the_prototypes_are():
+    network = build()
+    settings = HeadSettings(prototypes=12, hidden=16, bottleneck=8, train_gain=True)
+    network.dino_head = ProjectionHead(32, settings)
+    groups = groups_by_name(network)
+    assert groups["dino_head.gain"] is groups["dino_head.prototypes"]
+    assert groups["dino_head.gain"]["decay"]
+
+
+def test_tokens_and_positions_are_decayed_where_that_is_set():
+    plain, set_ = groups_by_name(build()), groups_by_name(build(), decay_tokens=True)
+    changed = {name for name in plain if plain[name]["decay"] != set_[name]["decay"]}
+    assert changed == {
+        *("backbone.mask_token", "backbone.vit.cls_token", "backbone.vit.reg_token"),
+        "backbone.vit.pos_embed",
+    }
 
 
 def test_groups_of_the_same_kind_are_one():

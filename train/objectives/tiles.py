@@ -1,0 +1,75 @@
+"""How many rows of logits are looked at together: what is kept, a tile of them, a block of a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from train.model.logits import Logits
+
+CPU_KEPT, DEVICE_KEPT = 2**26, 2**30
+"""Elements of the teacher's logits of a step up to which all are kept: 2 GiB of bfloat16 on an
+accelerator. More are computed anew, tile by tile, each time they are read."""
+
+CPU_TILE, DEVICE_TILE = 2**24, 2**28
+"""Elements of one matrix product: enough rows for its full speed with 131,072 prototypes."""
+
+CPU_BLOCK, DEVICE_BLOCK = 2**19, 2**25
+"""Elements of a float32 buffer, for each thread of a CPU: 2 MiB, near enough to stay in its caches.
+On an accelerator few kernels, and no buffer above 128 MiB."""
+
+
+def working_dtype(logits: Tensor) -> torch.dtype:
+    """Return the precision of the arithmetic on logits: float32, or float64 for float64 logits."""
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def are_kept(rows: int, prototypes: int, device: torch.device) -> bool:
+    """Return whether so many logits of the teacher are kept from their first use to their last."""
+    return rows * prototypes <= (CPU_KEPT if device.type == "cpu" else DEVICE_KEPT)
+
+
+def tile_rows(prototypes: int, device: torch.device) -> int:
+    """Return how many rows of logits make a tile; at least one."""
+    return max(1, (CPU_TILE if device.type == "cpu" else DEVICE_TILE) // prototypes)
+
+
+def block_rows(prototypes: int, device: torch.device) -> int:
+    """Return how many rows of a tile make a block; at least one."""
+    on_cpu = device.type == "cpu"
+    return max(1, (CPU_BLOCK * torch.get_num_threads() if on_cpu else DEVICE_BLOCK) // prototypes)
+
+
+def blocks(whole: range, step: int) -> Iterator[slice]:
+    """Yield the slices that cut a range into pieces of `step`, the last one perhaps shorter."""
+    for start in range(whole.start, whole.stop, step):
+        yield slice(start, min(start + step, whole.stop))
+
+
+def tiles(logits: Logits) -> Iterator[Float[Tensor, "t K"]]:
+    """Yield the logits, so many rows of them at a time, in their order."""
+    vectors, prototypes = logits
+    for rows in blocks(range(len(vectors)), tile_rows(len(prototypes), vectors.device)):
+        yield vectors[rows] @ prototypes.mT
+
+
+def softmax_blocks(
+    tile: Float[Tensor, "t K"], offsets: Float[Tensor, " K"], temperature: float
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield the rows of each block, (tile - offsets) / temperature and the softmax of that.
+
+    Both are [r, K], float32 (float64 of float64 logits), in buffers that the next block overwrites.
+    """
+    prototypes = tile.shape[1]
+    most = min(len(tile), block_rows(prototypes, tile.device))
+    scaled_buffer, shares_buffer = tile.new_empty((2, most, prototypes), dtype=working_dtype(tile))
+    for rows in blocks(range(len(tile)), max(1, most)):
+        scaled, shares = (
+            buffer[: rows.stop - rows.start] for buffer in (scaled_buffer, shares_buffer)
+        )
+        torch.sub(tile[rows], offsets, out=scaled).mul_(1 / temperature)
+        torch.softmax(scaled, dim=1, out=shares)
+        yield rows, scaled, shares
