@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from small_run import RECIPE
 from torch import nn
 from torch.distributed.tensor import DTensor
-from train.persistence.snapshot import restore, snapshot, write_model
 
 from train.distributed.ranks import Ranks, process_group
 from train.model.deferred import DeferredInit
@@ -22,6 +21,7 @@ from train.model.network import build_network
 from train.model.settings import HeadSettings, HeadsSettings, ModelSettings
 from train.persistence.checkpoints import save
 from train.recipe import Recipe
+from train.snapshot import restore, snapshot, write_model
 from train.student import new_network
 from train.system import System, build_system
 from train.weights.continuation import read_network
