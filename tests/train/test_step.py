@@ -92,6 +92,7 @@ def in_each_process(folder: Path) -> None:
             ("ddp", "ddp", {}),
             ("fsdp", "fsdp", {}),
             ("fsdp-checkpointed", "fsdp", {"activation_checkpointing": True}),
+            ("hsdp", "hsdp", {"shard_group": 1}),
             ("ddp-ema", "ddp", {}),
             ("ddp-projected", "ddp", {}),
             ("fsdp-projected", "fsdp", {}),
@@ -149,7 +150,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 # pitfall 12
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp-checkpointed"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp-checkpointed", "hsdp"])
 def test_two_processes_train_as_one(two_processes: dict, one_process: dict, strategy: str) -> None:
     assert_same(two_processes[strategy], one_process)
 
@@ -307,14 +308,17 @@ def test_the_teacher_never_sees_a_mask_and_the_student_does() -> None:
     seen = {}
 
     def noting(name: str, module: torch.nn.Module) -> None:
-        def hook(_: object, arguments: tuple) -> None:
-            seen.setdefault(name, []).append(arguments[1] is not None and bool(arguments[1].any()))
+        def hook(_: object, views: tuple, options: dict) -> None:
+            masks = options["masks"]
+            masked = masks is not None and bool(masks.any())
+            seen.setdefault(name, []).append([len(views), masked])
 
-        module.register_forward_pre_hook(hook)
+        module.register_forward_pre_hook(hook, with_kwargs=True)
 
     noting("student", system.student.backbone)
     noting("teacher", system.teacher.backbone)
     optimiser_step(system, [micro_batch(slice(0, IMAGES))], VALUES, 0)
-    assert seen == {"student": [True, False], "teacher": [False]}
+    # One call of each, with two sizes of views and with one.
+    assert seen == {"student": [[2, True]], "teacher": [[1, False]]}
     assert not system.teacher.training
     assert system.student.training
