@@ -297,11 +297,9 @@ class PartReader:
                 self.problems.append(f"the list cannot be read: {_one_line(error)}")
 
     def _member(self, key: str, name: str, size: int, note: Note) -> Member:
-        problem = ""
+        problem = size_problem(size)
         if size < 0:
             problem, size = "a link that leads to no file", 0
-        elif size > LARGEST_MEMBER:
-            problem = f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
         columns = {name: note.columns.get(name) for name in self._columns}
         return Member(key, name, None, size, problem, note.url, note.caption, columns)
 
@@ -340,6 +338,13 @@ class PartReader:
     def _count_bytes(self, path: str) -> int:
         with open_binary(locate(self.part.root, path)) as source:
             return source.seek(0, os.SEEK_END)
+
+
+def size_problem(size: int) -> str:
+    """Return why an image of so many bytes is not read, "" where it is."""
+    if size <= LARGEST_MEMBER:
+        return ""
+    return f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
 
 
 def direct(part: Part) -> bool:

@@ -2,7 +2,8 @@
 
 A shard is `00000.tar` (members `000000000.jpg` and `000000000.json`, and so on), `00000.parquet` (a
 row for each sample) and `00000_stats.json`, which is written last and so marks the shard as whole.
-The JSON and the Parquet row of a sample hold the same fields, and every field always has a value
+The JSON and the Parquet row of a sample hold the same fields, the row also where the image lies in
+the tar (`shard_ranges.py`), and every field always has a value
 of its own type: Hugging Face `datasets` takes the types from a shard's first samples, and
 fails where a null stands in one of them and text in a later one. It also wants the same members in all
 of these. What a sample has beside its image, and keys of its own in the JSON, follow these.
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+
+from shared.shard_ranges import with_ranges
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,6 +147,7 @@ def _write_tables(out: Path, name: str, table: pa.Table, nbytes: int) -> dict[st
     """Write what stands beside a shard's tar of `nbytes`, and return what its stats file holds."""
     import pyarrow.parquet as pq
 
+    table = with_ranges(table, out / f"{name}.tar")
     with (out / f"{name}.parquet").open("wb") as file:
         pq.write_table(table, file, compression="zstd")
         _sync(file)

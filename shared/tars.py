@@ -13,6 +13,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -41,14 +42,34 @@ class TarEntry:
     """Whether it leads to what had that path when this member was written."""
 
 
-def list_tar(descriptor: int, problems: list[str]) -> list[TarEntry]:
+class TarBytes(Protocol):
+    """The bytes of a tar, wherever they are."""
+
+    size: int
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return `size` bytes at `offset`, fewer where the tar ends before."""
+
+
+class _Descriptor:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+
+def list_tar(tar: int | TarBytes, problems: list[str]) -> list[TarEntry]:
     """Return the files of a tar in their order there; links have the bytes of what they name.
+
+    `tar` is the descriptor of an open file, or what reads its bytes; headers are all that is read.
 
     Damage is no exception: it is appended to `problems`, and reading goes on at the next header.
     """
     entries: list[TarEntry] = []
     named: dict[str, TarEntry] = {}
-    for entry in _walk(descriptor, problems):
+    for entry in _walk(_Descriptor(tar) if isinstance(tar, int) else tar, problems):
         if entry.hard and entry.link in named:
             entry = replace(named[entry.link], name=entry.name)
         entries.append(entry)
@@ -72,17 +93,17 @@ def _path(name: str) -> str:
     return posixpath.normpath(name.lstrip("/"))
 
 
-def _walk(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
+def _walk(tar: TarBytes, problems: list[str]) -> Iterator[TarEntry]:
     """Yield the regular files and links of a tar in their order there."""
-    end = os.fstat(descriptor).st_size
+    end = tar.size
     if end == 0:
         problems.append("not a tar file: 0 bytes")
         return
     position, ended, found = 0, False, False
-    headers = _Headers(descriptor, end)
+    headers = _Headers(tar)
     extension: dict[str, str] = {}  # what long-name and pax headers say of the next member
     while position < end:
-        block = os.pread(descriptor, BLOCK, position)
+        block = tar.read(BLOCK, position)
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             size = info.size if info.size >= 0 else None
@@ -105,13 +126,13 @@ def _walk(descriptor: int, problems: list[str]) -> Iterator[TarEntry]:
             if size > _LARGEST_EXTENSION:
                 problems.append(f"extended header of {size} bytes at byte {data - BLOCK}: not read")
             else:
-                extension |= _extension(info.type, os.pread(descriptor, size, data))
+                extension |= _extension(info.type, tar.read(size, data))
             continue
         if info.type == tarfile.XGLTYPE:
             continue
         extended, extension = extension, {}
         if info.type == tarfile.GNUTYPE_SPARSE and block[482]:
-            position = _after_sparse_headers(descriptor, data, size)
+            position = _after_sparse_headers(tar, data, size)
         if extended.get("size", "").isdecimal() and len(extended["size"]) < 20:
             size = int(extended["size"])
             position = data + (size + BLOCK - 1) // BLOCK * BLOCK
@@ -146,8 +167,8 @@ def _damage(position: int, resumed: int, end: int, found: bool) -> str:
 class _Headers:
     """Finds the next header behind damage; it reads each stretch of the file once."""
 
-    def __init__(self, descriptor: int, end: int) -> None:
-        self._descriptor, self._end = descriptor, end
+    def __init__(self, tar: TarBytes) -> None:
+        self._tar, self._end = tar, tar.size
         self._stop = 0
         self._magic = np.empty(0, np.int64)
 
@@ -160,13 +181,13 @@ class _Headers:
             if position >= self._stop:
                 self._scan(position)
             for at in map(int, self._magic[np.searchsorted(self._magic, position) :]):
-                if _is_header(os.pread(self._descriptor, BLOCK, at)):
+                if _is_header(self._tar.read(BLOCK, at)):
                     return at
             position = self._stop
         return self._end
 
     def _scan(self, position: int) -> None:
-        chunk = os.pread(self._descriptor, _SCAN, position)
+        chunk = self._tar.read(_SCAN, position)
         blocks = np.frombuffer(chunk, np.uint8, len(chunk) // BLOCK * BLOCK).reshape(-1, BLOCK)
         magic = (blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1)
         self._magic = position + np.flatnonzero(magic) * BLOCK
@@ -196,11 +217,11 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     return said
 
 
-def _after_sparse_headers(descriptor: int, position: int, size: int) -> int:
+def _after_sparse_headers(tar: TarBytes, position: int, size: int) -> int:
     """Return where the member after an old GNU sparse one begins: its map may take more blocks."""
     more = True
     while more:
-        block = os.pread(descriptor, BLOCK, position)
+        block = tar.read(BLOCK, position)
         more = len(block) == BLOCK and bool(block[504])
         position += BLOCK
     return position + (size + BLOCK - 1) // BLOCK * BLOCK

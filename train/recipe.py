@@ -23,7 +23,7 @@ from train.recipe_tree import recipe_tree
 
 FREE_ON_RESUME = (
     *("note", "accumulate", "parallel.", "checkpoints.", "log.", "knn.", "collapse."),
-    *("data.workers", "data.prefetch", "data.resident"),
+    *("data.workers", "data.index", "data.prefetch", "data.resident"),
 )
 """What may change between a run and its resumption: it decides no sample and no loss."""
 

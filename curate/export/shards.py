@@ -38,7 +38,7 @@ from shared.parts import fetch
 from shared.shards import SHARD_CAPACITY, Sample, write_shard
 from shared.sidecars import read_object
 
-VERSION = 2
+VERSION = 3
 FETCH_AHEAD = 8
 UNPICKLED = ("pickle", "pkl", "pt", "pth", "pyd")
 """Extensions of what readers of shards unpickle unasked, which runs what it likes."""

@@ -74,7 +74,7 @@ def test_json_and_parquet_hold_the_same_and_nothing_is_null(shard):
     with tarfile.open(shard) as tar:
         members = [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]
     for row, member in zip(rows, members, strict=True):
-        assert list(member) == sorted(row)
+        assert list(member) == sorted(row.keys() - {"offset", "bytes"})
         for name, value in member.items():
             assert type(value) is type(shards.FIELDS[name])
             assert (

@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,9 +25,11 @@ from shared.datasets import DatasetSettings, Part, list_parts
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.keys import shown
-from shared.parts import PartReader, direct
+from shared.parts import Member, PartReader, direct
 from shared.progress import stage_bar, warn
+from shared.ranged_tars import list_remote_tar
 from shared.remote import is_remote, locate
+from shared.shard_ranges import ImageRange, MisfitError, read_ranges
 from shared.storage import fingerprint, is_disk_full, reraise_disk_full, sync
 from train.data.file_ranges import FileRanges, Range
 
@@ -42,8 +45,8 @@ _COLUMNS = pa.schema(
 _ABOUT = b"lvd"
 _LISTED_ALONE = 1 << 30
 """Bytes of local shards that are listed before further processes have started."""
-_FETCHED_AT_ONCE = 8
-"""Remote shards, each of which takes its size in `folder` while it is listed."""
+_FETCHED_AT_ONCE = 32
+"""Remote shards that are listed side by side: each waits for one small read after another."""
 _WARNINGS = 5
 
 
@@ -165,8 +168,9 @@ def read_index(shards: str, folder: Path) -> ShardIndex:
     `shards` is a folder of WebDataset tars or of images, a tar, a glob or a brace list, or an
     fsspec URL of these. What is said of a shard is kept as `<fingerprint of the shard>.parquet`:
     stopped half-way, listing goes on from there, and of a dataset that changed only the changed
-    shards are listed again. Local shards are listed from their headers, remote ones are read once
-    through. Raises LvdError where nothing is there, or where a shard's images are not to be read
+    shards are listed again. Where stage one has written beside a shard what lies where in it, and
+    that fits the shard, it is taken; other tars are listed from their headers, remote ones by ranged
+    reads. Runs may share the folder, and use it at once. Raises LvdError where nothing is there, or where a shard's images are not to be read
     one by one (a compressed tar, Parquet).
     """
     parts = list_parts("--shards", DatasetSettings(path=shards))
@@ -237,8 +241,7 @@ def _list_part(part: Part, folder: Path) -> list[str]:
                 f"--shards: {place} is {kind}, whose images cannot be read one by one: unpack it "
                 "to a plain tar or a folder of images, or let lvd-curate write shards"
             )
-        with PartReader(part, folder) as reader:
-            members, problems = reader.members, reader.problems
+        members, problems = _members(part, folder)
     except OSError as error:
         if is_disk_full(error):
             raise
@@ -261,6 +264,33 @@ def _list_part(part: Part, folder: Path) -> list[str]:
     with written(_listing(part, folder)) as beside:
         pq.write_table(table, beside)
     return [f"{place}: {problem}" for problem in problems]
+
+
+def _members(part: Part, folder: Path) -> tuple[Sequence[Member], list[str]]:
+    """Return a part's images sorted by key, and what is wrong with it, as `PartReader` has them."""
+    problems: list[str] = []
+    if part.format == "tar":
+        location = locate(part.root, part.paths[0])
+        size = part.sizes[0]
+        if part.table is not None:
+            table = locate(part.root, part.table)
+            try:
+                if (ranges := read_ranges(table, location, size)) is not None:
+                    return _in_order(part, ranges), problems
+            except MisfitError as error:
+                problems.append(
+                    f"what {shown(part.table)} says of its members is not believed, and they are "
+                    f"listed anew: {error}"
+                )
+        if is_remote(location) and size is not None:
+            return list_remote_tar(part, problems), problems
+    with PartReader(part, folder) as reader:
+        return reader.members, problems + reader.problems
+
+
+def _in_order(part: Part, ranges: Sequence[ImageRange]) -> list[Member]:
+    members = [Member(f"{part.name}/{r.key}", r.key, r.offset, r.size) for r in ranges]
+    return sorted(members, key=lambda member: member.key)
 
 
 def _join(parts: Sequence[Part], path: Path, shards: str) -> None:
@@ -286,13 +316,14 @@ def _join(parts: Sequence[Part], path: Path, shards: str) -> None:
 
 
 def _listing(part: Part, folder: Path) -> Path:
-    return folder / f"{part.fingerprint}.parquet"
+    """Return the file with what is in a part, wherever else parts of the same names and times are."""
+    return folder / f"{fingerprint([locate(part.root, ''), part.fingerprint], size=16)}.parquet"
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
     """Yield a path to write; what was written appears at `path` whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # of one of several machines
     try:
         yield beside
         sync(beside)

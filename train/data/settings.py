@@ -42,6 +42,10 @@ class DataSettings(BaseModel):
     """Processes that read, decode and crop for each training process; 0 does it there and then."""
     window: int = Field(16, ge=1)
     """Shards that are shuffled together, and so are being read at a time."""
+    index: str | None = None
+    """Folder that keeps what lies where in the shards, which runs over the same data share and which
+    may be removed; by default `.index` beside `--out` (`OUT/index` where nothing can be written
+    there). All processes read it."""
     prefetch: int = Field(2, ge=1)
     """Micro-batches that each worker is ahead."""
     decode: Literal["reduced", "full"] = "reduced"

@@ -19,9 +19,12 @@ from train.seeds import derive
 def open_index(recipe: Recipe, shards: str | None, select: str | None, folder: Path) -> SampleIndex:
     """Return the index of the images of a run, made in `folder` where it is not there.
 
+    A folder that the recipe names (`data.index`) is taken in place of it.
     `shards` and `select` are the options of `lvd-train run`, None for both where the recipe mixes.
     Raises LvdError where the images are not there.
     """
+    if recipe.data.index is not None:
+        folder = _writable(Path(recipe.data.index).expanduser())
     if not recipe.data.mix:
         return _open(shards, select, folder)
     sources = {}
@@ -66,6 +69,17 @@ def describe_sources(recipe: Recipe, shards: str | None, select: str | None) -> 
             lines += [f"{title:<20}{recipe.data.mix_batches} batches"]
             lines += [f"  {line}" for line in _describe(source.shards, source.select)]
     return lines
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LvdError(
+            f"data.index {folder} cannot be made ({error.strerror}): name another folder, or leave it "
+            "away"
+        ) from error
+    return folder
 
 
 def _open(shards: str | None, select: str | None, folder: Path) -> ShardIndex | SelectionIndex:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,7 +29,8 @@ class RunFolder:
         self.out = out
         self.checkpoints = out / "checkpoints"
         self.model = out / "model"
-        self.index = out / "index"
+        self.index = _shared_index(out)
+        """Of all runs beside this one."""
         self.run = out / "run.json"
         self.done = out / "done.json"
         self.skipped = out / "skipped.jsonl"
@@ -116,6 +118,13 @@ class RunFolder:
     def finish(self, steps: int) -> None:
         """Mark the run as complete."""
         write_json(self.done, {"steps": steps})
+
+
+def _shared_index(out: Path) -> Path:
+    around = out.absolute().parent
+    if not around.exists() or os.access(around, os.W_OK):
+        return out.parent / ".index"
+    return out / "index"
 
 
 def _whole(recipe: dict) -> dict:

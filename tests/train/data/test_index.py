@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 
 import train.data.file_ranges
 import train.data.index
@@ -19,6 +20,7 @@ from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError
 from shared.images import ImageError
 from shared.parts import PartReader
+from shared.shards import Sample, write_shard
 from train.data.index import read_index
 
 
@@ -87,6 +89,87 @@ def test_remote_shards_read_like_local_ones(tmp_path):
     memory.rm("/test_index/00001.tar")
     assert "cannot be fetched" in content(index)["00001/000"]
     memory.rm("/test_index", recursive=True)
+
+
+def test_remote_shards_are_listed_by_their_headers(tmp_path, monkeypatch):
+    damaged = {"0.jpg": b"0" * 700, "1.heic": b"1", "bare": b"\xff\xd8\xff4", "note": b"5"}
+    write_tar(tmp_path / "data/a.tar", {f"{n}.jpg": bytes(200_000) for n in range(10)})
+    path = write_tar(tmp_path / "data/b.tar", damaged | {"x.jpg": b"2", "x.png": b"3"})
+    path.write_bytes(path.read_bytes() + b"rubbish" * 100)
+    long = "d/" * 60 + "0.jpg"
+    huge = tarfile.TarInfo("2.jpg")
+    huge.size = 3 << 30
+    path = write_tar(tmp_path / "data/c.tar", {long: b"0"})
+    path.write_bytes(path.read_bytes().rstrip(b"\0")[: 5 * 512] + huge.tobuf() + bytes(1000))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "data"), "/test_headers", recursive=True)
+    read = []
+    whole = MemoryFileSystem.cat_file
+
+    def cat_file(self, path, start=None, end=None, **_):
+        read.append((path.rpartition("/")[2], end - start))
+        return whole(self, path, start, end)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    remote = read_index("memory://test_headers", tmp_path / "remote")
+    assert sum(size for name, size in read if name == "a.tar") < 200_000
+    local = read_index(str(tmp_path / "data"), tmp_path / "local")
+    assert content(remote) == content(local)
+    assert remote.fingerprint == local.fingerprint
+    memory.rm("/test_headers", recursive=True)
+
+
+def written_by_stage_one(folder, images=6):
+    folder.mkdir()
+    for number in range(2):
+        stream = io.BytesIO()
+        Image.new("RGB", (9, 9), (90 * number, 0, 0)).save(stream, "PNG")
+        samples = [Sample(f"k/{n}", stream.getvalue(), "png") for n in range(images)]
+        write_shard(folder, f"{number:05d}", samples)
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_what_stage_one_says_of_its_shards_is_taken(tmp_path, monkeypatch, where):
+    written_by_stage_one(tmp_path / "data")
+    (tmp_path / "bare").mkdir()
+    for path in (tmp_path / "data").glob("*.tar"):
+        (tmp_path / "bare" / path.name).write_bytes(path.read_bytes())
+    by_headers = read_index(str(tmp_path / "bare"), tmp_path / "index")
+    place = str(tmp_path / "data")
+    if where == "remote":
+        fsspec.filesystem("memory").put(place, "/test_taken", recursive=True)
+        place = "memory://test_taken"
+
+    def walked(*_):
+        raise AssertionError("members are listed")
+
+    monkeypatch.setattr("shared.parts.list_tar", walked)
+    monkeypatch.setattr("shared.ranged_tars.list_tar", walked)
+    taken = read_index(place, tmp_path / "index")
+    assert content(taken) == content(by_headers)
+    assert taken.fingerprint == by_headers.fingerprint
+
+
+def test_what_stage_one_says_of_other_shards_is_not_believed(tmp_path, capsys):
+    written_by_stage_one(tmp_path / "data")
+    spoilt = tmp_path / "data/00001.tar"
+    write_tar(spoilt, {"new.jpg": b"new"})
+    found = content(read_index(str(tmp_path / "data"), tmp_path / "index"))
+    assert found["00001/new"] == b"new"
+    assert len(found) == 7
+    said = capsys.readouterr().err
+    assert "what 00001.parquet says of its members is not believed, and they are listed anew" in (
+        " ".join(said.split())
+    )
+
+
+def test_shards_of_the_same_names_sizes_and_times_share_a_folder(tmp_path):
+    """As unpacked from archives that set all times to one."""
+    for number, place in enumerate("ab"):
+        path = write_tar(tmp_path / place / "0.tar", {f"{number}.jpg": b"%d" % number})
+        os.utime(path, (0, 0))
+    found = [content(read_index(str(tmp_path / place), tmp_path / "index")) for place in "ab"]
+    assert found == [{"0/0": b"0"}, {"0/1": b"1"}]
 
 
 def test_a_remote_range_that_fails_once_is_asked_for_again(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from small_run import command, lines, write_config, write_shards
 
+from shared.errors import LvdError
 from train.cli import main
 from train.data.crops import Views
 from train.data.loader import make_loader
@@ -17,6 +18,7 @@ from train.data.resident import read_resident
 from train.data.settings import CropSettings, DataSettings
 from train.data.sources import make_order, open_index
 from train.distributed.ranks import process_group
+from train.persistence.run_folder import RunFolder
 from train.recipe import read_recipe
 
 CROPS = CropSettings(global_size=16, local_size=8, local_views=2)
@@ -132,3 +134,17 @@ def test_what_names_no_images_or_too_few_is_refused_in_one_line(place, options, 
     assert result.exit_code == 2, result.output
     (line,) = result.output.strip().splitlines()
     assert said in line
+
+
+def test_an_index_is_shared_by_runs_or_lies_where_the_recipe_says(place, tmp_path):
+    one, two = (RunFolder(tmp_path / "runs" / name).index for name in ("one", "two"))
+    assert one == two == tmp_path / "runs" / ".index"
+    shared = tmp_path / "shared"
+    recipe = read_recipe(place / "pipelines.yaml", "small", [f"data.index={shared}"])
+    open_index(recipe, str(place / "web"), None, one)
+    assert list(shared.glob("*.arrow"))
+    assert not one.exists()
+    (tmp_path / "file").touch()
+    recipe = read_recipe(place / "pipelines.yaml", "small", [f"data.index={tmp_path / 'file'}"])
+    with pytest.raises(LvdError, match=r"data\.index .*cannot be made"):
+        open_index(recipe, str(place / "web"), None, one)
