@@ -24,7 +24,7 @@ from train.distillation.frozen_teacher import FrozenTeacher
 from train.distributed.parallelise import KEPT_BY_SELECTIVE, autocast, roundable
 from train.model.logits import Logits
 from train.model.network import Network, Outputs, make_teacher
-from train.objectives.tiles import are_kept, block_rows, tile_rows
+from train.objectives.tiles import step_bytes
 
 CPU = torch.device("cpu")
 
@@ -210,30 +210,22 @@ def _memory(student: Network, load: Load, parameters: int) -> dict[str, int]:
 
 
 def _logits(student: Network, load: Load) -> int:
-    """Return the bytes between the heads' last layers and the gradients of these.
-
-    The vectors of the teacher in all micro-batches, what is kept of its logits, the normalised
-    prototypes of teacher and student with their gradient, and one tile at a time of student and
-    teacher with the buffers of a block.
-    """
-    size, device = load.precision.itemsize, load.device
+    """Return the bytes between the heads' last layers and their gradients, one loss after another."""
     lasting, passing = 0, 0
     for head, taught, learned, views in (
         (student.dino_head, GLOBAL_VIEWS * load.images, load.views * load.images, load.views),
         (_patch_head(student), load.masked, load.masked, 1),
     ):
-        if head is None or not learned:
-            continue
-        prototypes, width = head.prototypes.shape
-        rows = load.accumulate * taught
-        kept = are_kept(rows, prototypes, device)
-        lasting += size * width * (rows + 2 * learned + 3 * prototypes)
-        lasting += size * rows * prototypes if kept else 0
-        tile = tile_rows(prototypes, device)
-        of_student = min(learned, max(tile // views, 1) * views)
-        of_teacher = 0 if kept else min(rows, tile)
-        block = 4 * min(rows, block_rows(prototypes, device)) * 4
-        passing = max(passing, prototypes * (size * (of_student + of_teacher) + block))
+        if head is not None and learned:
+            lasts, passes = step_bytes(
+                *head.prototypes.shape,
+                taught=load.accumulate * taught,
+                learned=learned,
+                views=views,
+                itemsize=load.precision.itemsize,
+                device=load.device,
+            )
+            lasting, passing = lasting + lasts, max(passing, passes)
     return lasting + passing
 
 

@@ -1,5 +1,6 @@
 import gc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ from train.objectives import tiles
 from train.objectives.centering import SinkhornKnopp
 from train.objectives.dino_loss import dino_loss
 from train.objectives.ibot_loss import ibot_loss, mask_weights
+from train.preview import load_of
+from train.recipe import read_recipe
+from train.system import new_network
 
+PROJECT = Path(__file__).parents[2]
 WIDTH, DEPTH, HEADS, PATCH, HIDDEN, BOTTLENECK, PROTOTYPES = 64, 2, 2, 8, 96, 32, 512
 GLOBAL, LOCAL, LOCALS, IMAGES = 32, 16, 3, 4
 LOAD = Load(images=IMAGES, global_size=GLOBAL, local_size=LOCAL, local_views=LOCALS)
@@ -237,6 +242,20 @@ def test_memory_is_near_the_measured_peak_of_a_step(precision, checkpointing, ti
     load = replace(load, masked=int(masks.sum()))
     guessed = estimate(network(masked=True), load).memory["in all"]
     assert 0.9 < guessed / measured_peak(load, masks) < 1.25
+
+
+def test_a_distilled_student_with_twelve_micro_batches_fits_eight_cards_of_80_gb(monkeypatch):
+    monkeypatch.setenv("TEACHER", "runs/train/vitg14")
+    recipe = read_recipe(PROJECT / "pipelines.yaml", "vits14-distilled", ["accumulate=12"])
+    student = new_network(recipe, device="meta")
+    load = load_of(recipe, student, 8, torch.device("cuda"))
+    assert (load.images, load.masked) == (32, 2 * 32 * 256)
+    whole = 2 * 2 * 131_072 * (12 * (64 + load.masked) + 32 * 10 + load.masked)
+    assert whole > 104 * 2**30
+    memory = estimate(student, load).memory
+    assert memory["logits"] < 4 * 2**30
+    giant = 4 * 1.14e9  # the frozen teacher's weights
+    assert memory["in all"] + giant < 0.25 * 80e9
 
 
 def test_the_network_is_left_as_it_was():

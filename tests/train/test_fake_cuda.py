@@ -19,6 +19,7 @@ from train.data.masks import batch_masks
 from train.distributed.parallelise import autocast
 from train.distributed.ranks import Ranks
 from train.monitoring.indicators import indicators
+from train.objectives import tiles
 from train.optimisation.schedules import Values
 from train.persistence.checkpoints import training_state
 from train.recipe import Recipe
@@ -141,6 +142,20 @@ def test_a_step_that_freezes_the_last_layer_stays_on_the_card(card: FakeCard) ->
     optimiser_step(system, micro_batches(system), values, 0)
     assert system.student.dino_head.prototypes.grad is None
     assert all(tensor.device == CUDA for tensor in everywhere(system))
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn", "ema"])
+def test_logits_in_tiles_stay_on_the_card(
+    card: FakeCard, centering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "DEVICE_KEPT", 0)
+    monkeypatch.setattr(tiles, "DEVICE_TILE", 8 * HEAD["prototypes"])
+    system = build_system(recipe(objectives={"centering": {"kind": centering}}), THERE)
+    batches = micro_batches(system)
+    card.reads.clear()
+    report = optimiser_step(system, batches, VALUES, 0)
+    assert set(card.reads) == READS_OF_A_STEP
+    assert indicators(report.targets, report.features)["prototypes_won"] > 0
 
 
 def test_products_are_bfloat16_and_weights_are_not(card: FakeCard) -> None:

@@ -43,6 +43,32 @@ def block_rows(prototypes: int, device: torch.device) -> int:
     return max(1, (CPU_BLOCK * torch.get_num_threads() if on_cpu else DEVICE_BLOCK) // prototypes)
 
 
+def step_bytes(
+    prototypes: int,
+    width: int,
+    *,
+    taught: int,
+    learned: int,
+    views: int,
+    itemsize: int,
+    device: torch.device,
+) -> tuple[int, int]:
+    """Return the bytes that one head's logits take in a step, those that last and those that pass.
+
+    `taught` and `learned` are the rows of the teacher in the whole step and of the student in one
+    micro-batch, `width` is the bottleneck's and `itemsize` bytes are one of its numbers. What lasts
+    is both vectors with the student's gradient, the prototypes of both with theirs, and the
+    teacher's logits where they are kept. What passes is a tile of each, and the buffers of a block.
+    """
+    kept = are_kept(taught, prototypes, device)
+    lasting = itemsize * width * (taught + 2 * learned + 3 * prototypes)
+    lasting += itemsize * taught * prototypes if kept else 0
+    tile = tile_rows(prototypes, device)
+    tiles_of_both = min(learned, max(tile // views, 1) * views) + (0 if kept else min(taught, tile))
+    buffers = 4 * min(taught, block_rows(prototypes, device))
+    return lasting, prototypes * (itemsize * tiles_of_both + 4 * buffers)
+
+
 def blocks(whole: range, step: int) -> Iterator[slice]:
     """Yield the slices that cut a range into pieces of `step`, the last one perhaps shorter."""
     for start in range(whole.start, whole.stop, step):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from given_logits import given
 
 from train.monitoring.collapse import RECOVERED, CollapseWatch, signs
 from train.monitoring.indicators import indicators
@@ -89,12 +90,12 @@ def test_real_targets_of_a_healthy_and_of_a_collapsed_teacher_are_told_apart():
 
     def measured(features):
         logits = torch.nn.functional.normalize(features, dim=1) @ prototypes.T
-        return indicators(SinkhornKnopp(3).targets([logits], 0.05), features)
+        return indicators(SinkhornKnopp(3).targets([given(logits)], 0.05), features)
 
     assert shown(measured(healthy)) == []
     same = healthy[:1].repeat(200, 1) + 1e-3 * healthy
     assert {"uniform", "low_rank"} <= set(shown(measured(same)))
     one = torch.full((200, 1024), -30.0)
     one[:, 5] = 30.0
-    peaked = indicators(EmaCentre(1024).targets([one], 0.05), healthy)
+    peaked = indicators(EmaCentre(1024).targets([given(one)], 0.05), healthy)
     assert shown(peaked) == ["peaked", "few_prototypes"]

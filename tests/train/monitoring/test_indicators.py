@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train.monitoring.indicators import feature_rank, indicators
-from train.objectives import cross_entropy
+from train.objectives import tiles
 from train.objectives.targets import Targets
 
 ROWS, PROTOTYPES = 6, 8
@@ -24,7 +24,7 @@ def drawn():
 
 def test_they_are_what_their_formulas_say(monkeypatch):
     probabilities = drawn()
-    monkeypatch.setattr(cross_entropy, "CPU_BLOCK", 2 * PROTOTYPES)
+    monkeypatch.setattr(tiles, "CPU_BLOCK", 2 * PROTOTYPES)
     found = indicators([targets_of(part) for part in probabilities.split([1, 5])], FEATURES)
     rows = probabilities.double().tolist()
     entropies = [-sum(q * math.log(q) for q in row) for row in rows]

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from fake_card import CUDA, fake_card
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from train.model.logits import Logits
 from train.objectives import tiles
@@ -122,6 +126,46 @@ def peak(step):
             held += event.nbytes()
             most = max(most, held)
     return most
+
+
+class Peak(TorchDispatchMode):
+    """While entered, notes the most bytes that tensors, fake ones too, had at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.most, self._held = 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self._held.values()))
+        return made
+
+
+def test_a_full_sized_head_takes_the_bytes_that_the_estimate_counts(monkeypatch):
+    monkeypatch.setattr(tiles, "DEVICE_BLOCK", 2**27)  # as half of a tile, which is quicker here
+    rows, prototypes, width = 8704, 131_072, 256
+    assert not tiles.are_kept(rows, prototypes, CUDA)
+    common = {"device": CUDA, "dtype": torch.bfloat16}
+    with fake_card(), Peak() as peak:
+        teacher = Logits(
+            torch.empty(rows, width, **common), torch.empty(prototypes, width, **common)
+        )
+        (targets,) = build_centering(CenteringSettings(), prototypes).targets([teacher], TAUGHT)
+        student = Logits(
+            torch.empty(rows, width, **common).requires_grad_(),
+            torch.empty(prototypes, width, **common).requires_grad_(),
+        )
+        weights = torch.empty(rows, device=CUDA)
+        ibot_loss(student, targets, weights, crops=64, temperature=STUDENT).backward()
+    counted = tiles.step_bytes(
+        prototypes, width, taught=rows, learned=rows, views=1, itemsize=2, device=CUDA
+    )
+    assert 0.8 < sum(counted) / peak.most < 1.2
 
 
 def test_memory_does_not_grow_with_the_rows_but_for_their_vectors(monkeypatch):
