@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from shared.progress import say
+from train.data.copied_ahead import copied_ahead
 from train.data.crops import Views
 from train.data.index import SampleIndex
 from train.data.loader import Batch, make_loader, reduced_side
@@ -19,7 +20,7 @@ from train.data.order import Order
 from train.data.resident import ResidentImages, read_resident
 from train.data.sources import make_order, open_index
 from train.distributed.parallelise import autocast
-from train.distributed.ranks import Ranks, any_rank, barrier, process_group
+from train.distributed.ranks import Ranks, barrier, process_group
 from train.distributed.signals import StopRequest
 from train.monitoring.summary import summary
 from train.monitoring.watch import Watch
@@ -80,21 +81,22 @@ def train(
         load = partial(_load, system, index, order, resident)
         if checkpoint is None:
             _take_anchors(system, load)
-        batches = load(range(begun, steps))
+        batches = copied_ahead(load(range(begun, steps)), ranks.device)
         with watch.following(begun):
             for step, micro in enumerate(watch.waiting(batches), begun):
                 values = schedules.at(step)
-                on_device = [to_device(batch, ranks.device, system.patches) for batch in micro]
-                report = optimiser_step(system, on_device, values, step)
+                on_device = [to_device(batch, ranks.device) for batch in micro]
+                counts = {"asked": stop.asked, "broken": sum(len(batch.broken) for batch in micro)}
+                report = optimiser_step(system, on_device, values, step, counts)
                 watch.record(step, micro, values, report)
                 done = step + 1
-                asked = any_rank(stop.asked)
-                if asked or done == steps or done % recipe.checkpoints.every == 0:
+                if watch.asked or done == steps or done % recipe.checkpoints.every == 0:
+                    watch.settle()
                     state = snapshot(system, done, watch.counts)
                     save(folder.checkpoints, done, state, recipe.checkpoints.keep, ranks)
                     write_model(system, folder.model)
                 watch.score(done)
-                if asked and done < steps:
+                if watch.asked and done < steps:
                     _say(
                         ranks, f"stopped behind step {done:,}: the same command goes on from there"
                     )
@@ -156,6 +158,7 @@ def _load(
         accumulate=recipe.accumulate,
         start_step=steps.start,
         stop_step=steps.stop,
+        patches=system.patches,
         pin_memory=ranks.device.type == "cuda",
         resident=resident,
     )

@@ -12,6 +12,7 @@ from train.data.loader import Batch
 from train.data.masks import batch_masks
 from train.data.settings import CropSettings, MaskSettings
 from train.distributed.ranks import Ranks
+from train.objectives.ibot_loss import mask_weights
 from train.optimisation.schedules import Values
 from train.recipe import Recipe
 from train.step import Report, optimiser_step, to_device
@@ -59,7 +60,8 @@ def batch(step: int, photometric_on: str = "cpu") -> Batch:
         range(IMAGES), first=0, step=step, epochs=[step] * IMAGES, grid=(SIDE // PATCH,) * 2,
         group_size=4, seed=0, settings=MaskSettings(),
     )  # fmt: skip
-    return Batch(step, 0, step, [str(n) for n in range(IMAGES)], *views[:2], masks, views[2], [])
+    keys = [str(n) for n in range(IMAGES)]
+    return Batch(*(step, 0, step, keys), *views[:2], masks, views[2], [], *mask_weights(masks))
 
 
 def train(system: System, steps: Sequence[int]) -> list[Report]:

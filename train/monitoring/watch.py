@@ -6,7 +6,7 @@ import resource
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import monotonic
 
 import torch
@@ -17,8 +17,8 @@ from shared.progress import say, stage_bar, warn
 from train.data.crops import GLOBAL_VIEWS
 from train.data.index import SampleIndex
 from train.data.loader import Batch
+from train.distributed.agreement import Agreement
 from train.distributed.parallelise import autocast
-from train.distributed.ranks import sum_over_ranks
 from train.monitoring.collapse import CollapseWatch
 from train.monitoring.indicators import indicators
 from train.monitoring.knn import Knn
@@ -36,8 +36,21 @@ MOST_NAMED = 8
 """Keys and broken images that a warning names."""
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose figures the host has not read yet."""
+
+    step: int
+    keys: list[str]
+    agreement: Agreement
+
+
 class Watch:
-    """Says and writes what happens in a run. Only the first process writes; all must call it."""
+    """Says and writes what happens in a run. Only the first process writes; all must call it.
+
+    The figures of a step are read one step late, when a device has long had the next one to do, or
+    at once where they are logged or saved. So all processes learn of a skip and a stop together.
+    """
 
     def __init__(self, system: System, folder: RunFolder, index: SampleIndex, steps: int) -> None:
         self.counts: Counter[str] = Counter(skipped=0, broken=0)
@@ -55,7 +68,11 @@ class Watch:
         self._knn = knn.every and Knn(
             knn, size=self._recipe.crops.global_size, scratch=folder.out, ranks=self._ranks
         )
+        self.asked = False
+        """Whether any process was asked to stop, as far as the steps are read."""
+        self._unread: _Taken | None = None
         self._skipped_in_a_row = 0
+        self._named = 0
         self._waited = self._worked = 0.0
         self._logged = 0
 
@@ -93,13 +110,18 @@ class Watch:
 
     def record(self, step: int, batches: Sequence[Batch], values: Values, report: Report) -> None:
         """Note one step; LvdError, on every process, where too many in a row were not finite."""
-        self._worked += monotonic() - self._began
         done = step + 1
-        self._note_broken(batches)
-        self._note_skipped(step, batches, report)
+        report.agreement.fetch()
+        self.settle()
+        self._unread = _Taken(step, [k for batch in batches for k in batch.keys], report.agreement)
+        self._name_broken(batches)
+        logged = done == self._steps or not done % self._recipe.log.every
+        if logged:
+            self.settle()
+        self._worked += monotonic() - self._began
         if self._ranks.first:
             self._bar.advance(self._recipe.batch_size)
-        if done % self._recipe.log.every and done != self._steps:
+        if not logged:
             return
         metrics = {
             "epoch": batches[0].epoch,
@@ -114,6 +136,15 @@ class Watch:
             metrics["collapse"] = self._collapse.look(step, metrics)
             self._writer.write(step, metrics)
             self._bar.note(self._short(metrics))
+
+    def settle(self) -> None:
+        """Read the last step that was recorded, if it is not read yet, and wait for it if need be."""
+        if self._unread is None:
+            return
+        taken, self._unread = self._unread, None
+        self.asked |= taken.agreement.counts["asked"] > 0
+        self.counts["broken"] += int(taken.agreement.counts["broken"])
+        self._note_skipped(taken)
 
     def score(self, done: int) -> None:
         """Score the teacher behind `done` steps, where that is due: every process must call it.
@@ -152,23 +183,23 @@ class Watch:
     def _autocast(self) -> torch.autocast:
         return autocast(self._system.precision, self._ranks.device)
 
-    def _note_broken(self, batches: Sequence[Batch]) -> None:
+    def _name_broken(self, batches: Sequence[Batch]) -> None:
         broken = [f"{key} ({reason})" for batch in batches for key, reason in batch.broken]
-        known = self.counts["broken"]
-        self.counts["broken"] += int(sum_over_ranks(torch.tensor(len(broken))))
+        known = max(self.counts["broken"], self._named)
         for image in broken[: max(0, MOST_NAMED - known)]:
             warn(f"broken image left out, another takes its place: {image}")
+        self._named += len(broken)
         if broken:
             self._folder.note_broken(self._ranks.rank, broken)
 
-    def _note_skipped(self, step: int, batches: Sequence[Batch], report: Report) -> None:
-        if not report.skipped:
+    def _note_skipped(self, taken: _Taken) -> None:
+        step, keys, figures = taken.step, taken.keys, taken.agreement
+        if not figures.skipped:
             self._skipped_in_a_row = 0
             return
         self._skipped_in_a_row += 1
         self.counts["skipped"] += 1
-        odd = [name for name, value in {**report.losses, **report.norms}.items() if value - value]
-        keys = [key for batch in batches for key in batch.keys]
+        odd = [name for name, value in {**figures.losses, **figures.norms}.items() if value - value]
         self._folder.note_skipped(self._ranks.rank, step, odd, keys)
         if self._ranks.first:
             named = ", ".join(keys[:MOST_NAMED]) + (", ..." if len(keys) > MOST_NAMED else "")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from train.distributed.ranks import max_over_ranks, sum_over_ranks
@@ -27,8 +27,8 @@ class Centering(nn.Module, ABC):
         many prototypes but any number of rows, none included.
         """
 
-    def update(self) -> None:
-        """Take the batch that `targets` saw last into the state: for steps that are not skipped."""
+    def update(self, skipped: Bool[Tensor, ""] | None = None) -> None:
+        """Take the batch that `targets` saw last into the state, unless its step was `skipped`."""
 
 
 def build_centering(settings: CenteringSettings, prototypes: int) -> Centering:
@@ -121,7 +121,8 @@ class EmaCentre(Centering):
         self, chunks: Sequence[Float[Tensor, "b_i K"]], temperature: float
     ) -> list[Targets]:
         """Return the targets of each chunk, as `Centering.targets`; the centre moves by `update`."""
-        sums, total = torch.zeros_like(self.centre), self.centre.new_tensor(sum(map(len, chunks)))
+        sums = torch.zeros_like(self.centre)
+        total = self.centre.new_full((), sum(map(len, chunks)))
         ones = torch.ones_like(self.centre)
         targets = []
         for chunk in chunks:
@@ -138,10 +139,12 @@ class EmaCentre(Centering):
         return targets
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the centre towards the mean of the batch that `targets` saw last."""
+    def update(self, skipped: Bool[Tensor, ""] | None = None) -> None:
+        """Move the centre towards the mean of the batch that `targets` saw last, unless `skipped`."""
         if self._mean is not None:
-            self.centre.lerp_(self._mean, 1 - self.momentum)
+            moved = self.centre.lerp(self._mean, 1 - self.momentum)
+            # Chosen, not weighted by 0: the mean of a batch that is skipped may be no number.
+            self.centre.copy_(moved if skipped is None else moved.where(~skipped, self.centre))
             self._mean = None
 
 
