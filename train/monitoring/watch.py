@@ -12,6 +12,7 @@ from time import monotonic
 import torch
 from torch import Tensor
 
+from shared.config import flat
 from shared.errors import LvdError
 from shared.progress import say, stage_bar, warn
 from train.data.crops import GLOBAL_VIEWS
@@ -24,6 +25,7 @@ from train.monitoring.indicators import indicators
 from train.monitoring.knn import Knn
 from train.monitoring.metrics import MetricsWriter
 from train.monitoring.recognition import recognition
+from train.monitoring.speed import speed_of
 from train.optimisation.schedules import Values
 from train.persistence.run_folder import RunFolder
 from train.step import Report
@@ -71,6 +73,7 @@ class Watch:
         self.asked = False
         """Whether any process was asked to stop, as far as the steps are read."""
         self._unread: _Taken | None = None
+        self._speed = speed_of(system)
         self._skipped_in_a_row = 0
         self._named = 0
         self._waited = self._worked = 0.0
@@ -88,7 +91,8 @@ class Watch:
             self.score(start)
             yield
             return
-        self._writer = MetricsWriter(self._folder.out, self._recipe.log, start)
+        recipe = flat(self._recipe.model_dump(mode="json"))
+        self._writer = MetricsWriter(self._folder.out, self._recipe.log, start, recipe)
         try:
             self.score(start)
             with stage_bar("train", self._steps * batch) as self._bar:
@@ -212,13 +216,15 @@ class Watch:
             )
 
     def _timings(self, done: int) -> dict[str, float]:
-        """Return the rates since the last line of metrics, and the memory now."""
+        """Return the rates and the largest memory since the last line of metrics."""
         steps, seconds = done - self._logged, self._waited + self._worked
+        rate = steps * self._recipe.batch_size / seconds
         timings = {
-            "images_per_second": steps * self._recipe.batch_size / seconds,
+            "images_per_second": rate,
+            **self._speed.rates(rate),
             "step_seconds": seconds / steps,
             "data_wait": self._waited / seconds,
-            "memory_gib": _memory(self._ranks.device) / 2**30,
+            "memory_gib": _largest_memory(self._ranks.device) / 2**30,
         }
         self._logged, self._waited, self._worked = done, 0.0, 0.0
         return timings
@@ -228,8 +234,10 @@ class Watch:
         return "  ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
 
 
-def _memory(device: torch.device) -> int:
-    """Return the most bytes this process has held: of the GPU, or else of the machine."""
+def _largest_memory(device: torch.device) -> int:
+    """Return the most bytes this process has held: of a GPU since the last call, else ever."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        held = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return held
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
