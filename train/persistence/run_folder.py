@@ -29,6 +29,7 @@ class RunFolder:
         self.checkpoints = out / "checkpoints"
         self.model = out / "model"
         self.index = out / "index"
+        self.profile = out / "profile"
         self.run = out / "run.json"
         self.done = out / "done.json"
         self.skipped = out / "skipped.jsonl"
