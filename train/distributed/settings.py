@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class ParallelSettings(BaseModel):
@@ -23,3 +23,6 @@ class ParallelSettings(BaseModel):
     activation_checkpointing: bool = False
     """Compute each block of the student again in the backward pass: a third more time, and the
     memory of one block instead of all."""
+    timeout: float = Field(1800, gt=0)
+    """Seconds that a process waits for the others in a step before the run is given up. After half of
+    them OUT/hang-RANK.txt says where each process is."""
