@@ -15,7 +15,7 @@ from train.monitoring.settings import LogSettings
 TIMINGS = frozenset(
     {
         *("images_per_second", "tokens_per_second", "tflops", "peak_share", "step_seconds"),
-        *("data_wait", "knn_seconds", "linear_seconds", "memory_gib"),
+        *("data_wait", "knn_seconds", "memory_gib"),
     }
 )
 """The only metrics that may differ between two runs of the same steps on the same processor type."""

@@ -153,14 +153,14 @@ class Watch:
     def score(self, done: int) -> None:
         """Score the teacher behind `done` steps, where that is due: every process must call it.
 
-        By k-NN where the recipe names labelled images, else, at both ends of the run, by how often
+        By k-NN and a linear probe where the recipe names labelled images, else, at both ends of the run, by how often
         the network knows two views for the same picture.
         """
         ends = done in (0, self._steps)
         if self._knn and (ends or done % self._recipe.knn.every == 0):
             began = monotonic()
-            score = self._knn.score(self._features, self._autocast())
-            self._tell(done, {"knn": score, "knn_seconds": monotonic() - began})
+            scores = self._knn.scores(self._features, self._autocast())
+            self._tell(done, {**scores, "knn_seconds": monotonic() - began})
         elif ends and not self._knn:
             known = recognition(
                 lambda images: self._features(images)[0],
@@ -178,7 +178,8 @@ class Watch:
             return
         self._writer.write(done, scores)
         if "knn" in scores:
-            say(f"k-NN top-1 {scores['knn']:.1%} after {done:,} steps")
+            linear = f"linear {scores['linear']:.1%}"
+            say(f"k-NN top-1 {scores['knn']:.1%}, {linear} after {done:,} steps")
 
     def _features(self, images: Tensor) -> tuple[Tensor, None]:
         # Called as a whole: the parts of a sharded network cannot be called by themselves.
