@@ -161,8 +161,8 @@ def _interleaved(recipe: Recipe, images: Path, out: Path) -> dict[str, list[floa
         laps[name].append(time.perf_counter() - began)
         return result
 
-    def stepped(system, micro_batches, values, number):
-        report = real(system, micro_batches, values, number)
+    def stepped(system, micro_batches, values, number, counts):
+        report = real(system, micro_batches, values, number, counts)
         _wait_for(system)
         if left:  # from the end of the last step, through its logging and this one's data
             laps["the loop"].append(time.perf_counter() - left.pop())

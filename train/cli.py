@@ -82,6 +82,13 @@ def main() -> None:
     "bundled-copies, or timm:NAME.",
 )
 @click.option(
+    "--profile",
+    "profiled",
+    metavar="FIRST:LAST",
+    help="Record these steps, both included, in OUT/profile: a trace for Perfetto or chrome://tracing "
+    "and, on a card, a snapshot for pytorch.org/memory_viz; each process its own.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print the resolved recipe, parameters, tokens, FLOPs and memory, and do nothing.",
@@ -95,6 +102,7 @@ def run(
     overrides: tuple[str, ...],
     resume: str,
     start_from: str | None,
+    profiled: str | None,
     dry_run: bool,
 ) -> None:
     """Train a recipe on a folder of shards, on what a list selects of a crawl, or on a mixture.
@@ -108,8 +116,10 @@ def run(
     lvd-train run --recipe tiny --select runs/curate/sample --out runs/train/listed --dry-run
     """
     from shared.storage import reraise_disk_full
+    from train.monitoring.profiled_steps import parse_steps
     from train.recipe import read_recipe
 
+    steps = None if profiled is None else parse_steps(profiled)
     recipe = read_recipe(config, name, overrides)
     recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
     recipe.check_sources(shards, select)
@@ -121,7 +131,15 @@ def run(
     from train.loop import train
 
     with reraise_disk_full(out):
-        train(recipe, shards, out, select=select, resume=resume, start_from=start_from)
+        train(
+            recipe,
+            shards,
+            out,
+            select=select,
+            resume=resume,
+            start_from=start_from,
+            profiled=steps,
+        )
 
 
 @main.command()

@@ -101,9 +101,27 @@ def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) 
     peak measured with ten small models on a CPU, in float32 and in bfloat16. Gathered weights of
     sharded blocks, and what an allocator, a compiler or CUDA itself keeps come on top.
     """
-    student, teacher = copy.deepcopy(network).train(), make_teacher(network)
     modules = {name: module for name, module in network.named_children() if module is not None}
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
+    tokens, seen, flops = cost_of_image(network, load, frozen)
+    memory = _memory(copy.deepcopy(network).train(), load, sum(parameters.values()))
+    if frozen is not None:
+        kept = _kept_of(frozen, load)
+        memory = {"frozen teacher": kept, **memory, "in all": memory["in all"] + kept}
+    return Estimate(
+        parameters,
+        tokens,
+        seen,
+        flops,
+        memory,
+    )
+
+
+def cost_of_image(
+    network: Network, load: Load, frozen: FrozenTeacher | None = None
+) -> tuple[dict[str, int], dict[str, int], dict[str, float]]:
+    """Return the `view_tokens`, `image_tokens` and `flops` of an `Estimate`, which see."""
+    student, teacher = copy.deepcopy(network).train(), make_teacher(network)
     sizes = {"global": load.global_size, "local": load.local_size}
     tokens = {
         name: network.backbone.prefix_tokens + math.prod(network.backbone.grid(size, size))
@@ -115,35 +133,26 @@ def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) 
     if frozen is None and network.dino_head is not None:
         seen["teacher"] = GLOBAL_VIEWS * tokens["global"]
     flops = _flops(student, teacher, load)
-    memory = _memory(student, load, sum(parameters.values()))
-    if frozen is not None:
-        flops, memory = _with_frozen(frozen, load, flops, memory)
-    return Estimate(
-        parameters,
-        tokens,
-        seen,
-        flops,
-        memory,
-    )
+    return tokens, seen, flops if frozen is None else _with_frozen(frozen, load, flops)
 
 
-def _with_frozen(
-    frozen: FrozenTeacher, load: Load, flops: dict[str, float], memory: dict[str, int]
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Return both with the frozen teacher's in place of the passes that the average is spared."""
-    views = torch.zeros(GLOBAL_VIEWS, *_shape(load.global_size))
+def _with_frozen(frozen: FrozenTeacher, load: Load, flops: dict[str, float]) -> dict[str, float]:
+    """Return the FLOPs with the frozen teacher's in place of the passes that the average is spared."""
+    device = next(iter(frozen.state_dict().values())).device
+    views = torch.zeros(GLOBAL_VIEWS, *_shape(load.global_size), device=device)
     with FlopCounterMode(display=False) as counter:
         frozen.tokens(views)
     taught = float(counter.get_total_flops())
+    return flops | {"teacher": taught, "in all": flops["in all"] - flops["teacher"] + taught}
+
+
+def _kept_of(frozen: FrozenTeacher, load: Load) -> int:
+    """Return the bytes of a frozen teacher, whose matrices are held in the precision of products."""
     kept = sum(tensor.nbytes for tensor in frozen.state_dict().values())
     for module in roundable(frozen):
         for weight in module.parameters(recurse=False):
             kept -= weight.numel() * max(0, weight.itemsize - load.precision.itemsize)
-    whole = flops["in all"] - flops["teacher"] + taught
-    return (
-        flops | {"teacher": taught, "in all": whole},
-        {"frozen teacher": kept, **memory, "in all": memory["in all"] + kept},
-    )
+    return kept
 
 
 def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:

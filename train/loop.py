@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from shared.progress import say
+from train.data.copied_ahead import copied_ahead
 from train.data.crops import Views
 from train.data.index import SampleIndex
 from train.data.loader import Batch, make_loader, reduced_side
@@ -18,12 +19,17 @@ from train.data.mixture import Mixture
 from train.data.order import Order
 from train.data.resident import ResidentImages, read_resident
 from train.data.sources import make_order, open_index
+from train.distributed.heartbeat import first_does
 from train.distributed.parallelise import autocast
-from train.distributed.ranks import Ranks, any_rank, barrier, process_group
+from train.distributed.ranks import Ranks, barrier, process_group
 from train.distributed.signals import StopRequest
+from train.distributed.watchdog import SHARE, Watchdog
+from train.monitoring.profile import record_steps
+from train.monitoring.profiled_steps import check_steps
 from train.monitoring.summary import summary
 from train.monitoring.watch import Watch
 from train.persistence.checkpoints import newest, save
+from train.persistence.rescue import cut_off, rescue
 from train.persistence.run_folder import RunFolder
 from train.recipe import Recipe
 from train.snapshot import restore, snapshot, write_model
@@ -42,21 +48,23 @@ def train(
     select: str | None = None,
     resume: str = "auto",
     start_from: str | None = None,
+    profiled: range | None = None,
 ) -> None:
     """Train `recipe` on the images of `shards`, in every process that torchrun started.
 
     With `select`, a selection list, on those that it names; without both, on what the recipe mixes.
     Goes on from the newest whole checkpoint below `out`; asked to stop by SIGTERM or SIGUSR1, it
-    saves and returns. Raises LvdError, in one line, for settings that do not fit.
+    saves and returns. Of the `profiled` steps it leaves a trace in OUT/profile. Raises LvdError, in
+    one line, for settings that do not fit.
     """
     folder = RunFolder(out)
     with (
-        process_group(recipe.parallel.device) as ranks,
+        process_group(recipe.parallel.device, recipe.parallel.timeout) as ranks,
         folder.locked() if ranks.first else nullcontext(),
         StopRequest() as stop,
     ):
         recipe.micro_batch(ranks.world)
-        index = _index(recipe, shards, select, folder, ranks)
+        index = _index(recipe, shards, select, folder)
         order = make_order(recipe, index)
         schedules = recipe.schedules(order.batches_per_epoch)
         steps = schedules.total_steps
@@ -77,40 +85,56 @@ def train(
                 _say_origin(system)
         barrier()
         begun = restore(system, watch.counts, checkpoint) if checkpoint else 0
+        check_steps(profiled, begun, steps)
         load = partial(_load, system, index, order, resident)
         if checkpoint is None:
             _take_anchors(system, load)
-        batches = load(range(begun, steps))
-        with watch.following(begun):
-            for step, micro in enumerate(watch.waiting(batches), begun):
-                values = schedules.at(step)
-                on_device = [to_device(batch, ranks.device, system.patches) for batch in micro]
-                report = optimiser_step(system, on_device, values, step)
-                watch.record(step, micro, values, report)
-                done = step + 1
-                asked = any_rank(stop.asked)
-                if asked or done == steps or done % recipe.checkpoints.every == 0:
-                    state = snapshot(system, done, watch.counts)
-                    save(folder.checkpoints, done, state, recipe.checkpoints.keep, ranks)
-                    write_model(system, folder.model)
-                watch.score(done)
-                if asked and done < steps:
-                    _say(
-                        ranks, f"stopped behind step {done:,}: the same command goes on from there"
-                    )
-                    return
+        batches = copied_ahead(load(range(begun, steps)), ranks.device)
+        batches = record_steps(batches, begun, profiled, folder.profile, ranks)
+        limit = SHARE * recipe.parallel.timeout
+        with watch.following(begun), Watchdog(limit, folder.out, ranks.rank) as watchdog:
+            done = begun
+            try:
+                for step, micro in enumerate(watch.waiting(batches), begun):
+                    values = schedules.at(step)
+                    on_device = [to_device(batch, ranks.device) for batch in micro]
+                    counts = {"asked": stop.asked, "broken": sum(len(b.broken) for b in micro)}
+                    report = optimiser_step(system, on_device, values, step, counts)
+                    done = step + 1
+                    watch.record(step, micro, values, report)
+                    watchdog.beat()
+                    if watch.asked or done == steps or done % recipe.checkpoints.every == 0:
+                        watch.settle()
+                        state = snapshot(system, done, watch.counts)
+                        save(folder.checkpoints, done, state, recipe.checkpoints.keep, ranks)
+                        write_model(system, folder.model)
+                    watch.score(done)
+                    watchdog.beat()
+                    if watch.asked and done < steps:
+                        _say(
+                            ranks,
+                            f"stopped behind step {done:,}: the same command goes on from there",
+                        )
+                        return
+            except RuntimeError as error:
+                if not cut_off(error):
+                    raise
+                keep = recipe.checkpoints.keep
+                raise rescue(system, done, watch.counts, folder.checkpoints, keep) from error
         if ranks.first:
             folder.finish(steps)
             click.echo(summary(folder), nl=False)
 
 
 def _index(
-    recipe: Recipe, shards: str | None, select: str | None, folder: RunFolder, ranks: Ranks
+    recipe: Recipe, shards: str | None, select: str | None, folder: RunFolder
 ) -> SampleIndex:
     """Return the index of the images; the first process makes it, the others wait and read."""
-    index = open_index(recipe, shards, select, folder.index) if ranks.first else None
-    barrier()
-    return index or open_index(recipe, shards, select, folder.index)
+
+    def opened() -> SampleIndex:
+        return open_index(recipe, shards, select, folder.index)
+
+    return first_does("index", opened) or opened()
 
 
 def _say(ranks: Ranks, text: str) -> None:
@@ -156,6 +180,7 @@ def _load(
         accumulate=recipe.accumulate,
         start_step=steps.start,
         stop_step=steps.stop,
+        patches=system.patches,
         pin_memory=ranks.device.type == "cuda",
         resident=resident,
     )

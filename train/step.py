@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from train.data.crops import GLOBAL_VIEWS, finish_views, normalise
 from train.data.loader import Batch
+from train.distributed.agreement import Agreement, agree
 from train.distributed.parallelise import autocast, sync_gradients
-from train.distributed.ranks import any_rank, sum_over_ranks
 from train.model.logits import Logits
 from train.model.network import Outputs
 from train.objectives.dino_loss import dino_loss
 from train.objectives.groups import of_whole_groups
-from train.objectives.ibot_loss import ibot_loss, mask_weights
+from train.objectives.ibot_loss import ibot_loss
 from train.objectives.infonce import infonce_loss
 from train.objectives.koleo import koleo_loss
 from train.objectives.targets import Targets
 from train.optimisation.ema import update_teacher
-from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
-from train.optimisation.groups import set_values
+from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, square_sums
+from train.optimisation.groups import set_values, take_step
 from train.optimisation.schedules import Values
 from train.recipe import Recipe
 from train.seeds import derive
@@ -49,28 +49,46 @@ class MicroBatch:
 
 @dataclass
 class Report:
-    """What a step did. `losses` are those that were optimised, means over all processes."""
+    """What a step did. Its figures are read on the host, which waits for the device, when asked."""
 
-    losses: dict[str, float]
-    norms: dict[str, float]
-    """Gradient norms of the sub-modules before clipping."""
-    skipped: bool
+    agreement: Agreement
     features: Tensor
     """The student's CLS tokens of the global views of the last micro-batch, [2n, d]."""
     targets: list[Targets]
     """What the teacher asked of each micro-batch's views, or of its masked patches where DINO's loss
     is off; empty where neither is on."""
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """Those that were optimised, means over all processes."""
+        return self.agreement.losses
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """Gradient norms of the sub-modules before clipping."""
+        return self.agreement.norms
+
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing was moved, because a loss or a gradient was not finite."""
+        return self.agreement.skipped
+
 
 def optimiser_step(
-    system: System, micro_batches: Sequence[MicroBatch], values: Values, step: int
+    system: System,
+    micro_batches: Sequence[MicroBatch],
+    values: Values,
+    step: int,
+    counts: Mapping[str, float] | None = None,
 ) -> Report:
     """Train on the micro-batches of one global batch and return what happened.
 
     The teacher sees the unmasked global views of all micro-batches first, so that their outputs are
     centred as one batch, over all processes; then each micro-batch of the student is measured
     against its share of the targets. Where a loss or a gradient is not finite on any process,
-    nothing moves on any of them: no weight, no moment, no centre, no teacher.
+    nothing moves on any of them: no weight, no moment, no centre, no teacher. Nothing here waits for
+    the device. `counts` are this process's figures of its own to sum over all of them: they travel
+    with the losses and norms, in the one collective that is not of a network or a centering.
     """
     cls_targets, patch_targets = _targets(system, micro_batches, values.teacher_temperature)
     system.optimiser.zero_grad(set_to_none=True)
@@ -89,48 +107,35 @@ def optimiser_step(
             sums[name] = sums[name] + share if name in sums else share
     if values.last_layer_frozen:
         drop_gradients_of_frozen(system.optimiser)
-    norms = clip_by_module(system.student, system.recipe.optimiser.clip)
-    losses = _mean_over_ranks(sums, system.ranks.world)
-    skipped = any_rank(not finite(*losses.values(), *norms.values()))
-    if not skipped:
-        set_values(system.optimiser, values)
-        system.optimiser.step()
-        update_teacher(system.student, system.teacher, values.momentum)
-        for centering in system.centerings:
-            centering.update()
+    squares = square_sums(system.student, system.ranks.world)
+    agreement = agree(sums, squares, counts or {}, system.ranks.world)
+    skipped = agreement.skipped_there
+    if system.recipe.optimiser.clip is not None:
+        clip_by_module(system.student, agreement.norms_there, system.recipe.optimiser.clip)
+    set_values(system.optimiser, values)
+    take_step(system.optimiser, skipped)
+    update_teacher(system.student, system.teacher, values.momentum, skipped)
+    for centering in system.centerings:
+        centering.update(skipped)
     return Report(
-        losses,
-        norms,
-        skipped,
+        agreement,
         outputs.cls.detach(),
         [t for t in (cls_targets if system.dino_centering else patch_targets) if t is not None],
     )
 
 
-def to_device(batch: Batch, device: torch.device, patches: int = 0) -> MicroBatch:
-    """Return a loader's batch as the tensors of a step: finished views, and the masked places.
-
-    Without masks, the places are all of the `patches` of each global view (distillation).
-    """
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
+def to_device(batch: Batch, device: torch.device) -> MicroBatch:
+    """Return a loader's batch as the tensors of a step, with finished views."""
+    batch = batch.to(device)
     global_views, local_views = finish_views(
-        moved(batch.global_views), moved(batch.local_views), batch.photometric
+        batch.global_views, batch.local_views, batch.photometric
     )
-    index = weights = None
-    if batch.masks is not None:
-        index, weights = mask_weights(batch.masks)
-    elif patches:
-        everywhere = torch.ones(len(batch.global_views), patches, dtype=torch.bool)
-        index, weights = mask_weights(everywhere)
     return MicroBatch(
         global_views=normalise(global_views),
         local_views=normalise(local_views) if len(local_views) else None,
-        masks=None if batch.masks is None else moved(batch.masks),
-        index=None if index is None else moved(index),
-        weights=None if weights is None else moved(weights),
+        masks=batch.masks,
+        index=batch.index,
+        weights=batch.weights,
     )
 
 
@@ -207,8 +212,3 @@ def _losses(
         losses["koleo"] = of_whole_groups(lambda views: sum(map(koleo, views)), features, group)
     losses["loss"] = sum(getattr(objectives, name) * loss for name, loss in losses.items())
     return losses
-
-
-def _mean_over_ranks(sums: dict[str, Tensor], world: int) -> dict[str, float]:
-    stacked = sum_over_ranks(torch.stack(list(sums.values())) / world)
-    return dict(zip(sums, stacked.tolist(), strict=True))

@@ -55,7 +55,7 @@ def _to_device(workload: Workload, *, on_device: bool, context: Context) -> floa
     """
     batch = workload.batches[0] if on_device else workload.next_batch()
     return median_lap(
-        lambda: to_device(batch, workload.device, workload.system.patches),
+        lambda: to_device(batch, workload.device),
         workload.device,
         warmup=1,
         seconds=0.05 if context.quick else 0.5,

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.gpu.section import ROOT, Context
 from benchmarks.gpu.timing import lap
-from train.data.crops import Views, stack_views
-from train.data.loader import Batch
+from train.data.crops import GLOBAL_VIEWS, Views, stack_views
+from train.data.loader import Batch, loss_places
 from train.data.masks import batch_masks
 from train.distributed.ranks import Ranks
 from train.estimate import estimate
@@ -64,7 +64,7 @@ class Workload:
 
     def step(self) -> None:
         """Do what the training loop does with a batch that it has been given."""
-        views = to_device(self.next_batch(), self.device, self.system.patches)
+        views = to_device(self.next_batch(), self.device)
         report = optimiser_step(self.system, [views], self.values, self.steps)
         if report.skipped:
             raise RuntimeError(f"step {self.steps} was skipped: {report.losses}, {report.norms}")
@@ -143,6 +143,8 @@ def make_batch(system: System, number: int) -> Batch:
 
     with ThreadPoolExecutor() as pool:
         global_views, local_views, parameters = stack_views(list(pool.map(cut, samples)))
+    masks = _masks(system, samples, number)
+    index, weights = loss_places(masks, GLOBAL_VIEWS * count, system.patches)
     batch = Batch(
         step=number,
         micro=0,
@@ -150,9 +152,11 @@ def make_batch(system: System, number: int) -> Batch:
         keys=[str(sample) for sample in samples],
         global_views=global_views,
         local_views=local_views,
-        masks=_masks(system, samples, number),
+        masks=masks,
         photometric=parameters,
         broken=[],
+        index=index,
+        weights=weights,
     )
     return batch.pin_memory() if system.ranks.device.type == "cuda" else batch
 

@@ -12,6 +12,7 @@ from train.data.loader import Batch
 from train.data.masks import batch_masks
 from train.data.settings import CropSettings, MaskSettings
 from train.distributed.ranks import Ranks
+from train.objectives.ibot_loss import mask_weights
 from train.optimisation.schedules import Values
 from train.recipe import Recipe
 from train.step import Report, optimiser_step, to_device
@@ -59,8 +60,11 @@ def batch(step: int, photometric_on: str = "cpu", *, masked: bool = True) -> Bat
         range(IMAGES), first=0, step=step, epochs=[step] * IMAGES, grid=(SIDE // PATCH,) * 2,
         group_size=4, seed=0, settings=MaskSettings(),
     )  # fmt: skip
-    names = [str(n) for n in range(IMAGES)]
-    return Batch(step, 0, step, names, *views[:2], masks if masked else None, views[2], [])
+    keys = [str(n) for n in range(IMAGES)]
+    of_loss = mask_weights(masks) if masked else ()
+    return Batch(
+        *(step, 0, step, keys), *views[:2], masks if masked else None, views[2], [], *of_loss
+    )
 
 
 def train(system: System, steps: Sequence[int]) -> list[Report]:

@@ -111,7 +111,7 @@ def test_a_batch_goes_to_the_card_through_pinned_memory(
     loaded = batch(0, photometric_on)
     if device.type == "cuda":
         loaded = loaded.pin_memory()
-        for tensor in (loaded.global_views, loaded.local_views, loaded.masks):
+        for tensor in loaded.tensors().values():
             assert tensor.is_pinned()
     there, here = to_device(loaded, device), to_device(batch(0), CPU)
     assert torch.equal(there.masks.cpu(), here.masks)

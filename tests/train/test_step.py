@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from forked import run_ranks
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import train as package
 from train.distributed.ranks import Ranks, process_group
 from train.objectives.ibot_loss import mask_weights
 from train.optimisation.schedules import Values
@@ -75,6 +80,35 @@ def train(system: System, cuts: list[slice]) -> dict[str, object]:
     return {"losses": losses, "gradients": gradients, "teacher": teacher, "norms": report.norms}
 
 
+READS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
+
+
+class Traffic(TorchDispatchMode):
+    """Counts what is read on the host, and what is sent, by the module of ours that asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        if function.name() in READS:
+            self.reads[asker()] += 1
+        if function.namespace in ("c10d", "_c10d_functional"):
+            self.sent[asker()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def asker() -> str:
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(Path(package.__file__).parent) and path.stem != "ranks":
+            return path.stem
+        frame = frame.f_back
+    return "a test"
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
@@ -106,7 +140,13 @@ def in_each_process(folder: Path) -> None:
                 changes |= PROJECTED
             if name.endswith("cut"):
                 changes |= CUT
-            found = train(build_system(recipe(**changes), ranks), [mine])
+            system = build_system(recipe(**changes), ranks)
+            found = train(system, [mine])
+            if name in ("ddp", "fsdp"):
+                views = [micro_batch(mine)]
+                with Traffic() as traffic:
+                    optimiser_step(system, views, VALUES, STEPS, {"asked": rank})
+                found |= {"reads": traffic.reads, "sent": traffic.sent}
             if rank == 0:
                 torch.save(found, folder / f"{name}.pt")
         quarters = [slice(mine.start, mine.start + 2), slice(mine.start + 2, mine.stop)]
@@ -115,6 +155,9 @@ def in_each_process(folder: Path) -> None:
         # An image with a number that is none, on the second process only.
         report = optimiser_step(system, [poisoned(mine, rank == 1)], VALUES, STEPS)
         found["skipped"] = report.skipped
+        found["counts"] = optimiser_step(
+            system, [micro_batch(mine)], VALUES, STEPS, {"asked": rank, "broken": 3}
+        ).agreement.counts
         if rank == 0:
             torch.save(found, folder / "ddp-accumulated.pt")
 
@@ -202,6 +245,21 @@ def test_accumulation_on_two_processes_trains_as_one(
 # pitfall 12
 def test_a_step_that_one_process_must_skip_is_skipped_by_all(two_processes: dict) -> None:
     assert two_processes["ddp-accumulated"]["skipped"]
+
+
+def test_counts_are_those_of_all_processes(two_processes: dict) -> None:
+    assert two_processes["ddp-accumulated"]["counts"] == {"asked": 1, "broken": 6}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_step_agrees_in_one_collective_and_asks_the_device_nothing(
+    two_processes: dict, strategy: str
+) -> None:
+    found = two_processes[strategy]
+    assert found["sent"]["agreement"] == 1
+    # The rest are gradients and weights, sent in the passes that the step calls, and centerings.
+    assert set(found["sent"]) <= {"agreement", "centering", "step", "network", "backbone"}
+    assert set(found["reads"]) <= {"cross_entropy"}, "which asks on a CPU alone"
 
 
 UNTAUGHT = {

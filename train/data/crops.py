@@ -160,7 +160,8 @@ def normalise(
 ) -> Float[Tensor, "n 3 h w"]:
     """Return grey levels as numbers of ImageNet's mean 0 and deviation 1, on the images' device."""
     mean, deviation = (
-        torch.tensor(values, device=images.device).mul_(255).view(3, 1, 1)
+        # Without waiting: what is not page-locked has been read when the call returns.
+        torch.tensor(values).to(images.device, non_blocking=True).mul_(255).view(3, 1, 1)
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
     return images.float().sub_(mean).mul_(1 / deviation).to(dtype)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from shared.errors import LvdError
 from shared.images import ImageError
-from train.data.crops import Draws, SampleViews, Views, stack_views
+from train.data.crops import GLOBAL_VIEWS, Draws, SampleViews, Views, stack_views
 from train.data.index import SampleIndex
 from train.data.mixture import Mixture
 from train.data.order import Order
@@ -24,6 +24,9 @@ from train.data.pictures import picture
 from train.data.resident import ResidentImages
 from train.data.settings import DataSettings
 from train.data.workers import made_by_workers
+from train.objectives.ibot_loss import mask_weights
+
+_FOR_DEVICE = ("global_views", "local_views", "masks", "index", "weights")
 
 
 @dataclass
@@ -42,15 +45,30 @@ class Batch:
     """What `train.data.crops.finish_views` has yet to do to the views, where the GPU is to do it."""
     broken: list[tuple[str, str]]
     """Key and reason of each image that could not be read or decoded."""
+    index: Int[Tensor, " m"] | None = None
+    """The places of the flattened [2n patches] at which iBOT's loss is taken: the masked ones or,
+    where a distillation masks nothing, all."""
+    weights: Float[Tensor, " m"] | None = None
+    """What each of them counts, by `train.objectives.ibot_loss.mask_weights`."""
 
     def pin_memory(self) -> Batch:
-        """Return the batch with its views and masks in page-locked memory."""
-        return replace(
-            self,
-            global_views=self.global_views.pin_memory(),
-            local_views=self.local_views.pin_memory(),
-            masks=None if self.masks is None else self.masks.pin_memory(),
-        )
+        """Return the batch with its tensors in page-locked memory, but for those of a device.
+
+        `photometric` stays as it is: the host reads it to choose what is to be done.
+        """
+        return self._with(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device, without waiting for the copy; `photometric` stays."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a device is to have of it, by the name of the field."""
+        named = ((name, getattr(self, name)) for name in _FOR_DEVICE)
+        return {name: tensor for name, tensor in named if tensor is not None}
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
 
 class Masks(Protocol):
@@ -73,6 +91,7 @@ def make_loader(
     accumulate: int,
     start_step: int,
     stop_step: int,
+    patches: int = 0,
     pin_memory: bool = False,
     resident: ResidentImages | None = None,
 ) -> Iterator[Batch]:
@@ -84,7 +103,8 @@ def make_loader(
     nothing else: not on the workers, nor on where the run was resumed. Workers start at once. A
     broken sample's place is taken by the next whole one of its micro-batch, cropped by the draws of
     the broken one. Raises LvdError where a batch is not cut evenly; the iterator raises it where a
-    worker dies or all of a micro-batch is broken. Of `resident` images, the workers draw what is
+    worker dies or all of a micro-batch is broken. Without masks, iBOT's loss is taken at all of
+    the `patches` of each global view, if at any. Of `resident` images, the workers draw what is
     to be seen, and the views are cut on the device that holds the images.
     """
     rank, world = ranks
@@ -99,6 +119,7 @@ def make_loader(
         "order": order,
         "views": views,
         "masks": masks,
+        "patches": patches,
         "steps": range(start_step, stop_step),
         "accumulate": accumulate,
         "rank": rank,
@@ -110,7 +131,20 @@ def make_loader(
         decoded = _DecodedMicroBatches(**common, reduce_to=reduced_side(settings, views))
         return made_by_workers(decoded, **ahead, pin_memory=pin_memory)
     drawn = _DrawnMicroBatches(**common, shapes=resident.shapes, broken=resident.broken)
-    return (draft.shown(resident, views) for draft in made_by_workers(drawn, **ahead))
+    drafts = made_by_workers(drawn, **ahead, pin_memory=pin_memory)
+    return (draft.shown(resident, views) for draft in drafts)
+
+
+def loss_places(
+    masks: Bool[Tensor, "c p"] | None, crops: int, patches: int
+) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]] | tuple[None, None]:
+    """Return the places of a micro-batch's iBOT loss and their weights: see `Batch.index`.
+
+    Without masks, those of all `patches` of each of `crops` global views; None without either.
+    """
+    if masks is None and not patches:
+        return None, None
+    return mask_weights(torch.ones(crops, patches, dtype=torch.bool) if masks is None else masks)
 
 
 def reduced_side(settings: DataSettings, views: Views) -> int | None:
@@ -126,6 +160,7 @@ class _MicroBatches(Dataset):
     order: Order | Mixture
     views: Views
     masks: Masks | None
+    patches: int
     steps: range
     accumulate: int
     rank: int
@@ -143,10 +178,10 @@ class _MicroBatches(Dataset):
         own = slice(first, first + self.size)
         samples, turns = samples[own].tolist(), turns[own].tolist()
         masks = self.masks and self.masks(step=step, epochs=turns, first=first, samples=samples)
+        index, weights = loss_places(masks, GLOBAL_VIEWS * len(samples), self.patches)
+        batch = partial(*(Batch, step, micro, epoch), masks=masks, index=index, weights=weights)
         try:
-            return self._made(
-                samples, turns, partial(Batch, step=step, micro=micro, epoch=epoch, masks=masks)
-            )
+            return self._made(samples, turns, batch)
         except LvdError as error:  # a worker's exception arrives as many lines
             return str(error)
 
@@ -223,6 +258,14 @@ class _Draft:
     batch: partial[Batch]
     samples: NDArray[np.int64]
     draws: Draws
+
+    def pin_memory(self) -> _Draft:
+        """Return the draft with what the device is to have of it in page-locked memory."""
+        given = self.batch.keywords
+        pinned = {
+            name: given[name].pin_memory() for name in _FOR_DEVICE if given.get(name) is not None
+        }
+        return replace(self, batch=partial(self.batch, **pinned))
 
     def shown(self, images: ResidentImages, views: Views) -> Batch:
         """Return the batch with its views, on the images' device."""

@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shared.errors import LvdError
+from train.distributed.watchdog import record_collectives
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: rank 0 may be listing many remote shards meanwhile. One
-that died is noticed at once, by torchrun."""
+TIMEOUT = 1800.0
+"""Seconds that a process waits for the others in a collective. One that died is noticed at once, by
+torchrun; for what takes the first process longer there is `train.distributed.heartbeat`."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Ranks:
 
 
 @contextmanager
-def process_group(device: str = "auto") -> Iterator[Ranks]:
+def process_group(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes that torchrun started, and leave them at the end.
 
     `device` is `auto`, `cpu` or `cuda`; each process of a machine takes the GPU of its local rank.
+    A collective that takes longer than `timeout` seconds fails.
     Flags travel by gloo on either device, so that agreeing on them never waits for a GPU. One
     process alone makes no group. torchrun gives each of several processes one thread unless told
     otherwise, which would leave most cores idle on the CPU: one thread is taken as torchrun's
@@ -57,14 +59,21 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     on_gpu = ranks.device.type == "cuda"
     if not on_gpu and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, _cores() // _from_environment("LOCAL_WORLD_SIZE", 1)))
+    record_collectives()
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         device_id=ranks.device if on_gpu else None,
-        timeout=TIMEOUT,
+        timeout=timedelta(seconds=timeout),
     )
     try:
         yield ranks
     finally:
+        leave_group()
+
+
+def leave_group() -> None:
+    """Leave the other processes, if not done yet."""
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -27,6 +27,9 @@ class ParallelSettings(BaseModel):
     """Compute each block of the student again in the backward pass: a third more time, and the
     memory of one block instead of all. `selective` keeps what its linear layers and fused attention
     gave and computes the rest again: no product twice, and by estimate half of the memory."""
+    timeout: float = Field(1800, gt=0)
+    """Seconds that a process waits for the others in a step before the run is given up. After half of
+    them OUT/hang-RANK.txt says where each process is."""
 
     @property
     def sharded(self) -> bool:

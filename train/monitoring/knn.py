@@ -1,4 +1,5 @@
-"""Scores features by DINO's weighted k-nearest-neighbour classifier (arXiv 2104.14294, section 4.1)."""
+"""Scores features by DINO's weighted k-nearest-neighbour classifier (arXiv 2104.14294, section 4.1),
+and by a linear one beside it."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from train.data.crops import normalise
 from train.data.labelled import LabelledImages, class_numbers
 from train.distributed.ranks import Ranks, sum_over_ranks
 from train.evaluation.neighbours import largest, neighbours, weighted_vote
+from train.monitoring.probe import linear_score
 from train.monitoring.settings import KnnSettings
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -53,10 +55,15 @@ class Knn:
             world=self._ranks.world,
         )
 
-    @torch.no_grad()
     def score(self, features: Features, autocast: AbstractContextManager) -> float:
-        """Return the share of test images classified rightly; NaN where features are not finite.
+        """Return the share of test images that k-NN classifies rightly, as `scores`."""
+        return self.scores(features, autocast)["knn"]
 
+    @torch.no_grad()
+    def scores(self, features: Features, autocast: AbstractContextManager) -> dict[str, float]:
+        """Return the shares of test images classified rightly; NaN where features are not finite.
+
+        `knn` is that of the neighbours, `linear` that of `train.monitoring.probe.linear_score`.
         `features`, a backbone in eval mode for one, is called equally often by every process, and
         may be a sharded model. Images come without augmentation; decoded once, they are kept as
         far as memory's bound allows.
@@ -68,6 +75,7 @@ class Knn:
         votes, answers = votes.to(places.device), answers.to(places.device)
         whole = sum_over_ranks(_spread(torch.ones_like(asking), asking, len(answers))).bool()
         queries = sum_over_ranks(_spread(queries, asking, len(answers)))[whole]
+        linear = linear_score(bank, votes[places], queries, answers[whole], classes)
         similarities, index = neighbours(queries, bank, self._settings.k)
         if self._ranks.world > 1:
             similarities, chosen = self._nearest_of_all(similarities, places[index])
@@ -75,9 +83,10 @@ class Knn:
             chosen = places[index]
         # NaN sorts first; without a single voter there is no first.
         if not (similarities.shape[1] and similarities[:, 0].isfinite().all()):
-            return math.nan
+            return {"knn": math.nan, "linear": linear}
         said = weighted_vote(similarities, votes[chosen], classes, self._settings.temperature)
-        return (said == answers[whole]).double().mean().item()
+        right = (said == answers[whole]).double().mean().item()
+        return {"knn": right, "linear": linear}
 
     def _embedded(self, images: LabelledImages, features: Features) -> tuple[Tensor, Tensor]:
         """Return this process's CLS tokens, float32 [n, d], and their places in the dataset [n]."""

@@ -1,4 +1,4 @@
-"""Writes what a run measures: metrics.jsonl, one JSON object a line, and TensorBoard curves."""
+"""Writes what a run measures: metrics.jsonl, one JSON object a line, and the numbers as curves."""
 
 from __future__ import annotations
 
@@ -6,45 +6,53 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from shared.storage import sync
+from train.monitoring.curves import open_curves
 from train.monitoring.settings import LogSettings
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-TIMINGS = frozenset({"images_per_second", "step_seconds", "data_wait", "knn_seconds", "memory_gib"})
+TIMINGS = frozenset(
+    {
+        *("images_per_second", "tokens_per_second", "tflops", "peak_share", "step_seconds"),
+        *("data_wait", "knn_seconds", "memory_gib"),
+    }
+)
 """The only metrics that may differ between two runs of the same steps on the same processor type."""
 
 METRICS = "metrics.jsonl"
-CURVES = "tensorboard"
 
 Value = float | int | bool | str | list[str] | None
 
 
 class MetricsWriter:
-    """Appends to OUT/metrics.jsonl and OUT/tensorboard; one process of a run has one.
+    """Appends to OUT/metrics.jsonl and to what draws curves; one process of a run has one.
 
     A run that goes on at `start_step` cuts off what was written of that step and later ones, and
-    a last line that a kill has torn: but for `TIMINGS` the files become those of a run that was
-    never interrupted.
+    a last line that a kill has torn: but for `TIMINGS` the file becomes that of a run that was
+    never interrupted, and so do TensorBoard's curves.
     """
 
-    def __init__(self, out: Path, settings: LogSettings, start_step: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        settings: LogSettings,
+        start_step: int,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         path = out / METRICS
         if path.exists():
             _cut(path, start_step)
         self._lines = path.open("a", encoding="utf-8")
-        self._curves = _curves(out / CURVES, start_step) if settings.tensorboard else None
+        self._curves = open_curves(out, settings, start_step, recipe or {})
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
         """Append one line, `{"step": step, ...}`, and its numbers as points of the curves.
 
         JSON has no word for a number that is not finite: such a metric is null, and `non_finite`
-        says what it was ("nan", "inf", "-inf"). Both files are with the system when this
-        returns, so that only a crash of the whole machine can lose what was written.
+        says what it was ("nan", "inf", "-inf"). The file, and TensorBoard's, is with the system when
+        this returns, so that only a crash of the whole machine can lose what was written.
         """
         values: dict[str, Value] = {"step": step, **metrics}
         odd = {
@@ -56,17 +64,15 @@ class MetricsWriter:
             values |= dict.fromkeys(odd, None) | {"non_finite": odd}
         self._lines.write(json.dumps(values, allow_nan=False) + "\n")
         self._lines.flush()
-        if self._curves is not None:
-            for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    self._curves.add_scalar(name, value, step)
-            self._curves.flush()
+        numbers = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+        for curves in self._curves:
+            curves.add(step, numbers)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the file and the curves."""
         self._lines.close()
-        if self._curves is not None:
-            self._curves.close()
+        for curves in self._curves:
+            curves.close()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Value]]:
@@ -91,11 +97,3 @@ def _cut(path: Path, start_step: int) -> None:
     sync(beside)
     beside.rename(path)
     sync(path.parent)
-
-
-def _curves(folder: Path, start_step: int) -> SummaryWriter:
-    # It takes 0.2 s and a thousand modules, which only the process that writes curves pays for.
-    from torch.utils.tensorboard import SummaryWriter
-
-    # The viewer hides what an interrupted run had written of this step and later ones.
-    return SummaryWriter(str(folder), purge_step=start_step or None)

@@ -14,6 +14,12 @@ class LogSettings(BaseModel):
     """Optimiser steps from one line of metrics to the next."""
     tensorboard: bool = True
     """Whether the numbers are also written as TensorBoard events, in OUT/tensorboard."""
+    wandb: str | None = None
+    """The project of Weights & Biases that is to draw them too, with the extra `wandb`; its own
+    variables hold, such as WANDB_MODE=offline, which needs no account."""
+    mlflow: str | None = None
+    """The tracking URI of an MLflow server that is to draw them too, with the extra `mlflow`: a run
+    of the experiment `lvd`."""
 
 
 class KnnSettings(BaseModel):

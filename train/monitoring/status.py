@@ -81,7 +81,11 @@ def _learned(last: dict[str, Any], scores: dict[str, Any]) -> list[str]:
         words += [f"{last[name]:,} {name}" for name in ("broken", "skipped") if last.get(name)]
         if last.get("collapse"):
             words.append(f"signs of collapse: {', '.join(last['collapse'])}")
-    words += [f"{name} {scores[name]:.1%}" for name in ("knn", "recognition") if scores.get(name)]
+    words += [
+        f"{name} {scores[name]:.1%}"
+        for name in ("knn", "linear", "recognition")
+        if scores.get(name)
+    ]
     return ["  " + ", ".join(words)] if words else []
 
 

@@ -7,6 +7,7 @@ from train.persistence.run_folder import RunFolder
 
 SCORES = {
     "knn": "k-NN top-1 on the labelled images",
+    "linear": "top-1 of a linear probe (ridge) on them",
     "recognition": "pictures known by another view of them",
 }
 
@@ -34,6 +35,11 @@ def summary(folder: RunFolder) -> str:
         said.append(f"  effective rank of the features of a batch: {rank}")
         counted = [f"{last[name]:,} {what}" for name, what in COUNTED.items() if last.get(name)]
         said += [f"  {', '.join(counted)}"] if counted else []
+        scoring = sum(line.get("knn_seconds", 0) for line in lines)
+        if scoring:
+            steps = zip([{"step": -1}, *trained], trained, strict=False)
+            training = sum((b["step"] - a["step"]) * b["step_seconds"] for a, b in steps)
+            said.append(f"  {scoring / (scoring + training):.1%} of the time went into the scores")
     out = folder.out
     return "\n".join(
         [

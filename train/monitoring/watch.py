@@ -6,24 +6,26 @@ import resource
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import monotonic
 
 import torch
 from torch import Tensor
 
+from shared.config import flat
 from shared.errors import LvdError
 from shared.progress import say, stage_bar, warn
 from train.data.crops import GLOBAL_VIEWS
 from train.data.index import SampleIndex
 from train.data.loader import Batch
+from train.distributed.agreement import Agreement
 from train.distributed.parallelise import autocast
-from train.distributed.ranks import sum_over_ranks
 from train.monitoring.collapse import CollapseWatch
 from train.monitoring.indicators import indicators
 from train.monitoring.knn import Knn
 from train.monitoring.metrics import MetricsWriter
 from train.monitoring.recognition import recognition
+from train.monitoring.speed import speed_of
 from train.optimisation.schedules import Values
 from train.persistence.run_folder import RunFolder
 from train.step import Report
@@ -36,8 +38,21 @@ MOST_NAMED = 8
 """Keys and broken images that a warning names."""
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose figures the host has not read yet."""
+
+    step: int
+    keys: list[str]
+    agreement: Agreement
+
+
 class Watch:
-    """Says and writes what happens in a run. Only the first process writes; all must call it."""
+    """Says and writes what happens in a run. Only the first process writes; all must call it.
+
+    The figures of a step are read one step late, when a device has long had the next one to do, or
+    at once where they are logged or saved. So all processes learn of a skip and a stop together.
+    """
 
     def __init__(self, system: System, folder: RunFolder, index: SampleIndex, steps: int) -> None:
         self.counts: Counter[str] = Counter(skipped=0, broken=0)
@@ -55,7 +70,12 @@ class Watch:
         self._knn = knn.every and Knn(
             knn, size=self._recipe.crops.global_size, scratch=folder.out, ranks=self._ranks
         )
+        self.asked = False
+        """Whether any process was asked to stop, as far as the steps are read."""
+        self._unread: _Taken | None = None
+        self._speed = speed_of(system)
         self._skipped_in_a_row = 0
+        self._named = 0
         self._waited = self._worked = 0.0
         self._logged = 0
 
@@ -71,7 +91,8 @@ class Watch:
             self.score(start)
             yield
             return
-        self._writer = MetricsWriter(self._folder.out, self._recipe.log, start)
+        recipe = flat(self._recipe.model_dump(mode="json"))
+        self._writer = MetricsWriter(self._folder.out, self._recipe.log, start, recipe)
         try:
             self.score(start)
             with stage_bar("train", self._steps * batch) as self._bar:
@@ -93,13 +114,18 @@ class Watch:
 
     def record(self, step: int, batches: Sequence[Batch], values: Values, report: Report) -> None:
         """Note one step; LvdError, on every process, where too many in a row were not finite."""
-        self._worked += monotonic() - self._began
         done = step + 1
-        self._note_broken(batches)
-        self._note_skipped(step, batches, report)
+        report.agreement.fetch()
+        self.settle()
+        self._unread = _Taken(step, [k for batch in batches for k in batch.keys], report.agreement)
+        self._name_broken(batches)
+        logged = done == self._steps or not done % self._recipe.log.every
+        if logged:
+            self.settle()
+        self._worked += monotonic() - self._began
         if self._ranks.first:
             self._bar.advance(self._recipe.batch_size)
-        if done % self._recipe.log.every and done != self._steps:
+        if not logged:
             return
         metrics = {
             "epoch": batches[0].epoch,
@@ -115,17 +141,26 @@ class Watch:
             self._writer.write(step, metrics)
             self._bar.note(self._short(metrics))
 
+    def settle(self) -> None:
+        """Read the last step that was recorded, if it is not read yet, and wait for it if need be."""
+        if self._unread is None:
+            return
+        taken, self._unread = self._unread, None
+        self.asked |= taken.agreement.counts["asked"] > 0
+        self.counts["broken"] += int(taken.agreement.counts["broken"])
+        self._note_skipped(taken)
+
     def score(self, done: int) -> None:
         """Score the teacher behind `done` steps, where that is due: every process must call it.
 
-        By k-NN where the recipe names labelled images, else, at both ends of the run, by how often
+        By k-NN and a linear probe where the recipe names labelled images, else, at both ends of the run, by how often
         the network knows two views for the same picture.
         """
         ends = done in (0, self._steps)
         if self._knn and (ends or done % self._recipe.knn.every == 0):
             began = monotonic()
-            score = self._knn.score(self._features, self._autocast())
-            self._tell(done, {"knn": score, "knn_seconds": monotonic() - began})
+            scores = self._knn.scores(self._features, self._autocast())
+            self._tell(done, {**scores, "knn_seconds": monotonic() - began})
         elif ends and not self._knn:
             known = recognition(
                 lambda images: self._features(images)[0],
@@ -143,7 +178,8 @@ class Watch:
             return
         self._writer.write(done, scores)
         if "knn" in scores:
-            say(f"k-NN top-1 {scores['knn']:.1%} after {done:,} steps")
+            linear = f"linear {scores['linear']:.1%}"
+            say(f"k-NN top-1 {scores['knn']:.1%}, {linear} after {done:,} steps")
 
     def _features(self, images: Tensor) -> tuple[Tensor, None]:
         # Called as a whole: the parts of a sharded network cannot be called by themselves.
@@ -152,23 +188,23 @@ class Watch:
     def _autocast(self) -> torch.autocast:
         return autocast(self._system.precision, self._ranks.device)
 
-    def _note_broken(self, batches: Sequence[Batch]) -> None:
+    def _name_broken(self, batches: Sequence[Batch]) -> None:
         broken = [f"{key} ({reason})" for batch in batches for key, reason in batch.broken]
-        known = self.counts["broken"]
-        self.counts["broken"] += int(sum_over_ranks(torch.tensor(len(broken))))
+        known = max(self.counts["broken"], self._named)
         for image in broken[: max(0, MOST_NAMED - known)]:
             warn(f"broken image left out, another takes its place: {image}")
+        self._named += len(broken)
         if broken:
             self._folder.note_broken(self._ranks.rank, broken)
 
-    def _note_skipped(self, step: int, batches: Sequence[Batch], report: Report) -> None:
-        if not report.skipped:
+    def _note_skipped(self, taken: _Taken) -> None:
+        step, keys, figures = taken.step, taken.keys, taken.agreement
+        if not figures.skipped:
             self._skipped_in_a_row = 0
             return
         self._skipped_in_a_row += 1
         self.counts["skipped"] += 1
-        odd = [name for name, value in {**report.losses, **report.norms}.items() if value - value]
-        keys = [key for batch in batches for key in batch.keys]
+        odd = [name for name, value in {**figures.losses, **figures.norms}.items() if value - value]
         self._folder.note_skipped(self._ranks.rank, step, odd, keys)
         if self._ranks.first:
             named = ", ".join(keys[:MOST_NAMED]) + (", ..." if len(keys) > MOST_NAMED else "")
@@ -181,13 +217,15 @@ class Watch:
             )
 
     def _timings(self, done: int) -> dict[str, float]:
-        """Return the rates since the last line of metrics, and the memory now."""
+        """Return the rates and the largest memory since the last line of metrics."""
         steps, seconds = done - self._logged, self._waited + self._worked
+        rate = steps * self._recipe.batch_size / seconds
         timings = {
-            "images_per_second": steps * self._recipe.batch_size / seconds,
+            "images_per_second": rate,
+            **self._speed.rates(rate),
             "step_seconds": seconds / steps,
             "data_wait": self._waited / seconds,
-            "memory_gib": _memory(self._ranks.device) / 2**30,
+            "memory_gib": _largest_memory(self._ranks.device) / 2**30,
         }
         self._logged, self._waited, self._worked = done, 0.0, 0.0
         return timings
@@ -197,8 +235,10 @@ class Watch:
         return "  ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
 
 
-def _memory(device: torch.device) -> int:
-    """Return the most bytes this process has held: of the GPU, or else of the machine."""
+def _largest_memory(device: torch.device) -> int:
+    """Return the most bytes this process has held: of a GPU since the last call, else ever."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        held = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return held
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from train.distributed.ranks import max_over_ranks, sum_over_ranks
@@ -35,8 +35,8 @@ class Centering(nn.Module, ABC):
         there is a tile at a time, and they are computed anew each time the targets are read.
         """
 
-    def update(self) -> None:
-        """Take the batch that `targets` saw last into the state: for steps that are not skipped."""
+    def update(self, skipped: Bool[Tensor, ""] | None = None) -> None:
+        """Take the batch that `targets` saw last into the state, unless its step was `skipped`."""
 
 
 def build_centering(settings: CenteringSettings, prototypes: int) -> Centering:
@@ -120,7 +120,7 @@ class EmaCentre(Centering):
     def targets(self, chunks: Sequence[Logits], temperature: float) -> list[Targets]:
         """Return the targets of each chunk, as `Centering.targets`; the centre moves by `update`."""
         centre, ones = self.centre.clone(), torch.ones_like(self.centre)
-        total = centre.new_tensor(sum(len(chunk.vectors) for chunk in chunks))
+        total = centre.new_full((), sum(len(chunk.vectors) for chunk in chunks))
         with torch.autocast(centre.device.type, enabled=False):
             # A sum of logits is the logit of a sum.
             sums = torch.zeros_like(centre)
@@ -137,10 +137,12 @@ class EmaCentre(Centering):
         return [Targets(share, ones) for share in _shares(chunks, kept, centre, temperature)]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the centre towards the mean of the batch that `targets` saw last."""
+    def update(self, skipped: Bool[Tensor, ""] | None = None) -> None:
+        """Move the centre towards the mean of the batch that `targets` saw last, unless `skipped`."""
         if self._mean is not None:
-            self.centre.lerp_(self._mean, 1 - self.momentum)
+            moved = self.centre.lerp(self._mean, 1 - self.momentum)
+            # Chosen, not weighted by 0: the mean of a batch that is skipped may be no number.
+            self.centre.copy_(moved if skipped is None else moved.where(~skipped, self.centre))
             self._mean = None
 
 

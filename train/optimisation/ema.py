@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
 @torch.no_grad()
-def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
+def update_teacher(
+    student: nn.Module,
+    teacher: nn.Module,
+    momentum: float,
+    skipped: Bool[Tensor, ""] | None = None,
+) -> None:
     """Set every teacher weight to momentum * teacher + (1 - momentum) * student.
 
     Mean teacher (arXiv 1703.01780), as in DINO (arXiv 2104.14294, section 3.1). To be called
-    after the optimiser step with that step's momentum, and not when the step was skipped. Buffers
+    after the optimiser step with that step's momentum; where `skipped`, which lies on the weights'
+    device, says that the step was skipped, they stay, without a question to the device. Buffers
     are copied. `teacher` is a copy of `student`, neither in a wrapper; of DTensors each rank
     updates its own shard.
 
@@ -28,7 +35,12 @@ def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> N
             raise TypeError(f"the teacher's weights are {weight.dtype}, not float32")
         if isinstance(weight, DTensor) != isinstance(source, DTensor):
             raise TypeError("of teacher and student one is sharded and the other is not")
-    torch._foreach_lerp_(local_shards(ours), local_shards(theirs), 1 - momentum)
+    share = 1 - momentum
+    if skipped is not None:
+        weight = skipped.logical_not() * share
+        torch._foreach_lerp_(local_shards(ours), local_shards(theirs), [weight] * len(ours))
+    else:
+        torch._foreach_lerp_(local_shards(ours), local_shards(theirs), share)
     for buffer, source in zip(teacher.buffers(), student.buffers(), strict=True):
         buffer.copy_(source)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor, Partial
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from train.optimisation.ema import local_shards
@@ -25,38 +27,55 @@ def drop_gradients_of_frozen(optimiser: torch.optim.Optimizer) -> None:
 
 
 @torch.no_grad()
-def clip_by_module(network: nn.Module, max_norm: float | None) -> dict[str, float]:
+def square_sums(network: nn.Module, world: int) -> dict[str, Float[Tensor, ""]]:
+    """Return this process's part of the squared gradient norm of each direct child, float64.
+
+    By the child's name ("backbone", "dino_head", "ibot_head"), without children that have no
+    gradients. The sum over all `world` processes is the whole square: what several of them hold
+    (all of it without shards) each of them counts in part. Nothing is sent, and nothing waits for
+    the device.
+    """
+    return {name: _square_sum(gradients, world) for name, gradients in _by_child(network).items()}
+
+
+@torch.no_grad()
+def clip_by_module(
+    network: nn.Module, norms: Mapping[str, Float[Tensor, ""]], max_norm: float
+) -> None:
     """Scale down, in place, the gradients of each direct child whose L2 norm exceeds `max_norm`.
 
-    Returns the norms before that by the child's name ("backbone", "dino_head", "ibot_head"),
-    without children that have no gradients. They are norms over all shards where gradients are
-    DTensors, all on one mesh; every rank must call it then. None measures only. One
-    synchronisation with the device.
+    `norms` are those of all shards by the child's name, on the gradients' device, where the factor
+    stays too: the others are multiplied by 1, which takes less time than asking whether to.
     """
+    for name, gradients in _by_child(network).items():
+        factor = (max_norm / (norms[name] + 1e-6)).clamp(max=1).float()
+        torch._foreach_mul_(local_shards(gradients), factor)
+
+
+def _by_child(network: nn.Module) -> dict[str, list[Tensor]]:
     gradients = {
         name: [p.grad for p in child.parameters() if p.grad is not None]
         for name, child in network.named_children()
     }
-    gradients = {name: present for name, present in gradients.items() if present}
-    shards = {name: local_shards(present) for name, present in gradients.items()}
-    norms = torch.stack([get_total_norm(present) for present in shards.values()])
-    like = next(iter(gradients.values()))[0]
-    if isinstance(like, DTensor):
-        # On shards, and summed once for all children: half the time of torch's norm of DTensors.
-        sums = [Partial() if placed.is_shard() else placed for placed in like.placements]
-        squares = DTensor.from_local(norms.square(), like.device_mesh, sums)
-        norms = squares.full_tensor().sqrt()
-    on_host = dict(zip(shards, norms.tolist(), strict=True))
-    for name, norm in on_host.items():
-        # Multiplying by 1 would cost a pass over all gradients.
-        if max_norm is not None and norm > max_norm:
-            torch._foreach_mul_(shards[name], max_norm / (norm + 1e-6))
-    return on_host
+    return {name: present for name, present in gradients.items() if present}
 
 
-def finite(*values: float) -> bool:
-    """Return whether all losses and gradient norms of a step are finite numbers.
+def _square_sum(gradients: Sequence[Tensor], world: int) -> Float[Tensor, ""]:
+    of_copies: dict[int, list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        of_copies[_copies(gradient, world)].append(gradient)
+    return sum(
+        get_total_norm(local_shards(some)).double().square() / copies
+        for copies, some in of_copies.items()
+    )
 
-    If not, the step is to be skipped on all ranks or on none: `train.distributed.ranks.any_rank` decides.
-    """
-    return all(map(math.isfinite, values))
+
+def _copies(gradient: Tensor, world: int) -> int:
+    """Return how many processes hold the part of a gradient that this one holds."""
+    if not isinstance(gradient, DTensor):
+        return world
+    mesh = gradient.device_mesh
+    for dimension, placement in enumerate(gradient.placements):
+        if placement.is_shard():
+            world //= mesh.size(dimension)
+    return world

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from train.optimisation.schedules import Values
 from train.optimisation.settings import OptimiserSettings
@@ -86,6 +87,19 @@ def set_values(optimiser: torch.optim.Optimizer, values: Values) -> None:
     for group in optimiser.param_groups:
         group["lr"] = values.lr * group["lr_scale"]
         group["weight_decay"] = values.weight_decay if group["decay"] else 0.0
+
+
+def take_step(optimiser: torch.optim.AdamW, skipped: Bool[Tensor, ""]) -> None:
+    """Let a fused AdamW of `make_optimiser` take a step, unless `skipped`, on the weights' device.
+
+    The flag is the one that gradient scaling uses (`found_inf`): the kernels read it, not the host,
+    and leave weights, moments and the number of steps as they are.
+    """
+    optimiser.found_inf = skipped.float()
+    try:
+        optimiser.step()
+    finally:
+        del optimiser.found_inf
 
 
 def _depths(network: nn.Module) -> dict[int, int]:

@@ -31,6 +31,7 @@ class RunFolder:
         self.model = out / "model"
         self.index = _shared_index(out)
         """Of all runs beside this one."""
+        self.profile = out / "profile"
         self.run = out / "run.json"
         self.done = out / "done.json"
         self.skipped = out / "skipped.jsonl"

@@ -55,13 +55,22 @@ class Deadly(Marks):
         return super().__call__(image, sample, epoch)
 
 
+BITS = 16
+
+
 class MaskMarks:
-    """Stands in for the masks: they say what was asked for."""
+    """Stands in for the masks: their bits are the numbers of what was asked for."""
 
     def __call__(self, *, step, epochs, first, samples):
         drawn = enumerate(zip(epochs, samples, strict=True))
         asked = [[step, epoch, first + place, sample] for place, (epoch, sample) in drawn]
-        return torch.tensor(asked).repeat(2, 1)
+        bits = torch.tensor(asked)[..., None] >> torch.arange(BITS) & 1
+        return bits.bool().flatten(1).repeat(2, 1)
+
+
+def asked_for(masks):
+    """Return what `MaskMarks` was asked for, [2n, 4]: step, epoch, place and sample."""
+    return (masks.unflatten(1, (-1, BITS)).long() << torch.arange(BITS)).sum(-1)
 
 
 def jpeg(pixels):
@@ -122,7 +131,7 @@ def same(batches, others):
     """Tell whether two runs loaded the same batches, to the last pixel."""
     batches, others = list(batches), list(others)
     plain = ("step", "micro", "epoch", "keys", "broken")
-    tensors = ("global_views", "local_views", "masks")
+    tensors = ("global_views", "local_views", "masks", "index", "weights")
     return len(batches) == len(others) > 0 and all(
         all(getattr(one, name) == getattr(other, name) for name in plain)
         and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
@@ -143,6 +152,20 @@ def wait_until_dead(pids):
             return
         time.sleep(0.1)
     raise AssertionError(f"of {pids}, {[pid for pid in pids if alive(pid)]} still live")
+
+
+def test_the_places_of_the_loss_are_the_masked_ones_or_all_where_a_distillation_asks(index):
+    common = {"settings": DataSettings(workers=0), "ranks": (0, 1), "accumulate": 1}
+    common |= {"start_step": 0, "stop_step": 1}
+    (batch,) = make_loader(index, order(index), Marks(), REAL_MASKS, **common)
+    assert torch.equal(batch.index, batch.masks.flatten().nonzero()[:, 0])
+    crop = batch.index // batch.masks.shape[1]
+    assert torch.equal(batch.weights, 1 / batch.masks.sum(1).float()[crop])
+    (batch,) = make_loader(index, order(index), Marks(), **common, patches=4)
+    assert torch.equal(batch.index, torch.arange(16 * 4))
+    assert batch.weights.unique().tolist() == [0.25]
+    (batch,) = make_loader(index, order(index), Marks(), **common)
+    assert batch.index is None
 
 
 # pitfall 18
@@ -214,7 +237,7 @@ def test_each_sample_is_seen_once_an_epoch_whatever_ranks_and_accumulation(
         at_step = [next(loader) for _ in range(accumulate) for loader in loaders]
         assert [b.micro for b in at_step] == [micro for micro in range(accumulate) for _ in loaders]
         assert {(b.step, b.epoch) for b in at_step} == {(step, 1)}
-        places = torch.cat([b.masks.chunk(2)[0] for b in at_step])
+        places = torch.cat([asked_for(b.masks).chunk(2)[0] for b in at_step])
         expected = order(index, batch, window).batch(step).samples.tolist()
         assert places.tolist() == [[step, 1, n, sample] for n, sample in enumerate(expected)]
         assert [number for b in at_step for number in numbers(b)] == expected
@@ -266,7 +289,7 @@ def test_a_broken_sample_is_named_and_its_place_taken_by_the_next_whole_one(tmp_
         marks = batch.global_views[:8, :, 0, 0]
         assert numbers(batch) == marks[:, 0].tolist() == shown
         assert marks[:, 1].tolist() == samples  # its own draws
-        assert batch.masks[:8, 3].tolist() == samples
+        assert asked_for(batch.masks)[:8, 3].tolist() == samples
         assert len(batch.local_views) == 3 * 8
         named += batch.broken
     reasons = {int(key.rpartition("/")[2]): reason for key, reason in named}

@@ -94,7 +94,7 @@ def assert_same(batches, others) -> None:
     for one, other in zip(batches, others, strict=True):
         for name in ("step", "micro", "epoch", "keys", "broken"):
             assert getattr(one, name) == getattr(other, name), name
-        for name in ("global_views", "local_views", "masks"):
+        for name in ("global_views", "local_views", "masks", "index", "weights"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
         assert one.photometric.keys() == other.photometric.keys()
         for name, values in one.photometric.items():

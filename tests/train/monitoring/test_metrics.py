@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from train.monitoring.metrics import CURVES, METRICS, TIMINGS, MetricsWriter, read_metrics
+from train.monitoring.curves import TENSORBOARD
+from train.monitoring.metrics import METRICS, TIMINGS, MetricsWriter, read_metrics
 from train.monitoring.settings import LogSettings
 
 PLAIN = LogSettings(tensorboard=False)
@@ -37,7 +38,7 @@ def points(out):
     """Return the (step, loss) that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(out / CURVES)).Reload()
+    events = EventAccumulator(str(out / TENSORBOARD)).Reload()
     return [(event.step, event.value) for event in events.Scalars("loss")]
 
 

@@ -11,9 +11,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from train.distributed.agreement import agree
 from train.distributed.ranks import process_group
 from train.optimisation.ema import update_teacher
-from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, finite
+from train.optimisation.gradients import clip_by_module, drop_gradients_of_frozen, square_sums
+from train.optimisation.groups import make_optimiser, take_step
+from train.optimisation.settings import OptimiserSettings
 
 MAX_NORM = 0.5
 
@@ -69,13 +72,26 @@ def reference_norms(network):
     return {name: math.sqrt(square) for name, square in squares.items()}
 
 
+def measured(network):
+    """What a step learns of its gradients, in all processes there are."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    return agree({"loss": torch.ones(())}, square_sums(network, world), {}, world)
+
+
+def clip(network, max_norm=MAX_NORM):
+    """Clip, and return the norms before that."""
+    found = measured(network)
+    clip_by_module(network, found.norms_there, max_norm)
+    return found.norms
+
+
 def test_each_module_is_clipped_by_its_own_norm():
     net = network()
     net(images()).backward()
     before = {name: gradient.clone() for name, gradient in gradients(net).items()}
     expected = reference_norms(net)
     assert expected["dino_head"] > MAX_NORM > expected["ibot_head"], "one of each kind"
-    norms = clip_by_module(net, MAX_NORM)
+    norms = clip(net)
     assert norms == pytest.approx(expected, rel=1e-6)
     for name, gradient in gradients(net).items():
         norm = expected[name.split(".")[0]]
@@ -84,18 +100,19 @@ def test_each_module_is_clipped_by_its_own_norm():
     assert reference_norms(net)["dino_head"] == pytest.approx(MAX_NORM, rel=1e-5)
 
 
-def test_without_a_largest_norm_gradients_are_measured_and_left_alone():
+def test_gradients_that_are_measured_or_short_enough_are_left_alone():
     net = network()
     net(images()).backward()
     before = {name: gradient.clone() for name, gradient in gradients(net).items()}
-    assert clip_by_module(net, None) == pytest.approx(reference_norms(net), rel=1e-6)
+    assert measured(net).norms == pytest.approx(reference_norms(net), rel=1e-6)
+    clip(net, 1e6)
     assert all(torch.equal(g, before[name]) for name, g in gradients(net).items())
 
 
 def test_a_module_without_gradients_has_no_norm():
     net = network()
     net.backbone(images()).sum().backward()
-    assert set(clip_by_module(net, MAX_NORM)) == {"backbone"}
+    assert set(clip(net)) == {"backbone"}
 
 
 # pitfall 7
@@ -111,7 +128,7 @@ def test_a_frozen_last_layer_stays_bit_equal_and_outside_the_clip_norm():
         rest = reference_norms(net)
         assert rest["dino_head"] < whole["dino_head"]
         assert rest["backbone"] == whole["backbone"]
-        assert clip_by_module(net, MAX_NORM) == pytest.approx(rest, rel=1e-6)
+        assert clip(net) == pytest.approx(rest, rel=1e-6)
         optimiser.step()
         for name, parameter in net.named_parameters():
             frozen = name.endswith("prototypes")
@@ -137,15 +154,40 @@ def test_a_freed_last_layer_starts_with_the_bias_correction_of_its_own_first_ste
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_or_a_gradient_that_is_not_finite_is_noticed(bad):
     net = network()
-    loss = net(images())
-    loss.backward()
-    assert finite(loss.item(), *clip_by_module(net, MAX_NORM).values())
-    assert not finite(bad, *clip_by_module(net, MAX_NORM).values())
+    net(images()).backward()
+    assert not measured(net).skipped
+    assert not measured(net).skipped_there
+    wrong = agree({"loss": torch.tensor(bad)}, square_sums(net, 1), {}, 1)
+    assert wrong.skipped
+    assert wrong.skipped_there
     net.ibot_head.mlp.bias.grad[1] = bad
-    norms = clip_by_module(net, MAX_NORM)
-    assert not math.isfinite(norms["ibot_head"])
-    assert math.isfinite(norms["dino_head"])
-    assert not finite(loss.item(), *norms.values())
+    found = measured(net)
+    assert not math.isfinite(found.norms["ibot_head"])
+    assert math.isfinite(found.norms["dino_head"])
+    assert found.skipped
+    assert found.skipped_there
+
+
+# pitfall 16
+def test_a_step_that_is_skipped_on_the_device_leaves_weights_moments_and_their_age():
+    net, teacher = network(), network(1)
+    optimiser = make_optimiser(
+        [{"params": list(net.parameters()), "lr_scale": 1.0, "decay": True, "last_layer": False}],
+        OptimiserSettings(),
+    )
+    optimiser.param_groups[0]["lr"] = 0.01
+    for skipped in (False, True, False):
+        kept = [*net.parameters(), *teacher.parameters()]
+        kept += [t for state in optimiser.state.values() for t in state.values()]
+        before = [tensor.detach().clone() for tensor in kept]
+        optimiser.zero_grad()
+        net(images()).backward()
+        if skipped:
+            net.backbone.weight.grad[0, 0] = math.nan
+        take_step(optimiser, torch.tensor(skipped))
+        update_teacher(net, teacher, 0.75, torch.tensor(skipped))
+        still = [torch.equal(tensor, old) for tensor, old in zip(kept, before, strict=True)]
+        assert all(still) if skipped else not any(still)
 
 
 def trained(net, teacher):
@@ -158,7 +200,7 @@ def trained(net, teacher):
         net(images().chunk(world)[rank]).backward()
         if step == 0:
             drop_gradients_of_frozen(optimiser)
-        norms = clip_by_module(net, MAX_NORM)
+        norms = clip(net)
         found |= {f"{step} {name}": np.array(norm) for name, norm in norms.items()}
         optimiser.step()
         update_teacher(net, teacher, 0.75)
