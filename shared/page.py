@@ -14,6 +14,8 @@ from markupsafe import Markup
 from shared.progress import printable
 
 PNG = b"\x89PNG"
+ENLARGE = Path(__file__).with_name("enlarge.js")
+"""The script of pages whose pictures enlarge: `macros.html` has their tiles and the dialog."""
 
 
 def render_page(template: Path, *, script: str = "", **values: Any) -> str:
