@@ -22,6 +22,7 @@ from train.distributed.ranks import sum_over_ranks
 from train.monitoring.collapse import CollapseWatch
 from train.monitoring.indicators import indicators
 from train.monitoring.knn import Knn
+from train.monitoring.looks import Looks
 from train.monitoring.metrics import MetricsWriter
 from train.monitoring.recognition import recognition
 from train.optimisation.schedules import Values
@@ -55,6 +56,7 @@ class Watch:
         self._knn = knn.every and Knn(
             knn, size=self._recipe.crops.global_size, scratch=folder.out, ranks=self._ranks
         )
+        self._looks = Looks(self._recipe.looks, system, index, folder.out, steps)
         self._skipped_in_a_row = 0
         self._waited = self._worked = 0.0
         self._logged = 0
@@ -121,6 +123,7 @@ class Watch:
         By k-NN where the recipe names labelled images, else, at both ends of the run, by how often
         the network knows two views for the same picture.
         """
+        self._looks.take(done)
         ends = done in (0, self._steps)
         if self._knn and (ends or done % self._recipe.knn.every == 0):
             began = monotonic()

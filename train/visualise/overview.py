@@ -20,6 +20,7 @@ from train.visualise.sheets import SIDE, Sheet, stacked
 MOST = 6
 """Pictures: as many as stand in one line that a page of text has room for."""
 NAME = "overview"
+_WORDS = {"attention": "attention", "patches": "principal components of the patches"}
 
 
 def overview(models: Sequence[FrozenModel], pictures: Mapping[str, Image.Image]) -> Sheet | None:
@@ -31,14 +32,7 @@ def overview(models: Sequence[FrozenModel], pictures: Mapping[str, Image.Image])
     shown = {key: central_square(image, SIDE) for key, image in chosen.items()}
     strips = []
     for model in models:
-        maps = {}
-        for what, rows in (
-            ("attention", _attention),
-            ("principal components of the patches", _colours),
-        ):
-            with suppress(MissingTokensError):
-                maps[what] = rows(model, chosen, shown)
-        if maps:
+        if maps := {_WORDS[what]: row for what, row in glance(model, chosen).items()}:
             columns = zip(*maps.values(), strict=True)
             tiles = [
                 Tile(stacked([shown[key], *column]), key)
@@ -62,20 +56,30 @@ def overview(models: Sequence[FrozenModel], pictures: Mapping[str, Image.Image])
     )
 
 
-def _attention(
-    model: FrozenModel, pictures: Mapping[str, Image.Image], shown: Mapping[str, Image.Image]
-) -> list[Image.Image]:
+def glance(model: FrozenModel, pictures: Mapping[str, Image.Image]) -> dict[str, list[Image.Image]]:
+    """Return a square of each picture by what it shows: `attention` and `patches`.
+
+    The mean of the heads' attention lies over the picture; the patches have the colours of their
+    principal components, which all pictures share. What the model has not is left out.
+    """
+    found = {}
+    for what, draw in (("attention", _attention), ("patches", _colours)):
+        with suppress(MissingTokensError):
+            found[what] = draw(model, pictures)
+    return found
+
+
+def _attention(model: FrozenModel, pictures: Mapping[str, Image.Image]) -> list[Image.Image]:
     return [
         heat(
-            shown[key], cls_attention(model, model_pixels(model, [image]))[0].mean(0).cpu().numpy()
+            central_square(image, SIDE),
+            cls_attention(model, model_pixels(model, [image]))[0].mean(0).cpu().numpy(),
         )
-        for key, image in pictures.items()
+        for image in pictures.values()
     ]
 
 
-def _colours(
-    model: FrozenModel, pictures: Mapping[str, Image.Image], shown: Mapping[str, Image.Image]
-) -> list[Image.Image]:
+def _colours(model: FrozenModel, pictures: Mapping[str, Image.Image]) -> list[Image.Image]:
     found = [model.tokens(model_pixels(model, [image])).patches for image in pictures.values()]
     if found[0] is None:
         raise MissingTokensError(f"model {model.name} has no patch tokens, and no map of features")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from shared.page import render_page
-from train.visualise.sheets import SIDE, Sheet
+from train.visualise.sheets import SIDE, Sheet, jpeg
 
 
 def figures_page(
@@ -31,12 +28,5 @@ def figures_page(
         sheets=sheets,
         command=command,
         side=SIDE,
-        jpeg_of=_jpeg,
+        jpeg_of=jpeg,
     )
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    # Without subsampling: patches are blocks of colour with sharp edges.
-    image.save(stream, "JPEG", quality=85, subsampling=0)
-    return stream.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,14 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
         canvas.paste(image, (0, top))
         top += image.height + gap
     return canvas
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """Return the picture as a JPEG file."""
+    stream = io.BytesIO()
+    # Without subsampling: patches are blocks of colour with sharp edges.
+    image.save(stream, "JPEG", quality=85, subsampling=0)
+    return stream.getvalue()
 
 
 def _drawn(title: str, strips: Sequence[Strip]) -> bytes:
