@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,9 +43,11 @@ def train(
     select: str | None = None,
     resume: str = "auto",
     start_from: str | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Train `recipe` on the images of `shards`, in every process that torchrun started.
 
+    `origin` says in `run.json` what the recipe is called, and what it changes of its parent.
     With `select`, a selection list, on those that it names; without both, on what the recipe mixes.
     Goes on from the newest whole checkpoint below `out`; asked to stop by SIGTERM or SIGUSR1, it
     saves and returns. Raises LvdError, in one line, for settings that do not fit.
@@ -72,7 +75,7 @@ def train(
         if ranks.first:
             if resume == "never":
                 folder.set_aside()
-            folder.begin(recipe, index.fingerprint, steps)
+            folder.begin(recipe, index.fingerprint, steps, origin)
             if checkpoint is None:
                 _say_origin(system)
         barrier()
