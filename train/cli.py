@@ -10,6 +10,7 @@ import click
 from shared.commands import Commands, LocalFolder, completion
 from train.evaluation.command import evaluate
 from train.export.command import export
+from train.report.command import report
 from train.visualise.command import visualise
 
 
@@ -23,6 +24,7 @@ def main() -> None:
     lvd-train run --recipe vits16 --shards crawl --select runs/curate/latest --out runs/train/l
     torchrun --nproc-per-node 8 -m train.launch run --recipe vitl14 --shards ... --out ...
     lvd-train status runs/train/tiny                     how far is it? from another terminal
+    lvd-train report runs/train/tiny                     a page: what it learned, what looks wrong
     lvd-train eval knn linear --model runs/train/tiny --model pixels --train A --test B
     lvd-train visualise --model runs/train/tiny --images photos/ --out runs/look
     lvd-train export runs/train/tiny --out model --size 224
@@ -109,6 +111,7 @@ def run(
     """
     from shared.storage import reraise_disk_full
     from train.recipe import read_recipe
+    from train.recipe_tree import describe_origin
 
     recipe = read_recipe(config, name, overrides)
     recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
@@ -121,7 +124,15 @@ def run(
     from train.loop import train
 
     with reraise_disk_full(out):
-        train(recipe, shards, out, select=select, resume=resume, start_from=start_from)
+        train(
+            recipe,
+            shards,
+            out,
+            select=select,
+            resume=resume,
+            start_from=start_from,
+            origin=describe_origin(config, name, overrides),
+        )
 
 
 @main.command()
@@ -140,6 +151,7 @@ def status(out: Path) -> None:
     click.echo(status(out))
 
 
+main.add_command(report)
 main.add_command(evaluate)
 main.add_command(visualise)
 main.add_command(export)
