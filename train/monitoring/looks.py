@@ -23,6 +23,7 @@ from train.monitoring.settings import LookSettings
 from train.system import System
 from train.visualise.overlays import central_square
 from train.visualise.overview import glance
+from train.visualise.seen import see
 from train.visualise.sheets import SIDE, jpeg
 
 TRIED = 4
@@ -52,7 +53,7 @@ class Looks:
             return
         try:
             pictures = self._pictures or self._chosen()
-            rows = glance(self._frozen(state), pictures)
+            rows = glance(see(self._frozen(state), pictures), pictures)
         except LvdError as error:
             warn(f"no pictures of step {done:,}: {error}")
             return
