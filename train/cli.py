@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from shared.commands import Commands, LocalFolder, completion
+from shared.live import serve_option, serving
 from train.evaluation.command import evaluate
 from train.export.command import export
 from train.report.command import report
@@ -88,6 +89,7 @@ def main() -> None:
     is_flag=True,
     help="Print the resolved recipe, parameters, tokens, FLOPs and memory, and do nothing.",
 )
+@serve_option()
 def run(
     name: str,
     shards: str | None,
@@ -98,6 +100,7 @@ def run(
     resume: str,
     start_from: str | None,
     dry_run: bool,
+    serve: int | None,
 ) -> None:
     """Train a recipe on a folder of shards, on what a list selects of a crawl, or on a mixture.
 
@@ -110,9 +113,14 @@ def run(
     lvd-train run --recipe tiny --select runs/curate/sample --out runs/train/listed --dry-run
     """
     from shared.storage import reraise_disk_full
+    from train.monitoring.live import live_page
     from train.recipe import read_recipe
     from train.recipe_tree import describe_origin
 
+    first = os.environ.get("RANK", "0") == "0"
+    live = click.get_current_context().with_resource(serving(serve if first else None))
+    if live is not None:
+        live.show = live_page(out)
     recipe = read_recipe(config, name, overrides)
     recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
     recipe.check_sources(shards, select)
