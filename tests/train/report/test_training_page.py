@@ -151,3 +151,10 @@ def test_a_long_run_is_thinned_to_means_and_keeps_its_extremes():
     assert (curve.first, curve.last) == (0.0, most - 1)
     own = [(step, value) for step, value in points if abs(step - 12_345) > curve.lines_a_point]
     assert all(value == step for step, value in own)
+
+
+def test_a_run_notes_what_it_changes_of_its_recipe(sharded_run):
+    origin = json.loads((sharded_run / "run.json").read_text())["origin"]
+    assert (origin["name"], origin["parent"]) == ("small", "small")
+    assert origin["changes"]["steps"] == [12, 2]
+    assert origin["changes"]["model.layer_scale"] == [None, 0.1]
