@@ -14,15 +14,18 @@ from markupsafe import Markup
 from shared.progress import printable
 
 PNG = b"\x89PNG"
+ENLARGE = Path(__file__).with_name("enlarge.js")
+"""The script of pages whose pictures enlarge: `macros.html` has their tiles and the dialog."""
 
 
-def render_page(template: Path, *, script: str = "", **values: Any) -> str:
+def render_page(template: Path, *, script: str = "", connects: bool = False, **values: Any) -> str:
     """Return the page that `template`, which extends shared/page.html, makes of `values`.
 
     `title` is text, `figures` are boxes of a large value over its name. The filters `png`, `jpeg`
     and, for either, `picture` turn a picture's bytes into the `src` of an image. Every other value
     becomes escaped text, in which characters that could steer a terminal or reorder a line are
-    written out. `script` is the only one that a browser runs on the page.
+    written out. `script` is the only one that a browser runs on the page; where it `connects`, it
+    may ask the page's own server, and nobody else.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -42,7 +45,10 @@ def render_page(template: Path, *, script: str = "", **values: Any) -> str:
     return environment.get_template(template.name).render(
         values,
         script=Markup(script),
-        script_policy=Markup(f"; script-src 'sha256-{digest}'" if script else ""),
+        script_policy=Markup(
+            (f"; script-src 'sha256-{digest}'" if script else "")
+            + ("; connect-src 'self'" if connects else "")
+        ),
     )
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from shared.commands import Commands, LocalFolder, completion
+from shared.live import serve_option, serving
 from train.evaluation.command import evaluate
 from train.export.command import export
+from train.report.command import report
 from train.visualise.command import visualise
 
 
@@ -23,6 +25,7 @@ def main() -> None:
     lvd-train run --recipe vits16 --shards crawl --select runs/curate/latest --out runs/train/l
     torchrun --nproc-per-node 8 -m train.launch run --recipe vitl14 --shards ... --out ...
     lvd-train status runs/train/tiny                     how far is it? from another terminal
+    lvd-train report runs/train/tiny                     a page: what it learned, what looks wrong
     lvd-train eval knn linear --model runs/train/tiny --model pixels --train A --test B
     lvd-train visualise --model runs/train/tiny --images photos/ --out runs/look
     lvd-train export runs/train/tiny --out model --size 224
@@ -93,6 +96,7 @@ def main() -> None:
     is_flag=True,
     help="Print the resolved recipe, parameters, tokens, FLOPs and memory, and do nothing.",
 )
+@serve_option()
 def run(
     name: str,
     shards: str | None,
@@ -104,6 +108,7 @@ def run(
     start_from: str | None,
     profiled: str | None,
     dry_run: bool,
+    serve: int | None,
 ) -> None:
     """Train a recipe on a folder of shards, on what a list selects of a crawl, or on a mixture.
 
@@ -116,10 +121,16 @@ def run(
     lvd-train run --recipe tiny --select runs/curate/sample --out runs/train/listed --dry-run
     """
     from shared.storage import reraise_disk_full
+    from train.monitoring.live import live_page
     from train.monitoring.profiled_steps import parse_steps
     from train.recipe import read_recipe
+    from train.recipe_tree import describe_origin
 
     steps = None if profiled is None else parse_steps(profiled)
+    first = os.environ.get("RANK", "0") == "0"
+    live = click.get_current_context().with_resource(serving(serve if first else None))
+    if live is not None:
+        live.show = live_page(out)
     recipe = read_recipe(config, name, overrides)
     recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
     recipe.check_sources(shards, select)
@@ -139,6 +150,7 @@ def run(
             resume=resume,
             start_from=start_from,
             profiled=steps,
+            origin=describe_origin(config, name, overrides),
         )
 
 
@@ -158,6 +170,7 @@ def status(out: Path) -> None:
     click.echo(status(out))
 
 
+main.add_command(report)
 main.add_command(evaluate)
 main.add_command(visualise)
 main.add_command(export)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,9 +30,9 @@ from train.monitoring.profiled_steps import check_steps
 from train.monitoring.summary import summary
 from train.monitoring.watch import Watch
 from train.persistence.checkpoints import newest, save
-from train.persistence.rescue import cut_off, rescue
 from train.persistence.run_folder import RunFolder
 from train.recipe import Recipe
+from train.rescue import cut_off, rescue
 from train.snapshot import restore, snapshot, write_model
 from train.step import optimiser_step, to_device
 from train.system import System, build_system
@@ -49,9 +50,11 @@ def train(
     resume: str = "auto",
     start_from: str | None = None,
     profiled: range | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Train `recipe` on the images of `shards`, in every process that torchrun started.
 
+    `origin` says in `run.json` what the recipe is called, and what it changes of its parent.
     With `select`, a selection list, on those that it names; without both, on what the recipe mixes.
     Goes on from the newest whole checkpoint below `out`; asked to stop by SIGTERM or SIGUSR1, it
     saves and returns. Of the `profiled` steps it leaves a trace in OUT/profile. Raises LvdError, in
@@ -80,7 +83,7 @@ def train(
         if ranks.first:
             if resume == "never":
                 folder.set_aside()
-            folder.begin(recipe, index.fingerprint, steps)
+            folder.begin(recipe, index.fingerprint, steps, origin)
             if checkpoint is None:
                 _say_origin(system)
         barrier()

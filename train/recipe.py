@@ -14,7 +14,7 @@ from train.data.settings import CropSettings, DataSettings, MaskSettings
 from train.distillation.settings import DistillationSettings
 from train.distributed.settings import ParallelSettings
 from train.model.settings import HeadsSettings, ModelSettings, ProjectorSettings
-from train.monitoring.settings import CollapseSettings, KnnSettings, LogSettings
+from train.monitoring.settings import CollapseSettings, KnnSettings, LogSettings, LookSettings
 from train.objectives.settings import ObjectivesSettings
 from train.optimisation.schedules import Schedules
 from train.optimisation.settings import OptimiserSettings, TeacherSettings
@@ -22,7 +22,7 @@ from train.persistence.settings import CheckpointSettings
 from train.recipe_tree import recipe_tree
 
 FREE_ON_RESUME = (
-    *("note", "accumulate", "parallel.", "checkpoints.", "log.", "knn.", "collapse."),
+    *("note", "accumulate", "parallel.", "checkpoints.", "log.", "knn.", "collapse.", "looks."),
     *("data.workers", "data.index", "data.prefetch", "data.resident"),
 )
 """What may change between a run and its resumption: it decides no sample and no loss."""
@@ -79,6 +79,7 @@ class Recipe(BaseModel):
     log: LogSettings = Field(default_factory=LogSettings)
     knn: KnnSettings = Field(default_factory=KnnSettings)
     collapse: CollapseSettings = Field(default_factory=CollapseSettings)
+    looks: LookSettings = Field(default_factory=LookSettings)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:

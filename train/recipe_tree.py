@@ -33,6 +33,25 @@ def recipe_tree(config: Path, name: str, overrides: Sequence[str] = ()) -> dict[
     return tree
 
 
+def describe_origin(config: Path, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a recipe's `name`, its `parent`, and as `changes` what it says otherwise: JSON-able.
+
+    The parent is the recipe that `like` names; of one without, the recipe itself as it stands in
+    the file, so that only overrides differ. Changes are `{key: [the parent's, its own]}`, None for
+    what is not said, as it is said: without the environment and defaults.
+    """
+    known = load_yaml(config).get("recipes") or {}
+    parent = str(known[name].get("like", name))
+    theirs = flat(_resolved(known, parent, config, ()))
+    ours = flat(apply_overrides(_resolved(known, name, config, ()), overrides))
+    changes = {
+        key: [theirs.get(key), ours.get(key)]
+        for key in sorted(theirs.keys() | ours.keys())
+        if key != "note" and theirs.get(key) != ours.get(key)
+    }
+    return {"name": name, "parent": parent, "changes": changes}
+
+
 def _resolved(
     known: dict[str, Any], name: str, config: Path, seen: tuple[str, ...]
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from curate.cli.options import (
     request_options,
     retry_option,
 )
+from shared.live import serve_option, serving
 
 if TYPE_CHECKING:
     from curate.execution.output import Output
@@ -50,6 +51,7 @@ for parts that were set aside."""
     "--replace", is_flag=True, help="Swap an OUT that holds other settings, whole, at the end."
 )
 @retry_option()
+@serve_option()
 def run(
     out: Path | str | None,
     since: Path | None,
@@ -57,6 +59,7 @@ def run(
     dry_run: bool,
     replace: bool,
     retry: str | None,
+    serve: int | None,
     **asked: Any,
 ) -> None:
     """Run a pipeline: from a crawl and a seed to shards, or a list of images, and reports.
@@ -78,6 +81,7 @@ def run(
     from curate.calibration.pairing import wrong_pairings
     from curate.dry_run import describe
     from curate.execution.copies import require_places
+    from curate.execution.live import live_page
     from curate.execution.output import SINCE, Output, finish_swap
     from curate.execution.published import open_published
     from curate.execution.session import is_on_cluster, require_reach
@@ -87,6 +91,7 @@ def run(
     from shared.progress import warn
 
     published = None
+    live = click.get_current_context().with_resource(serving(serve))
     require_reach(executor, asked["work"], out if isinstance(out, str) else None)
     if since is not None and isinstance(out, str) and is_on_cluster(executor):
         raise LvdError(
@@ -98,6 +103,8 @@ def run(
         out = published.local
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
+    if live is not None:
+        live.show = live_page(out)
     also = plan.request.settings.export.also
     require_places(also, out, plan.work)
     if published is not None and also:

@@ -58,7 +58,7 @@ class Places:
 
     @property
     def overview(self) -> Path:
-        """What the bundled model sees, as `lvd-train visualise` draws it."""
+        """What both models see, side by side, as `lvd-train visualise` draws it."""
         return self.look / "overview-01.png"
 
 
@@ -156,7 +156,7 @@ def _for_how_long(metrics: Iterable[Mapping[str, Any]]) -> str:
 def _files(places: Places) -> Sequence[tuple[str, str]]:
     curation, look = places.curation, places.look
     return (
-        (str(places.picture), "what was dropped, and what the model sees in the rest"),
+        (str(places.picture), "what was dropped, and what both models see in the rest"),
         (str(look / "index.html"), "the same of both models, in detail"),
         (str(curation / "reports" / "index.html"), "what became of the pictures, and why"),
         (str(curation / "shards"), "the kept pictures, to train on (WebDataset)"),

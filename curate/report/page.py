@@ -10,14 +10,15 @@ from typing import Any
 
 from curate.filters.decisions import DECISIONS
 from curate.report.balance import describe_balance, describe_levels
-from curate.report.charts import LEFT, RIGHT, Chart
+from curate.report.charts import Chart
 from curate.report.cluster_map import Place
 from curate.report.contact_sheets import Sheet
 from curate.report.summary import SOURCES, by_look, cosine_from, headline, share
 from curate.report.threshold_section import ThresholdSection
-from curate.report.verdict import Verdict
 from curate.selection.top_up import describe_top_up
-from shared.page import render_page
+from shared.charts import LEFT, RIGHT
+from shared.page import ENLARGE, render_page
+from shared.verdicts import Verdict
 
 Thumbs = Mapping[tuple[str | None, str], bytes]
 """Pictures of tiles by `(seed, key)`: JPEGs, or PNGs of very small ones."""
@@ -67,7 +68,7 @@ def report_page(
     """Return the whole page."""
     return render_page(
         _HERE / "report.html",
-        script=(_HERE / "report.js").read_text(encoding="utf-8"),
+        script=(_HERE / "report.js").read_text(encoding="utf-8") + ENLARGE.read_text("utf-8"),
         title=headline(funnel, run),
         figures=[],
         verdict=content.verdict,
@@ -97,7 +98,7 @@ def page_of_copies(sheet: Sheet, links: Sequence[tuple[str, str]], thumbs: Thumb
     """Return a further page of groups; `links` are all of these."""
     return render_page(
         _HERE / "groups.html",
-        script=(_HERE / "report.js").read_text(encoding="utf-8"),
+        script=ENLARGE.read_text(encoding="utf-8"),
         title=sheet.title,
         figures=[],
         sheet=sheet,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from curate.dedup.false_copies import TOLERATED
@@ -13,6 +12,7 @@ from curate.report.false_copies import advice, false_copies
 from curate.report.other_thresholds import Counts
 from curate.report.summary import SOURCES, share
 from curate.report.tables import threshold
+from shared.verdicts import Remedy, Verdict
 
 COMPLETE = 0.99
 """Of what the search for copies had to find, the share from which nothing is said."""
@@ -29,22 +29,6 @@ _LOST = (
     ("unsafe", "are unsafe"),
     ("corrupt", "cannot be decoded"),
 )
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """What looks wrong, and the command that would mend it, if one would."""
-
-    what: str
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Sentences, and what looks wrong."""
-
-    sentences: list[str]
-    remedies: list[Remedy]
 
 
 def verdict(funnel: dict[str, Any], run: dict[str, Any], copies: Counts | None) -> Verdict:

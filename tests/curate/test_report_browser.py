@@ -5,28 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from browsers import NO_BROWSER, find_browser
+from browsers import NO_BROWSER, OVERLAPS, SERIOUS, find_browser
 from finished_run import DEDUP, RETRIEVE, finished_run, picture
 
 from curate.report.pictures import pictures
 from curate.report.tables import open_tables, read_funnel, rows
-
-SERIOUS = ("serious", "critical")
-OVERLAPS = """() => {
-  const boxes = [...document.querySelectorAll("figure, .pairs > div, h2, h3, h4, table, .plot, .slider")]
-    .map((one) => [one, one.getBoundingClientRect()]).filter(([one, box]) => one.checkVisibility() && box.width && box.height);
-  const found = [];
-  for (const [a, p] of boxes) for (const [b, q] of boxes) {
-    if (a === b || a.contains(b) || b.contains(a)) continue;
-    const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
-    const high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
-    if (wide > 1 && high > 1) found.push(a.outerHTML.slice(0, 80) + " | " + b.outerHTML.slice(0, 80));
-  }
-  const cut = [...document.querySelectorAll("figcaption span, td, th, p, h4")]
-    .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).display !== "inline"
-      && !one.closest(".scroll"));
-  return [...found, ...cut.map((one) => "cut: " + one.outerHTML.slice(0, 80))];
-}"""
 
 
 @dataclass

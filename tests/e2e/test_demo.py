@@ -24,6 +24,7 @@ TINY = {
     "steps": 8,
     "epochs": 4,
     "data": {"workers": 0, "window": 2},
+    "looks": {"times": 0},
     "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
     "masks": {},
     "model": {

@@ -18,6 +18,7 @@ RECIPE = {
     "steps": 6,
     "epochs": 2,
     "data": {"workers": 0, "window": 2},
+    "looks": {"times": 0},
     "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
     "masks": {},
     "model": {

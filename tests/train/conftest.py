@@ -26,7 +26,7 @@ def sharded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = (
         *("steps=2", "checkpoints.every=1", "data.workers=0", "parallel.strategy=fsdp"),
         *("model.options.reg_tokens=2", "model.layer_scale=0.1", "teacher.momentum=[0.5,0.5]"),
-        "objectives.centering.kind=ema",
+        *("objectives.centering.kind=ema", "looks.times=2"),
     )
     more = [text for value in changes for text in ("--set", value)]
     run_twofold(command(config, shards, folder / "out", *more), folder)

@@ -38,6 +38,7 @@ RECIPE = {
     "parallel": {"precision": "float32", "device": "cpu"},
     "checkpoints": {"every": 4, "keep": 2},
     "log": {"every": 1},
+    "looks": {"times": 0},
 }
 IMAGES, SHARDS = 36, 3
 

@@ -18,7 +18,7 @@ from train.objectives.dino_loss import dino_loss
 from train.objectives.ibot_loss import ibot_loss, mask_weights
 from train.preview import load_of
 from train.recipe import read_recipe
-from train.system import new_network
+from train.student import new_network
 
 PROJECT = Path(__file__).parents[2]
 WIDTH, DEPTH, HEADS, PATCH, HIDDEN, BOTTLENECK, PROTOTYPES = 64, 2, 2, 8, 96, 32, 512

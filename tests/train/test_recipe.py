@@ -10,6 +10,7 @@ import yaml
 from shared.config import flat
 from shared.errors import LvdError
 from train.recipe import read_recipe
+from train.recipe_tree import describe_origin
 from train.student import new_network
 
 SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"
@@ -168,6 +169,16 @@ def test_a_recipe_that_is_like_another_changes_only_what_it_holds(tmp_path: Path
     a, b = read_recipe(path, "a"), read_recipe(path, "b")
     assert b.heads.ibot.prototypes == 4
     assert b.model_copy(update={"heads": a.heads}) == a
+
+
+def test_what_a_recipe_changes_of_its_parent_is_told(tmp_path: Path) -> None:
+    child = {"like": "a", "note": "other", "heads": {"ibot": {"prototypes": 4}}, "steps": 9}
+    path = written(tmp_path, {"a": BASE, "b": child})
+    told = describe_origin(path, "b", ["batch_size=16"])
+    changes = {"heads.ibot.prototypes": [8, 4], "steps": [None, 9], "batch_size": [8, 16]}
+    assert told == {"name": "b", "parent": "a", "changes": changes}
+    own = describe_origin(path, "a", ["steps=9"])
+    assert own == {"name": "a", "parent": "a", "changes": {"steps": [None, 9]}}
 
 
 def test_overrides_reach_into_what_is_inherited(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import distribute_tensor
 
+from train.distributed.shards import local_shards
 from train.model.deferred import Values
-from train.optimisation.ema import local_shards
 
 
 @torch.no_grad()

@@ -13,15 +13,47 @@ RECOVERED = 1.2
 
 
 @dataclass(frozen=True)
+class Words:
+    """What a sign of collapse means in plain words, and what to try against it."""
+
+    meaning: str
+    remedy: str
+
+
+WORDS = {
+    "low_rank": Words(
+        "the features of all images lie in a few directions",
+        "raise objectives.koleo or batch_size, or lower optimiser.base_lr",
+    ),
+    "peaked": Words(
+        "the teacher's targets are almost one prototype each",
+        "raise teacher.temperature, or set objectives.centering.kind=sinkhorn",
+    ),
+    "uniform": Words(
+        "the teacher's targets say almost nothing of the images",
+        "lower teacher.temperature or optimiser.base_lr",
+    ),
+    "few_prototypes": Words(
+        "almost all images have the same few prototypes",
+        "set objectives.centering.kind=sinkhorn, raise objectives.koleo or lower optimiser.base_lr",
+    ),
+}
+"""By the names of the signs, which metrics.jsonl has."""
+
+
+@dataclass(frozen=True)
 class Sign:
-    """A figure beside its threshold, and what both mean in plain words."""
+    """A figure beside its threshold, and both in words."""
 
     name: str
     value: float
     threshold: float
-    meaning: str
     figure: str
-    remedy: str
+
+    @property
+    def words(self) -> Words:
+        """What it means."""
+        return WORDS[self.name]
 
     @property
     def shows(self) -> bool:
@@ -51,9 +83,7 @@ def signs(
             "low_rank",
             metrics["feature_rank"],
             max(1.5, settings.rank * min(dim, features)),
-            "the features of all images lie in a few directions",
             f"an effective rank of {{value:.1f}} in {dim:,} dimensions, under {{threshold:.1f}}",
-            "raise objectives.koleo or batch_size, or lower optimiser.base_lr",
         ),
     ]
 
@@ -66,27 +96,20 @@ def _of_targets(
             "peaked",
             metrics["teacher_entropy"],
             settings.entropy,
-            "the teacher's targets are almost one prototype each",
             "an entropy of {value:.3f} nats, under {threshold:.3f}",
-            "raise teacher.temperature, or set objectives.centering.kind=sinkhorn",
         ),
         Sign(
             "uniform",
             metrics["kl_to_uniform"],
             settings.divergence,
-            "the teacher's targets say almost nothing of the images",
             "KL(teacher || uniform) of {value:.3f} nats, under {threshold:.3f}",
-            "lower teacher.temperature or optimiser.base_lr",
         ),
         Sign(
             "few_prototypes",
             metrics["prototypes_won"],
             settings.prototypes * min(prototypes, images),
-            "almost all images have the same few prototypes",
             f"{{value:.0f}} of {prototypes:,} come first for {images:,} images, under "
             "{threshold:.1f}",
-            "set objectives.centering.kind=sinkhorn, raise objectives.koleo or lower "
-            "optimiser.base_lr",
         ),
     ]
 
@@ -121,8 +144,12 @@ class CollapseWatch:
             figure = sign.figure.format(value=sign.value, threshold=sign.threshold)
             if sign.shows and sign.name not in self._said:
                 self._said.add(sign.name)
-                warn(f"step {step:,}: collapse? {sign.meaning}: {figure}; try: {sign.remedy}")
+                warn(
+                    f"step {step:,}: collapse? {sign.words.meaning}: {figure}; try: {sign.words.remedy}"
+                )
             elif sign.value >= RECOVERED * sign.threshold and sign.name in self._said:
                 self._said.remove(sign.name)
-                say(f"step {step:,}: no longer: {sign.meaning} ({sign.name} {sign.value:.3g})")
+                say(
+                    f"step {step:,}: no longer: {sign.words.meaning} ({sign.name} {sign.value:.3g})"
+                )
         return [sign.name for sign in found if sign.shows]

@@ -1,4 +1,4 @@
-"""What a recipe may say of its monitoring: metrics, signs of collapse, k-NN scores."""
+"""What a recipe may say of its monitoring: metrics, signs of collapse, k-NN scores, pictures."""
 
 from __future__ import annotations
 
@@ -68,3 +68,14 @@ class CollapseSettings(BaseModel):
     rank: float = Field(0.02, ge=0, le=1)
     """Of the effective rank of the features, as a share of the most that it can be: the width, or
     the number of features measured. A rank under 1.5 is a sign in any case."""
+
+
+class LookSettings(BaseModel):
+    """Which pictures are kept of what the teacher sees, in OUT/looks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    times: int = Field(9, ge=0, le=50)
+    """How often in a run: at both ends, and at even steps between; 0 for never."""
+    pictures: int = Field(6, ge=1, le=12)
+    """Images that are looked at each time, the same ones, evenly spread over the data."""

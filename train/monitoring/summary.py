@@ -53,6 +53,7 @@ def summary(folder: RunFolder) -> str:
             "  metrics.jsonl   losses, schedules, gradient norms, signs of collapse, rates",
             "  tensorboard/    the same as curves",
             "  checkpoints/    to go on from",
+            f"  lvd-train report {out}   draws all this as a page",
             "",
         ]
     )

@@ -23,6 +23,7 @@ from train.distributed.parallelise import autocast
 from train.monitoring.collapse import CollapseWatch
 from train.monitoring.indicators import indicators
 from train.monitoring.knn import Knn
+from train.monitoring.looks import Looks
 from train.monitoring.metrics import MetricsWriter
 from train.monitoring.recognition import recognition
 from train.monitoring.speed import speed_of
@@ -74,6 +75,7 @@ class Watch:
         """Whether any process was asked to stop, as far as the steps are read."""
         self._unread: _Taken | None = None
         self._speed = speed_of(system)
+        self._looks = Looks(self._recipe.looks, system, index, folder.out, steps)
         self._skipped_in_a_row = 0
         self._named = 0
         self._waited = self._worked = 0.0
@@ -156,6 +158,7 @@ class Watch:
         By k-NN and a linear probe where the recipe names labelled images, else, at both ends of the run, by how often
         the network knows two views for the same picture.
         """
+        self._looks.take(done)
         ends = done in (0, self._steps)
         if self._knn and (ends or done % self._recipe.knn.every == 0):
             began = monotonic()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from train.distributed.shards import local_shards
 
 
 @torch.no_grad()
@@ -43,8 +43,3 @@ def update_teacher(
         torch._foreach_lerp_(local_shards(ours), local_shards(theirs), share)
     for buffer, source in zip(teacher.buffers(), student.buffers(), strict=True):
         buffer.copy_(source)
-
-
-def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return this rank's share of each DTensor, sharing its memory, and other tensors as they are."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from train.optimisation.ema import local_shards
+from train.distributed.shards import local_shards
 
 
 def drop_gradients_of_frozen(optimiser: torch.optim.Optimizer) -> None:

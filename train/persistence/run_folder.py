@@ -6,8 +6,9 @@ import contextlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -79,12 +80,17 @@ class RunFolder:
             whose = describe_folder(self.out) or "no run of lvd-train"
             raise LvdError(f"--out {self.out} is {whose}; name another --out")
 
-    def begin(self, recipe: Recipe, data: str, steps: int) -> None:
-        """Write `run.json`: what the run is made with, and on, and how many steps it takes."""
+    def begin(
+        self, recipe: Recipe, data: str, steps: int, origin: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write `run.json`: what the run is made with, and on, and how many steps it takes.
+
+        `origin` is what `train.recipe_tree.describe_origin` says of the recipe.
+        """
         versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
         settings = recipe.model_dump(mode="json")
         about = {"recipe": settings, "data": data, "steps": steps, "versions": versions}
-        write_json(self.run, about)
+        write_json(self.run, about | ({"origin": dict(origin)} if origin else {}))
 
     def set_aside(self) -> None:
         """Move what an earlier run left to `OUT/earlier-N`; LvdError where that is no training."""

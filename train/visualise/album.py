@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +12,22 @@ from torch.nn.functional import normalize
 
 from shared.errors import LvdError
 from shared.images import decode
-from shared.progress import StageBar, say, stage_bar, warn
+from shared.progress import say, stage_bar, warn
 from train.evaluation.features import bank
 from train.evaluation.neighbours import neighbours
-from train.frozen.attention_maps import MissingTokensError
 from train.frozen.loading import load_models
-from train.frozen.model import FrozenModel, JoinedModel
+from train.frozen.model import JoinedModel
 from train.visualise.figures import attention_figure, neighbour_figure, patch_figure
+from train.visualise.judgement import judge
 from train.visualise.output import write_figures
 from train.visualise.overview import overview
 from train.visualise.page import figures_page
 from train.visualise.pictures import Pictures, first_pictures, squares_of
+from train.visualise.seen import Seen, see
 from train.visualise.settings import VisualiseSettings
 from train.visualise.sheets import SIDE, Sheet
 from train.visualise.stored import stored_neighbours, stored_vectors
 
-FIGURES = 2
-"""Of each model: attention and patches."""
 LARGEST_SQUARE = 1024
 """Pixels of the side of a picture that is kept, unless the model's input is larger."""
 
@@ -46,7 +45,7 @@ def draw(
 ) -> Path:
     """Write the figures of the model `name` to the folder `out` and return its page's path.
 
-    They show the first pictures of `images` by key, and with `gallery` their nearest neighbours in
+    All models stand beside or under the same pictures. They show the first pictures of `images` by key, and with `gallery` their nearest neighbours in
     it; the page names the `command` that made it. A figure that the model has nothing for is left
     out, which the page says. The same call gives the same bytes, wherever `out` is. Raises LvdError
     where `out` holds anything else, where there are no pictures, and where nothing can be drawn.
@@ -55,25 +54,33 @@ def draw(
     if pictures.more:
         say(f"the first {settings.pictures} pictures are drawn: more with --set pictures=N")
     [model] = load_models([name], size=size)
-    sheets, facts, missing = [], [(str(len(pictures.squares)), "pictures")], []
-    several = len(model.parts) > 1
-    with stage_bar("draw", FIGURES * len(model.parts), "figures") as bar:
-        for number, part in enumerate(model.parts, start=1):
-            drawn, said = _figures(part, pictures, settings, bar)
-            of = f" of {part.name}" if several else ""
-            facts += [(value, f"{what}{of}") for value, what in _facts(part, drawn)]
-            sheets += [replace(s, name=f"{s.name}-{number}") if several else s for s in drawn]
-            missing += said
-        if glance := overview(model.parts, pictures.squares):
-            sheets.insert(0, glance)
+    with stage_bar("draw", len(model.parts), "models") as bar:
+        seen = []
+        for part in model.parts:
+            seen.append(see(part, pictures.squares))
+            bar.advance()
+    missing = list(dict.fromkeys(why for each in seen for why in each.missing))
+    for why in missing:
+        warn(why)
+    figures = (
+        overview(seen, pictures.squares),
+        attention_figure(seen, pictures.squares, settings.mass),
+        patch_figure(seen, pictures.squares, settings.foreground),
+    )
+    sheets = [figure for figure in figures if figure is not None]
     if gallery is not None:
         sheets.append(_neighbour_sheet(model, pictures, gallery, cache, size, settings))
     if not sheets:
         raise LvdError(f"model {name} has neither attention nor patch tokens: give --neighbours")
-    remarks = _remarks(pictures, images, missing)
     names = [part.name for part in model.parts]
-    title = f"What {' and '.join(names)} see{'' if several else 's'}"
-    page = figures_page(title, facts, remarks, sheets, command)
+    page = figures_page(
+        f"What {' and '.join(names)} see{'' if len(names) > 1 else 's'}",
+        [_facts(each) for each in seen],
+        _remarks(pictures, images, missing),
+        sheets,
+        [judge(each, settings.mass) for each in seen],
+        command,
+    )
     files = {"index.html": page.encode()}
     for sheet in sheets:
         files |= sheet.pngs()
@@ -89,24 +96,6 @@ def draw(
     }
     write_figures(out, files, known)
     return out / "index.html"
-
-
-def _figures(
-    model: FrozenModel, pictures: Pictures, settings: VisualiseSettings, bar: StageBar
-) -> tuple[list[Sheet], list[str]]:
-    """Return the figures of attention and patches, and why one is missing."""
-    sheets, missing = [], []
-    for figure, value in (
-        (attention_figure, settings.mass),
-        (patch_figure, settings.foreground),
-    ):
-        try:
-            sheets.append(figure(model, pictures.squares, value))
-        except MissingTokensError as error:
-            warn(str(error))
-            missing.append(str(error))
-        bar.advance()
-    return sheets, missing
 
 
 def _neighbour_sheet(
@@ -156,13 +145,18 @@ def _pooled(model: JoinedModel, data: bytes) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _facts(model: FrozenModel, drawn: Sequence[Sheet]) -> list[tuple[str, str]]:
-    needs = model.needs
-    facts = [(f"{needs.size} px", "input side")]
-    if needs.patch:
-        grid = needs.size // needs.patch
-        facts += [(f"{needs.patch} px", "patch side"), (f"{grid} × {grid}", "patches of a picture")]
-    return facts + [fact for sheet in drawn for fact in sheet.facts]
+def _facts(seen: Seen) -> list[str]:
+    """Return a model's row of the table, as `HEADINGS` name it."""
+    needs, heads = seen.model.needs, seen.attention
+    grid = f"{needs.size // needs.patch} × {needs.size // needs.patch}" if needs.patch else "none"
+    return [
+        seen.model.name,
+        f"{needs.size} px",
+        f"{grid} of {needs.patch} px" if needs.patch else grid,
+        "none" if heads is None else str(heads.shape[1]),
+        str(needs.registers),
+        needs.pooling,
+    ]
 
 
 def _remarks(pictures: Pictures, images: str, missing: Sequence[str]) -> list[str]:

@@ -3,81 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import islice
 
 import numpy as np
-import torch
 from PIL import Image
 
 from shared.sheets import Strip, Tile
-from train.frozen.attention_maps import MissingTokensError, cls_attention
-from train.frozen.model import FrozenModel
-from train.visualise.overlays import blocks, central_square, heat, model_pixels
+from train.visualise.overlays import blocks, central_square, heat
 from train.visualise.patch_colours import patch_colours
-from train.visualise.sheets import SIDE, Sheet, stacked
+from train.visualise.seen import Seen
+from train.visualise.sheets import SIDE, Sheet, stacked, under
 
 MOST = 6
-"""Pictures: as many as stand in one line that a page of text has room for."""
+"""Squares in a line of the sheet, which is what a page of text has room for."""
 NAME = "overview"
 
 
-def overview(models: Sequence[FrozenModel], pictures: Mapping[str, Image.Image]) -> Sheet | None:
-    """Return the first pictures with each model's attention and patch colours under them.
+def overview(models: Sequence[Seen], pictures: Mapping[str, Image.Image]) -> Sheet | None:
+    """Return the first pictures, each with the attention and patch colours of all models under it.
 
     What a model has not is left out; None where no model has anything.
     """
-    chosen = dict(islice(pictures.items(), MOST))
-    shown = {key: central_square(image, SIDE) for key, image in chosen.items()}
-    strips = []
-    for model in models:
-        maps = {}
-        for what, rows in (
-            ("attention", _attention),
-            ("principal components of the patches", _colours),
-        ):
-            with suppress(MissingTokensError):
-                maps[what] = rows(model, chosen, shown)
-        if maps:
-            columns = zip(*maps.values(), strict=True)
-            tiles = [
-                Tile(stacked([shown[key], *column]), key)
-                for key, column in zip(chosen, columns, strict=True)
-            ]
-            heading = f"{model.name}: from the top, the picture, {', '.join(maps)}"
-            strips.append(Strip(heading, tuple(tiles)))
-    if not strips:
+    chosen = dict(islice(pictures.items(), max(1, MOST // len(models))))
+    drawn = [(seen.model.name, glance(seen.first(len(chosen)), chosen)) for seen in models]
+    drawn = [(name, maps) for name, maps in drawn if maps]
+    if not drawn:
         return None
+    names = [name for name, _ in drawn]
+    several = len(names) > 1
+    tiles = [
+        Tile(
+            under(
+                central_square(image, SIDE),
+                [stacked([row[place] for row in maps.values()]) for _, maps in drawn],
+            ),
+            key,
+            " · ".join(names) if several else "",
+        )
+        for place, (key, image) in enumerate(chosen.items())
+    ]
     return Sheet(
         NAME,
-        "What the models see, at a glance",
+        f"At a glance: {' · '.join(names)}",
         (
-            "From the top: the picture; what the CLS token of the last block looks at, the mean of "
-            "its heads, bright where it looks most; the first three principal components of the "
-            "patch tokens of all these pictures together, as red, green and blue: like colours are "
-            "like features.",
+            f"From the top: the picture; {'side by side, ' if several else ''}what the CLS token of "
+            "the last block looks at, the mean of its heads, bright where it looks most; the first "
+            "three principal components of the patch tokens of all these pictures, as red, green and "
+            "blue: like colours are like features.",
         ),
-        tuple(strips),
+        (Strip("", tuple(tiles)),),
         apart=True,
     )
 
 
-def _attention(
-    model: FrozenModel, pictures: Mapping[str, Image.Image], shown: Mapping[str, Image.Image]
-) -> list[Image.Image]:
-    return [
-        heat(
-            shown[key], cls_attention(model, model_pixels(model, [image]))[0].mean(0).cpu().numpy()
-        )
-        for key, image in pictures.items()
-    ]
+def glance(seen: Seen, pictures: Mapping[str, Image.Image]) -> dict[str, list[Image.Image]]:
+    """Return a square of each picture by what it shows: `attention` and `patches`.
 
-
-def _colours(
-    model: FrozenModel, pictures: Mapping[str, Image.Image], shown: Mapping[str, Image.Image]
-) -> list[Image.Image]:
-    found = [model.tokens(model_pixels(model, [image])).patches for image in pictures.values()]
-    if found[0] is None:
-        raise MissingTokensError(f"model {model.name} has no patch tokens, and no map of features")
-    patches = torch.cat([tokens.cpu() for tokens in found]).numpy()
-    return [blocks(colours) for colours in patch_colours(patches, -np.inf).colours]
+    The mean of the heads' attention lies over the picture; the patches have the colours of their
+    principal components, which all pictures share. What the model has not is left out.
+    """
+    found = {}
+    if seen.attention is not None:
+        found["attention"] = [
+            heat(central_square(image, SIDE), maps.mean(0))
+            for image, maps in zip(pictures.values(), seen.attention, strict=True)
+        ]
+    if seen.patches is not None:
+        found["patches"] = [blocks(c) for c in patch_colours(seen.patches, -np.inf).colours]
+    return found

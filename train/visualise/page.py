@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from shared.page import render_page
-from train.visualise.sheets import SIDE, Sheet
+from train.visualise.sheets import Sheet, jpeg
+
+HEADINGS = ("model", "input", "patches", "heads", "registers", "pooled by")
 
 
 def figures_page(
     title: str,
-    facts: Sequence[tuple[str, str]],
+    models: Sequence[Sequence[str]],
     remarks: Sequence[str],
     sheets: Sequence[Sheet],
+    judgements: Sequence[str],
     command: str,
 ) -> str:
-    """Return the page: `facts` (value, name) in boxes, `remarks` in words, then the sheets.
+    """Return the page: a row of `HEADINGS` for each model, remarks, sheets, and what to think of it.
 
     Everything that comes from outside is escaped, and nothing is a link.
     """
     return render_page(
         Path(__file__).with_name("figures.html"),
         title=title,
-        figures=facts,
+        figures=[],
+        headings=HEADINGS,
+        models=models,
         remarks=remarks,
         sheets=sheets,
+        judgements=judgements,
         command=command,
-        side=SIDE,
-        jpeg_of=_jpeg,
+        jpeg_of=jpeg,
     )
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    # Without subsampling: patches are blocks of colour with sharp edges.
-    image.save(stream, "JPEG", quality=85, subsampling=0)
-    return stream.getvalue()

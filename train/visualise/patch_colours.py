@@ -11,6 +11,10 @@ _EXTREMES = (1, 99)
 """Percentiles of a component between which its colour runs from none to full."""
 
 
+_INSIDE = 0.1
+"""By how much the foreground's share of the inner patches exceeds its share of the border."""
+
+
 class PatchColours(NamedTuple):
     """What the patches of a set of pictures look like."""
 
@@ -45,6 +49,15 @@ def patch_colours(
         span = np.maximum(high - low, np.finfo(np.float64).tiny)
         colours[foreground] = np.rint(255 * np.clip((components - low) / span, 0, 1))
     return PatchColours(first, foreground, colours)
+
+
+def lies_inside(foreground: Bool[np.ndarray, "n rows cols"]) -> bool:
+    """Tell whether the foreground's share of the inner patches is well above that of the border."""
+    inside = foreground[:, 1:-1, 1:-1]
+    border = foreground.size - inside.size
+    if not inside.size or not border:
+        return False
+    return bool(inside.mean() - (foreground.sum() - inside.sum()) / border >= _INSIDE)
 
 
 def _components(tokens: Float[np.ndarray, "n d"], count: int) -> Float[np.ndarray, "n count"]:

@@ -34,7 +34,7 @@ from train.evaluation.settings import (
     RetrievalSettings,
     SegmentSettings,
 )
-from train.frozen.attention_maps import MissingTokensError, cls_attention, most_attended
+from train.frozen.attention_maps import cls_attention, most_attended
 from train.frozen.loading import load_models
 from train.frozen.model import FrozenModel, JoinedModel
 from train.monitoring.knn import Knn
@@ -44,6 +44,7 @@ from train.recipe import Recipe
 from train.system import build_system
 from train.visualise.figures import attention_figure, patch_figure
 from train.visualise.overview import overview
+from train.visualise.seen import see
 
 THERE = Ranks(0, 1, 0, CUDA)
 WITHOUT_CLS = ("vit without CLS", "convolutional", "clip, convolutional", "pixels")
@@ -201,10 +202,7 @@ def test_a_run_scores_its_teacher_on_the_card(card: FakeCard, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["vit", "clip", "convolutional"])
 def test_figures_are_drawn_from_the_card(card: FakeCard, models: dict[str, str], kind: str) -> None:
     model, pictures = part(models[kind]), {str(n): picture(n) for n in range(2)}
-    assert patch_figure(model, pictures, 0.0)
-    assert overview([model], pictures)
-    if kind == "convolutional":
-        with pytest.raises(MissingTokensError):
-            attention_figure(model, pictures, 0.6)
-    else:
-        assert attention_figure(model, pictures, 0.6)
+    seen = [see(model, pictures)]
+    assert patch_figure(seen, pictures, 0.0)
+    assert overview(seen, pictures)
+    assert (attention_figure(seen, pictures, 0.6) is None) == (kind == "convolutional")

@@ -86,15 +86,17 @@ def test_the_page_holds_all_its_pictures_and_says_what_they_are_of(model, pictur
     ]
     assert said.strip().endswith(str(out / "index.html"))
     page = Page(out / "index.html")
-    # At a glance 4; a picture and 3 heads of each; the patches; 4 queries, all 4 as neighbours.
-    assert len(page.sources) == 4 + 4 * 4 + 4 + 4 * 5
+    # At a glance 4; a picture, a mean and 3 heads of each; the patches; 4 queries, 4 neighbours each.
+    assert len(page.sources) == 4 + 4 * 5 + 4 + 4 * 5
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert not page.tags & {"script", "link", "a", "iframe"}
     assert "http" not in page.words
-    for fact in (str(model), "48 px", "8 px", "6 × 6", "3heads", "2register tokens", "p3.jpg"):
+    for fact in (str(model), "48 px", "8 px", "6 × 6", "p3.jpg"):
         assert fact in page.words
     assert f"lvd-train visualise --model {model} --images {pictures}" in page.words
     assert "60%" in page.words
+    cells = re.findall(r"<td>(.*?)</td>", (out / "index.html").read_text())
+    assert cells == [str(model), "48 px", "6 × 6 of 8 px", "3", "2", "token"]
     assert "2304.07193" in page.words
 
 
@@ -193,20 +195,26 @@ def test_what_a_model_does_not_have_is_left_out_and_said(tmp_path, pictures, cal
     assert "has no attention maps" in said
     words = Page(out / "index.html").words
     assert "has no attention maps" in words
-    assert f"{folder}: from the top, the picture, principal components of the patches" in words
+    assert "What the CLS token looks at" not in words
     with pytest.raises(LvdError, match="neither attention nor patch tokens"):
         call("pixels", pictures)
     out, _ = call("pixels", pictures, "--neighbours", pictures)
     assert names(out) == ["index.html", "neighbours.png", "visualise.json"]
 
 
-def test_joined_models_have_figures_of_their_own_and_common_neighbours(model, pictures, call):
+def test_joined_models_share_figures_and_neighbours(model, pictures, call):
+    one, _ = call(model, pictures, "--set", "pictures=1", out="one")
     out, _ = call(f"{model}+{model}", pictures, "--neighbours", pictures, "--set", "pictures=1")
     assert names(out) == [
-        *("attention-1-01.png", "attention-2-01.png", "index.html", "neighbours.png"),
-        *("overview-01.png", "overview-02.png", "patches-1.png", "patches-2.png"),
-        "visualise.json",
+        *("attention-01.png", "attention-02.png", "index.html", "neighbours.png"),
+        *("overview-01.png", "patches.png", "visualise.json"),
     ]
+    single, both = (
+        re.findall(r'width="(\d+)" height="(\d+)"', (folder / "index.html").read_text())[0]
+        for folder in (one, out)
+    )
+    assert int(both[0]) == 2 * int(single[0]) + 4
+    assert both[1] == single[1]
 
 
 def test_a_size_that_patches_do_not_divide_is_an_error(model, pictures, call):

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from shared.errors import LvdError
 from train.distributed.ranks import leave_group
 from train.persistence.checkpoints import save
-from train.persistence.snapshot import snapshot
+from train.snapshot import snapshot
 from train.system import System
 
 
