@@ -129,12 +129,10 @@ def stack_views(
     first = samples[0]
     global_views = crop_major([sample.global_views for sample in samples])
     local_views = crop_major([sample.local_views for sample in samples])
-    if first.parameters is None:
+    drawn = [sample.parameters for sample in samples if sample.parameters is not None]
+    if not drawn:
         return global_views, local_views, None
-    parameters = {
-        name: crop_major([sample.parameters[name] for sample in samples])
-        for name in first.parameters
-    }
+    parameters = {name: crop_major([each[name] for each in drawn]) for name in drawn[0]}
     if first.deferred:
         return global_views, local_views, parameters
     return *finish_views(global_views, local_views, parameters), None
@@ -175,7 +173,9 @@ def _draw(seeds: Sequence[int], views: int) -> dict[str, np.ndarray]:
     return dict(zip(_COLUMNS, columns, strict=True))
 
 
-def _between(uniform: np.ndarray, least: float, largest: float) -> np.ndarray:
+def _between(
+    uniform: np.ndarray, least: float | np.ndarray, largest: float | np.ndarray
+) -> np.ndarray:
     return least + uniform * (largest - least)
 
 

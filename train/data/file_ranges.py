@@ -130,8 +130,9 @@ def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
         for number, answer in zip(missing, some, strict=True):
             answers[number] = answer
         missing[:] = [n for n in missing if _may_pass(answers[n])]
-        if missing:
-            raise answers[missing[0]]
+        for n in missing[:1]:
+            if isinstance(error := answers[n], Exception):
+                raise error
 
     if missing:
         try:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -202,6 +202,7 @@ def _list_new(parts: Sequence[Part], folder: Path) -> None:
 @contextmanager
 def _mapper(parts: Sequence[Part]) -> Iterator[Callable]:
     """Yield a `map` that works on several parts at a time, under a bar, where that is faster."""
+    pool: Executor
     if is_remote(parts[0].root):
         pool = ThreadPoolExecutor(_FETCHED_AT_ONCE)
     elif len(parts) > 1 and sum(part.nbytes for part in parts) > _LISTED_ALONE:

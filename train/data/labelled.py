@@ -159,15 +159,16 @@ class LabelledImages:
         return self._transform.prepare(image)
 
     def _batch(self, coming: list[_Coming]) -> LabelledBatch:
-        whole = [some for some in coming if some.picture.result() is not None]
-        self._broken += [some.key for some in coming if some.picture.result() is None]
+        looks = [(some, some.picture.result()) for some in coming]
+        whole = [(some, pixels) for some, pixels in looks if pixels is not None]
+        self._broken += [some.key for some, pixels in looks if pixels is None]
         images = np.empty((len(whole), *self._transform.size, 3), np.uint8)
-        for row, some in enumerate(whole):
-            images[row] = some.picture.result()
+        for row, (_, pixels) in enumerate(whole):
+            images[row] = pixels
         return LabelledBatch(
             torch.from_numpy(images).permute(0, 3, 1, 2),
-            torch.tensor([some.place for some in whole]).long(),
-            tuple(some.key for some in whole),
+            torch.tensor([some.place for some, _ in whole]).long(),
+            tuple(some.key for some, _ in whole),
         )
 
     def _report(self) -> None:

@@ -159,7 +159,7 @@ def _jitter_(
         return
     # Each order is turned to begin after its hue, so what comes before the hue is at its end: a
     # step before the hue and the same step after it are for different images.
-    others = np.take_along_axis(order, (before[:, None] + (1, 2, 3)) % 4, 1)
+    others = np.take_along_axis(order, (before[:, None] + np.array((1, 2, 3))) % 4, 1)
     shares = _shares(others, np.take_along_axis(factors, others, 1), pixels.device)
     plain = others == BRIGHTNESS
 

@@ -242,4 +242,5 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert available is not None  # Linux says it
     return int(available[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

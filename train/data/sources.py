@@ -40,9 +40,11 @@ def make_order(recipe: Recipe, index: SampleIndex) -> Order | Mixture:
     Raises LvdError where there are fewer images than a batch takes.
     """
     if not isinstance(index, MixedIndex):
+        assert isinstance(index, ShardIndex | SelectionIndex)  # of `open_index`
         return _order(recipe, index, batch_size=recipe.batch_size, seed=recipe.seed)
     orders = {}
     for name, source in index.sources.items():
+        assert isinstance(source, ShardIndex | SelectionIndex)
         with _named(name):
             seed = derive(recipe.seed, "source", name)
             orders[name] = _order(recipe, source, batch_size=1, seed=seed), len(source)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import TypeVar
@@ -96,14 +97,20 @@ def start_worker(_: int) -> None:
 
 def _leave_with_parent() -> None:
     # torch's workers watch the process that forked them: here the server, which outlives its user.
-    multiprocessing.parent_process().join()
+    _parent().join()
     os._exit(1)
 
 
 def _leave_when_parent_says() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != multiprocessing.parent_process().pid:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != _parent().pid:
         pass
     os._exit(1)
+
+
+def _parent() -> BaseProcess:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # of a worker
+    return parent
 
 
 def _without_lines(loaded: Iterator[Made | str]) -> Iterator[Made]:

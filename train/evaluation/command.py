@@ -104,7 +104,7 @@ def evaluate(
       for retrieval             gnd.json and jpg/ (revisited Oxford and Paris), or queries/ and
                                 gallery/ of class folders
     """
-    from train.evaluation.tasks import check_data, check_request
+    from train.evaluation.tasks import check_data, check_request, named
 
     places = {"train": train, "test": test, "data": data}
     check_request(tasks, names, places)
@@ -114,7 +114,7 @@ def evaluate(
 
     tree = apply_overrides({}, overrides)
     settings = validate(EvalSettings, tree, file="the settings of eval", overrides=overrides)
-    check_data(tasks, places, settings.retrieval.crop_queries)
+    check_data(tasks, named(places), settings.retrieval.crop_queries)
     from train.evaluation.table_files import make_folder, write_table
     from train.evaluation.table_text import as_text
 

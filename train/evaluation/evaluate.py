@@ -22,7 +22,7 @@ from train.evaluation.retrieval.ranking import retrieval
 from train.evaluation.scores import Score
 from train.evaluation.settings import EvalSettings
 from train.evaluation.table import Row, Table
-from train.evaluation.tasks import LABELLED
+from train.evaluation.tasks import LABELLED, named
 from train.frozen.loading import load_models
 from train.frozen.model import JoinedModel
 
@@ -49,18 +49,19 @@ def evaluate(
     models = load_models(
         names, size=size, precision=settings.precision, device=settings.device, seed=settings.seed
     )
+    given = named(places)
     notes: dict[str, None] = {}
     rows = []
     for model in models:
         say(f"{model.name}: {', '.join(tasks)}")
-        banks = _labelled(model, places, settings, cache)
+        banks = _labelled(model, given, settings, cache)
         scores: list[Score] = []
         failures: dict[str, str] = {}
         for task in tasks:
             try:
                 if task in LABELLED:
                     notes[_about(*banks())] = None
-                found = _scores(task, model, banks, places, settings, cache)
+                found = _scores(task, model, banks, given, settings, cache)
                 if task in LABELLED:
                     differs = protocol.classification(task, model.parts, settings.resize)
                     found = [score.with_sentences(differs) for score in found]
@@ -100,6 +101,7 @@ def _scores(
             return depth(model, places["train"], places["test"], settings.depth, cache)
         case "attention":
             return attention(model, places["data"], settings.attention)
+    raise ValueError(f"no task {task!r}")
 
 
 def _labelled(

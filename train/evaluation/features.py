@@ -61,7 +61,9 @@ class Bank:
     @cached_property
     def pooled(self) -> Float16[Tensor, "n e"]:
         """By the model's own pooling."""
-        return self._read("pooled")
+        pooled = self._read("pooled")
+        assert pooled is not None  # any model pools
+        return pooled
 
     @cached_property
     def cls(self) -> Float16[Tensor, "n blocks d"] | None:

@@ -47,7 +47,7 @@ class View(NamedTuple):
     """Stands for the two functions below in the address of what is kept: nothing else does."""
     prepare: Callable[[Image.Image], UInt8[np.ndarray, "h w 3"]]
     features: Callable[[UInt8[Tensor, "n 3 h w"]], Float[Tensor, "n ..."]]
-    reduce_to: int
+    reduce_to: int | None
     """Large JPEGs may be decoded at a smaller scale, their shorter side at least this many px."""
 
 
@@ -84,7 +84,7 @@ def file_features(
     with scratch_folder(cache) as scratch:
         run_unit(_write, (model, images, view, role, batch_size, workers), out, scratch)
     values, sizes = (np.load(out / f"{name}.npy", mmap_mode="r") for name in ("values", "sizes"))
-    broken = [str(images[row].path) for row in np.flatnonzero(sizes[:, 0] == 0)]
+    broken = [str(images[row].path) for row in np.flatnonzero(sizes[:, 0] == 0).tolist()]
     if broken:
         warn(f"{role}: {len(broken)} images cannot be decoded and are left out (as {broken[0]})")
     return FileFeatures(values, np.array(sizes))
@@ -118,7 +118,7 @@ def _write(
     out: Path,
 ) -> dict[str, Any]:
     sizes = np.zeros((len(images), 2), np.int32)
-    values: np.ndarray | None = None
+    values: np.memmap | None = None
     rows: list[int] = []
     batch: list[np.ndarray] = []
     with stage_bar("features", len(images)) as bar:
@@ -146,7 +146,7 @@ def _write(
     return {"images": len(images), "model": model.name}
 
 
-def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
 
 

@@ -29,8 +29,8 @@ def neighbours(
             best, kept = largest(torch.cat([best, some], dim=1), k)
             rows = torch.cat([rows, columns + start], dim=1).gather(1, kept)
         found.append((best, rows))
-    best, rows = zip(*found, strict=True)
-    return torch.cat(best), torch.cat(rows)
+    cosines_of, rows_of = zip(*found, strict=True)
+    return torch.cat(cosines_of), torch.cat(rows_of)
 
 
 def _unit(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -19,11 +20,13 @@ def moments(
 
     Summed in float64, relative to the first row: a feature that never changes has a variance of 0.
     """
-    count, first, total, squares = 0, None, 0.0, 0.0
-    for block in blocks:
-        first = block[0].double() if first is None else first
-        away = block.double() - first
-        count += len(block)
+    rest = iter(blocks)
+    block = next(rest)
+    first, count = block[0].double(), 0
+    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for some in chain([block], rest):
+        away = some.double() - first
+        count += len(some)
         total, squares = total + away.sum(dim=0), squares + away.square().sum(dim=0)
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)

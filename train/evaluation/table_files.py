@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +48,7 @@ def write_table(table: Table, out: Path) -> None:
         | {"failures": dict(row.failures)}
         for row in table.rows
     ]
-    whole = {"figures": figures, "models": models, "notes": table.notes}
+    whole: dict[str, Any] = {"figures": figures, "models": models, "notes": table.notes}
     whole |= {"settings": dict(table.settings), "data": dict(table.places)}
     make_folder(out)
     with _failing_in_a_line(out):

@@ -147,5 +147,10 @@ def _gathered(said: Iterable[tuple[str, str, str]], models: Sequence[str]) -> li
 
 
 def _wrapped(text: str) -> list[str]:
-    indents = {"initial_indent": "  ", "subsequent_indent": "    "}
-    return textwrap.wrap(printable(text), WIDTH, break_on_hyphens=False, **indents)
+    return textwrap.wrap(
+        printable(text),
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from shared.datasets import DatasetSettings, list_parts
 from shared.errors import LvdError, nearest
@@ -21,7 +22,7 @@ TASKS = {
 """The options that name the data of each task."""
 LABELLED = frozenset({"knn", "linear", "logreg"})
 """Those that read labelled images, once for all of them."""
-PAIRED = {"segment": "mask", "depth": "depth"}
+PAIRED: dict[str, Literal["mask", "depth"]] = {"segment": "mask", "depth": "depth"}
 """What belongs to each image, for those that train on pairs."""
 
 _DATA = {
@@ -61,6 +62,11 @@ def check_request(
                 f"--{option} is read by {', '.join(readers)} and not by {', '.join(tasks)}: "
                 "leave it away, or name one of these tasks"
             )
+
+
+def named(places: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the options that have been given; `check_request` has seen that no task lacks one."""
+    return {option: path for option, path in places.items() if path}
 
 
 def check_data(tasks: Sequence[str], places: Mapping[str, str], crop_queries: bool) -> None:

@@ -215,7 +215,9 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    return int(STEP.fullmatch(path.name)[1])
+    name = STEP.fullmatch(path.name)
+    assert name is not None  # of `_newest_first`
+    return int(name[1])
 
 
 def problem_of(path: Path, *, hashes: bool = True) -> str:

@@ -146,7 +146,9 @@ def dense_images(
         images = [ImageFile(pair.image) for pair in pairs]
     else:
         sizes = np.array(list(ahead(_size, pairs, settings.workers)), np.int32)
-        boxes = [slide(*size, *sliding) if size[0] else [None] for size in sizes.tolist()]
+        boxes = [
+            slide(height, width, *sliding) if height else [None] for height, width in sizes.tolist()
+        ]
         images = [
             ImageFile(p.image, box) for p, some in zip(pairs, boxes, strict=True) for box in some
         ]
@@ -166,7 +168,7 @@ def dense_images(
     ]
     # What decodes at one part's scale could fail at another's.
     decoded = np.all([grid.sizes > 0 for grid in grids], axis=0)
-    firsts = np.cumsum(windows.counts) - windows.counts
+    firsts = np.cumsum(windows.counts) - np.array(windows.counts)
     whole = np.logical_and.reduceat(decoded, firsts, axis=0)
     if sizes is None:
         sizes = grids[0].sizes

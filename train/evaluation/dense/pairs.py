@@ -123,7 +123,7 @@ def read_depth(path: Path) -> Float32[np.ndarray, "height width"]:
     if values.dtype.kind == "f":
         depth = values.astype(np.float32)
     elif values.dtype.kind in "ui" and values.dtype.itemsize > 1:
-        depth = values.astype(np.float32) / 1000
+        depth = values.astype(np.float32) / np.float32(1000)
     else:
         raise ImageError("a depth map has 16-bit millimetres or metres as floats, not 8 bits")
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))

@@ -45,9 +45,9 @@ def retrieval(
     rows = asked.nonzero()[:, 0].tolist()
     scored: dict[str, list[tuple[float, float]]] = {name: [] for name in benchmark.protocols}
     for row, order in zip(rows, rankings(queries[asked], gallery), strict=True):
-        order = order[there[order]].cpu().numpy()
+        present = order[there[order]].cpu().numpy()
         for name, relevance in benchmark.protocols.items():
-            positions = positions_of(order, relevance[row])
+            positions = positions_of(present, relevance[row])
             if len(positions):
                 scored[name].append((average_precision(positions), precision(positions, FIRST)))
     scores = []
