@@ -19,6 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from curate.filters.look import Look
 from curate.filters.looks import LOOKS
 from curate.filters.scores import score_column
 from curate.state import Pending, State
-from shared.commits import PROGRESS, building, commit, committed
+from shared.commits import UnderWay, building, commit, committed
 from shared.datasets import Part
 from shared.embedders import (
     EmbedderSettings,
@@ -52,6 +53,8 @@ LONGEST_SIDE = 2**31 - 1
 """The longest side that the facts can hold; hostile headers say more."""
 UNDER_WAY = 2
 """Batches of an embedder that are computed while the next is decoded."""
+SAYS_EVERY = 1.0
+"""Seconds between two words of a part at work on how far it is."""
 Prepared = UInt8[np.ndarray, "h w 3"]
 """The input of an embedder."""
 
@@ -85,11 +88,16 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
     with local_copy(part, scratch) as copy:
         missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
         if missing:
-            _make(state, copy, request, missing, scratch)
+            _make(state, copy, request, missing, scratch, weight_of(part))
         remember(request.work, part, copy.content, scratch)
         facts = committed(request.facts / copy.content)
         assert facts is not None  # committed by now
         return {"images": facts["images"], "content": copy.content}
+
+
+def weight_of(part: Part) -> int:
+    """Return what a part counts for in a guess at what all parts hold: its bytes, where known."""
+    return max(1, part.nbytes)
 
 
 def to_stored(
@@ -134,7 +142,12 @@ class _Row:
 
 
 def _make(
-    state: State, copy: Copy, request: EmbedRequest, missing: list[Path], scratch: Path
+    state: State,
+    copy: Copy,
+    request: EmbedRequest,
+    missing: list[Path],
+    scratch: Path,
+    weight: int,
 ) -> None:
     content = copy.content
     wanted = [
@@ -154,6 +167,8 @@ def _make(
         if missing == [scores]:
             return
         count = stack.enter_context(building(facts, scratch))
+        UnderWay(0, len(reader.members), weight).write(count)
+        said = monotonic()
         outputs = {
             place: _Vectors(
                 stack.enter_context(building(request.vectors(each) / content, scratch)),
@@ -198,8 +213,9 @@ def _make(
             for place, image in picture.prepared.items():
                 forward.add(place, number, image)
             picture.prepared = {}
-            if number % 64 == 63:
-                (count / PROGRESS).write_text(str(number + 1))
+            if monotonic() - said >= SAYS_EVERY:
+                UnderWay(number + 1, len(reader.members), weight).write(count)
+                said = monotonic()
         forward.finish()
         for output in outputs.values():
             output.repeat(repeats)
