@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,23 @@ from shared.stores import MANIFEST as MANIFEST
 from shared.stores import store_of
 
 PROGRESS = "progress"
-"""A unit at work may keep its count in a file of this name; it is not committed."""
+"""A unit at work may say how far it is in a file of this name; it is not committed."""
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """How far units at work are: images done, of how many, and the weight that those stand for."""
+
+    done: int = 0
+    of: int = 0
+    weight: int = 0
+
+    def __add__(self, other: UnderWay) -> UnderWay:
+        return UnderWay(self.done + other.done, self.of + other.of, self.weight + other.weight)
+
+    def write(self, beside: Path) -> None:
+        """Say so of the unit that is built in `beside`."""
+        (beside / PROGRESS).write_text(f"{self.done} {self.of} {self.weight}")
 
 
 def committed(out: Path, flat: bool = False) -> dict[str, Any] | None:
@@ -169,13 +186,14 @@ def discard(out: Path, scratch: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def count_under_way(scratch: Path) -> int:
-    """Return what the units at work below `scratch` have counted."""
-    count = 0
-    for path in scratch.glob(f"*/{PROGRESS}"):
-        with suppress(OSError, ValueError):
-            count += int(path.read_text())
-    return count
+def under_way(scratch: Path) -> UnderWay:
+    """Return how far the units at work below `scratch` are together, as far as they say."""
+    found = UnderWay()
+    with suppress(OSError):  # the folder of a unit that has just ended
+        for path in scratch.glob(f"*/{PROGRESS}"):
+            with suppress(OSError, ValueError, TypeError):  # half written, or gone
+                found += UnderWay(*map(int, path.read_text().split()))
+    return found
 
 
 def _required_manifest(out: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL = 30.0  # seconds between the lines of a long stage where there is no terminal
 WIDTH = 100
+SETTLED = 5.0
+"""Seconds behind the first sign of work from which the rate is that of the work alone."""
 
 
 class StageBar:
@@ -29,22 +31,23 @@ class StageBar:
         """The most that was ever done, units at work counted: progress never runs backwards."""
         self._note = ""
         self._start = self._spoke = monotonic()
+        self._first: tuple[float, int] | None = None
+        """When there was a first sign of work, and how much was done by then."""
         self._lock = threading.Lock()
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more units as done by this run."""
         with self._lock:
             self.done += n
-            due = not _live() and monotonic() - self._spoke >= PLAIN_INTERVAL
-            if due:
-                self._spoke = monotonic()
-        if due:
-            _print(self._line(self.status()))
+            self._note_work()
+        self._speak()
 
     def count_under_way(self, n: int) -> None:
         """Say how much is done inside units that are not committed yet."""
         with self._lock:
             self._shown = max(self._shown, self.done + n)
+            self._note_work()
+        self._speak()
 
     @property
     def shown(self) -> int:
@@ -55,7 +58,7 @@ class StageBar:
 
     def counts(self) -> dict[str, Any]:
         """Return `done`, `total` (None where it is not known), `rate` a second and seconds `left`."""
-        worked, seconds = self.shown - self.skipped, self.seconds
+        worked, seconds = self._pace()
         speed = worked / seconds if worked > 0 and seconds > 0 else None
         total = None if self.total is None else max(self.total, self.shown)
         left = None if speed is None or total is None else (total - self.shown) / speed
@@ -82,7 +85,7 @@ class StageBar:
         done, total, left = counts["done"], counts["total"], counts["left"]
         of = f"/{total:,}" if total is not None else ""
         words = [f"{done:,}{of} {self.unit}" if done or total else ""]
-        words.append(rate(done - self.skipped, self.seconds))
+        words.append(rate(*self._pace()))
         if left:
             words.append(f"{duration(left)} left")
         return "  ".join([word for word in words if word] + self._noted())
@@ -102,6 +105,28 @@ class StageBar:
                 words.append(f"({self.skipped:,} done before)")
             words += [duration(seconds), rate(worked, seconds)]
         return self._line("  ".join([word for word in words if word] + self._noted()))
+
+    def _pace(self) -> tuple[int, float]:
+        """Return how much was done in how many seconds, by which the rest is reckoned.
+
+        They begin with the first sign of work: models are loaded and processes started only once.
+        """
+        worked, now = self.shown - self.skipped, monotonic()
+        if self._first is not None and now - self._first[0] >= SETTLED and worked > self._first[1]:
+            return worked - self._first[1], now - self._first[0]
+        return worked, self.seconds
+
+    def _note_work(self) -> None:
+        self._shown = max(self._shown, self.done)
+        if self._first is None and self._shown > self.skipped:
+            self._first = monotonic(), self._shown - self.skipped
+
+    def _speak(self) -> None:
+        with self._lock:
+            if _live() or monotonic() - self._spoke < PLAIN_INTERVAL:
+                return
+            self._spoke = monotonic()
+        _print(self._line(self.status()))
 
     def _noted(self) -> list[str]:
         return [self._note] if self._note else []

@@ -175,6 +175,3 @@ main.add_command(evaluate)
 main.add_command(visualise)
 main.add_command(export)
 main.add_command(completion)
-
-if __name__ == "__main__":
-    main(prog_name="lvd-train")

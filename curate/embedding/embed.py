@@ -11,32 +11,30 @@ by key.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Float16, Float32, UInt8
+from jaxtyping import Bool, Float, Float16, Float32
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, SCORES, VALID, VECTORS
 from curate.embedding.decoder import Decoder
 from curate.embedding.journal import FOLDER, Journal
-from curate.embedding.previous import Previous, find_previous
+from curate.embedding.previous import find_previous
+from curate.embedding.reading import Prepared, Reading, Row, read_ahead
 from curate.embedding.request import EmbedRequest
 from curate.filters.look import Look
 from curate.filters.looks import LOOKS
 from curate.filters.scores import score_column
 from curate.state import Pending, State
-from shared.commits import PROGRESS, building, commit, committed
+from shared.commits import UnderWay, building, commit, committed
 from shared.datasets import Part
 from shared.embedders import (
     EmbedderSettings,
@@ -45,15 +43,12 @@ from shared.embedders import (
     load_preparation,
     runtime,
 )
-from shared.images import Header, ImageError, read_header
 from shared.parts import Member, PartReader
 
-LONGEST_SIDE = 2**31 - 1
-"""The longest side that the facts can hold; hostile headers say more."""
 UNDER_WAY = 2
 """Batches of an embedder that are computed while the next is decoded."""
-Prepared = UInt8[np.ndarray, "h w 3"]
-"""The input of an embedder."""
+SAYS_EVERY = 1.0
+"""Seconds between two words of a part at work on how far it is."""
 
 
 class Forwards:
@@ -85,11 +80,16 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
     with local_copy(part, scratch) as copy:
         missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
         if missing:
-            _make(state, copy, request, missing, scratch)
+            _make(state, copy, request, missing, scratch, weight_of(part))
         remember(request.work, part, copy.content, scratch)
         facts = committed(request.facts / copy.content)
         assert facts is not None  # committed by now
         return {"images": facts["images"], "content": copy.content}
+
+
+def weight_of(part: Part) -> int:
+    """Return what a part counts for in a guess at what all parts hold: its bytes, where known."""
+    return max(1, part.nbytes)
 
 
 def to_stored(
@@ -110,31 +110,13 @@ def _preparation(embedder: str) -> Preparation:
     return load_preparation(EmbedderSettings.model_validate_json(embedder))
 
 
-@dataclass
-class _Picture:
-    """What is found of an image's bytes; rows of the same bytes share it."""
-
-    header: Header | None = None
-    problem: str = ""
-    contrast: float = 0.0
-    earlier: int = -1
-    """The row of the same bytes in an earlier state of the part, whose results stand."""
-    prepared: dict[int, Prepared] = field(default_factory=dict)
-    """What each embedder is to see, by its place in the request."""
-    looks: dict[str, Any] = field(default_factory=dict)
-    """What was taken of the picture, by column."""
-
-
-@dataclass
-class _Row:
-    member: Member
-    size: int
-    picture: _Picture
-    sha256: str | None = None
-
-
 def _make(
-    state: State, copy: Copy, request: EmbedRequest, missing: list[Path], scratch: Path
+    state: State,
+    copy: Copy,
+    request: EmbedRequest,
+    missing: list[Path],
+    scratch: Path,
+    weight: int,
 ) -> None:
     content = copy.content
     wanted = [
@@ -154,6 +136,8 @@ def _make(
         if missing == [scores]:
             return
         count = stack.enter_context(building(facts, scratch))
+        UnderWay(0, len(reader.members), weight).write(count)
+        said = monotonic()
         outputs = {
             place: _Vectors(
                 stack.enter_context(building(request.vectors(each) / content, scratch)),
@@ -171,7 +155,7 @@ def _make(
                 seconds=request.settings.decode_seconds,
             )
         )
-        read = _Reading(
+        read = Reading(
             reader,
             decoder,
             tuple(map(preparation, request.embedders)),
@@ -181,12 +165,12 @@ def _make(
             tuple(looks),
         )
         forward = _Forward(state, request, outputs)
-        rows: list[_Row] = []
+        rows: list[Row] = []
         threads = request.settings.decode_threads or request.threads
         ahead = 2 * max((request.embedders[place].batch_size for place in wanted), default=16)
         first_of: dict[str, int] = {}
         repeats: list[tuple[int, int]] = []
-        for number, row in enumerate(_ahead(reader.members, read, ahead, threads)):
+        for number, row in enumerate(read_ahead(reader.members, read, ahead, threads)):
             rows.append(row)
             picture = row.picture
             first = first_of.setdefault(row.sha256, number) if row.sha256 else number
@@ -198,8 +182,9 @@ def _make(
             for place, image in picture.prepared.items():
                 forward.add(place, number, image)
             picture.prepared = {}
-            if number % 64 == 63:
-                (count / PROGRESS).write_text(str(number + 1))
+            if monotonic() - said >= SAYS_EVERY:
+                UnderWay(number + 1, len(reader.members), weight).write(count)
+                said = monotonic()
         forward.finish()
         for output in outputs.values():
             output.repeat(repeats)
@@ -292,132 +277,7 @@ class _Forward:
         self._outputs[place].put(rows, pending.result())
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """Reads, checks and decodes one image; safe in threads."""
-
-    reader: PartReader
-    decoder: Decoder
-    preparations: tuple[Preparation, ...]
-    wanted: tuple[int, ...]
-    previous: Previous | None
-    measured: bool
-    """Whether the facts are missing, and so the contrast."""
-    looks: tuple[Look, ...]
-    """Those whose units are missing."""
-
-    taken: dict[str, Future[_Picture]] = field(default_factory=dict)
-    """By the hash of the bytes."""
-
-    def __call__(self, member: Member) -> _Row:
-        row = _Row(member, member.size, _Picture(problem=member.problem))
-        if member.problem:
-            return row
-        try:
-            data = self.reader.read(member)
-        except ImageError as error:
-            row.picture.problem = str(error) or "unreadable"
-            return row
-        row.size, row.sha256 = len(data), hashlib.sha256(data).hexdigest()
-        row.picture = self._take_once(member.key, row.sha256, data)
-        return row
-
-    def _take_once(self, key: str, sha256: str, data: bytes) -> _Picture:
-        """Take the picture, or wait for the thread that takes it of the same bytes."""
-        own: Future[_Picture] = Future()
-        taken = self.taken.setdefault(sha256, own)
-        if taken is own:
-            try:
-                own.set_result(self._take(key, sha256, data))
-            except BaseException as error:  # that of all rows of these bytes
-                own.set_exception(error)
-        return taken.result()
-
-    def _take(self, key: str, sha256: str, data: bytes) -> _Picture:
-        picture = _Picture()
-        if self.previous is not None and (earlier := self.previous.rows.get(sha256)):
-            picture.earlier, picture.header, picture.problem, picture.contrast = earlier
-            self._look_again(picture, key, data)
-            return picture
-        try:
-            header = read_header(data)
-            if max(header.width, header.height) > LONGEST_SIDE:
-                raise ImageError(f"its header says {header.width} x {header.height} pixels")
-            picture.header = header
-            self._decode(picture, header, key, data)
-        except ImageError as error:
-            picture.problem = str(error) or "unreadable"
-        return picture
-
-    def _look_again(self, picture: _Picture, key: str, data: bytes) -> None:
-        """Take what was taken of an earlier state, or take it of the picture where nothing was."""
-        assert self.previous is not None
-        for look in self.looks:
-            if look.name in self.previous.looks:
-                picture.looks |= self.previous.looks[look.name][picture.earlier]
-            elif picture.header is not None:
-                with suppress(ImageError):
-                    image = self.decoder.decode(key, data, picture.header, look.side)
-                    picture.looks |= look.take(image)
-
-    def _decode(self, picture: _Picture, header: Header, key: str, data: bytes) -> None:
-        """Prepare the image for each embedder, from one decode for each scale they look at."""
-        first = self.preparations[0]
-        by_scale: dict[int | None, list[int]] = {first.reduce_to: []} if self.measured else {}
-        for place in self.wanted:
-            scale = self.preparations[place].reduce_to
-            by_scale.setdefault(scale, []).append(place)
-        scales = dict.fromkeys([*by_scale, *(look.side for look in self.looks)])
-        for same in _same_scale(header, scales):
-            try:
-                image = self.decoder.decode(key, data, header, same[0])
-            except ImageError:
-                if by_scale.keys().isdisjoint(same):  # only for looks: that is no fact of the image
-                    continue
-                raise
-            for scale in same:
-                if scale == first.reduce_to:
-                    picture.contrast = _contrast(image)
-                for look in self.looks:
-                    if look.side == scale:
-                        picture.looks |= look.take(image)
-                for place in by_scale.get(scale, ()):
-                    picture.prepared[place] = self.preparations[place].prepare(image)
-
-
-def _same_scale(header: Header, scales: Iterable[int | None]) -> list[list[int | None]]:
-    """Return the sides to reduce to, those together that a JPEG's decoder answers with one scale."""
-    groups: dict[int, list[int | None]] = defaultdict(list)
-    short = min(header.width, header.height)
-    for side in scales:
-        scale = 1
-        if side is not None and header.format == "jpeg":
-            while scale < 8 and short >= 2 * scale * side:
-                scale *= 2
-        groups[scale].append(side)
-    return list(groups.values())
-
-
-def _ahead(
-    members: list[Member], read: Callable[[Member], _Row], ahead: int, threads: int
-) -> Iterator[_Row]:
-    """Yield the rows in the members' order, decoded by threads ahead of time."""
-    waiting: deque[Future[_Row]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for member in members:
-            waiting.append(pool.submit(read, member))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _contrast(image: Any) -> float:
-    small = image.reduce(max(1, min(image.size) // 64)) if min(image.size) >= 128 else image
-    return float(np.asarray(small.convert("L"), np.float32).std(dtype=np.float64))
-
-
-def _write_facts(rows: list[_Row], part: Part, folder: Path) -> None:
+def _write_facts(rows: list[Row], part: Part, folder: Path) -> None:
     values = {
         "name": [name_of(row.member, part) for row in rows],
         "member": [row.member.member for row in rows],
@@ -437,7 +297,7 @@ def _write_facts(rows: list[_Row], part: Part, folder: Path) -> None:
     )
 
 
-def _write_look(rows: list[_Row], look: Look, folder: Path) -> None:
+def _write_look(rows: list[Row], look: Look, folder: Path) -> None:
     values = {name: [row.picture.looks.get(name) for row in rows] for name in look.columns.names}
     pq.write_table(
         pa.table(values, look.columns),

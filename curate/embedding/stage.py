@@ -15,7 +15,7 @@ from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import SCORES
-from curate.embedding.embed import Forwards, embed_part
+from curate.embedding.embed import Forwards, embed_part, weight_of
 from curate.embedding.request import EmbedRequest
 from curate.filters.lists import CompiledList
 from curate.filters.looks import LOOKS
@@ -98,7 +98,7 @@ def embed(
     done = sum((committed(request.facts / c) or {})["images"] for c in contents.values() if c)
     results = runner.map(
         embed_part,
-        [Unit(unit_name(part), (part, request), weight=max(1, part.nbytes)) for part in todo],
+        [Unit(unit_name(part), (part, request), weight=weight_of(part)) for part in todo],
         workers=Workers(
             Forwards,
             (request.embedders, request.threads),

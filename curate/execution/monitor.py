@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,8 @@ class Monitor:
         self._about = {"out": out and str(out), "pid": os.getpid(), "host": socket.gethostname()}
         self._stage, self._failures = "", 0
         self._bar: StageBar | None = None
+        self.look: Callable[[], None] | None = None
+        """Called before each report, in any thread: counts what units at work have done."""
         self._began = self._stage_began = time.time()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -58,6 +60,8 @@ class Monitor:
 
     def report(self) -> dict[str, Any]:
         """Return what is written: JSON-able, times in seconds since the epoch."""
+        if (look := self.look) is not None:
+            look()
         bar = self._bar
         return {
             **self._about,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from curate.execution.executor import Call, Executor, Outcome
 from curate.execution.monitor import Monitor
 from curate.stage import Failure, Stage, Unit, Workers
-from shared.commits import committed, count_under_way
+from shared.commits import UnderWay, committed, under_way
 from shared.errors import LvdError
 from shared.failures import as_line, kind_of
 from shared.progress import StageBar, stage_bar
@@ -30,6 +31,43 @@ class StageTime:
     worked: int = 0
     """Of the images, how many were not done before."""
     cached: bool = True
+
+
+@dataclass
+class _Tally:
+    """Counts on a bar what units have done, those at work too; may be asked from any thread.
+
+    How many images units of unknown sizes hold is guessed, by their weights, from those that say.
+    """
+
+    bar: StageBar
+    scratch: Path
+    before: int
+    """What the bar had counted before these units."""
+    whole: int
+    """The weight of all units; 0 where their images are known."""
+    _weight: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def look(self) -> None:
+        """Count what units at work say of themselves."""
+        with self._lock:
+            self._show(under_way(self.scratch))
+
+    def add(self, images: int, weight: int) -> None:
+        """Count a unit that has ended."""
+        with self._lock:
+            self._weight += weight
+            self.bar.advance(images)
+            if self.whole:  # what a killed process has left behind says nothing at the end
+                ended = self._weight >= self.whole
+                self._show(UnderWay() if ended else under_way(self.scratch))
+
+    def _show(self, at_work: UnderWay) -> None:
+        self.bar.count_under_way(at_work.done)
+        if self.whole and (weight := self._weight + at_work.weight):
+            images = self.bar.done - self.before + at_work.of
+            self.bar.total = self.before + round(images * self.whole / weight)
 
 
 @dataclass
@@ -157,28 +195,26 @@ class StageRunner:
             return
         entry.cached = False
         bar = self._show(total, done, note)
-        scratch = calls[0].scratch
-        counted, weight, whole = bar.done, 0, sum(call.unit.weight for call in calls)
+        tally = _Tally(bar, calls[0].scratch, bar.done, sum(call.unit.weight for call in calls))
 
         def waiting(missing: str) -> None:
-            bar.count_under_way(count_under_way(scratch))
             bar.note(f"waiting: {missing}" if missing else note)
 
-        for call, outcome in self._outcomes(calls, workers, gpus, waiting):
-            unit = call.unit
-            if isinstance(outcome, Exception):
-                self.monitor.fail()
-            else:
-                images = unit.images or (outcome.get("images", 0) if unit.weight else 0)
-                entry.worked += images
-                if unit.weight:
-                    entry.images += images
-                bar.count_under_way(0)
-                bar.advance(images)
-            if unit.weight:  # how many images there are is guessed from those of the units so far
-                weight += unit.weight
-                bar.total = counted + round((bar.done - counted) * whole / weight)
-            yield unit, outcome
+        self.monitor.look = tally.look
+        try:
+            for call, outcome in self._outcomes(calls, workers, gpus, waiting):
+                unit, images = call.unit, 0
+                if isinstance(outcome, Exception):
+                    self.monitor.fail()
+                else:
+                    images = unit.images or (outcome.get("images", 0) if unit.weight else 0)
+                    entry.worked += images
+                    if unit.weight:
+                        entry.images += images
+                tally.add(images, unit.weight)
+                yield unit, outcome
+        finally:
+            self.monitor.look = None
 
     def _outcomes(
         self,

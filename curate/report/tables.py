@@ -28,8 +28,6 @@ _WITHOUT = {
             0 AS kept, 0 AS released, 0 AS of_kept, 0 AS groups, 0 AS members WHERE false
     """,
 }
-_NEEDED = {"group", "representative", "method", "similarity"}
-"""Of `duplicates`, without which there are no pairs."""
 SEED_IMAGES = "seed_images"
 """The table of the images of seeds that went into the shards themselves, where there are such."""
 
@@ -62,8 +60,7 @@ def open_tables(out: Path) -> duckdb.DuckDBPyConnection:
     for name in ("pairs", "regrouped"):
         if (out / "reports" / f"{name}.parquet").exists():
             connection.read_parquet(table_patterns(out, name)).create_view(name)
-        elif not _NEEDED - {*connection.table("duplicates").columns}:
-            # not asked for, or of a run before there were pairs
+        else:  # not asked for, or of a run before there were pairs
             connection.execute(_WITHOUT[name])
     return connection
 

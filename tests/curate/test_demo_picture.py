@@ -3,10 +3,10 @@ import json
 import tarfile
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from written_reports import write_reports
 
 from curate.demo import picture
 from curate.demo.picture import SIDE, choose_pictures, draw_picture
@@ -73,9 +73,7 @@ def curated(tmp_path):
                     "seed_similarity": seeds,
                 }
             )
-    table = pa.Table.from_pylist(rows)
-    for name in ("images", "retrieval", "duplicates"):
-        pq.write_table(table, curation / "reports" / f"{name}.parquet")
+    write_reports(curation, rows)
     lines = [
         f"00000,i{number},{row[0]},{f'i{COPY_OF[number]}' if number in COPY_OF else ''}"
         for number, row in enumerate(ROWS)
@@ -141,7 +139,7 @@ def test_without_near_copies_there_is_no_heading_for_them(curated, tmp_path):
     curation, sample = curated
     table = pq.read_table(curation / "reports" / "images.parquet").to_pylist()
     kept = [row for row in table if row["decision"] != "duplicate"]
-    pq.write_table(pa.Table.from_pylist(kept), curation / "reports" / "images.parquet")
+    write_reports(curation, kept)
     below, drawn = tmp_path / "below.png", tmp_path / "picture.png"
     Image.new("RGB", (1182, 50), "purple").save(below)
     picture.draw_picture(curation, sample, below, drawn)

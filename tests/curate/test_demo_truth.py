@@ -3,9 +3,8 @@
 import csv
 from collections import Counter
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from written_reports import write_reports
 
 from curate.demo.truth import Findings, check_decisions, read_truth
 from curate.sample.make import make_sample
@@ -35,11 +34,8 @@ DECIDED = [
 
 def test_a_copy_is_found_where_both_pictures_have_one_original(tmp_path):
     (tmp_path / "truth.csv").write_text(TRUTH)
-    (tmp_path / "reports").mkdir()
     names = ("key", "decision", "duplicate_of")
-    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in DECIDED])
-    for name in ("images", "retrieval", "duplicates"):
-        pq.write_table(table, tmp_path / "reports" / f"{name}.parquet")
+    write_reports(tmp_path, [dict(zip(names, row, strict=True)) for row in DECIDED])
     findings = check_decisions(tmp_path, read_truth(tmp_path))
     assert findings == Findings(4, 3, 2, Counter({"photograph": 1, "object": 2}))
 

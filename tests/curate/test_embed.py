@@ -21,13 +21,14 @@ from pictures import (
 from PIL import Image
 
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
+from curate.embedding import embed
 from curate.embedding.decoder import Decoder
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.embedding.stage import unit_name
 from curate.filters.decisions import CODE
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
-from shared.commits import committed, read_manifest
+from shared.commits import UnderWay, committed, read_manifest
 from shared.datasets import DatasetSettings, list_parts
 from shared.embedders import EmbedderSettings
 
@@ -130,6 +131,15 @@ def test_batches_and_threads_change_no_byte(tmp_path):
         }
     assert made[0] == made[1] == made[2]
     assert len(made[0]) == 4
+
+
+def test_a_part_at_work_says_how_far_it_is_and_what_it_holds(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(UnderWay, "write", lambda self, beside: said.append(self))
+    monkeypatch.setattr(embed, "SAYS_EVERY", 0.0)
+    path = write_tar(tmp_path / "p.tar", GOOD)
+    Embedded(path, tmp_path / "work")
+    assert said == [UnderWay(done, 10, path.stat().st_size) for done in range(11)]
 
 
 @pytest.mark.parametrize("threads", [1, 7])

@@ -4,9 +4,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from written_reports import write_reports
 
 from curate.loop.table import UNKNOWN, Finished, Kind, check_truth, read_table, write_table
 from curate.loop.text import as_text
+from curate.report.schemas import IMAGES
 from shared.errors import LvdError
 
 MEMBERS = {"00000": ["a.jpg", "b.jpg", "c.png"], "00001": ["a.jpg", "sub/d.jpg", "e.jpg"]}
@@ -28,7 +30,9 @@ KEPT = [
 
 def write_run(out, kept, dedup, source):
     """Write what the table reads of a curation that kept `kept`; the images in two files."""
-    (out / "reports" / "images.parquet").mkdir(parents=True)
+    write_reports(out, [])
+    (out / "reports" / "images.parquet").unlink()
+    (out / "reports" / "images.parquet").mkdir()
     for part, members in MEMBERS.items():
         table = [
             {"key": f"{part}/{member.partition('.')[0]}", "part": part, "member": member}
@@ -37,10 +41,9 @@ def write_run(out, kept, dedup, source):
         for row in table:
             row["decision"] = "kept" if row["key"] in kept else "irrelevant"
         pq.write_table(
-            pa.Table.from_pylist(table), out / "reports" / "images.parquet" / f"{part}.parquet"
+            pa.Table.from_pylist(table, IMAGES),
+            out / "reports" / "images.parquet" / f"{part}.parquet",
         )
-    for name in ("retrieval", "duplicates"):
-        pq.write_table(pa.table({"key": [""]}), out / "reports" / f"{name}.parquet")
     thresholds = {
         "dedup": {"value": dedup, "source": source},
         "retrieve": {"value": 0.5, "source": "embedder"},

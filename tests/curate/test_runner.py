@@ -23,7 +23,7 @@ from engine_units import (
 from curate.execution.executor import TRIES
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings, Failure, Stage, Unit, Workers
-from shared.commits import read_manifest
+from shared.commits import UnderWay, building, read_manifest
 from shared.errors import LvdError
 
 STAGE = Stage("testing", 1, ["an input"])
@@ -179,6 +179,27 @@ def test_map_gives_units_the_scratch_and_counts_what_they_say(runner):
     assert {result["scratch"] for result in results} == {str(runner.scratch)}
     assert (runner.times[-1].images, runner.times[-1].worked) == (10, 6)
     assert runner.monitor.report()["done"] == 10
+
+
+def test_what_is_left_is_known_before_the_first_unit_ends(runner):
+    reports = []
+
+    def unit(images, weight, *, scratch):
+        with building(scratch / f"unit-{images}", scratch) as beside:
+            UnderWay(images // 2, images, weight).write(beside)
+            reports.append(runner.monitor.report())
+        return {"images": images}
+
+    units = [Unit(str(n), (n, 10 * n), weight=10 * n) for n in (40, 20, 40)]
+    runner.map(unit, units, done=7)
+    assert [(report["done"], report["total"]) for report in reports] == [
+        (7 + 20, 7 + 100),
+        (7 + 50, 7 + 100),
+        (7 + 80, 7 + 100),
+    ]
+    assert all(report["left"] > 0 for report in reports)
+    last = runner.monitor.report()
+    assert (last["done"], last["total"]) == (107, 107)
 
 
 def test_a_flat_unit_s_files_lie_in_the_folder_itself(runner, tmp_path):

@@ -120,8 +120,8 @@ def test_neighbours_are_those_of_brute_force(seed, queries, base, threshold, blo
 @SOME
 @given(st.integers(0, 2**20), BLOCKS)
 def test_neighbours_do_not_depend_on_blocks_or_order(seed, blocks):
-    vectors = unit(stored(seed, 25))
-    order = np.random.default_rng(seed).permutation(25)
+    vectors = unit(stored(seed, 15))
+    order = np.random.default_rng(seed).permutation(15)
     whole = pairs_of(vectors, vectors, 0.9)
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch, blocks)

@@ -42,6 +42,11 @@ def undisturbed(undisturbed_once, tmp_path_factory) -> Site:
 
 
 @pytest.fixture
-def site(drawn, tmp_path) -> Site:
-    """The drawn data with a work folder of its own."""
-    return Site(tmp_path, drawn, tmp_path / "work")
+def site(undisturbed_once, tmp_path) -> Site:
+    """The drawn data with a work folder of its own, in which only the calibration is done.
+
+    It is most of what a run of this crawl takes, and what `undisturbed_once` is there to try.
+    """
+    site = Site(tmp_path, undisturbed_once.data, tmp_path / "work")
+    shutil.copytree(undisturbed_once.work / "calibrate", site.work / "calibrate")
+    return site

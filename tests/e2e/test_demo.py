@@ -71,7 +71,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     config = yaml.safe_load((ROOT / "pipelines.yaml").read_text())
     config["recipes"] = {"tiny": TINY}
-    config["pipelines"]["sample"]["calibrate"] = {"originals": 20}
+    config["pipelines"]["sample"]["calibrate"] = {"originals": 8, "crawl_sample": 250}
     config["pipelines"]["sample"]["estimate"] = {"pairs": 20}
     (folder / "pipelines.yaml").write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patch:

@@ -65,7 +65,7 @@ def test_work_and_out_on_s3_are_those_of_folders_and_what_is_committed_is_not_co
     assert "In s3://bucket/runs/out" in said
     made = s3.get("runs/out")
     assert stored_result(s3) == content(undisturbed.root / "out")
-    assert not site.work.exists()
+    assert [path.name for path in site.work.iterdir()] == ["calibrate"]  # as it was before
     assert not (site.root / "out").exists()
     assert set(s3.get("runs")) == {f"out/{name}" for name in made}  # no lock is left
     assert "nothing to do" in site.run(*on_s3(site))
@@ -102,6 +102,7 @@ def test_a_run_goes_on_through_throttling_errors_resets_and_short_answers(s3, si
 def test_a_store_that_goes_on_failing_is_one_line_and_the_same_command_goes_on(
     s3, site, undisturbed
 ):
+    s3.put(site.work / "calibrate", "work/calibrate")
     s3.faults.append(Fault("SlowDown", "PUT", "/work/cluster/"))
     said = site.run(*on_s3(site), status=2)
     assert "the storage asks for fewer requests" in said.splitlines()[-1]
@@ -132,6 +133,7 @@ def test_a_run_killed_while_it_stores_finishes_to_the_same_bytes(
     monkeypatch.setattr("tempfile.tempdir", None)
     environment = {**s3.environment, "TMPDIR": str(tmp_path / "scratch")}
     words = site.arguments(*on_s3(site))
+    s3.put(site.work / "calibrate", "work/calibrate")
     for moment in MOMENTS:
         with forked_command("curate.cli", words, tmp_path / "log", **environment) as process:
 

@@ -12,14 +12,15 @@ import pytest
 from shared.commits import (
     MANIFEST,
     PROGRESS,
+    UnderWay,
     building,
     commit,
     committed,
-    count_under_way,
     digest_of,
     discard,
     read_manifest,
     run_unit,
+    under_way,
 )
 from shared.errors import LvdError
 from shared.storage import digest_file, fingerprint
@@ -185,14 +186,20 @@ def test_what_a_unit_is_worth_depends_on_its_files_alone(tmp_path):
     ]:
         with building(tmp_path / "stage" / place, tmp_path / "scratch") as beside:
             (beside / "file").write_bytes(data)
-            (beside / PROGRESS).write_text("3")
-            assert count_under_way(tmp_path / "scratch") == 3
+            UnderWay(3, 5, 7).write(beside)
+            with building(tmp_path / "another", tmp_path / "scratch") as other:
+                UnderWay(1, 2, 3).write(other)
+                assert under_way(tmp_path / "scratch") == UnderWay(4, 7, 10)
+                (other / PROGRESS).write_text("1 2")  # half written
+                assert under_way(tmp_path / "scratch") == UnderWay(4, 7, 7)
+                (other / PROGRESS).write_text("")
+                assert under_way(tmp_path / "scratch") == UnderWay(3, 5, 7)
             assert commit(beside, tmp_path / "stage" / place, result, used) == result
         assert read_manifest(tmp_path / "stage" / place)["runtime"] == used
         assert not (tmp_path / "stage" / place / PROGRESS).exists()
         digests.append(digest_of(tmp_path / "stage" / place))
     assert digests[0] == digests[1] != digests[2]
-    assert count_under_way(tmp_path / "scratch") == 0
+    assert under_way(tmp_path / "scratch") == UnderWay()
 
 
 @pytest.mark.parametrize("byte", [b"\x00", b"9", b"}"])

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from shared import progress
-from shared.progress import duration, printable, rate, say, stage_bar, warn
+from shared.progress import StageBar, duration, printable, rate, say, stage_bar, warn
 
 
 @pytest.fixture
@@ -52,6 +52,20 @@ def test_what_an_earlier_run_did_enters_neither_rate_nor_eta(clock, capsys):
         "embed       1,000 images  (900 done before)  10.0 s  10/s",
         "cluster     1,000 images  all done before",
     ]
+
+
+@pytest.mark.parametrize("start", [0, 10, 45])
+@pytest.mark.parametrize("pace", [1, 7, 300])
+def test_after_a_minute_the_time_left_is_within_a_factor_of_two(clock, start, pace):
+    """However long models take to load, and though units at work say so only now and then."""
+    began, bar = clock[0], StageBar("embed", 400 * pace, "images")
+    for second in range(1, 400 + start):
+        clock[0] = began + second
+        done = max(0, second - start) * pace
+        bar.count_under_way(done - done % (3 * pace))
+        truth = 400 + start - second
+        if second >= 60 and truth > 6:
+            assert truth / 2 <= bar.counts()["left"] <= truth * 2, second
 
 
 def test_a_stage_that_fails_says_how_far_it_came(clock, capsys):

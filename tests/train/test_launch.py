@@ -22,15 +22,33 @@ launch.main()
 """
 
 
-def launched(environment: dict[str, str]) -> str:
+END = """
+import atexit, builtins, sys
+from train import launch
+class Held:
+    def __del__(self):
+        builtins.print("the interpreter goes down")
+builtins.held = Held()
+def command_line(prog_name):
+    atexit.register(print, "what is left is done")
+    print("done")
+    sys.exit(3)
+sys.modules["train.cli"] = type(sys)("train.cli")
+sys.modules["train.cli"].main = command_line
+launch.main()
+"""
+
+
+def launched(environment: dict[str, str], script: str = SHOW, status: int = 0) -> str:
     kept = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, THREADS)}
-    return subprocess.run(
-        [sys.executable, "-c", SHOW],
+    done = subprocess.run(
+        [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        check=True,
         env={**kept, **environment},
-    ).stdout
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout
 
 
 def test_the_process_starts_again_with_the_allocator_set() -> None:
@@ -46,9 +64,17 @@ def test_an_allocator_that_the_user_chose_stays(chosen: dict[str, str]) -> None:
     assert launched(chosen | {THREADS: "ACTIVE"}).strip() == "here ACTIVE"
 
 
+def test_one_of_several_processes_ends_before_its_interpreter_does() -> None:
+    said = ["done", "what is left is done", "the interpreter goes down"]
+    for world, lines in (("1", said), ("2", said[:2])):
+        chosen = {"GLIBC_TUNABLES": "", "WORLD_SIZE": world}
+        assert launched(chosen, END, status=3).splitlines() == lines
+
+
 def test_a_folder_called_train_is_not_taken_for_the_package(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "cli.py").write_text("raise SystemExit('the wrong one')")
+    for name in ("cli", "launch"):
+        (tmp_path / "train" / f"{name}.py").write_text("raise SystemExit('the wrong one')")
     command = Path(sys.executable).with_name("lvd-train")
     said = subprocess.run([command, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert said.returncode == 0
