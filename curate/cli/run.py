@@ -47,7 +47,9 @@ for parts that were set aside."""
     "--dry-run", is_flag=True, help="Say what would be done, and the disk space it needs."
 )
 @click.option(
-    "--replace", is_flag=True, help="Swap an OUT that holds other settings, whole, at the end."
+    "--replace",
+    is_flag=True,
+    help="Swap an OUT that holds other settings, or keeps an earlier result, whole, at the end.",
 )
 @retry_option()
 def run(
@@ -65,11 +67,13 @@ def run(
     goes on where it stopped. The exit status is 3 where it is done but for parts that failed again
     and again for reasons of their own.
 
-    --since OLD, for a crawl that has grown: what OLD exported stays, whatever the seeds and budgets of
-    this run say, and stands for its copies; only filters, lists and holdouts of this run drop it.
+    Where --out holds a result of these settings and its crawl has more images now, what it exported
+    stays and stands for its copies, and all shards are written anew; --replace judges all anew.
+
+    --since OLD does so with another result, whose settings may be others: what OLD exported stays,
+    whatever the seeds and budgets of this run say; only filters, lists and holdouts of this run drop it.
     Thresholds that were measured for OLD are kept, and so are its centroids until the images have
-    drifted from them (cluster.drift); all other settings are those of this run, and all shards are
-    written anew. `lvd-curate update OLD` adds shards to OLD instead.
+    drifted from them (cluster.drift). `lvd-curate update OLD` adds shards to OLD instead.
 
     \b
     lvd-curate run --pipeline sample --out runs/curate/sample
@@ -115,7 +119,10 @@ def run(
                 f"--since {since} is --out itself: say --replace to swap it at the end, or name "
                 "another --out"
             )
-    output = Output(out.absolute(), settings, replace, published.url if published else None)
+    is_anew = replace or since is not None or published is not None or retry is not None
+    goes_on = not is_anew and plan.request.settings.labels is None
+    name = published.url if published else None
+    output = Output(out.absolute(), settings, replace, name, goes_on)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
@@ -123,7 +130,10 @@ def run(
     if since is not None:
         go_on_from(since, *how, adds=False, dry_run=dry_run)
     elif dry_run:
-        click.echo(describe(plan, out, published.url if published else ""))
+        click.echo(describe(plan, out, name or ""))
+        if held := output.count_images(plan.crawl.name):
+            follows = "what it exported stays" if goes_on else "all is judged anew"
+            click.echo(f"           of {held:,} images: where the crawl has more now, {follows}")
     else:
         carry_out(pinned(plan), *how[1:])
 
@@ -145,11 +155,11 @@ def go_on_from(
     With `adds` that is `out`, and gets new shards. With `dry_run` say what there would be to do.
     """
     from curate.dry_run import describe
-    from curate.increment import read_before, refuse_weighing
+    from curate.increment import read_before, refuse_labels
     from curate.plan import pinned
     from shared.locks import scratch_folder
 
-    refuse_weighing(plan.request.settings)
+    refuse_labels(plan.request.settings)
     with scratch_folder(plan.work / "scratch") as scratch:
         before = read_before(old, plan.work, scratch, adds=adds)
         plan = dataclasses.replace(plan, before=before)
