@@ -119,10 +119,9 @@ def run(
                 f"--since {since} is --out itself: say --replace to swap it at the end, or name "
                 "another --out"
             )
-    is_anew = replace or since is not None or published is not None or retry is not None
-    goes_on = not is_anew and plan.request.settings.labels is None
     name = published.url if published else None
-    output = Output(out.absolute(), settings, replace, name, goes_on)
+    anew = "" if replace or since is not None else _why_anew(plan, out, name, retry)
+    output = Output(out.absolute(), settings, replace, name, anew)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
@@ -132,10 +131,26 @@ def run(
     elif dry_run:
         click.echo(describe(plan, out, name or ""))
         if held := output.count_images(plan.crawl.name):
-            follows = "what it exported stays" if goes_on else "all is judged anew"
+            follows = "what it exported stays" if anew is None else f"all are judged anew{anew}"
             click.echo(f"           of {held:,} images: where the crawl has more now, {follows}")
     else:
         carry_out(pinned(plan), *how[1:])
+
+
+def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str | None:
+    """Return how what `out` exported could be kept where a run on a grown crawl does not keep it.
+
+    None where it does.
+    """
+    keep = "; to keep what is exported, stop this run"
+    if url is not None:
+        # what is on a store is not swapped whole, so that a kill could leave nothing to go on from
+        return f"{keep}, copy {url} to a folder and name that as --since"
+    if retry is not None:
+        return f"{keep} and say lvd-curate update {out} --retry {retry}"
+    if plan.request.settings.labels is not None:
+        return "; without labels what is exported would stay"
+    return None
 
 
 def go_on_from(

@@ -60,14 +60,15 @@ class Output:
         settings: dict[str, Any],
         replace: bool,
         name: str | None = None,
-        goes_on: bool = False,
+        anew: str | None = "",
     ) -> None:
         """Refuse an `out`, which the user calls `name`, that holds something else, unless `replace`.
 
-        With `goes_on` a run of these settings goes on from the result there, if its crawl has grown.
+        Where `anew` is None, a run of these settings goes on from the result there if its crawl has
+        grown; else it says how that could be had, if at all.
         """
         self.out = out
-        self.goes_on = goes_on
+        self._anew = anew
         self._name = name or str(out)
         self.settings = settings
         self.partial = out.with_name(out.name + PARTIAL)
@@ -112,7 +113,7 @@ class Output:
             whose = describe_folder(self.out) or "no result of lvd-curate"
             raise LvdError(f"--out {self._name} is {whose}; name another --out")
         own, there = flat(self.settings), flat(there["settings"])
-        if self.goes_on:
+        if self._anew is None:
             there.pop(SINCE, None)
         for key in (*own, *there):
             if there.get(key) != own.get(key):
@@ -212,7 +213,7 @@ class Output:
         if before is not None:
             goes_on = before.is_at(self.out)
         else:
-            goes_on = self.goes_on and SINCE in there.get("settings", {})
+            goes_on = self._anew is None and SINCE in there.get("settings", {})
         own = {**flat(self.settings), SINCE: None}
         return (
             goes_on
@@ -236,18 +237,14 @@ class Output:
         held = self.count_images(crawl)
         if held is None or held >= images:
             since = read_optional(self.out / RUN).get("settings", {}).get(SINCE)
-            if since is not None and self.goes_on:
+            if since is not None and self._anew is None:
                 self._refuse(SINCE, since, None)
             return False
         have = (
             f"{self._name} holds a result of {held:,} images, and crawl {crawl} has {images:,} now"
         )
-        if not self.goes_on:
-            say(
-                f"{have}: all are judged anew. To keep what is exported, stop this run and say "
-                f"lvd-curate update {self._name}, which adds shards to it, or run --since {self._name} "
-                "--replace, which writes all anew"
-            )
+        if self._anew is not None:
+            say(f"{have}: all are judged anew{self._anew}")
             return False
         say(
             f"{have}: what it exported stays, and all shards are written anew; lvd-curate update adds "

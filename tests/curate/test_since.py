@@ -248,10 +248,15 @@ def test_a_run_on_a_grown_crawl_keeps_what_is_there_unless_it_is_to_be_replaced(
     old, exported = site.files(), kept(site)
     shutil.copytree(site.out, site.root / "old")
     site.grow()
-    for words, follows in ([], "what it exported stays"), (["--retry=parts"], "all is judged anew"):
-        assert f"of 25 images: where the crawl has more now, {follows}" in site(
-            "run", "--dry-run", *words
-        )
+    for words, follows in (
+        ([], "what it exported stays"),
+        (
+            ["--retry=parts"],
+            "all are judged anew; to keep what is exported",
+        ),
+    ):
+        said = site("run", "--dry-run", *words)
+        assert f"of 25 images: where the crawl has more now, {follows}" in said
     with monkeypatch.context() as patch:
         patch.setattr("curate.pipeline.write_tables", fail)
         site("run", status=2)
