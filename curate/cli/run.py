@@ -142,11 +142,13 @@ def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str 
 
     None where it does.
     """
+    from shared.storage import read_optional
+
     keep = "; to keep what is exported, stop this run"
     if url is not None:
         # what is on a store is not swapped whole, so that a kill could leave nothing to go on from
         return f"{keep}, copy {url} to a folder and name that as --since"
-    if retry is not None:
+    if retry is not None and read_optional(out / "reports" / "funnel.json").get("set_aside"):
         return f"{keep} and say lvd-curate update {out} --retry {retry}"
     if plan.request.settings.labels is not None:
         return "; without labels what is exported would stay"

@@ -249,11 +249,8 @@ def test_a_run_on_a_grown_crawl_keeps_what_is_there_unless_it_is_to_be_replaced(
     shutil.copytree(site.out, site.root / "old")
     site.grow()
     for words, follows in (
-        ([], "what it exported stays"),
-        (
-            ["--retry=parts"],
-            "all are judged anew; to keep what is exported",
-        ),
+        (["--retry=parts"], "what it exported stays"),
+        (["--replace"], "all are judged anew"),
     ):
         said = site("run", "--dry-run", *words)
         assert f"of 25 images: where the crawl has more now, {follows}" in said
