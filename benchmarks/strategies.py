@@ -4,8 +4,9 @@ FOLDER holds `crawl`, `seed` and `truth.csv` (benchmarks/planted.py writes one).
 of truth that --wanted names, and N is the number of their pictures, or half of it. All strategies
 keep N: `threshold` by `retrieve.target`, the others by the least whole number of images for a seed
 image or a cluster that retrieves N, of which `retrieve.max_images` then keeps the N most similar.
-With balance they retrieve N, of which half is kept. Groups are made at the threshold that the run
-measures and at --threshold; a chain's floor is that same threshold. All else is as by default.
+With balance they retrieve N, of which half is kept. Groups are made at the thresholds that the run
+measures, of all and of drawn pictures, and at --threshold; a chain's floor is that same threshold (of
+all). All else is as by default.
 
     .venv/bin/python benchmarks/planted.py DATA/tiny-imagenet POOL
     .venv/bin/python benchmarks/strategies.py POOL WORK --wanted shown=yes
@@ -139,12 +140,14 @@ def find_number(strategy: Strategy, size: int, runs: Runs) -> tuple[int, int]:
 
 def found_by_grouping(labelled: Labelled, runs: Runs, threshold: float) -> Iterator[str]:
     """Give the lines of a table of the planted copies that each grouping finds, and of its groups."""
-    measured = read_funnel(runs.run(ALL))["thresholds"]["dedup"]["value"]
+    measured = read_funnel(runs.run(ALL))["thresholds"]["dedup"]
     rows = []
-    for value in (measured, threshold):
+    for value, of_drawn in ((measured["value"], measured.get("drawn")), (threshold, None)):
+        bar = [f"dedup.threshold={value}"]
+        bar += [] if of_drawn is None else [f"dedup.drawn_threshold={of_drawn}"]
         for name, settings in GROUPINGS.items():
             asked = [setting.format(threshold=value) for setting in settings]
-            out = runs.run(ALL, f"dedup.threshold={value}", *asked)
+            out = runs.run(ALL, *bar, *asked)
             rows.append((name, f"{value:.3f}", *_score_groups(labelled, out)))
     header = "groups", "threshold", "copies found", "right pairs", "groups", "largest", "chains"
     yield write_table((*header, "largest diameter", "kept"), rows)

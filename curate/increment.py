@@ -1,9 +1,10 @@
 """A finished result that a run goes on from: what it holds, and what its images were decided by.
 
-The rule of `lvd-curate update` and of `run --since`: what the result exported stays and stands for its
-copies, thresholds that were measured for it and its centroids are kept, and new images are judged
-beside the old ones. An update adds shards to the result and has its settings; a run since it has
-settings of its own and writes all shards anew, so that it leaves out what these do not admit.
+The rule of `lvd-curate update`, of `run` on a grown crawl and of `run --since`: what the result
+exported stays and stands for its copies, thresholds that were measured for it and its centroids are
+kept, and new images are judged beside the old ones. An update adds shards to the result and has its
+settings. A run writes all shards anew, and one since another result has settings of its own, so that
+it leaves out what these do not admit.
 """
 
 from __future__ import annotations
@@ -121,21 +122,12 @@ class Before:
         return self.centroids if asked == self.run["settings"]["cluster"] else None
 
 
-def refuse_weighing(settings: PipelineSettings) -> None:
-    """Raise LvdError for settings under which what was exported cannot stay."""
+def refuse_labels(settings: PipelineSettings) -> None:
+    """Raise LvdError for labels, by which what was exported may not stay."""
     if settings.labels is not None:
         raise LvdError(
             f"labels {settings.labels}: what is labelled judges images anew that an earlier result holds: "
             "curate anew into another OUT with `lvd-curate run`, without --since"
-        )
-    weighing = {
-        "balance.target": settings.balance.target is not None,
-        "dedup.chain_floor": settings.dedup.chain_floor is not None,
-    }
-    if said := [name for name, is_set in weighing.items() if is_set]:
-        raise LvdError(
-            f"{said[0]} weighs images by all others, so that new ones would change what an earlier "
-            "result holds: curate anew into another OUT with `lvd-curate run`, without --since"
         )
 
 

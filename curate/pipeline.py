@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
@@ -20,6 +21,7 @@ from curate.execution.runner import StageRunner
 from curate.export import embeddings, selection_list, shards
 from curate.export.bounds import ShardBounds, bound_shards
 from curate.export.embeddings import export_embeddings
+from curate.increment import read_before
 from curate.neighbours.cluster import Clustered, cluster
 from curate.plan import Plan
 from curate.record import count_funnel, describe_run
@@ -28,7 +30,7 @@ from curate.report.datasheet import write_datasheet
 from curate.report.pairs import Pool
 from curate.report.rows import Decided
 from curate.report.stage import draw, write_pairs, write_tables
-from curate.results import Datasets, Results
+from curate.results import Datasets, Results, inputs_of
 from curate.retrieval.answers import ask_seeds
 from curate.retrieval.nearest_seeds import retrieve
 from curate.selection.balance import balance
@@ -37,7 +39,6 @@ from curate.selection.include import include
 from curate.selection.top_up import top_up
 from curate.stage import Runner, Stage
 from shared.errors import LvdError
-from shared.progress import say
 
 _EXPORT_VERSIONS = {"shards": shards.VERSION, "list": selection_list.VERSION}
 
@@ -48,13 +49,14 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
     Raises LvdError, in one line, for whatever the user can mend.
     """
     started = time.monotonic()
-    datasets, before = embed_datasets(plan, runner), plan.before
-    if before is not None and output.is_up_to_date(before, datasets.inputs(plan)):
-        return False
-    if before is None and (
-        line := output.describe_growth(datasets.crawl.name, len(datasets.crawl.collection))
-    ):
-        say(line)
+    with runner.at_work("embed"):
+        embedded = embed_parts(plan, runner)
+        if output.is_up_to_date(plan.before, inputs_of(plan, embedded)):
+            return False
+        if plan.before is None and output.has_grown(plan.crawl.name, embedded[0].images):
+            plan = go_on(plan, output, runner)
+            embedded = embed_parts(plan, runner) if plan.removed else embedded
+        before, datasets = plan.before, catalogue_datasets(plan, runner, embedded)
     results = decide_all(plan, runner, datasets)
     settings = plan.request.settings
     seeds = [seed.address for seed in datasets.seeds]
@@ -186,38 +188,56 @@ def apply_holdouts(
         )
 
 
+def go_on(plan: Plan, output: Output, runner: StageRunner) -> Plan:
+    """Return the plan with the result in the place of `output` as what the run goes on from."""
+    before = read_before(output.out, plan.work, runner.scratch, adds=False)
+    before.require_models(plan.embedders)
+    output.go_on_from(before)
+    return replace(plan, before=before)
+
+
 def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
     """Embed and catalogue crawl, seeds and holdouts."""
-    settings = plan.request.settings
     with runner.at_work("embed"):
-        predictors = compile_predictors(runner, plan.predictors, settings.engine.threads)
-        done = [
-            embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
-            for data in plan.datasets
-            if not data.texts
-        ]
-        crawl = predict(runner, done[0], predictors)
-        lists = (*plan.lists, *plan.removed)
-        judged = (settings.quality, settings.filters, lists, plan.stays.get(None), plan.labels)
-        datasets = Datasets(
-            embedded=done,
-            crawl=catalogued(runner, crawl, plan.copies, *judged),
-            crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
-            seeds=_catalogued_seeds(plan, runner, done),
-            included=[
-                catalogued(
-                    runner,
-                    x,
-                    plan.copies,
-                    lists=plan.removed_of_seeds,
-                    exported=plan.stays.get(x.name),
-                )
-                for x in done
-                if x.role == "seed" and x.name in plan.request.included
-            ],
-            holdouts=[catalogued(runner, x, plan.copies) for x in done if x.role == "holdout"],
-            held=[catalogued(runner, x, plan.meaning) for x in done if x.role == "held"],
-        )
+        return catalogue_datasets(plan, runner, embed_parts(plan, runner))
+
+
+def embed_parts(plan: Plan, runner: Runner) -> list[EmbeddedParts]:
+    """Embed crawl, seeds and holdouts, and what is held, where all that scores them is there."""
+    compile_predictors(runner, plan.predictors, plan.request.settings.engine.threads)
+    return [
+        embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
+        for data in plan.datasets
+        if not data.texts
+    ]
+
+
+def catalogue_datasets(plan: Plan, runner: Runner, done: list[EmbeddedParts]) -> Datasets:
+    """Catalogue what is embedded."""
+    settings = plan.request.settings
+    predictors = compile_predictors(runner, plan.predictors, settings.engine.threads)
+    crawl = predict(runner, done[0], predictors)
+    lists = (*plan.lists, *plan.removed)
+    judged = (settings.quality, settings.filters, lists, plan.stays.get(None), plan.labels)
+    datasets = Datasets(
+        embedded=done,
+        crawl=catalogued(runner, crawl, plan.copies, *judged),
+        crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
+        seeds=_catalogued_seeds(plan, runner, done),
+        included=[
+            catalogued(
+                runner,
+                x,
+                plan.copies,
+                lists=plan.removed_of_seeds,
+                exported=plan.stays.get(x.name),
+            )
+            for x in done
+            if x.role == "seed" and x.name in plan.request.included
+        ],
+        holdouts=[catalogued(runner, x, plan.copies) for x in done if x.role == "holdout"],
+        held=[catalogued(runner, x, plan.meaning) for x in done if x.role == "held"],
+    )
     if not len(datasets.crawl.collection):
         problems = crawl.problems
         raise LvdError(

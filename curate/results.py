@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from curate.calibration.stage import Thresholds
@@ -38,25 +39,30 @@ class Datasets:
 
     def inputs(self, plan: Plan) -> str:
         """Return what stands for all that goes into a run but its settings."""
-        parts = [
-            [data.role, data.name, [part.name for part in data.parts], data.contents]
-            for data in self.embedded
-        ]
-        texts = [sorted(data.texts) for data in plan.datasets]
-        lists = sorted({each.content for each in plan.lists})
-        labels = [plan.labels.content] if plan.labels else []
-        heads = {name: source.about for name, source in plan.sources.items()}
-        named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
-        named += [*plan.request.holdouts, *([plan.request.held] if plan.request.held else [])]
-        settings = [each.settings for each in named]
-        notes = [[each.licence, each.source, each.homepage] for each in settings]
-        return fingerprint([parts, texts, lists, heads, notes, *labels])
+        return inputs_of(plan, self.embedded)
 
     @property
     def included_by_meaning(self) -> list[Catalogued]:
         """The included seeds as the embedder for meaning sees them."""
         by_name = {seed.name: seed for seed in self.seeds}
         return [by_name[seed.name] for seed in self.included]
+
+
+def inputs_of(plan: Plan, embedded: Sequence[EmbeddedParts]) -> str:
+    """Return what stands for all that goes into a run but its settings."""
+    parts = [
+        [data.role, data.name, [part.name for part in data.parts], data.contents]
+        for data in embedded
+    ]
+    texts = [sorted(data.texts) for data in plan.datasets]
+    lists = sorted({each.content for each in plan.lists})
+    labels = [plan.labels.content] if plan.labels else []
+    heads = {name: source.about for name, source in plan.sources.items()}
+    named = [plan.request.crawl, *(each.dataset for each in plan.request.seeds)]
+    named += [*plan.request.holdouts, *([plan.request.held] if plan.request.held else [])]
+    settings = [each.settings for each in named]
+    notes = [[each.licence, each.source, each.homepage] for each in settings]
+    return fingerprint([parts, texts, lists, heads, notes, *labels])
 
 
 @dataclass(frozen=True)

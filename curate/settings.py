@@ -97,21 +97,6 @@ class PipelineSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _keeps_what_is_labelled(self) -> PipelineSettings:
-        weighing = {
-            "balance.target": self.balance.target is not None,
-            "dedup.chain_floor": self.dedup.chain_floor is not None,
-        }
-        if self.labels is not None and (
-            said := [name for name, is_set in weighing.items() if is_set]
-        ):
-            raise ValueError(
-                f"labels and {said[0]} exclude each other: what is labelled could not stay; leave one "
-                "of them out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _draws_in_one_way(self) -> PipelineSettings:
         if self.balance.target is not None and self.top_up.target is not None:
             raise ValueError(

@@ -22,7 +22,8 @@ def explain(out: Path, name: str, as_json: bool, work: Path) -> None:
     """Tell the life of one image.
 
     Its facts, its group of copies, its nearest seeds, the decision and why. KEY is that of the
-    reports, the name inside its part, its URL, or its key in the shards.
+    reports, the name inside its part, its URL, or its key in the shards. What no crawled image is
+    called is looked for among the images of included seeds.
 
     \b
     lvd-curate explain runs/curate/sample 000000017

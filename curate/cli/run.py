@@ -48,7 +48,9 @@ for parts that were set aside."""
     "--dry-run", is_flag=True, help="Say what would be done, and the disk space it needs."
 )
 @click.option(
-    "--replace", is_flag=True, help="Swap an OUT that holds other settings, whole, at the end."
+    "--replace",
+    is_flag=True,
+    help="Swap an OUT that holds other settings, or keeps an earlier result, whole, at the end.",
 )
 @retry_option()
 @serve_option()
@@ -68,11 +70,13 @@ def run(
     goes on where it stopped. The exit status is 3 where it is done but for parts that failed again
     and again for reasons of their own.
 
-    --since OLD, for a crawl that has grown: what OLD exported stays, whatever the seeds and budgets of
-    this run say, and stands for its copies; only filters, lists and holdouts of this run drop it.
+    Where --out holds a result of these settings and its crawl has more images now, what it exported
+    stays and stands for its copies, and all shards are written anew; --replace judges all anew.
+
+    --since OLD does so with another result, whose settings may be others: what OLD exported stays,
+    whatever the seeds and budgets of this run say; only filters, lists and holdouts of this run drop it.
     Thresholds that were measured for OLD are kept, and so are its centroids until the images have
-    drifted from them (cluster.drift); all other settings are those of this run, and all shards are
-    written anew. `lvd-curate update OLD` adds shards to OLD instead.
+    drifted from them (cluster.drift). `lvd-curate update OLD` adds shards to OLD instead.
 
     \b
     lvd-curate run --pipeline sample --out runs/curate/sample
@@ -122,7 +126,9 @@ def run(
                 f"--since {since} is --out itself: say --replace to swap it at the end, or name "
                 "another --out"
             )
-    output = Output(out.absolute(), settings, replace, published.url if published else None)
+    name = published.url if published else None
+    anew = "" if replace or since is not None else _why_anew(plan, out, name, retry)
+    output = Output(out.absolute(), settings, replace, name, anew)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
@@ -130,9 +136,30 @@ def run(
     if since is not None:
         go_on_from(since, *how, adds=False, dry_run=dry_run)
     elif dry_run:
-        click.echo(describe(plan, out, published.url if published else ""))
+        click.echo(describe(plan, out, name or ""))
+        if held := output.count_images(plan.crawl.name):
+            follows = "what it exported stays" if anew is None else f"all are judged anew{anew}"
+            click.echo(f"           of {held:,} images: where the crawl has more now, {follows}")
     else:
         carry_out(pinned(plan), *how[1:])
+
+
+def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str | None:
+    """Return how what `out` exported could be kept where a run on a grown crawl does not keep it.
+
+    None where it does.
+    """
+    from shared.storage import read_optional
+
+    keep = "; to keep what is exported, stop this run"
+    if url is not None:
+        # what is on a store is not swapped whole, so that a kill could leave nothing to go on from
+        return f"{keep}, copy {url} to a folder and name that as --since"
+    if retry is not None and read_optional(out / "reports" / "funnel.json").get("set_aside"):
+        return f"{keep} and say lvd-curate update {out} --retry {retry}"
+    if plan.request.settings.labels is not None:
+        return "; without labels what is exported would stay"
+    return None
 
 
 def go_on_from(
@@ -152,11 +179,11 @@ def go_on_from(
     With `adds` that is `out`, and gets new shards. With `dry_run` say what there would be to do.
     """
     from curate.dry_run import describe
-    from curate.increment import read_before, refuse_weighing
+    from curate.increment import read_before, refuse_labels
     from curate.plan import pinned
     from shared.locks import scratch_folder
 
-    refuse_weighing(plan.request.settings)
+    refuse_labels(plan.request.settings)
     with scratch_folder(plan.work / "scratch") as scratch:
         before = read_before(old, plan.work, scratch, adds=adds)
         plan = dataclasses.replace(plan, before=before)

@@ -41,8 +41,8 @@ def update(
     copies, old and new, and counts towards budgets and targets. Clusters keep their centroids until
     the images have drifted from them (cluster.drift). The tables then speak of the whole crawl.
     What the crawl has lost, or what became corrupt or unsafe since, is refused while OUT holds it:
-    take it out with `lvd-curate remove` first. `lvd-curate run --since OUT` keeps to the same rule
-    and writes all shards anew, `lvd-curate run` judges everything anew.
+    take it out with `lvd-curate remove` first. `lvd-curate run` into OUT keeps to the same rule and
+    writes all shards anew, with --replace it judges everything anew.
 
     \b
     lvd-curate update runs/curate/sample --dry-run

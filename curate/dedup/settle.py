@@ -20,7 +20,7 @@ from curate.dedup.keep import RANK
 from curate.dedup.members import load_members
 from curate.neighbours.search import Searchable, cosine, use_threads
 
-VERSION = 3
+VERSION = 4
 SAME = 1e-6
 """More than the rounding of a mean cosine."""
 
@@ -45,7 +45,7 @@ def settle(
     """Write `settled.npy` of the components `first` to `last`: int64 ranks [m, 2].
 
     A row is a content and the one that stands for it. `hashed` is what `hashes.cover_copies` wrote.
-    One of the `stays` best ranks stands for its component even where another is more central.
+    The `stays` best ranks stand for themselves.
     """
     use_threads(threads)
     members, group = load_members(listed, first, last)
@@ -60,10 +60,10 @@ def settle(
     for rows in np.split(np.arange(len(members)), edges):
         if len(rows):
             together = np.searchsorted(rank[rows], best[rows])
-            is_free = central and bool(rank[rows[0]] >= stays)
+            fixed = int(np.searchsorted(rank[rows], stays))
             vectors = collection.vectors(members[rows])
             own = settle_component(
-                Searchable(vectors, members[rows]), together, bar, is_free, floor
+                Searchable(vectors, members[rows]), together, bar, central, floor, fixed
             )
             stands[rows] = rank[rows[own]]
     np.save(out / "settled.npy", np.stack([rank, stands], 1))
@@ -83,27 +83,32 @@ def settle_component(
     bar: Bar,
     central: bool,
     floor: float | None,
+    fixed: int = 0,
 ) -> Int64[np.ndarray, " n"]:
     """Return which row stands for each member of a component; the rows are from best to worst.
 
     `together` is the row whose way each one goes: that of the best of its hash, or its own.
 
-    The best stands for it, or with `central` the one with the highest mean cosine with the others. Members
-    whose cosine with that is below `floor` leave, unless it is of their hash; what is connected of
-    them by `bar` is a component again, until all are near enough.
+    The best stands for it, or with `central` the one with the highest mean cosine with the others, but
+    for the `fixed` first rows, which all stand for themselves: of these the first that is there. Members
+    whose cosine with that is below `floor` leave, unless it is of their hash, and so do other fixed ones;
+    what is connected of them by `bar` is a component again, until all are near enough.
     """
+    together = together.copy()
+    together[:fixed] = np.arange(fixed)
     stands = np.empty(len(members), np.int64)
     waiting = [np.arange(len(members))]
     while waiting:
         rows = waiting.pop()
         units = members.unit(rows)
-        best = most_central(units) if central else 0
+        best = most_central(units) if central and rows[0] >= fixed else 0
         stays = np.ones(len(rows), bool)
         if floor is not None:
             one = np.broadcast_to(units[best], units.shape)
-            reaches = cosine(units, one) >= np.float32(floor)
-            leader = np.searchsorted(rows, together[rows])
-            stays = reaches[leader] | (leader == leader[best])
+            stays = cosine(units, one) >= np.float32(floor)
+        stays[rows < fixed] = False
+        leader = np.searchsorted(rows, together[rows])
+        stays = stays[leader] | (leader == leader[best])
         stands[rows[stays]] = rows[best]
         left = rows[~stays]
         leaders = left[together[left] == left]

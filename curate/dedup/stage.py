@@ -85,7 +85,7 @@ def dedup(
         hashed = work.cover_copies()
         found, counts = work.group(hashed)
         ranks = work.ranks
-        if keep.POLICIES[settings.keep].central or settings.chain_floor is not None:
+        if work.settles:
             found, counts = work.settle(found, hashed)
         complete = work.measure_completeness()
         groups_so_far = found, stage.address
@@ -116,6 +116,17 @@ class _Dedup:
         """Where the images are ranked."""
         return self.runner.folder(self.stage) / "ranks"
 
+    @property
+    def stays(self) -> int:
+        """How many of the best ranks stand for themselves."""
+        return len(self.collection.standing)
+
+    @property
+    def settles(self) -> bool:
+        """Whether components are looked at as a whole, when all of them are known."""
+        central = keep.POLICIES[self.settings.keep].central
+        return central or self.settings.chain_floor is not None
+
     def cover_copies(self) -> Hashed | None:
         """Rank the images, and cover copies by their hashes, if asked to."""
         settings, home = self.settings, self.runner.folder(self.stage)
@@ -134,7 +145,7 @@ class _Dedup:
             for start, stop in self.collection.blocks()
         ]
         self.runner.run(self.stage, hashes.hash_pictures, units, note="hashing")
-        args = (self.ranks, [home / unit.name for unit in units], len(self.collection.standing))
+        args = (self.ranks, [home / unit.name for unit in units], self.stays)
         [counts] = self.runner.run(self.stage, hashes.cover_copies, [Unit("hashed", args)])
         return Hashed(settings.hash, home / "hashed" / STANDS, counts)
 
@@ -150,7 +161,8 @@ class _Dedup:
             self.runner.run(self.stage, function, units, note=note, gpus=gpus_wanted())
             searched = [home / unit.name for unit in units]
             how = settings.groups, settings.edges_per_image
-            args = (self.ranks, searched, *how, before, len(self.collection.standing))
+            stays = 0 if self.settles else self.stays
+            args = (self.ranks, searched, *how, before, stays)
             [result] = self.runner.run(self.stage, groups.group, [Unit(f"groups-{number}", args)])
             before = home / f"groups-{number}"
             if not result["undecided"]:
@@ -165,7 +177,7 @@ class _Dedup:
         if self.settings.groups != "greedy" or not leaders.count_leaders(contents):
             return before
         home, clusters = self.runner.folder(self.stage), self.clustered.clusters
-        how = self.bar, len(self.collection.standing), before, self.threads
+        how = self.bar, self.stays, before, self.threads
         unit = Unit("leaders", (self.collection, self.ranks, clusters, *how))
         self.runner.run(self.stage, leaders.find_leaders, [unit])
         led = home / "leaders"
@@ -189,8 +201,7 @@ class _Dedup:
         central = keep.POLICIES[settings.keep].central
         covered = hashed.stands.parent if hashed else None
         read = (self.collection, self.ranks, listed, covered)
-        stays = len(self.collection.standing)
-        how = (self.bar, central, settings.chain_floor, self.threads, stays)
+        how = (self.bar, central, settings.chain_floor, self.threads, self.stays)
         units = [Unit(f"settle-{first:012d}", (*read, first, last, *how)) for first, last in ranges]
         self.runner.run(self.stage, settle.settle, units, note="looking at components")
         folders = [home / unit.name for unit in units]

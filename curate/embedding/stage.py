@@ -58,6 +58,13 @@ class EmbeddedParts:
     """By content, the files of what stage predict computed of its vectors."""
 
     @property
+    def images(self) -> int:
+        """How many images they hold, those that cannot be read too."""
+        return sum(
+            (committed(self.request.facts / content) or {})["images"] for content in self.contents
+        )
+
+    @property
     def ignored(self) -> dict[str, Any]:
         """How many files are no images, by name or content, and a few of them."""
         stats = [committed(self.request.facts / content) or {} for content in self.contents]

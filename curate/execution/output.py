@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from curate.increment import CLUSTERS, REMOVED, Before
 from curate.neighbours.clusters import CENTROIDS
@@ -23,7 +23,7 @@ from shared.config import flat
 from shared.errors import LvdError
 from shared.folders import describe_folder
 from shared.locks import busy, locked
-from shared.progress import warn
+from shared.progress import say, warn
 from shared.storage import (
     digest_file,
     link_or_copy,
@@ -55,10 +55,20 @@ class Output:
     """`out`, and `out` + ".partial", where it is built; one process at a time works on it."""
 
     def __init__(
-        self, out: Path, settings: dict[str, Any], replace: bool, name: str | None = None
+        self,
+        out: Path,
+        settings: dict[str, Any],
+        replace: bool,
+        name: str | None = None,
+        anew: str | None = "",
     ) -> None:
-        """Refuse an `out`, which the user calls `name`, that holds something else, unless `replace`."""
+        """Refuse an `out`, which the user calls `name`, that holds something else, unless `replace`.
+
+        Where `anew` is None, a run of these settings goes on from the result there if its crawl has
+        grown; else it says how that could be had, if at all.
+        """
         self.out = out
+        self._anew = anew
         self._name = name or str(out)
         self.settings = settings
         self.partial = out.with_name(out.name + PARTIAL)
@@ -103,12 +113,17 @@ class Output:
             whose = describe_folder(self.out) or "no result of lvd-curate"
             raise LvdError(f"--out {self._name} is {whose}; name another --out")
         own, there = flat(self.settings), flat(there["settings"])
+        if self._anew is None:
+            there.pop(SINCE, None)
         for key in (*own, *there):
             if there.get(key) != own.get(key):
-                raise LvdError(
-                    f"--out {self._name} holds a run with {key}={there.get(key)!r}, not "
-                    f"{own.get(key)!r}: name another --out, or say --replace to swap it at the end"
-                )
+                self._refuse(key, there.get(key), own.get(key))
+
+    def _refuse(self, key: str, there: Any, own: Any) -> NoReturn:
+        raise LvdError(
+            f"--out {self._name} holds a run with {key}={there!r}, not {own!r}: name another --out, or "
+            "say --replace to swap it at the end"
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -189,23 +204,58 @@ class Output:
         """Put the centroids of a unit beside the shards, for a run that adds to this one."""
         link_or_copy(folder / CENTROIDS, self.clusters / CENTROIDS)
 
-    def is_up_to_date(self, before: Before, inputs: str) -> bool:
-        """Tell whether `out` is the result that a run of these inputs goes on from, and all of it is old."""
-        own, there = flat(self.settings), flat(before.run["settings"])
-        same = {**own, SINCE: None} == {**there, SINCE: None}
-        return same and before.inputs == inputs and before.is_at(self.out)
+    def is_up_to_date(self, before: Before | None, inputs: str) -> bool:
+        """Tell whether `out` is a result of these inputs that the run would go on from, or that went on.
 
-    def describe_growth(self, crawl: str, images: int) -> str:
-        """Return a line where `out` holds the result of fewer images of a crawl than there are, or ""."""
+        What a run that goes on from nothing makes is known by its address alone.
+        """
         there = read_optional(self.out / RUN)
-        held = there.get("datasets", {}).get("crawl", {}).get("images", images)
-        if there.get("crawl") != crawl or held >= images:
-            return ""
+        if before is not None:
+            goes_on = before.is_at(self.out)
+        else:
+            goes_on = self._anew is None and SINCE in there.get("settings", {})
+        own = {**flat(self.settings), SINCE: None}
         return (
-            f"{self.out} holds a result of {held:,} images, and crawl {crawl} has {images:,} now: all "
-            "are judged anew. To keep what is exported, stop this run and say lvd-curate update "
-            f"{self.out}, which adds shards to it, or run --since {self.out} --replace, which writes all anew"
+            goes_on
+            and there["inputs"] == inputs
+            and own == {**flat(there["settings"]), SINCE: None}
         )
+
+    def count_images(self, crawl: str) -> int | None:
+        """Return of how many images of this crawl `out` holds a result, None of none."""
+        there = read_optional(self.out / RUN)
+        of_crawl = there.get("datasets", {}).get("crawl", {})
+        images: int | None = of_crawl.get("images") if there.get("crawl") == crawl else None
+        return images
+
+    def has_grown(self, crawl: str, images: int) -> bool:
+        """Tell whether `out` is the result of a crawl that has more images now, and say what follows.
+
+        Raises LvdError where it is not, and went on from an earlier result, so that it has more than
+        its own settings.
+        """
+        held = self.count_images(crawl)
+        if held is None or held >= images:
+            since = read_optional(self.out / RUN).get("settings", {}).get(SINCE)
+            if since is not None and self._anew is None:
+                self._refuse(SINCE, since, None)
+            return False
+        have = (
+            f"{self._name} holds a result of {held:,} images, and crawl {crawl} has {images:,} now"
+        )
+        if self._anew is not None:
+            say(f"{have}: all are judged anew{self._anew}")
+            return False
+        say(
+            f"{have}: what it exported stays, and all shards are written anew; lvd-curate update adds "
+            "shards to it, run --replace judges all anew"
+        )
+        return True
+
+    def go_on_from(self, before: Before) -> None:
+        """Let the result be one since that in its place, which it takes at the end."""
+        self.settings = {**self.settings, SINCE: before.run["address"]}
+        self._replace = True
 
     def keep(self, before: Before) -> None:
         """Take over the list of what was removed from the result that the run goes on from.

@@ -1,4 +1,4 @@
-"""Tells the life of one crawled image: its facts, what became of it and why, and its company."""
+"""Tells the life of one image, crawled or of an included seed: what became of it and why, and its company."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import duckdb
 import numpy as np
 
 from curate.export.selection_list import list_files
-from curate.report.tables import open_tables, read_funnel, rows, threshold
+from curate.report.hits import of_included
+from curate.report.tables import (
+    SEED_IMAGES,
+    open_tables,
+    read_funnel,
+    rows,
+    table_patterns,
+    threshold,
+)
 from shared.errors import LvdError
 from shared.progress import printable
 
@@ -26,27 +34,34 @@ def life(out: Path, name: str, find_seeds: FindSeeds | None = None) -> dict[str,
     """Return what the run in `out` knows of one image, as JSON-able values.
 
     `name` is its key; else its member, with its part or without, its URL, or its key in the shards,
-    with its shard or without, where only one image has it. `find_seeds` is asked of a copy.
+    with its shard or without, where only one image has it. What no crawled image is called may be one
+    of an included seed. `find_seeds` is asked of a copy.
 
-    `key`, `decision`, `reason`, `why` (a sentence); `facts`; `cluster`; `thresholds` by stage;
+    `key`, `of_seed` (the included seed that it is of, or None), `decision`, `reason`, `why` (a
+    sentence); `facts`; `cluster`; `thresholds` by stage;
     `group`: None, or its `id`, `size`, `representative` (with that one's `decision`) and the first
     `MEMBERS` of its `members`: the representative, this image, the others by similarity;
     `seeds`: the nearest images of seeds, best first; `wanted_by`: the seeds that want it;
     `balance_cluster`: its row in `balance.parquet`, and `weight`: how often it is to be drawn, or
     None; `top_up_similarity`: its cosine with what was held or taken before it, or None; `written`: None, or the `shard`, or list, and the `key` in it.
-    LvdError, with the nearest keys, where no crawled image is called so, and where several are.
+    Of an image of an included seed, its company are the crawled `copies` of it: their number, and the
+    `MEMBERS` most similar ones; None of a crawled image.
+    LvdError, with the nearest keys, where no image is called so, and where several are.
     """
     funnel = read_funnel(out)
     with open_tables(out) as tables:
         image = _find(tables, out, name)
-        key = image["key"]
-        group = None if image["group"] is None else _group(tables, image["group"], key)
+        key, of_seed = image["key"], image.get("seed")
+        copies = _copies(tables, key, of_seed) if of_seed is not None else None
+        group = None if image.get("group") is None else _group(tables, image["group"], key)
         seeds = rows(
             tables,
             "SELECT seed, seed_key, similarity, strategy FROM retrieval WHERE key = ? ORDER BY rank",
             [key],
         )
-    if find_seeds is not None and not seeds and image["decision"] == "duplicate":
+    if of_seed is not None:
+        seeds = []  # those of a crawled image of the same key
+    elif find_seeds is not None and not seeds and image["decision"] == "duplicate":
         seeds = find_seeds(key)
     thresholds = {stage: threshold(funnel, stage) for stage in ("dedup", "retrieve", "holdout")}
     written = None
@@ -56,13 +71,15 @@ def life(out: Path, name: str, find_seeds: FindSeeds | None = None) -> dict[str,
         written = {"shard": shard, "key": image["output_key"]}
     return {
         "key": key,
+        "of_seed": of_seed,
         "decision": image["decision"],
         "reason": image["reason"],
         "why": _why(image, group, thresholds),
         "facts": {fact: image.get(fact) for fact in FACTS},
         "scores": image.get("scores") or {},
-        "cluster": image["cluster"],
+        "cluster": image.get("cluster"),
         "group": group,
+        "copies": copies,
         "seeds": seeds,
         "wanted_by": image.get("seeds") or [],
         "balance_cluster": image.get("balance_cluster"),
@@ -77,7 +94,8 @@ def explain(out: Path, name: str, find_seeds: FindSeeds | None = None) -> str:
     """Return `life` in words, for a terminal: escaped, a newline last."""
     told = life(out, name, find_seeds)
     facts = told["facts"]
-    lines = [f"{told['key']}: {told['decision']}", f"  {told['why']}", ""]
+    of_seed = f" (an image of seed {told['of_seed']})" if told["of_seed"] is not None else ""
+    lines = [f"{told['key']}{of_seed}: {told['decision']}", f"  {told['why']}", ""]
     size = "unknown size" if facts["width"] is None else f"{facts['width']}×{facts['height']}"
     picture = f"{size}, {facts['format'] or 'unknown format'}, {facts['bytes']:,} bytes"
     lines += _table(
@@ -93,24 +111,19 @@ def explain(out: Path, name: str, find_seeds: FindSeeds | None = None) -> str:
             ("top-up", _top_up(told["top_up_similarity"])),
         ]
     )
-    lines += [*_group_lines(told), *_seed_lines(told)]
+    lines += [*_group_lines(told), *_copy_lines(told), *_seed_lines(told)]
     if told["written"] is not None:
         lines += ["", f"Written to {told['written']['shard']} as {told['written']['key']}"]
     return "\n".join(printable(line) for line in lines) + "\n"
 
 
 def _find(tables: duckdb.DuckDBPyConnection, out: Path, name: str) -> dict[str, Any]:
-    if found := rows(tables, "SELECT * FROM images WHERE key = ?", [name]):
-        return found[0]
-    found = rows(
-        tables,
-        """
-        SELECT * FROM images
-        WHERE $1 IN (member, part || '/' || member, url, output_key, output_shard || '/' || output_key)
-        ORDER BY key LIMIT 4
-        """,
-        [name],
-    )
+    has_seeds = (out / "reports" / f"{SEED_IMAGES}.parquet").exists()
+    if has_seeds:
+        tables.read_parquet(table_patterns(out, SEED_IMAGES)).create_view(SEED_IMAGES)
+    for table in ("images", SEED_IMAGES) if has_seeds else ("images",):
+        if found := _called(tables, table, name):
+            break
     if len(found) > 1:
         keys = ", ".join(f"'{printable(row['key'])}'" for row in found[:3])
         more = ", ..." if len(found) > 3 else ""
@@ -120,6 +133,21 @@ def _find(tables: duckdb.DuckDBPyConnection, out: Path, name: str) -> dict[str, 
     if not found:
         raise LvdError(_unknown(tables, out, name))
     return found[0]
+
+
+def _called(tables: duckdb.DuckDBPyConnection, table: str, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a table that have this key; of none, some that are called so otherwise."""
+    return rows(
+        tables, f"SELECT * FROM {table} WHERE key = ? ORDER BY ALL LIMIT 4", [name]
+    ) or rows(
+        tables,
+        f"""
+        SELECT * FROM {table}
+        WHERE $1 IN (member, part || '/' || member, url, output_key, output_shard || '/' || output_key)
+        ORDER BY key LIMIT 4
+        """,
+        [name],
+    )
 
 
 def _scores(scores: dict[str, float | None]) -> str:
@@ -154,10 +182,28 @@ def _group(tables: duckdb.DuckDBPyConnection, group: int, key: str) -> dict[str,
     }
 
 
+def _copies(tables: duckdb.DuckDBPyConnection, key: str, seed: str) -> dict[str, Any]:
+    """Return the crawled copies of an image of an included seed, as `life` has them."""
+    found = rows(
+        tables,
+        """
+        SELECT key, duplicate_similarity AS similarity, count(*) OVER () AS size FROM images
+        WHERE duplicate_of = $1 AND ends_with(reason, $2) ORDER BY similarity DESC, key LIMIT $3
+        """,
+        [key, of_included(seed), MEMBERS],
+    )
+    return {
+        "size": found[0]["size"] if found else 0,
+        "most_similar": [{name: one[name] for name in ("key", "similarity")} for one in found],
+    }
+
+
 def _why(
     image: dict[str, Any], group: dict[str, Any] | None, thresholds: dict[str, float | None]
 ) -> str:
     decision, reason = image["decision"], image["reason"]
+    if image.get("seed") is not None:
+        return reason or "its seed is included"
     seed, similarity = image["nearest_seed"], image["seed_similarity"]
     if decision == "duplicate":
         return _why_duplicate(image, group, thresholds["dedup"])
@@ -211,6 +257,17 @@ def _group_lines(told: dict[str, Any]) -> list[str]:
     )
     if group["size"] > len(group["members"]):
         lines.append(f"  and {group['size'] - len(group['members']):,} more")
+    return lines
+
+
+def _copy_lines(told: dict[str, Any]) -> list[str]:
+    copies = told["copies"]
+    if not copies or not copies["size"]:
+        return []
+    lines = ["", f"Crawled copies of it, {copies['size']:,}"]
+    lines += _table([(f"{one['similarity']:.4f}", one["key"]) for one in copies["most_similar"]])
+    if copies["size"] > len(copies["most_similar"]):
+        lines.append(f"  and {copies['size'] - len(copies['most_similar']):,} more")
     return lines
 
 

@@ -28,6 +28,11 @@ class Hit:
         return f"cosine {self.similarity:.4f} with {self.key}"
 
 
+def of_included(seed: str) -> str:
+    """Return how the reason of a copy of an image of an included seed ends."""
+    return f"of seed {seed}, which is included"
+
+
 def find_hits(
     folders: tuple[Path, ...], block_size: int, sets: Sets, numbers: Numbers
 ) -> dict[int, Hit]:

@@ -29,7 +29,7 @@ from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
 from curate.neighbours.search import cosine, unit
 from curate.report.budgets import why_over_budget
-from curate.report.hits import Hit, Sets, describe_chain, find_chains, find_hits
+from curate.report.hits import Hit, Sets, describe_chain, find_chains, find_hits, of_included
 from curate.report.schemas import (
     DUPLICATES,
     FROM_FACTS,
@@ -278,7 +278,7 @@ class _Block:
                 result[row] = self._why_held(row)
             elif row in self.included:
                 hit = self.included[row]
-                result[row] = f"{hit} of seed {hit.name}, which is included"
+                result[row] = f"{hit} {of_included(hit.name)}"
             elif name == "duplicate" and self.exact[row]:
                 result[row] = f"the same bytes as {self.representative_key[row]}"
             elif name == "duplicate" and self.looked[row] != NOT:

@@ -17,6 +17,7 @@ from curate.catalogue.collection import Catalogued, Collection
 from curate.neighbours.hierarchy import Hierarchy
 from curate.neighbours.search import use_threads
 from curate.retrieval.answers import Answers
+from curate.retrieval.candidates import load_exported
 from curate.selection.evenness import measure_evenness
 from curate.selection.sampling import BalanceSettings, balance_vectors
 from curate.selection.wishes import Wish, addresses_of, gather_wishes, wishes_of
@@ -89,7 +90,10 @@ def choose(
     *,
     out: Path,
 ) -> dict[str, Any]:
-    """Write what `Balanced` says, and return the figures of head and tail before and after."""
+    """Write what `Balanced` says, and return the figures of head and tail before and after.
+
+    What the run found exported, or a label keeps, is taken first and counts towards the target.
+    """
     use_threads(threads)
     wishes = gather_wishes(wanted, barred, max_images)
     rows = np.flatnonzero(wishes.taken)
@@ -97,7 +101,8 @@ def choose(
     counts = pa.table([[] for _ in CLUSTERS], schema=CLUSTERS)
     if len(rows):
         vectors = crawl.vectors(wishes.numbers[rows])
-        weight[rows], hierarchy = balance_vectors(vectors, target, settings)
+        stays = load_exported(wanted[0].candidates)[rows]
+        weight[rows], hierarchy = balance_vectors(vectors, target, settings, stays)
         cluster[rows] = hierarchy.parents[0]
         counts = _count(hierarchy, weight[rows])
     np.save(out / "weight.npy", weight)
@@ -147,7 +152,7 @@ def describe_clusters(counts: pa.Table) -> dict[str, Any]:
 
 def balance_problems(told: dict[str, Any] | None) -> list[str]:
     """Return a line where what balance draws is not what was asked for."""
-    if told is None or isinstance(told["target"], float) or told["drawn"] == told["target"]:
+    if told is None or isinstance(told["target"], float) or told["drawn"] >= told["target"]:
         return []
     return [
         f"balance.target asks for {told['target']:,} images, and {told['retrieved']:,} are "

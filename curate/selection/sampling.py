@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from curate.neighbours.hierarchy import Hierarchy, choose_levels, find_hierarchy
@@ -51,12 +51,16 @@ class BalanceSettings(BaseModel):
 
 
 def balance_vectors(
-    vectors: Float[np.ndarray, "n d"], target: int | float, settings: BalanceSettings
+    vectors: Float[np.ndarray, "n d"],
+    target: int | float,
+    settings: BalanceSettings,
+    stays: Bool[np.ndarray, " n"] | None = None,
 ) -> tuple[Int32[np.ndarray, " n"], Hierarchy]:
     """Return how often each image is to be drawn, 0 where it is left out, and the clusters.
 
     A float is a share of n. The weights add up to the target, or to `repeats` times n where that is
-    less. Without vectors there is nothing to cluster, and nothing is drawn.
+    less; what `stays` is drawn all the same, and counts. Without vectors there is nothing to cluster,
+    and nothing is drawn.
     """
     if isinstance(target, float):
         target = max(1, round(target * len(vectors)))
@@ -68,29 +72,41 @@ def balance_vectors(
         iterations=settings.iterations,
         seed=settings.seed,
     )
-    weight = sample(hierarchy, target, settings.draw, settings.repeats, settings.seed)
+    weight = sample(hierarchy, target, settings.draw, settings.repeats, settings.seed, stays)
     return weight, hierarchy
 
 
 def sample(
-    hierarchy: Hierarchy, target: int, draw: Draw, repeats: int, seed: int
+    hierarchy: Hierarchy,
+    target: int,
+    draw: Draw,
+    repeats: int,
+    seed: int,
+    stays: Bool[np.ndarray, " n"] | None = None,
 ) -> Int32[np.ndarray, " n"]:
     """Return how often each image is drawn, by dealing the target from the top down.
 
     In a lowest cluster all images are drawn equally often, and those that `draw` says (ties by row)
-    once more.
+    once more. What `stays` is drawn at least once, before all others, so that no cluster is dealt less
+    than it holds of that.
     """
     rng = np.random.default_rng(seed)
-    held = hierarchy.counts()
-    dealt = deal(held[-1] * repeats, target, rng)
-    for parent, below in zip(hierarchy.parents[:0:-1], held[-2::-1], strict=True):
-        dealt = _deal_below(parent, dealt, below * repeats, rng)
-    own = hierarchy.parents[0]
+    held, own = hierarchy.counts(), hierarchy.parents[0]
+    stays = np.zeros(len(own), bool) if stays is None else stays
+    least = [np.bincount(own[stays], minlength=len(held[0])).astype(np.int64)]
+    for parent, above in zip(hierarchy.parents[1:], held[1:], strict=True):
+        least.append(np.bincount(parent, least[-1], len(above)).astype(np.int64))
+    dealt = deal(held[-1] * repeats, target, rng, least[-1])
+    for parent, below, lower in zip(
+        hierarchy.parents[:0:-1], held[-2::-1], least[-2::-1], strict=True
+    ):
+        dealt = _deal_below(parent, dealt, below * repeats, rng, lower)
     if draw == "random":
         order = rng.permutation(len(own))
     else:
         sign = -1 if draw == "nearest" else 1
         order = np.argsort(sign * hierarchy.similarity, kind="stable")
+    order = order[np.argsort(~stays[order], kind="stable")]
     place = np.empty(len(own), np.int64)
     place[order] = rank_within(own[order])
     all_of_them, once_more = np.divmod(dealt, np.maximum(held[0], 1))
@@ -102,6 +118,7 @@ def _deal_below(
     dealt: Int64[np.ndarray, " k"],
     capacity: Int64[np.ndarray, " m"],
     rng: np.random.Generator,
+    least: Int64[np.ndarray, " m"],
 ) -> Int64[np.ndarray, " m"]:
     """Deal what each cluster has got to the clusters in it."""
     result = np.zeros(len(parent), np.int64)
@@ -109,5 +126,5 @@ def _deal_below(
     edges = np.searchsorted(parent[order], np.arange(len(dealt) + 1))
     for cluster in np.flatnonzero(dealt):
         inside = order[edges[cluster] : edges[cluster + 1]]
-        result[inside] = deal(capacity[inside], int(dealt[cluster]), rng)
+        result[inside] = deal(capacity[inside], int(dealt[cluster]), rng, least[inside])
     return result

@@ -109,34 +109,43 @@ class Site:
         self("verify", self.out)
 
 
-def decide_by_the_rule(site, exported, threshold, floor):
-    """Return decision and representative of every key, from all pairs of stored vectors in float64.
+def load_crawl(site):
+    """Return the crawl of the result, and of its images keys, facts and stored vectors in float64."""
+    content = site.json("run.json")["datasets"]["crawl"]["content"]
+    crawl = Collection(site.work / "catalogue" / content / "all")
+    everyone = np.arange(len(crawl))
+    facts = crawl.facts(everyone, ["sha256", "width", "height", "bytes"]).to_pylist()
+    vectors = crawl.vectors(everyone).astype(np.float64)
+    return crawl.keys(everyone), facts, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    What is exported comes first, in the order of rank, and stands for itself; then the best first.
-    """
-    content = site.json("run.json")["datasets"]
-    crawl, seed = (
-        Collection(site.work / "catalogue" / content[role]["content"] / "all")
-        for role in ("crawl", "seed")
-    )
-    keys = crawl.keys(np.arange(len(crawl)))
-    facts = crawl.facts(np.arange(len(crawl)), ["sha256", "width", "height", "bytes"]).to_pylist()
-    vectors, seeds = (
-        each / np.linalg.norm(each, axis=1, keepdims=True)
-        for each in (
-            data.vectors(np.arange(len(data))).astype(np.float64) for data in (crawl, seed)
-        )
-    )
+
+def rank_by_the_rule(keys, facts, exported):
+    """Return an image for each content, what is exported first, in the order of rank; and by their hash."""
 
     def rank(n):
         fact = facts[n]
         pixels = fact["width"] * fact["height"]
         return keys[n] not in exported, -pixels, -fact["bytes"], keys[n]
 
-    by_bytes, stands, decided = {}, [], {}
+    by_bytes = {}
     for n in sorted(range(len(keys)), key=lambda n: (keys[n] not in exported, keys[n])):
         by_bytes.setdefault(facts[n]["sha256"], n)
-    for n in sorted(by_bytes.values(), key=rank):
+    return sorted(by_bytes.values(), key=rank), by_bytes
+
+
+def decide_by_the_rule(site, exported, threshold, floor):
+    """Return decision and representative of every key, from all pairs of stored vectors in float64.
+
+    What is exported comes first, in the order of rank, and stands for itself; then the best first.
+    """
+    keys, facts, vectors = load_crawl(site)
+    content = site.json("run.json")["datasets"]["seed"]["content"]
+    seed = Collection(site.work / "catalogue" / content / "all")
+    seeds = seed.vectors(np.arange(len(seed))).astype(np.float64)
+    seeds /= np.linalg.norm(seeds, axis=1, keepdims=True)
+    ranked, by_bytes = rank_by_the_rule(keys, facts, exported)
+    stands, decided = [], {}
+    for n in ranked:
         near = [r for r in stands if vectors[n] @ vectors[r] >= threshold]
         if near and keys[n] not in exported:
             decided[keys[n]] = "duplicate", keys[near[0]]

@@ -211,11 +211,12 @@ def grouped(
         searched = searched_for(clusters, ranks, out, bar, settings, before)
         after = _folder(home / f"groups-{number}")
         per_image = settings.edges_per_image
-        stays = len(collection.exported)
+        settles = POLICIES[settings.keep].central or settings.chain_floor is not None
+        stays = 0 if settles else len(collection.exported)
         result = group(ranks, searched, settings.groups, per_image, before, stays, out=after)
         before = after
         if not result["undecided"]:
-            if POLICIES[settings.keep].central or settings.chain_floor is not None:
+            if settles:
                 before = _settled(collection, ranks, before, covered, home, bar, settings)
             return before, number + 1
     raise AssertionError("the passes do not end")
@@ -314,7 +315,8 @@ def _settled(collection, ranks, groups, covered, home, bar, settings) -> Path:
     folders = []
     for first, last in ranges_of(listed):
         folders.append(_folder(home / f"settle-{first:06d}"))
-        how = (bar, POLICIES[settings.keep].central, settings.chain_floor, 1)
+        central, stays = POLICIES[settings.keep].central, len(collection.exported)
+        how = (bar, central, settings.chain_floor, 1, stays)
         settle(collection, ranks, listed, covered, first, last, *how, out=folders[-1])
     write_settled(ranks, groups, folders, out=out)
     return out

@@ -70,13 +70,44 @@ def made_hierarchy(below, above, similarity=None):
     )
 
 
-def as_even_as_can_be(dealt, capacity):
+def as_even_as_can_be(dealt, capacity, least=None):
     """Tell whether no unit could go from one to another that has two fewer, and has room."""
+    least = np.zeros(len(dealt)) if least is None else least
     return all(
-        not (dealt[a] > dealt[b] + 1 and dealt[b] < capacity[b])
+        not (dealt[a] > dealt[b] + 1 and dealt[b] < capacity[b] and dealt[a] > least[a])
         for a in range(len(dealt))
         for b in range(len(dealt))
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40),
+    st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    st.integers(1, 100),
+    st.integers(1, 3),
+    st.sampled_from(["random", "nearest", "furthest"]),
+)
+def test_what_stays_is_drawn_first_and_counts_and_the_rest_is_even(
+    images, above, target, repeats, draw
+):
+    below, stays = (np.array(column) for column in zip(*images, strict=True))
+    above = np.array(above)
+    hierarchy = made_hierarchy(below, above, np.arange(len(below)) % 4 / 4)
+    weight = sample(hierarchy, target, draw, repeats, 0, stays)
+    assert weight[stays].min(initial=1) >= 1
+    assert weight.sum() == min(max(target, stays.sum()), repeats * len(below))
+    top = above[below]
+    for own, inside in [(top, np.ones(3, bool)), *((below, above == x) for x in range(3))]:
+        counted = (weight, repeats * np.ones(len(own)), stays)
+        dealt, capacity, least = (np.bincount(own, x, len(inside))[inside] for x in counted)
+        assert as_even_as_can_be(dealt, capacity, least)
+    for cluster in range(6):
+        mine = below == cluster
+        if not weight[mine & ~stays].max(initial=0):
+            continue
+        assert weight[mine].max() - weight[mine].min() <= 1
+        assert weight[mine & stays].min(initial=repeats) >= weight[mine & ~stays].max()
 
 
 @settings(max_examples=100, deadline=None)

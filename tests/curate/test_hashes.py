@@ -29,11 +29,14 @@ from test_groups import reference_components, reference_greedy
 
 from curate.cli import main
 from curate.dedup import hashes
+from curate.dedup.bar import Bar
 from curate.dedup.groups import REPRESENTATIVE
 from curate.dedup.hashes import BITS, METHODS, STEPS, principal_directions
 from curate.dedup.near import DedupSettings
+from curate.dedup.settle import settle_component
 from curate.filters import grey, phash
 from curate.neighbours.cluster import ClusterSettings
+from curate.neighbours.search import Searchable
 
 WAYS = [
     {},
@@ -137,6 +140,17 @@ def test_copies_by_hash_stay_together_where_a_floor_parts_components(tmp_path, c
     assert stands == ([0, 0, 2, 3, 0] if "chain_floor" in chosen else [2, 2, 2, 3, 2])
     status = np.load(found / "status.npy").tolist()
     assert [status[n] == REPRESENTATIVE for n in range(4)] == [n == stands[n] for n in range(4)]
+
+
+@pytest.mark.parametrize("floor", [None, 0.9, 0.999])
+@pytest.mark.parametrize("central", [False, True])
+def test_copies_by_hash_follow_an_image_that_stays(floor, central):
+    angles = np.radians([0, 10, 9, 60])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float16)
+    members, together = Searchable(vectors, np.arange(4)), np.array([0, 0, 2, 0])
+    stands = settle_component(members, together, Bar(0.5, 0.5), central, floor, fixed=2)
+    # 1 and 3 have the hash of 0; 2 is nearer to 1, which stays
+    assert stands.tolist() == [0, 1, {None: 0, 0.9: 0, 0.999: 1}[floor], 0]
 
 
 def test_hashes_are_the_signs_along_the_components_of_a_decomposition():

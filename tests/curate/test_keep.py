@@ -19,6 +19,7 @@ from made_collection import (
 from pydantic import ValidationError
 from test_groups import at_angle, reference_components
 
+from curate.catalogue.collection import EXPORTED
 from curate.catalogue.keyed_order import keyed_hash
 from curate.dedup.keep import NUMBER, POLICIES, RANK
 from curate.dedup.near import DedupSettings
@@ -119,13 +120,16 @@ def test_the_middle_of_a_chain_is_the_most_central(tmp_path):
     st.integers(0, 2**20),
     st.sampled_from(list(POLICIES)),
     st.sampled_from([None, 0.8, 0.93, 0.97]),
+    st.sampled_from([0, 20]),
 )
 def test_components_are_those_of_brute_force_by_every_policy_and_floor(
-    tmp_path_factory, seed, keep, floor
+    tmp_path_factory, seed, keep, floor, stay
 ):
     work = tmp_path_factory.mktemp("work")
     vectors = clumps(seed, 6, 10, 6, 0.5)
     collection = from_vectors(work, vectors)
+    exported = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:stay])
+    np.save(collection.folder / EXPORTED, np.stack([exported, np.arange(stay)], 1))
     exact = exact_cosines(vectors, vectors)
     threshold = clear(exact, 0.95)
     floor = None if floor is None else clear(exact, floor)
@@ -135,12 +139,18 @@ def test_components_are_those_of_brute_force_by_every_policy_and_floor(
     stands = np.load(
         grouped(collection, clusters, work, threshold, chosen)[0] / "representative.npy"
     )
-    expected = reference_settled(exact, order, threshold, POLICIES[keep].central, floor)
+    expected = reference_settled(
+        exact, order, threshold, POLICIES[keep].central, floor, set(exported.tolist())
+    )
     assert stands.tolist() == expected
+    assert (stands[exported] == exported).all()
 
 
-def reference_settled(exact, order, threshold, central, floor):
-    """Return who stands for every image, by the definition; `order` is from best to worst."""
+def reference_settled(exact, order, threshold, central, floor, fixed):
+    """Return who stands for every image, by the definition; `order` is from best to worst.
+
+    Those of `fixed` stand for themselves, the first of a component for others too.
+    """
     stands = [-1] * len(order)
     waiting = [list(order)]
     while waiting:
@@ -155,11 +165,15 @@ def reference_settled(exact, order, threshold, central, floor):
         for root in set(label):
             mine = [row for row, own in zip(rows, label, strict=True) if own == root]
             best = mine[0]
-            if central:
+            if central and best not in fixed:
                 others = max(1, len(mine) - 1)
                 means = {row: (exact[row, mine].sum() - 1) / others for row in mine}
                 best = next(row for row in mine if means[row] >= max(means.values()) - SAME)
-            left = [row for row in mine if floor is not None and exact[row, best] < floor]
+            left = [
+                row
+                for row in mine
+                if row in fixed or (floor is not None and exact[row, best] < floor)
+            ]
             for row in set(mine) - set(left) | {best}:
                 stands[row] = best
             if set(left) - {best}:

@@ -180,16 +180,20 @@ def test_a_wrong_line_is_said_with_its_place_and_nothing_is_written(labelled, tm
     assert not to.exists()
 
 
+def test_balance_takes_what_is_labelled_keep_first(labelled, tmp_path, monkeypatch):
+    site, key_of = labelled[0], labelled[3]
+    monkeypatch.setattr(site, "out", tmp_path / "out")
+    labels = f"--set=labels={site.root / 'out.labels.parquet'}"
+    site("run", ALL, FLOOR, labels, "--set=balance.target=1")
+    assert [k for k, row in site.rows().items() if row["decision"] == "kept"] == [key_of["keep"]]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("--set=labels=nowhere.parquet",), "labels: nowhere.parquet is not there"),
         (("--set=labels=pipelines.yaml",), "labels: pipelines.yaml is no Parquet file"),
         (("--set=labels=out/reports/images.parquet",), "holds no labels"),
-        (
-            ("--set=labels=x", "--set=balance.target=5"),
-            "labels and balance.target exclude each other",
-        ),
         (("--set=labels=out.labels.parquet", "--since=out"), "without --since"),
     ],
 )

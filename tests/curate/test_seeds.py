@@ -16,6 +16,7 @@ from curate.catalogue.keyed_order import keyed_hash
 from curate.cli import main
 from curate.redraw import redraw
 from curate.report.contact_sheets import tiles_of
+from curate.report.explain import explain, life
 from curate.report.samples import brought_in
 from curate.report.tables import open_tables
 
@@ -439,6 +440,37 @@ def samples_of(out):
             if name.endswith(".jpg"):
                 found.append((json.loads(members[name.replace(".jpg", ".json")]), data))
     return found
+
+
+def test_images_of_included_seeds_are_explained_with_their_crawled_copies(included):
+    table = pq.read_table(included / "reports" / "seed_images.parquet").to_pylist()
+    crawled = images_of(included)
+    names = {row[column] for row in crawled for column in ("key", "member")}
+    copies = {}
+    for row in crawled:
+        for seed in {x["seed"] for x in table}:
+            if row["reason"].endswith(f" of seed {seed}, which is included"):
+                copies.setdefault((seed, row["duplicate_of"]), set()).add(row["key"])
+    assert copies
+    explained = 0
+    for row in table:
+        if row["key"] in names or len([x for x in table if x["key"] == row["key"]]) > 1:
+            continue
+        explained += 1
+        told = life(included, row["key"])
+        assert (told["of_seed"], told["decision"]) == (row["seed"], row["decision"])
+        assert told["why"] == (row["reason"] or "its seed is included")
+        mine = copies.get((row["seed"], row["key"]), set())
+        assert {one["key"] for one in told["copies"]["most_similar"]} == mine
+        assert told["copies"]["size"] == len(mine)
+        text = explain(included, row["key"])
+        assert text.startswith(f"{row['key']} (an image of seed {row['seed']}): {row['decision']}")
+        if row["output_key"]:
+            assert f"as {row['output_key']}" in text
+            assert life(included, row["output_key"])["key"] == row["key"]
+        assert ("Crawled copies of it" in text) == bool(mine)
+    assert explained >= 4
+    assert life(included, crawled[0]["key"])["of_seed"] is None
 
 
 def test_images_of_included_seeds_are_in_the_shards_and_in_a_table_of_their_own(site, included):

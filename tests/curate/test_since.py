@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
-from growing_crawl import LARGE, OWN, Site, decide_by_the_rule
+from growing_crawl import LARGE, OWN, Site, decide_by_the_rule, load_crawl, rank_by_the_rule
 from pictures import encoded, picture, write_tar
+from test_groups import reference_components
+from test_keep import reference_settled
 
 from curate.catalogue.keyed_order import keyed_hash
 
@@ -88,6 +90,8 @@ def test_the_same_earlier_result_gives_the_same_bytes_and_another_needs_replace(
     shutil.move(site.out, site.root / "first")
     site("run", since, f"--work={site.root / 'fresh'}")
     assert site.files() == made
+    assert "nothing to do" in site("run")
+    (site.data / "seed" / "109.jpg").write_bytes(encoded(picture(109)))
     said = " ".join(site("run", status=2).split())
     assert "holds a run with since=" in said
     assert "say --replace" in said
@@ -193,22 +197,97 @@ def test_included_seeds_and_centrality_keep_to_the_rule(site):
     site.require_whole()
 
 
-def test_what_weighs_images_by_all_others_is_refused(site):
-    site("run")
-    since = set_old_aside(site)
-    said = " ".join(site("run", since, "--set=balance.target=5", status=2).split())
-    assert "balance.target weighs images by all others" in said
+def test_what_is_no_result_is_refused(site):
     assert "is no finished run" in site("run", f"--since={site.root / 'none'}", status=2)
 
 
-def test_a_run_on_a_grown_crawl_names_both_ways_to_keep_what_is_there(site):
-    site("run")
+def test_balance_counts_what_is_there(site):
+    asked = ("--set=balance={target: 0.5, levels: [4, 2]}",)
+    site("run", *asked)
+    exported = kept(site).keys()
+    assert len(exported) == 12  # of 24
+    shutil.copytree(site.out, site.root / "old")
     site.grow()
+    site("update", site.out)
+    updated = kept(site)
+    assert len(updated) == 17  # of 34
+    assert exported < updated.keys()
+    assert site.json("reports/funnel.json")["balance"]["drawn"] == 17
+    site.require_whole()
+    shutil.rmtree(site.out)
+    site("run", f"--since={site.root / 'old'}", *asked)
+    again = kept(site)
+    assert again.keys() == updated.keys()
+    site("run", f"--since={site.root / 'old'}", "--set=balance.target=5", "--replace")
+    assert kept(site).keys() == exported
+
+
+def test_chains_are_parted_by_the_rule_in_float64(site):
+    asked = "--set=dedup={threshold: 0.7, groups: components, chain_floor: 0.8, looks: 0}"
+    site("run", asked)
+    exported = kept(site)
+    site.grow()
+    site("update", site.out)
+    rows = site.rows()
+    keys, facts, vectors = load_crawl(site)
+    ranked, _ = rank_by_the_rule(keys, facts, exported)
+    exact, places = vectors[ranked] @ vectors[ranked].T, range(len(ranked))
+    fixed = {place for place in places if keys[ranked[place]] in exported}
+    stands = reference_settled(exact, list(places), 0.7, False, 0.8, fixed)
+    for place in places:
+        own, leader = keys[ranked[place]], keys[ranked[stands[place]]]
+        assert rows[own]["duplicate_of"] == (None if leader == own else leader)
+    pairs = [(a, b) for a in places for b in range(a) if exact[a, b] >= 0.7]
+    label = reference_components(pairs, len(ranked))
+    assert len({label[place] for place in fixed}) < len(fixed)  # new images connect old ones
+    site.require_whole()
+
+
+def test_a_run_on_a_grown_crawl_keeps_what_is_there_unless_it_is_to_be_replaced(site, monkeypatch):
+    site("run")
+    old, exported = site.files(), kept(site)
+    shutil.copytree(site.out, site.root / "old")
+    site.grow()
+    for words, follows in (
+        (["--retry=parts"], "what it exported stays"),
+        (["--replace"], "all are judged anew"),
+    ):
+        said = site("run", "--dry-run", *words)
+        assert f"of 25 images: where the crawl has more now, {follows}" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("curate.pipeline.write_tables", fail)
+        site("run", status=2)
+    assert site.files() == old
     said = " ".join(site("run").split())
-    assert "holds a result of 25 images, and crawl crawl has 39 now" in said
-    assert f"lvd-curate update {site.out}" in said
-    assert f"run --since {site.out}" in said
-    assert "judged anew" not in site("run")
+    assert "holds a result of 25 images, and crawl crawl has 39 now: what it exported stays" in said
+    made = site.files()
+    assert exported.keys() < kept(site).keys()
+    assert "nothing to do" in site("run")
+    assert site.files() == made
+    write_tar(site.data / "crawl" / "00003.tar", {"070.jpg": encoded(picture(70))})
+    between = kept(site).keys()
+    site("run")
+    assert kept(site).keys() - between == {"00003/070"}
+    (site.data / "crawl" / "00003.tar").unlink()
+    shutil.rmtree(site.out)
+    site("run", f"--since={site.root / 'old'}")
+    assert site.files() == made
+    site("run", "--replace")
+    anew = site.files()
+    shutil.rmtree(site.out)
+    site("run")
+    assert site.files() == anew != made
+
+
+def test_what_was_removed_stays_out_of_a_run_on_a_grown_crawl(site):
+    site("run")
+    (site.root / "out.txt").write_text("00001/004\n")
+    site("remove", site.out, "--list", site.root / "out.txt", "--kind=key", f"--work={site.work}")
+    site.grow()
+    site("run")
+    assert site.rows()["00001/004"]["reason"] == "sha256 is on the list removed"
+    assert site.json("run.json")["removed"][0]["images"] == 1
+    site.require_whole()
 
 
 def test_another_drift_is_no_other_result(site):
