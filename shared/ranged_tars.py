@@ -10,7 +10,7 @@ from shared.parts import Member, size_problem
 from shared.remote import locate, read_range
 from shared.tars import list_tar
 
-_BLOCK = 16 << 10
+_BLOCK = 8 << 10
 """Bytes asked for at once: a header, the sidecars behind a small image, and the next header."""
 
 
