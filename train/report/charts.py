@@ -150,8 +150,10 @@ def _plot(name: str, meaning: str, curve: Curve, limit: float | None) -> Plot:
 
     def draw(axes: Axes) -> None:
         steps, values = zip(*curve.points, strict=True)
-        mark = {"marker": "o", "markersize": 3} if len(steps) <= 30 else {}
-        axes.plot(steps, values, color=_COLOURS["accent"], linewidth=1.5, **mark)
+        marker = "o" if len(steps) <= 30 else None
+        axes.plot(
+            steps, values, color=_COLOURS["accent"], linewidth=1.5, marker=marker, markersize=3
+        )
         if limit is not None:
             axes.axhline(limit, color=_COLOURS["wrong"], linewidth=1.2, linestyle=(0, (4, 3)))
         axes.margins(x=0.02, y=0.08)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf, nan
 from typing import Any
 
 MOST_POINTS = 400
@@ -14,11 +15,11 @@ MOST_POINTS = 400
 class Curve:
     """A metric over the steps; numbers that are not finite are left out, and counted."""
 
-    first: float | None = None
-    last: float | None = None
-    low: tuple[float, int] | None = None
+    first: float = nan
+    last: float = nan
+    low: tuple[float, int] = inf, 0
     """The lowest value, and the step that had it first."""
-    high: tuple[float, int] | None = None
+    high: tuple[float, int] = -inf, 0
     lost: int = 0
     lines_a_point: int = 1
     _sums: list[tuple[int, int, float]] = field(default_factory=list)
@@ -29,11 +30,12 @@ class Curve:
         if value is None:
             self.lost += 1
             return
-        self.first = value if self.first is None else self.first
+        if not self._sums:
+            self.first = value
         self.last = value
-        if self.low is None or value < self.low[0]:
+        if value < self.low[0]:
             self.low = value, step
-        if self.high is None or value > self.high[0]:
+        if value > self.high[0]:
             self.high = value, step
         if self._sums and self._sums[-1][0] < self.lines_a_point:
             count, steps, total = self._sums.pop()

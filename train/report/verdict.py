@@ -52,7 +52,7 @@ def _how_far(state: State, history: History) -> str:
 def _learned(curves: dict[str, Curve]) -> Iterator[str]:
     for name, meaning in SCORES.items():
         curve = curves.get(name)
-        if curve is None or curve.first is None:
+        if curve is None or not curve.points:
             continue
         if len(curve.points) == 1:
             yield f"{meaning[0].upper()}{meaning[1:]} is {curve.first:.1%} at the start."
@@ -141,7 +141,7 @@ def _collapses(history: History) -> Iterator[Remedy]:
 def _scores_lost(state: State, curves: dict[str, Curve]) -> Iterator[Remedy]:
     for name, meaning in SCORES.items():
         curve = curves.get(name)
-        if curve is None or curve.high is None or curve.last is None or len(curve.points) < 2:
+        if curve is None or len(curve.points) < 2:
             continue
         best, step = curve.high
         if curve.last < (1 - FELL) * best:
