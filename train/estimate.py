@@ -96,7 +96,8 @@ def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) 
 
     Memory is that of one process, by what it is for. Activations are what autograd saves, bytes for
     bytes, copies of weights in lower precision included, with the form of attention that a CPU
-    would take: set `model.attention` for another device. Gradients grow while activations go, and
+    would take: set `model.attention` for another device. Blocks that are computed again keep their
+    inputs, and under selective checkpointing their products; one of them at a time is whole. Gradients grow while activations go, and
     so the sum of all is mostly more than a step holds at once: from 2% less to 11% more than the
     peak measured with ten small models on a CPU, in float32 and in bfloat16. Gathered weights of
     sharded blocks, and what an allocator, a compiler or CUDA itself keeps come on top.

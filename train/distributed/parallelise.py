@@ -13,11 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import (
-    checkpoint,
-    create_selective_checkpoint_contexts,
-    noop_context_fn,
-)
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from shared.errors import LvdError
 from train.distributed.ranks import Ranks
@@ -43,21 +39,21 @@ def parallelise(
 ) -> tuple[nn.Module, nn.Module]:
     """Return what to call in place of `student` and `teacher`, which are changed in place.
 
-    Both are networks, on the device of `ranks` or, to be sharded, on `meta`, with blocks `backbone.vit.blocks` and heads
-    `dino_head`, `ibot_head` and `projector` (may be None). Blocks and heads are sharded as units of
-    their own, the teacher on the student's mesh, so that its average runs on matching shares.
-    Parameters keep their names and places. Without a process group nothing is spread. Make the optimiser afterwards.
+    Both are networks, on the device of `ranks` or, to be sharded, on `meta`, with blocks
+    `backbone.vit.blocks` and heads `dino_head`, `ibot_head` and `projector` (may be None). Blocks
+    and heads are sharded as units of their own, the teacher on the student's mesh, so that its
+    average runs on matching shares. Parameters keep their names and places. Without a process group
+    nothing is spread. Make the optimiser afterwards.
     """
     # `forward` is replaced, not the module wrapped: names stay, and what FSDP does around a block
     # stays outside of what is recomputed and compiled.
     if settings.activation_checkpointing:
-        contexts = noop_context_fn
+        again = partial(checkpoint, use_reentrant=False)
         if settings.activation_checkpointing == "selective":
-            contexts = partial(create_selective_checkpoint_contexts, list(KEPT_BY_SELECTIVE))
+            kept = partial(create_selective_checkpoint_contexts, list(KEPT_BY_SELECTIVE))
+            again = partial(again, context_fn=kept)
         for block in _blocks(student):
-            block.forward = partial(
-                checkpoint, block.forward, use_reentrant=False, context_fn=contexts
-            )
+            block.forward = partial(again, block.forward)
     if settings.compile:
         _compile([*_blocks(student), *_blocks(teacher)])
     if not dist.is_initialized():

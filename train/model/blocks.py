@@ -64,7 +64,7 @@ class SparseBlock(Block):
         if kept is not None:
             scales = x.new_zeros(len(x))
             for size in kept:
-                scales.index_fill_(0, size.tokens, size.scale)
+                scales = scales.index_fill(0, size.tokens, size.scale)
             update = update * scales[read, None]
         return tokens + update
 
@@ -101,9 +101,9 @@ def _add_branch(x: Tensor, branch: Branch, shapes: Shapes, kept: list[Kept] | No
     chosen = x.index_select(0, torch.cat([size.tokens for size in kept]))
     counts = tuple((size.samples, length) for size, length in zip(kept, lengths, strict=True))
     updates = branch(chosen, counts).to(x.dtype).split([len(size.tokens) for size in kept])
-    x = x.clone()
     for size, update in zip(kept, updates, strict=True):
-        x.index_add_(0, size.tokens, update, alpha=size.scale)
+        # Not in place, which compiled checkpointing cannot have: a copy of the tokens for each size.
+        x = x.index_add(0, size.tokens, update, alpha=size.scale)
     return x
 
 

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-CREATING = (torch.ops.aten.empty.memory_format, torch.ops.aten.zeros.default)
-CREATING += (torch.ops.aten.ones.default,)
+CREATING = (
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.zeros.default,
+    torch.ops.aten.ones.default,
+)
 """What parameters are made with; timm makes numbers for its own use with others."""
 
 Values = dict[str, Callable[[], Tensor]]
@@ -47,7 +50,9 @@ class DeferredInit(TorchDispatchMode):
     """While it is entered, parameters made for the CPU have no content: they are on `meta`.
 
     torch's generator advances as if they had, one tensor being drawn, and dropped, at a time; so
-    the values are those of a network that is built whole. Memory: the largest tensor.
+    the values are those of a network that is built whole, for twice the draws. Initialisation that
+    asks for content meanwhile, as `nn.init.trunc_normal_` of the heads, cannot be deferred: torch
+    passes over it without a word, and `build_network` builds heads outside of this.
     """
 
     def __init__(self) -> None:

@@ -17,7 +17,13 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import LvdError
-from train.distributed.parallelise import autocast, parallelise, resolve_precision, sync_gradients
+from train.distributed.parallelise import (
+    autocast,
+    parallelise,
+    prepare_frozen,
+    resolve_precision,
+    sync_gradients,
+)
 from train.distributed.ranks import Ranks, process_group, sum_over_ranks
 from train.distributed.settings import ParallelSettings
 from train.model.network import Network, build_network, make_teacher
@@ -32,6 +38,11 @@ CASES = {
     "auto": {},
     "fsdp": {"strategy": "fsdp"},
     "fsdp, checkpointed": {"strategy": "fsdp", "activation_checkpointing": True},
+    "fsdp, checkpointed, compiled": {
+        "strategy": "fsdp",
+        "activation_checkpointing": True,
+        "compile": True,
+    },
     "fsdp, selective, compiled": {
         "strategy": "fsdp",
         "activation_checkpointing": "selective",
@@ -340,6 +351,16 @@ def test_checkpointed_blocks_keep_less_for_the_backward_pass() -> None:
             loss_of(called, slice(0, IMAGES))
         kept.append(sum(saved))
     assert kept[1] < kept[0] / 2
+
+
+def test_the_blocks_of_a_frozen_teacher_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, teacher = new_networks()
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call) or call)
+    settings = ParallelSettings(compile=True)
+    prepare_frozen(teacher, teacher.backbone, settings, torch.float32)
+    assert [call.__self__ for call in compiled] == list(teacher.backbone.vit.blocks)
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
 
 
 def test_the_precision_that_is_asked_for_is_taken() -> None:
