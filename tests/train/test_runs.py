@@ -123,6 +123,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_exits_cleanly(
 def test_a_run_goes_on_with_another_number_of_processes(place: Path, tmp_path: Path) -> None:
     out = place / "grown"
     still = ["--set", "model.drop_path=0", "--set", "checkpoints.every=6"]
+    still += ["--set", "group_size=8"]  # so that both processes hold half of each group
     asked = command(place / "pipelines.yaml", place / "shards", out, *still)
     with started(asked, place / "grown.log") as process:
         wait_for(out / "checkpoints" / "step-0000006", process)

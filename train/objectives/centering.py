@@ -84,14 +84,7 @@ class SinkhornKnopp(Centering):
         with torch.autocast(chunks[0].vectors.device.type, enabled=False):
             kept = _kept(chunks)
             highest = _highest(chunks, kept)
-            sums = torch.zeros_like(highest)
-            for chunk, whole in zip(chunks, kept, strict=True):
-                for tile in tiles(chunk) if whole is None else [whole]:
-                    for rows, scaled, share in softmax_blocks(tile, highest, temperature):
-                        # The largest probability is exp(top) / normaliser.
-                        sums.addmv_(share.T, scaled.amax(dim=1).exp() / share.amax(dim=1))
-                        if whole is not None:
-                            whole[rows] = share
+            sums = _first_sums(chunks, kept, highest, temperature)
             shares = _shares(chunks, kept, highest, temperature)
             for _ in range(self.iterations - 1):
                 scales, sums = 1 / sum_over_ranks(sums), torch.zeros_like(sums)
@@ -163,6 +156,24 @@ def _highest(chunks: Sequence[Logits], kept: Sequence[Tensor | None]) -> Float[T
             if len(tile):
                 torch.maximum(highest, tile.amax(dim=0), out=highest)
     return max_over_ranks(highest)
+
+
+def _first_sums(
+    chunks: Sequence[Logits],
+    kept: Sequence[Tensor | None],
+    highest: Float[Tensor, " K"],
+    temperature: float,
+) -> Float[Tensor, " K"]:
+    """Return the sums over rows of exp((l - highest) / temperature); what is kept becomes shares."""
+    sums = torch.zeros_like(highest)
+    for chunk, whole in zip(chunks, kept, strict=True):
+        for tile in tiles(chunk) if whole is None else [whole]:
+            for rows, scaled, share in softmax_blocks(tile, highest, temperature):
+                # The largest probability is exp(top) / normaliser.
+                sums.addmv_(share.T, scaled.amax(dim=1).exp() / share.amax(dim=1))
+                if whole is not None:
+                    whole[rows] = share
+    return sums
 
 
 def _shares(

@@ -59,29 +59,32 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors, prototypes, targets, lessons, weights, temperature):
         views, images, _ = vectors.shape
-        of_vectors, of_prototypes = ctx.needs_input_grad[:2]
-        teachers = [
-            range(view * images, (view + 1) * images)
-            for view in range(len(targets) // max(1, images))
-        ]
-        loss = vectors.new_zeros((), dtype=working_dtype(vectors))
         to_vectors: list[Tensor] = []
-        to_prototypes = _Sum(prototypes) if of_prototypes else None
-        for at in blocks(
-            range(images), max(1, tile_rows(len(prototypes), vectors.device) // views)
-        ):
+        to_prototypes = _Sum(prototypes) if ctx.needs_input_grad[1] else None
+        loss = vectors.new_zeros((), dtype=working_dtype(vectors))
+
+        def add(
+            at: slice,
+        ) -> None:  # whose matrices are gone before those of the next tile are made
             own = vectors[:, at].flatten(0, 1)
             logits = (own @ prototypes.mT).unflatten(0, (views, -1))
-            taught = [targets.tile(slice(rows[at].start, rows[at].stop)) for rows in teachers]
-            wanted = of_vectors or of_prototypes
-            loss += _loss_and_gradient(logits, taught, lessons, weights[at], temperature, wanted)
+            taught = [
+                targets.tile(slice(first + at.start, first + at.stop))
+                for first in range(0, len(targets), images)
+            ]
+            wanted = any(ctx.needs_input_grad)
+            loss.add_(_loss_and_gradient(logits, taught, lessons, weights[at], temperature, wanted))
             gradient = logits.flatten(0, 1)
-            if of_vectors:
+            if ctx.needs_input_grad[0]:
                 to_vectors.append((gradient @ prototypes).unflatten(0, (views, -1)))
-            if of_prototypes:
+            if to_prototypes is not None:
                 to_prototypes.add(gradient.mT @ own)
+
+        rows = tile_rows(len(prototypes), vectors.device)
+        for at in blocks(range(images), max(1, rows // views)):
+            add(at)
         ctx.save_for_backward(
-            _joined(to_vectors, vectors) if of_vectors else None,
+            _joined(to_vectors, vectors) if ctx.needs_input_grad[0] else None,
             to_prototypes and to_prototypes.total(),
         )
         return loss

@@ -76,10 +76,12 @@ def blocks(whole: range, step: int) -> Iterator[slice]:
 
 
 def tiles(logits: Logits) -> Iterator[Float[Tensor, "t K"]]:
-    """Yield the logits, so many rows of them at a time, in their order."""
+    """Yield the logits, so many rows at a time and in their order, in memory that the next ones take."""
     vectors, prototypes = logits
-    for rows in blocks(range(len(vectors)), tile_rows(len(prototypes), vectors.device)):
-        yield vectors[rows] @ prototypes.mT
+    most = min(len(vectors), tile_rows(len(prototypes), vectors.device))
+    buffer = vectors.new_empty((most, len(prototypes)))
+    for rows in blocks(range(len(vectors)), max(1, most)):
+        yield torch.mm(vectors[rows], prototypes.mT, out=buffer[: rows.stop - rows.start])
 
 
 def softmax_blocks(
