@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,6 +21,8 @@ from shared.remote import is_remote
 
 DEBUG = "lvd.debug"
 """In what a command notes for itself: whether tracebacks are asked for."""
+STOPPED = 130
+"""The exit status after Ctrl-C."""
 STOP_AT_EOF = "LVD_STOP_AT_EOF"
 """Set in the environment of a command whose stdin is a pipe that ends when its parent dies."""
 
@@ -35,6 +39,15 @@ class Commands(click.Group):
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
         super().__init__(*args, context_settings=settings, **kwargs)
         self.prog = prog
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program, which after Ctrl-C does not wait for the interpreter's own end."""
+        try:
+            return self.main(*args, **kwargs)
+        except SystemExit as ended:
+            if ended.code == STOPPED:
+                _end_at_once()
+            raise
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         """Add a command, with the option `--debug`."""
@@ -58,8 +71,11 @@ class Commands(click.Group):
             sys.exit(2)
         except KeyboardInterrupt:
             _trace(context)
-            click.echo(f"{self.prog}: stopped; run the same command again to go on", err=True)
-            sys.exit(130)
+            click.echo(
+                f"{self.prog}: stopped; what was finished is safe: run the same command again to go on",
+                err=True,
+            )
+            sys.exit(STOPPED)
 
 
 @click.command()
@@ -101,6 +117,15 @@ def _trace(context: click.Context) -> None:
     """Show the traceback of the error that is being handled, if that is asked for."""
     if context.find_root().meta.get(DEBUG):
         traceback.print_exc()
+
+
+def _end_at_once() -> None:
+    """End the process as it would end, but for taking down modules: seconds where torch is loaded."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads it
+            stream.flush()
+    os._exit(STOPPED)
 
 
 class LocalFolder(click.ParamType):

@@ -1,4 +1,5 @@
 import os
+import re
 import pty
 import re
 import subprocess
@@ -8,7 +9,7 @@ import threading
 import pytest
 
 from shared import progress
-from shared.progress import duration, printable, rate, say, stage_bar, warn
+from shared.progress import StageBar, duration, printable, rate, say, stage_bar, warn
 
 
 @pytest.fixture
@@ -64,6 +65,14 @@ def test_a_stage_that_fails_says_how_far_it_came(clock, capsys):
     with pytest.raises(ZeroDivisionError):
         stage()
     assert capsys.readouterr().err == "embed       stopped after 3 of 10 parts, 1.0 s\n"
+
+
+def test_a_stopped_stage_counts_what_was_under_way_apart():
+    bar = StageBar("embed", None, "images")
+    assert re.fullmatch(r"embed       stopped after \d.\d s", bar.summary(finished=False))
+    bar.count_under_way(64)
+    said = bar.summary(finished=False)
+    assert re.fullmatch(r"embed       stopped after 0 images, \d.\d s, 64 more under way", said)
 
 
 def test_every_line_fits_a_hundred_columns(clock, capsys):
