@@ -30,8 +30,8 @@ STOP_AT_EOF = "LVD_STOP_AT_EOF"
 class Commands(click.Group):
     """A group of commands, called as `prog`, that turns errors of the user into one line.
 
-    Help is as wide as everything else, and lists the commands in the order of their definition. The
-    exit status is 2 for an LvdError and 130 for Ctrl-C. Every command takes `--debug`, with which the
+    Help is as wide as everything else, and lists the commands in the order of their definition, by
+    section where they have one. The exit status is 2 for an LvdError and 130 for Ctrl-C. Every command takes `--debug`, with which the
     traceback comes before that line.
     """
 
@@ -39,6 +39,7 @@ class Commands(click.Group):
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
         super().__init__(*args, context_settings=settings, **kwargs)
         self.prog = prog
+        self.sections: dict[str, list[str]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program, which after Ctrl-C does not wait for the interpreter's own end."""
@@ -48,6 +49,23 @@ class Commands(click.Group):
             if ended.code == STOPPED:
                 _end_at_once()
             raise
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands that the help lists together, under a title."""
+        self.sections[title] = [str(command.name) for command in commands]
+        for command in commands:
+            self.add_command(command)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, with what each is for."""
+        listed = {name for names in self.sections.values() for name in names}
+        rest = [name for name in self.commands if name not in listed]
+        for title, names in {**self.sections, "Also": rest}.items():
+            room = formatter.width - 6 - max(map(len, self.commands))
+            rows = [(name, self.commands[name].get_short_help_str(room)) for name in names]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         """Add a command, with the option `--debug`."""

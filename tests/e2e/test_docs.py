@@ -27,6 +27,8 @@ TASKS = ROOT / "docs" / "tasks.md"
 PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {TASKS}), TASKS]
 REASONS = {"", "needs-data", "takes-minutes"}
 TOOLS = {".venv/bin/lvd-curate": curate, ".venv/bin/lvd-train": train}
+ELSEWHERE = {"demo", "loop", "completion", "eval"}
+"""Commands whose examples are run by other tests, or need labelled pictures."""
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IMAGES = 160
 QUICK = {
@@ -146,6 +148,26 @@ def call(command):
     prefix = Path(tool).name.replace("-", "_").upper()
     done = CliRunner().invoke(TOOLS[tool], words, auto_envvar_prefix=prefix)
     assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
+
+
+def first_examples(group, command):
+    """Return the lines of a help down to the first call of the command itself."""
+    text = re.sub(r"\\\n\s*", "", command.help)
+    found = []
+    for line in re.findall(rf"^\s*({group.prog} .*)$", text, re.MULTILINE):
+        found.append(f".venv/bin/{re.split(r' {3,}', line)[0]}")
+        if line.split()[1] == command.name:
+            return found
+    raise AssertionError(f"{command.name} has no example")
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("group", [curate, train], ids=lambda group: group.prog)
+def test_the_first_example_of_every_help_works_on_the_sample(group):
+    for name, command in group.commands.items():
+        if name not in ELSEWHERE:
+            for example in first_examples(group, command):
+                call(example)
 
 
 @pytest.mark.usefixtures("site")

@@ -1,5 +1,4 @@
 import os
-import re
 import pty
 import re
 import subprocess
