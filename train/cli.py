@@ -104,7 +104,7 @@ def run(
 
     \b
     lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/sample
-    lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/more \
+    lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/more \\
         --set steps=400 --set epochs=80 --dry-run
     """
     from shared.storage import reraise_disk_full
