@@ -34,7 +34,7 @@ def main() -> None:
     lvd-curate report runs/curate/sample                           what was kept, and why
     lvd-curate run --crawl 'crawl/*.tar' --seed my_seed --out runs/curate/mine --dry-run
 
-    Each command's --help has examples that work on that sample; docs/tasks.md has ten tasks.
+    Each command's --help begins with an example on that sample; docs/tasks.md has ten tasks.
     """
 
 
