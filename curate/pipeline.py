@@ -28,6 +28,7 @@ from curate.record import count_funnel, describe_run
 from curate.report import datasheet, groups, pairs, rows, seed_images
 from curate.report.datasheet import write_datasheet
 from curate.report.pairs import Pool
+from curate.report.relevance import Relevance
 from curate.report.rows import Decided
 from curate.report.stage import draw, write_pairs, write_tables
 from curate.results import Datasets, Results, inputs_of
@@ -313,4 +314,26 @@ def _pool(plan: Plan, results: Results) -> Pool:
         settings=settings.dedup,
         per_image=settings.report.pairs,
         threads=settings.engine.threads,
+        relevance=_relevance(plan, results),
     )
+
+
+def _relevance(plan: Plan, results: Results) -> Relevance | None:
+    """Return what keeps an image; None where more than thresholds of seeds decides about it."""
+    settings, answers = plan.request.settings, results.answers
+    by_threshold = all(
+        each.settings.strategy == "threshold"
+        and each.settings.max_images is None
+        and each.chosen.target is None
+        and each.retrieved.recall is None  # a large seed, which is searched in clusters
+        for each in answers.wanted
+    )
+    others = (
+        *(answers.barred, results.datasets.holdouts, results.datasets.included),
+        *(plan.before, plan.labels, settings.retrieve.max_images, results.topped_up),
+        results.balanced.folder,
+    )
+    if not by_threshold or any(others):
+        return None
+    seeds = tuple((each.retrieved.seed, each.threshold.value) for each in answers.wanted)
+    return Relevance(results.datasets.crawl_by_meaning.collection, seeds)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,6 +21,8 @@ from shared.remote import is_remote
 
 DEBUG = "lvd.debug"
 """In what a command notes for itself: whether tracebacks are asked for."""
+STOPPED = 130
+"""The exit status after Ctrl-C."""
 STOP_AT_EOF = "LVD_STOP_AT_EOF"
 """Set in the environment of a command whose stdin is a pipe that ends when its parent dies."""
 
@@ -26,8 +30,8 @@ STOP_AT_EOF = "LVD_STOP_AT_EOF"
 class Commands(click.Group):
     """A group of commands, called as `prog`, that turns errors of the user into one line.
 
-    Help is as wide as everything else, and lists the commands in the order of their definition. The
-    exit status is 2 for an LvdError and 130 for Ctrl-C. Every command takes `--debug`, with which the
+    Help is as wide as everything else, and lists the commands in the order of their definition, by
+    section where they have one. The exit status is 2 for an LvdError and 130 for Ctrl-C. Every command takes `--debug`, with which the
     traceback comes before that line.
     """
 
@@ -35,6 +39,33 @@ class Commands(click.Group):
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
         super().__init__(*args, context_settings=settings, **kwargs)
         self.prog = prog
+        self.sections: dict[str, list[str]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program, which after Ctrl-C does not wait for the interpreter's own end."""
+        try:
+            return self.main(*args, **kwargs)
+        except SystemExit as ended:
+            if ended.code == STOPPED:
+                _end_at_once()
+            raise
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands that the help lists together, under a title."""
+        self.sections[title] = [str(command.name) for command in commands]
+        for command in commands:
+            self.add_command(command)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, with what each is for."""
+        listed = {name for names in self.sections.values() for name in names}
+        rest = [name for name in self.commands if name not in listed]
+        for title, names in {**self.sections, "Also": rest}.items():
+            room = formatter.width - 6 - max(map(len, self.commands))
+            rows = [(name, self.commands[name].get_short_help_str(room)) for name in names]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         """Add a command, with the option `--debug`."""
@@ -58,8 +89,11 @@ class Commands(click.Group):
             sys.exit(2)
         except KeyboardInterrupt:
             _trace(context)
-            click.echo(f"{self.prog}: stopped; run the same command again to go on", err=True)
-            sys.exit(130)
+            click.echo(
+                f"{self.prog}: stopped; what was finished is safe: run the same command again to go on",
+                err=True,
+            )
+            sys.exit(STOPPED)
 
 
 @click.command()
@@ -101,6 +135,15 @@ def _trace(context: click.Context) -> None:
     """Show the traceback of the error that is being handled, if that is asked for."""
     if context.find_root().meta.get(DEBUG):
         traceback.print_exc()
+
+
+def _end_at_once() -> None:
+    """End the process as it would end, but for taking down modules: seconds where torch is loaded."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads it
+            stream.flush()
+    os._exit(STOPPED)
 
 
 class LocalFolder(click.ParamType):

@@ -95,8 +95,9 @@ class StageBar:
         worked, seconds = self.done - self.skipped, self.seconds
         if not finished:
             of = f" of {self.total:,}" if self.total is not None else ""
-            counted = f"{self.done:,}{of} {self.unit}"
-            return self._line(f"stopped after {counted}, {duration(seconds)}")
+            counted = f"{self.done:,}{of} {self.unit}, " if self.shown or self.total else ""
+            begun = f", {self.shown - self.done:,} more under way" if self.shown > self.done else ""
+            return self._line(f"stopped after {counted}{duration(seconds)}{begun}")
         words = [f"{self.done:,} {self.unit}" if self.done or self.total else ""]
         if worked == 0 and self.skipped:
             words.append("all done before")

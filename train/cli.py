@@ -20,15 +20,14 @@ def main() -> None:
     """Train a vision transformer without labels on the shards of `lvd-curate`, and see what it knows.
 
     \b
-    lvd-train run --recipe tiny --shards runs/curate/latest/shards --out runs/train/tiny
-    lvd-train run --recipe vits16 --shards 's3://bucket/shards' --out runs/train/s --dry-run
-    lvd-train run --recipe vits16 --shards crawl --select runs/curate/latest --out runs/train/l
+    lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/sample
+    lvd-train status runs/train/sample                     how far is it? from another terminal
+    lvd-train report runs/train/sample                     a page: what it learned, what looks wrong
+    lvd-train visualise --model runs/train/sample --images runs/curate/sample/shards
+    lvd-train export runs/train/sample --out runs/export/sample --size 96
     torchrun --nproc-per-node 8 -m train.launch run --recipe vitl14 --shards ... --out ...
-    lvd-train status runs/train/tiny                     how far is it? from another terminal
-    lvd-train report runs/train/tiny                     a page: what it learned, what looks wrong
-    lvd-train eval knn linear --model runs/train/tiny --model pixels --train A --test B
-    lvd-train visualise --model runs/train/tiny --images photos/ --out runs/look
-    lvd-train export runs/train/tiny --out model --size 224
+
+    The first five work on what `lvd-curate run --pipeline sample --out runs/curate/sample` leaves.
     """
 
 
@@ -118,7 +117,8 @@ def run(
 
     \b
     lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/sample
-    lvd-train run --recipe tiny --select runs/curate/sample --out runs/train/listed --dry-run
+    lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/more \\
+        --set steps=400 --set epochs=80 --dry-run
     """
     from shared.storage import reraise_disk_full
     from train.monitoring.live import live_page
@@ -170,8 +170,7 @@ def status(out: Path) -> None:
     click.echo(status(out))
 
 
-main.add_command(report)
-main.add_command(evaluate)
-main.add_command(visualise)
-main.add_command(export)
+main.add_section("Train", run, status)
+main.add_section("See what it knows", report, evaluate, visualise)
+main.add_section("Take it away", export)
 main.add_command(completion)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.embedding.request import EmbedRequest, EmbedSettings
+from curate.filters import luminance
 from curate.plan import Dataset, parts_of
 from curate.settings import Named, PipelineSettings, read_names
 from curate.stage import EngineSettings
@@ -49,7 +50,8 @@ def read_audit(
     found = known.find_embedder(embedder, "--embedder")
     settings = resolve_identity(resolve(found.settings))
     engine = EngineSettings()
-    request = EmbedRequest(work, EmbedSettings(), (settings,), (), engine.threads)
     chosen = None if threshold is None else Threshold(threshold, "--threshold")
     chosen = chosen or known_thresholds(PipelineSettings(), {"dedup": settings}).get("dedup")
+    looks = () if chosen else (luminance.LOOK.name,)
+    request = EmbedRequest(work, EmbedSettings(), (settings,), (), engine.threads, looks)
     return AuditRequest((first, second), Named(found.name, settings), chosen, request, engine)

@@ -29,21 +29,17 @@ def main() -> None:
     """Curate a crawl: embed, de-duplicate, keep what is similar to a seed, write shards.
 
     \b
-    lvd-curate demo                                      all of it, on a made-up crawl
-    lvd-curate run --crawl 'crawl/*.tar' --seed my_seed --out runs/mine
-    lvd-curate status runs/mine                          how far is it? from another terminal
-    lvd-curate update runs/mine                          the crawl has grown: add what is new
-    lvd-curate explain runs/mine 00000/000000017         why is this image in, or out?
-    lvd-curate search runs/mine photo.jpg                what is like it in the crawl?
-    lvd-curate loop --rounds 2                           curate, train, curate with that model
-    lvd-curate plan --images 1.2e9 --nodes 20            what would a large run take?
+    lvd-curate demo                                                all of it, on a made-up crawl
+    lvd-curate run --pipeline sample --out runs/curate/sample      the same crawl, step by step
+    lvd-curate report runs/curate/sample                           what was kept, and why
+    lvd-curate run --crawl 'crawl/*.tar' --seed my_seed --out runs/curate/mine --dry-run
+
+    Each command's --help begins with an example on that sample; docs/tasks.md has ten tasks.
     """
 
 
-COMMANDS = (
-    *(demo, run, update, calibrate, loop, plan),
-    *(report, explain, search, diff, query, label, status, verify, gc, remove, audit, completion),
-)
-
-for command in COMMANDS:
-    main.add_command(command)
+main.add_section("Curate", demo, run, calibrate, update, loop, plan)
+main.add_section("See what became of it", status, report, explain, query, search, diff)
+main.add_section("Correct it", label, remove)
+main.add_section("Look after it", audit, verify, gc)
+main.add_command(completion)

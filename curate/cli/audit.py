@@ -57,6 +57,7 @@ def audit(
     not embedded again.
 
     \b
+    lvd-curate audit runs/curate/sample sample-seed --threshold 0.9
     lvd-curate audit runs/curate/train runs/curate/test
     lvd-curate audit runs/curate/mine data/imagenet-val --threshold 0.8
 

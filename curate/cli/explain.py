@@ -26,8 +26,8 @@ def explain(out: Path, name: str, as_json: bool, work: Path) -> None:
     called is looked for among the images of included seeds.
 
     \b
-    lvd-curate explain runs/curate/sample 000000017
-    lvd-curate explain runs/curate/sample 00000/i00253.jpg
+    lvd-curate explain runs/curate/sample 00000/i00073          a key of the reports
+    lvd-curate explain runs/curate/sample 000000000             a key of the shards
     """
     from curate.report.explain import explain, life
     from shared.progress import warn

@@ -20,7 +20,7 @@ def gc(keep: tuple[Path, ...], work: Path, dry_run: bool) -> None:
     A later run makes again what it lacks. While a run is at work nothing is removed.
 
     \b
-    lvd-curate gc runs/curate/sample runs/curate/mine --dry-run
+    lvd-curate gc runs/curate/sample --dry-run
     """
     from curate.execution.gc import collect
 

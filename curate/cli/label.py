@@ -34,8 +34,10 @@ def label(out: Path, labels: Path, to: Path | None) -> None:
     that is no copy stand for themselves, and measures its threshold with these pairs as two pictures.
 
     \b
-    lvd-curate label runs/curate/sample --labels labels.csv
-    lvd-curate label runs/curate/sample --labels labels.csv --to runs/said.parquet
+    lvd-curate query runs/curate/sample --format csv --to runs/labels.csv \\
+        "select 'keep' as label, key, '' as other from images where decision = 'irrelevant' limit 3"
+    lvd-curate label runs/curate/sample --labels runs/labels.csv --to runs/labels.parquet
+    lvd-curate run --pipeline sample --set labels=runs/labels.parquet --out runs/curate/corrected
     """
     from collections import Counter
 

@@ -54,7 +54,9 @@ def remove(
     near copies; without it these are new images.
 
     \b
-    lvd-curate remove runs/curate/sample --list optout.txt --kind key --dry-run
+    lvd-curate query runs/curate/sample --format csv --to runs/optout.csv \\
+        "select key from images where decision = 'kept' order by key limit 2"
+    lvd-curate remove runs/curate/sample --list runs/optout.csv --column key --kind key --dry-run
     """
     from curate.filters.lists import ListSettings
     from curate.removal.remove import remove

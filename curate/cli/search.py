@@ -73,8 +73,8 @@ def search(
     with its cosine and what became of it.
 
     \b
-    lvd-curate search runs/curate/sample photo.jpg --page runs/nearest.html
-    lvd-curate search runs/curate/sample --key 00000/000000017 --by copies
+    lvd-curate search runs/curate/sample --key 00000/i00073 --page runs/nearest.html
+    lvd-curate search runs/curate/sample photo.jpg --by copies
     lvd-curate search runs/curate/mine --text 'a red car' --decision irrelevant
     """
     from curate.filters.decisions import DECISIONS

@@ -58,10 +58,10 @@ class RayExecutor:
             self.dismiss()
             asked = _run_everywhere(self._ray, self.last)
             self._ray.wait(asked, num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
+        if self._ray is not None:
+            self.dismiss()  # Ray waits a second for those that work still
         if self._ray is not None and not self._joined:
             self._ray.shutdown()
-        elif self._ray is not None:
-            self.dismiss()
 
     def run(
         self,
@@ -158,6 +158,7 @@ class RayExecutor:
             return self._ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "100")  # for Ctrl-C
         address = os.environ.get("RAY_ADDRESS")
         environment = {
             "OMP_WAIT_POLICY": "PASSIVE",

@@ -85,6 +85,8 @@ def copy_counts(tables: duckdb.DuckDBPyConnection, threshold: float | None) -> C
     values = [row["threshold"] for row in found]
     if threshold is None or threshold not in values:
         return None
-    names = ("copies", "standing", "groups", "kept", "released", "of_kept", "undecided")
+    names = ["copies", "standing", "groups", "kept", "released", "of_kept", "undecided"]
+    if all(row.get("would_keep") is not None for row in found):
+        names.append("would_keep")
     columns = {name: [row[name] for row in found] for name in names}
     return Counts("dedup.threshold", values, columns, values.index(threshold))

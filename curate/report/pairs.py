@@ -1,7 +1,7 @@
 """Stage report, the pairs: what was near enough to be a copy, and what other thresholds would find.
 
 Units: `prepare` (reduce), `find_pairs` (map over ranges of clusters: the search of `dedup/near.py` at the
-floor), `regroup` (reduce). Of each distinct content the most similar better ones are listed, 20 bytes for
+floor), `relevance.find_relevant` (map over blocks of images), `regroup` (reduce). Of each distinct content the most similar better ones are listed, 20 bytes for
 each, and of a group only its best `MEMBERS` take part: a heap of one picture is not compared with itself.
 What only the others of it would join at a lower threshold is not counted.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from curate.catalogue.collection import Collection
 from curate.dedup.bar import Bar, copies
@@ -39,9 +39,10 @@ from curate.dedup.visits import alive, questions
 from curate.filters.decisions import CODE
 from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import cosines, use_threads
+from curate.report.relevance import RELEVANT, Relevance, find_relevant
 from curate.stage import Runner, Unit
 
-VERSION = 2
+VERSION = 3
 PAIRS, REGROUPED = "pairs", "regrouped"
 STEPS, MOST_STEPS = (0.005, 0.01, 0.02, 0.05), 64
 """Between the thresholds that are tried: the first by which they are few enough."""
@@ -64,12 +65,14 @@ TRIED = pa.schema(
         ("kept", pa.int64()),
         ("released", pa.int64()),
         ("of_kept", pa.int64()),
+        ("would_keep", pa.int64()),
     ]
 )
 """Images but for `groups`. `standing` are the distinct contents that stand for themselves, `copies` all
 other images; `undecided` contents of which the listed pairs do not tell. `kept` counts those standing that
 the run kept, `released` those that it called duplicates, and `of_kept` those of these that are copies of
-a kept image."""
+a kept image. `would_keep` counts those standing that are relevant: what a run would keep that finds copies
+by these pairs alone; null where the pool has no `relevance`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Pool:
     settings: DedupSettings
     per_image: int
     threads: int
+    relevance: Relevance | None = None
 
     @property
     def stays(self) -> int:
@@ -128,7 +132,16 @@ def pair_units(pool: Pool, runner: Runner, place: Path, scratch: Path) -> tuple[
     ]
     runner.run(place, find_pairs, units, scratch=scratch, note="pairs below the threshold")
     found = tuple(place / unit.name for unit in units)
-    units = [Unit("pairs-all", (pool, state, floor, found))]
+    relevant: list[Path] | None = None
+    if pool.relevance is not None:
+        told_of = pool.relevance, pool.selected, state / STATUS, pool.threads
+        units = [
+            Unit(f"pairs-relevant-{start:012d}", (*told_of, start, stop))
+            for start, stop in pool.collection.blocks()
+        ]
+        runner.run(place, find_relevant, units, scratch=scratch)
+        relevant = [place / unit.name / RELEVANT for unit in units]
+    units = [Unit("pairs-all", (pool, state, floor, found, relevant))]
     [counted] = runner.run(place, regroup, units, scratch=scratch)
     return place / "pairs-all", {**told, "per_image": pool.per_image, **counted}
 
@@ -194,9 +207,18 @@ def find_pairs(
 
 
 def regroup(
-    pool: Pool, prepared: Path, floor: float, found: Sequence[Path], *, out: Path
+    pool: Pool,
+    prepared: Path,
+    floor: float,
+    found: Sequence[Path],
+    relevant: Sequence[Path] | None = None,
+    *,
+    out: Path,
 ) -> dict[str, int]:
-    """Write the pairs found, and what thresholds from the floor to 1 make of them."""
+    """Write the pairs found, and what thresholds from the floor to 1 make of them.
+
+    `relevant` are the files that say, block by block, which images would be kept.
+    """
     held = MostSimilar(pool.per_image)
     for folder in found:
         with np.load(folder / _NEAR) as near:
@@ -206,8 +228,10 @@ def regroup(
     order = np.lexsort((better, worse))
     edges, similarity = np.stack([worse, better], 1)[order], similarity[order]
     _write_pairs(pool, edges, similarity, out / f"{PAIRS}.parquet")
+    wanted = None if relevant is None else np.concatenate([np.load(path) for path in relevant])
     tried = [
-        _try(pool, prepared, edges, similarity, value) for value in grid(floor, pool.threshold)
+        _try(pool, prepared, edges, similarity, wanted, value)
+        for value in grid(floor, pool.threshold)
     ]
     table = pa.Table.from_pylist(tried, TRIED)
     pq.write_table(table, out / f"{REGROUPED}.parquet", compression="zstd")
@@ -226,6 +250,7 @@ def _try(
     prepared: Path,
     edges: Int64[np.ndarray, "e 2"],
     similarity: Float32[np.ndarray, " e"],
+    relevant: Bool[np.ndarray, " n"] | None,
     threshold: float,
 ) -> dict[str, Any]:
     """Return the counts by one threshold, a row of `TRIED`."""
@@ -269,6 +294,7 @@ def _try(
         "standing": int(standing.sum()),
         "undecided": int(alone.sum()) + (0 if greedy else len(cut)),
         **_count_decisions(pool, number_of[standing]),
+        "would_keep": None if relevant is None else int(relevant[number_of[standing]].sum()),
     }
 
 

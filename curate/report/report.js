@@ -14,7 +14,8 @@ for (const root of document.querySelectorAll("[data-slider]")) {
       say(name, counts[at].toLocaleString("en-US"));
     }
     say("threshold", String(value));
-    say("command", told.command.replaceAll("{}", String(value)));
+    const drawn = Math.max(value, told.at_least);
+    say("command", told.command.replaceAll("{}", String(value)).replaceAll("{drawn}", String(drawn)));
     range.setAttribute("aria-valuetext", `${told.setting} ${value}`);
     if (plot) {
       const share = (value - told.low) / (told.high - told.low);

@@ -40,6 +40,8 @@ class ThresholdSection:
     query: str
     headings: list[str] = field(default_factory=list)
     command: str = ""
+    at_least: float = -1.0
+    """What `{drawn}` in the command is, where the threshold is not above it."""
 
     @property
     def table(self) -> list[list[str]]:
@@ -59,8 +61,11 @@ class ThresholdSection:
         """What the script looks up."""
         assert self.counts is not None
         ends = (self.chart.low, self.chart.high) if self.chart else (0.0, 1.0)
-        told = {**self.counts.told(), "low": ends[0], "high": ends[1], "command": self.command}
-        return told
+        return {
+            **self.counts.told(),
+            **{"low": ends[0], "high": ends[1]},
+            **{"command": self.command, "at_least": self.at_least},
+        }
 
     @property
     def _named(self) -> list[str]:
@@ -164,6 +169,12 @@ def copies_section(
     if counts is not None and any(counts.columns["undecided"]):
         sentence += [("", "undecided"), (" images are undecided.", "")]
         headings.append("undecided")
+    if counts is not None and "would_keep" in counts.columns:
+        sentence += [(" A run at it would keep ", "would_keep"), (".", "")]
+        headings.append("would be kept")
+        note += " What would be kept is counted likewise, by the thresholds of this run's seeds."
+    of_drawn = (funnel.get("thresholds", {}).get("dedup") or {}).get("drawn")
+    changes = ["dedup.threshold={}", *(["dedup.drawn_threshold={drawn}"] if of_drawn else [])]
     return ThresholdSection(
         name="copies",
         short="Copy threshold",
@@ -179,5 +190,6 @@ def copies_section(
         sheet=copy_bands(tables, value),
         query=query,
         headings=headings,
-        command=rerun(run, "dedup.threshold={}", folder="copies-at-{}"),
+        command=rerun(run, *changes, folder="copies-at-{}"),
+        at_least=of_drawn or -1.0,
     )

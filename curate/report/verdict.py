@@ -62,7 +62,8 @@ def rerun(run: dict[str, Any], *changes: str, folder: str = "") -> str:
     words += ["--out", f"runs/curate/{folder or by_change or 'again'}"]
     for change in changes:
         words += ["--set", change]
-    return " ".join(word if word.endswith("{}") else shlex.quote(word) for word in words)
+    later = ("{}", "{drawn}")  # the page's script puts numbers there
+    return " ".join(word if word.endswith(later) else shlex.quote(word) for word in words)
 
 
 def _kept(funnel: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from curate.catalogue.collection import Collection
 from curate.dedup.near import DedupSettings
 from shared.errors import LvdError
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "curate.md"
 
 
 def greedy(cosines: np.ndarray, threshold: float, best: list[int]) -> list[int]:
@@ -239,8 +239,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed_and_ray_never_is():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_shows_three_lines_that_work(tmp_path, monkeypatch):
-    [code] = re.findall(r"```python\n(from curate import .*?)```", README.read_text(), re.S)
+def test_the_docs_show_three_lines_that_work(tmp_path, monkeypatch):
+    [code] = re.findall(r"```python\n(from curate import .*?)```", PAGE.read_text(), re.S)
     assert len([line for line in code.splitlines() if line]) == 3
     for name, numbers in (("crawl", range(6)), ("seed", range(4, 8))):
         (tmp_path / name).mkdir()

@@ -16,6 +16,8 @@ from made_collection import (
     grouped,
     ranked,
 )
+from pictures import encoded, textured, write_tar
+from PIL import Image
 
 from curate.dedup.bar import Bar
 from curate.dedup.groups import REPRESENTATIVE, UNDECIDED
@@ -96,6 +98,7 @@ def test_counts_are_those_of_runs_by_other_thresholds(pool, tmp_path):
             "kept": (decision[stands] == CODE["kept"]).sum(),
             "released": len(released),
             "of_kept": (decision[before[released]] == CODE["kept"]).sum(),
+            "would_keep": None,
         }
 
 
@@ -150,6 +153,38 @@ def test_a_run_lists_its_pairs(small_run):
         f"SELECT copies FROM '{reports}/regrouped.parquet' WHERE threshold = 0.95"
     ).fetchall()
     assert copies == told["decisions"]["duplicate"]
+    # a holdout decides too
+    assert duckdb.sql(f"FROM '{reports}/regrouped.parquet'").fetchall()[0][-1] is None
     small_run.run("--set=report.pairs=0", "--replace")
     assert not (reports / "pairs.parquet").exists()
     assert json.loads((reports / "funnel.json").read_text())["dedup_pairs"] is None
+
+
+def test_a_run_at_another_threshold_keeps_what_is_told(small_run, tmp_path):
+    blends = {
+        f"{number}-{share}.png": encoded(
+            Image.blend(textured(number), textured(number + 50), share / 100), "PNG"
+        )
+        for number in range(8)
+        for share in (0, 6, 15, 30)
+    }
+    write_tar(tmp_path / "blends.tar", blends)
+    seed = tmp_path / "likes"
+    seed.mkdir()
+    for number in range(4):
+        like = Image.blend(textured(number), textured(number + 50), 0.22)
+        (seed / f"{number}.png").write_bytes(encoded(like, "PNG"))
+    alone = (f"--crawl={tmp_path}/blends.tar", f"--seed={seed}", "--set=holdouts=[]", "--replace")
+    alone += ("--set=filters=[]", "--set=dedup.looks=0", "--set=retrieve.threshold=0.9")
+    reports = small_run.out / "reports"
+    small_run.run(*alone)
+    tried = pq.read_table(reports / "regrouped.parquet").to_pylist()
+    own = json.loads((reports / "funnel.json").read_text())["decisions"]
+    assert {row["threshold"]: row for row in tried}[0.95]["would_keep"] == own["kept"]
+    seen = set()
+    for row in tried[:: len(tried) // 3]:
+        small_run.run(*alone, f"--set=dedup.threshold={row['threshold']}")
+        found = json.loads((reports / "funnel.json").read_text())["decisions"]
+        assert (row["copies"], row["would_keep"]) == (found["duplicate"], found["kept"])
+        seen.add((row["copies"], row["would_keep"]))
+    assert len({kept for _, kept in seen}) > 1

@@ -86,3 +86,11 @@ def test_the_command_names_the_data_of_the_run_and_a_new_folder():
     assert tuple(asked["holdouts"]) == ("test set",)
     assert asked["pipeline"] == "default"
     assert str(asked["out"]) == "runs/curate/retrieve.threshold-0.5"
+
+
+def test_the_command_of_a_slider_leaves_drawn_pictures_their_threshold():
+    command = rerun(RUN, "dedup.threshold={}", "dedup.drawn_threshold={drawn}", folder="at-{}")
+    chosen = command.replace("{}", "0.85").replace("{drawn}", "0.9")  # as report.js does
+    asked = options(chosen)
+    assert asked["overrides"] == ("dedup.threshold=0.85", "dedup.drawn_threshold=0.9")
+    assert str(asked["out"]) == "runs/curate/at-0.85"

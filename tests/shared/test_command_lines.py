@@ -88,3 +88,41 @@ def test_help_waits_for_nothing_heavy():
         [sys.executable, "-c", code], check=True, capture_output=True, timeout=120
     )
     assert done.stdout == b"[]\n"
+
+
+STOPS = """
+import atexit, sys
+import click
+from shared.commands import Commands
+
+class Module:
+    def __del__(self):
+        print("module taken down")
+
+module = Module()
+atexit.register(print, "atexit")
+
+@click.group(cls=Commands, prog="prog")
+def main():
+    pass
+
+@main.command()
+def work():
+    try:
+        print("working")
+        raise KeyboardInterrupt
+    finally:
+        print("cleaned up")
+
+main()
+"""
+
+
+def test_ctrl_c_says_what_is_safe_and_ends_without_taking_down_the_interpreter():
+    words = [sys.executable, "-c", STOPS, "work"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 130
+    assert done.stdout == "working\ncleaned up\natexit\n"
+    assert done.stderr == (
+        "prog: stopped; what was finished is safe: run the same command again to go on\n"
+    )

@@ -80,6 +80,14 @@ def test_a_stage_that_fails_says_how_far_it_came(clock, capsys):
     assert capsys.readouterr().err == "embed       stopped after 3 of 10 parts, 1.0 s\n"
 
 
+def test_a_stopped_stage_counts_what_was_under_way_apart():
+    bar = StageBar("embed", None, "images")
+    assert re.fullmatch(r"embed       stopped after \d.\d s", bar.summary(finished=False))
+    bar.count_under_way(64)
+    said = bar.summary(finished=False)
+    assert re.fullmatch(r"embed       stopped after 0 images, \d.\d s, 64 more under way", said)
+
+
 def test_every_line_fits_a_hundred_columns(clock, capsys):
     with stage_bar("embed", 10**9) as bar:
         bar.note("part " + "x" * 200)
