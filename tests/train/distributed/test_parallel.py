@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import run_ranks
+from given_logits import given
 from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -158,7 +159,7 @@ def collectives(ranks: Ranks) -> dict:
         "student": lambda: backward(student, [slice(0, 4)], torch.float32),
         "teacher": lambda: teacher(pictures, masked_index=torch.tensor([1, 2])),
         "teacher, CLS alone": lambda: teacher(pictures),
-        "Sinkhorn-Knopp": lambda: SinkhornKnopp(3).targets([torch.randn(4, 16)] * 2, 0.05),
+        "Sinkhorn-Knopp": lambda: SinkhornKnopp(3).targets([given(torch.randn(4, 16))] * 2, 0.05),
     }
     student(pictures)  # the first pass also prepares
     return {name: counted(work) for name, work in steps.items()}
