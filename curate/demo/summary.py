@@ -38,6 +38,14 @@ KINDS = {
     "placeholder": "placeholders",
 }
 """Kinds in the sample's truth, in plain words."""
+ONE = {
+    "photographs of other things": "photograph of another thing",
+    "close-ups of surfaces": "close-up of a surface",
+    "drawn charts and pages": "drawn chart or page",
+    "placeholders": "placeholder",
+    "others": "other",
+}
+"""The same of one picture."""
 WANTED = "photograph"
 """The kind of the seed's pictures."""
 
@@ -109,12 +117,15 @@ def _truth(places: Places) -> str:
     for kind, count in findings.kept.items():
         kept[KINDS.get(kind, "others")] += count
     wanted = kept.pop(KINDS[WANTED], 0)
-    others = _and([f"{count:,} {kind}" for kind, count in kept.most_common()])
+    others = _and(
+        [f"{count:,} {ONE[kind] if count == 1 else kind}" for kind, count in kept.most_common()]
+    )
+    be = "the other is" if kept.total() == 1 else "the others are"
     return (
         f"What is true of them is known here. Of {findings.planted:,} planted copies, "
         f"{findings.found:,} were found; of {findings.called:,} pictures that were called copies, "
         f"{findings.found:,} are. Of {findings.kept.total():,} that were kept, {wanted:,} are "
-        f"{KINDS[WANTED]}{others and f'; the others are {others}'}."
+        f"{KINDS[WANTED]}{others and f'; {be} {others}'}."
     )
 
 
