@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from finished_run import finished_run
 
-from curate.demo.summary import KINDS, REASONS, Places, summary
+from curate.demo.summary import KINDS, ONE, REASONS, Places, summary
 from curate.filters.decisions import DECISIONS
 from curate.report.tables import read_funnel
 from shared.errors import LvdError
@@ -119,7 +119,8 @@ def test_what_is_true_is_what_the_truth_and_the_reports_say(places, seed):
     assert f"Of {wanted + kept.total()} that were kept, {wanted} are photographs of what" in said
     listed = re.search(r"shows; the others are ([^.]*)\.", said)[1]
     pieces = re.split(r", | and (?=\d)", listed)
-    assert sorted(pieces) == sorted(f"{count} {kind}" for kind, count in kept.items())
+    ones = {kind: ONE[kind] for kind, count in kept.items() if count == 1}
+    assert sorted(pieces) == sorted(f"{n} {ones.get(kind, kind)}" for kind, n in kept.items())
     assert wanted + kept.total() == read_funnel(places.curation)["decisions"]["kept"]
 
 
