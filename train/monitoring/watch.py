@@ -155,8 +155,8 @@ class Watch:
     def score(self, done: int) -> None:
         """Score the teacher behind `done` steps, where that is due: every process must call it.
 
-        By k-NN and a linear probe where the recipe names labelled images, else, at both ends of the run, by how often
-        the network knows two views for the same picture.
+        By k-NN and a linear probe where the recipe names labelled images, else, at both ends of the
+        run, by how often the network knows two views for the same picture.
         """
         self._looks.take(done)
         ends = done in (0, self._steps)
