@@ -133,7 +133,10 @@ def _false_copies(funnel: dict[str, Any], run: dict[str, Any], copies: Counts | 
             f" At {copies.thresholds[place]:.4g}, {now['released']:,} of the copies would stand for "
             f"themselves, {now['of_kept']:,} of them copies of kept images."
         )
-    return Remedy(told, rerun(run, f"dedup.threshold={value}"))
+    changes = [f"dedup.threshold={value}"]
+    if drawn := (funnel.get("thresholds", {}).get("dedup") or {}).get("drawn"):
+        changes.append(f"dedup.drawn_threshold={max(drawn, value)}")
+    return Remedy(told, rerun(run, *changes))
 
 
 def _least_from(copies: Counts | None, value: float) -> int | None:

@@ -57,6 +57,14 @@ def test_false_copies_come_with_the_threshold_that_mends_them_and_what_it_would_
     assert remedy.what.startswith("About 12% of the copies look false")
     assert "At 0.9, 40 of the copies would stand for themselves, 25 of them copies" in remedy.what
     assert options(remedy.command)["overrides"] == ("dedup.threshold=0.87",)
+    for drawn, asked in ((0.9, 0.9), (0.85, 0.87)):
+        thresholds = {**WELL["thresholds"], "dedup": {"threshold": 0.8, "drawn": drawn}}
+        looked = LOOKED | {"threshold": 0.87}
+        [remedy] = told(dedup_precision=looked, thresholds=thresholds).remedies
+        assert options(remedy.command)["overrides"] == (
+            "dedup.threshold=0.87",
+            f"dedup.drawn_threshold={asked}",
+        )
     [remedy] = told(dedup_precision=LOOKED | {"threshold": None}).remedies
     assert "name another dedup.embedder" in remedy.what
     assert remedy.command == ""
