@@ -3,8 +3,8 @@
 The rule of `lvd-curate update`, of `run` on a grown crawl and of `run --since`: what the result
 exported stays and stands for its copies, thresholds that were measured for it and its centroids are
 kept, and new images are judged beside the old ones. An update adds shards to the result and has its
-settings. A run writes all shards anew, and one since another result has settings of its own, so that
-it leaves out what these do not admit.
+settings. A run writes all shards anew, and one since another result has settings of its own, so
+that it leaves out what these do not admit.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class Commands(click.Group):
     """A group of commands, called as `prog`, that turns errors of the user into one line.
 
     Help is as wide as everything else, and lists the commands in the order of their definition, by
-    section where they have one. The exit status is 2 for an LvdError and 130 for Ctrl-C. Every command takes `--debug`, with which the
-    traceback comes before that line.
+    section where they have one. The exit status is 2 for an LvdError and 130 for Ctrl-C. Every
+    command takes `--debug`, with which the traceback comes before that line.
     """
 
     def __init__(self, *args: Any, prog: str = "", **kwargs: Any) -> None:

@@ -89,8 +89,9 @@ def square(
 ) -> EvaluationTransform:
     """Return bicubic resizing to a square of `size` pixels, as timm's `crop_mode` says.
 
-    `center`: to a shorter side of that many, or of `resize`, and the square at the centre. `squash`: all of the
-    image, whatever its aspect. Means and deviations are by default those of ImageNet.
+    `center`: to a shorter side of that many, or of `resize`, and the square at the centre.
+    `squash`: all of the image, whatever its aspect. Means and deviations are by default those of
+    ImageNet.
     """
     sides = (size, size) if crop_mode == "squash" else resize or size
     steps = [

@@ -27,3 +27,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 def find_browser() -> str | None:
     """Return the path of a Chromium, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def listen(page) -> tuple[list[str], list[str]]:
+    """Return what a page will have said, its errors included, and the addresses it will have asked for."""
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    return said, asked

@@ -97,10 +97,11 @@ def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) 
     Memory is that of one process, by what it is for. Activations are what autograd saves, bytes for
     bytes, copies of weights in lower precision included, with the form of attention that a CPU
     would take: set `model.attention` for another device. Blocks that are computed again keep their
-    inputs, and under selective checkpointing their products; one of them at a time is whole. Gradients grow while activations go, and
-    so the sum of all is mostly more than a step holds at once: from 2% less to 11% more than the
-    peak measured with ten small models on a CPU, in float32 and in bfloat16. Gathered weights of
-    sharded blocks, and what an allocator, a compiler or CUDA itself keeps come on top.
+    inputs, and under selective checkpointing their products; one of them at a time is whole.
+    Gradients grow while activations go, and so the sum of all is mostly more than a step holds at
+    once: from 2% less to 11% more than the peak measured with ten small models on a CPU, in float32
+    and in bfloat16. Gathered weights of sharded blocks, and what an allocator, a compiler or CUDA
+    itself keeps come on top.
     """
     modules = {name: module for name, module in network.named_children() if module is not None}
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}

@@ -8,8 +8,8 @@ OpenMP's threads wait by spinning for one another. Where something else wants th
 processes or another job, those spin that could work: a small model then trains 30 times slower.
 
 One of several processes ends without taking its interpreter down. Caches of DTensor keep the group
-of an FSDP run, and so the threads of gloo, beyond its end; one of them that lets go of a tensor while
-the interpreter ends aborts the process ("terminate called without an active exception").
+of an FSDP run, and so the threads of gloo, beyond its end; one of them that lets go of a tensor
+while the interpreter ends aborts the process ("terminate called without an active exception").
 """
 
 from __future__ import annotations

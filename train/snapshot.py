@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.tensor import DTensor
-
 from shared.errors import LvdError
 from train.distillation.anchors import AnchorHead
 from train.distillation.frozen_teacher import FrozenTeacher
+from train.distributed.shards import whole_tensors
 from train.model.model_folder import write_model_folder
 from train.persistence.checkpoints import load, training_state
 from train.system import System
@@ -70,8 +69,7 @@ def write_model(system: System, out: Path) -> None:
     The first process alone gathers it in its memory, on the CPU, and writes it.
     """
     state = {}
-    for name, tensor in system.teacher.backbone.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    for name, whole in whole_tensors(system.teacher.backbone):
         if system.ranks.first:
             state[name] = whole.cpu()
     if system.ranks.first:

@@ -86,9 +86,9 @@ def optimiser_step(
     The teacher sees the unmasked global views of all micro-batches first, so that their outputs are
     centred as one batch, over all processes; then each micro-batch of the student is measured
     against its share of the targets. Where a loss or a gradient is not finite on any process,
-    nothing moves on any of them: no weight, no moment, no centre, no teacher. Nothing here waits for
-    the device. `counts` are this process's figures of its own to sum over all of them: they travel
-    with the losses and norms, in the one collective that is not of a network or a centering.
+    nothing moves on any of them: no weight, no moment, no centre, no teacher. Nothing here waits
+    for the device. `counts` are this process's figures of its own to sum over all of them: they
+    travel with the losses and norms, in the one collective that is not of a network or a centering.
     """
     cls_targets, patch_targets = _targets(system, micro_batches, values.teacher_temperature)
     system.optimiser.zero_grad(set_to_none=True)

@@ -166,8 +166,8 @@ def nearest_pairs(
 ) -> Pairs:
     """Return the `most` pairs of highest cosine of unit vectors: first and second row, cosine.
 
-    Two rows that are both `apart` are no pair. Sorted by falling cosine, ties by rows; the first row is
-    the smaller one.
+    Two rows that are both `apart` are no pair. Sorted by falling cosine, ties by rows; the first
+    row is the smaller one.
     """
     pairs, products = np.empty(0, np.int64), np.empty(0, np.float32)
     count = len(vectors)

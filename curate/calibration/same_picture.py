@@ -22,9 +22,9 @@ of 15 %. Of 3,555 copies of photographs of shards 0 to 19 (the edits of `benchma
 not, and all reach the second, as 7 % of the 518 nearest pairs of different photographs do."""
 SAME_DRAWN = 0.8
 """Of two drawn ones, the correlation from which they are one; from `SAME` on they may be. Of 125 pairs of
-different charts, screens and pages of the built-in sample's kind, near by `bundled-copies`, 38 % reach
-`SAME` and 11 % this; of 30 edits of such pictures each, all of JPEG, a third, colour, mirror and grey,
-0.80 of caption, 0.70 of crop, 0.60 of rotation and 0.23 of border."""
+different charts, screens and pages of the built-in sample's kind, near by `bundled-copies`, 38 %
+reach `SAME` and 11 % this; of 30 edits of such pictures each, all of JPEG, a third, colour, mirror
+and grey, 0.80 of caption, 0.70 of crop, 0.60 of rotation and 0.23 of border."""
 
 _FLAT = 2.0
 _SIGMA = 2.5

@@ -74,9 +74,10 @@ def run(
     stays and stands for its copies, and all shards are written anew; --replace judges all anew.
 
     --since OLD does so with another result, whose settings may be others: what OLD exported stays,
-    whatever the seeds and budgets of this run say; only filters, lists and holdouts of this run drop it.
-    Thresholds that were measured for OLD are kept, and so are its centroids until the images have
-    drifted from them (cluster.drift). `lvd-curate update OLD` adds shards to OLD instead.
+    whatever the seeds and budgets of this run say; only filters, lists and holdouts of this run
+    drop it. Thresholds that were measured for OLD are kept, and so are its centroids until the
+    images have drifted from them (cluster.drift). `lvd-curate update OLD` adds shards to OLD
+    instead.
 
     \b
     lvd-curate run --pipeline sample --out runs/curate/sample

@@ -89,10 +89,11 @@ def settle_component(
 
     `together` is the row whose way each one goes: that of the best of its hash, or its own.
 
-    The best stands for it, or with `central` the one with the highest mean cosine with the others, but
-    for the `fixed` first rows, which all stand for themselves: of these the first that is there. Members
-    whose cosine with that is below `floor` leave, unless it is of their hash, and so do other fixed ones;
-    what is connected of them by `bar` is a component again, until all are near enough.
+    The best stands for it, or with `central` the one with the highest mean cosine with the others,
+    but for the `fixed` first rows, which all stand for themselves: of these the first that is
+    there. Members whose cosine with that is below `floor` leave, unless it is of their hash, and so
+    do other fixed ones; what is connected of them by `bar` is a component again, until all are near
+    enough.
     """
     together = together.copy()
     together[:fixed] = np.arange(fixed)

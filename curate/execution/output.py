@@ -231,8 +231,8 @@ class Output:
     def has_grown(self, crawl: str, images: int) -> bool:
         """Tell whether `out` is the result of a crawl that has more images now, and say what follows.
 
-        Raises LvdError where it is not, and went on from an earlier result, so that it has more than
-        its own settings.
+        Raises LvdError where it is not, and went on from an earlier result, so that it has more
+        than its own settings.
         """
         held = self.count_images(crawl)
         if held is None or held >= images:

@@ -1,9 +1,10 @@
 """Stage report, the pairs: what was near enough to be a copy, and what other thresholds would find.
 
-Units: `prepare` (reduce), `find_pairs` (map over ranges of clusters: the search of `dedup/near.py` at the
-floor), `relevance.find_relevant` (map over blocks of images), `regroup` (reduce). Of each distinct content the most similar better ones are listed, 20 bytes for
-each, and of a group only its best `MEMBERS` take part: a heap of one picture is not compared with itself.
-What only the others of it would join at a lower threshold is not counted.
+Units: `prepare` (reduce), `find_pairs` (map over ranges of clusters: the search of `dedup/near.py`
+at the floor), `relevance.find_relevant` (map over blocks of images), `regroup` (reduce). Of each
+distinct content the most similar better ones are listed, 20 bytes for each, and of a group only its
+best `MEMBERS` take part: a heap of one picture is not compared with itself. What only the others of
+it would join at a lower threshold is not counted.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ TRIED = pa.schema(
     ]
 )
 """Images but for `groups`. `standing` are the distinct contents that stand for themselves, `copies` all
-other images; `undecided` contents of which the listed pairs do not tell. `kept` counts those standing that
-the run kept, `released` those that it called duplicates, and `of_kept` those of these that are copies of
-a kept image. `would_keep` counts those standing that are relevant: what a run would keep that finds copies
-by these pairs alone; null where the pool has no `relevance`."""
+other images; `undecided` contents of which the listed pairs do not tell. `kept` counts those
+standing that the run kept, `released` those that it called duplicates, and `of_kept` those of these
+that are copies of a kept image. `would_keep` counts those standing that are relevant: what a run
+would keep that finds copies by these pairs alone; null where the pool has no `relevance`."""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def find_relevant(
 ) -> dict[str, int]:
     """Write bool `relevant.npy` of the images `start` to `stop`: whether one would be kept that stands alone.
 
-    Of those that stand alone it is the decision in `selected`, which `relevance` alone has made; copies
-    are compared with the seeds, but for those that `status`, int8 by image, calls `COVERED`.
+    Of those that stand alone it is the decision in `selected`, which `relevance` alone has made;
+    copies are compared with the seeds, but for those that `status`, int8 by image, calls `COVERED`.
     """
     use_threads(threads)
     decision = np.load(selected / "decision.npy", mmap_mode="r")[start:stop]

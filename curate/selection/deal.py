@@ -18,9 +18,9 @@ def deal(
 
     All get min(m, capacity), of the largest m for which the sum of these is not above the target
     (Vo et al., arXiv 2405.15613, section 3.3); what is left goes one by one to clusters that `rng`
-    draws of those that hold more. A target beyond all capacities fills them. None gets less than its
-    `least`, which is not above its capacity and by default 0, even where the sum then is above the
-    target.
+    draws of those that hold more. A target beyond all capacities fills them. None gets less than
+    its `least`, which is not above its capacity and by default 0, even where the sum then is above
+    the target.
     """
     least = np.zeros_like(capacity) if least is None else least
     if target >= capacity.sum():

@@ -59,8 +59,8 @@ def balance_vectors(
     """Return how often each image is to be drawn, 0 where it is left out, and the clusters.
 
     A float is a share of n. The weights add up to the target, or to `repeats` times n where that is
-    less; what `stays` is drawn all the same, and counts. Without vectors there is nothing to cluster,
-    and nothing is drawn.
+    less; what `stays` is drawn all the same, and counts. Without vectors there is nothing to
+    cluster, and nothing is drawn.
     """
     if isinstance(target, float):
         target = max(1, round(target * len(vectors)))
@@ -87,8 +87,8 @@ def sample(
     """Return how often each image is drawn, by dealing the target from the top down.
 
     In a lowest cluster all images are drawn equally often, and those that `draw` says (ties by row)
-    once more. What `stays` is drawn at least once, before all others, so that no cluster is dealt less
-    than it holds of that.
+    once more. What `stays` is drawn at least once, before all others, so that no cluster is dealt
+    less than it holds of that.
     """
     rng = np.random.default_rng(seed)
     held, own = hierarchy.counts(), hierarchy.parents[0]

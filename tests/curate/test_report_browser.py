@@ -1,11 +1,11 @@
 """The page of a report in a real browser: what its script counts, how it looks, who can use it."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from browsers import NO_BROWSER, OVERLAPS, SERIOUS, find_browser
+from browsers import NO_BROWSER, OVERLAPS, SERIOUS, find_browser, listen
 from finished_run import DEDUP, RETRIEVE, finished_run, picture
 
 from curate.report.pictures import pictures
@@ -18,8 +18,8 @@ class Shown:
 
     page: object
     out: Path
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    said: list[str]
+    asked: list[str]
 
     def look(self, width=1280, scheme="light", media="screen"):
         """Show it on a screen of that width, in that colour scheme."""
@@ -63,10 +63,7 @@ def shown(tmp_path_factory):
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(30_000)
-        made = Shown(page, out)
-        page.on("console", lambda message: made.said.append(message.text))
-        page.on("pageerror", lambda error: made.said.append(str(error)))
-        page.on("request", lambda request: made.asked.append(request.url))
+        made = Shown(page, out, *listen(page))
         page.goto(index.as_uri())
         yield made
         browser.close()

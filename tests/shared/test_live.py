@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from browsers import NO_BROWSER, SERIOUS, find_browser
+from browsers import NO_BROWSER, SERIOUS, find_browser, listen
 
 from shared import live
 from shared.errors import LvdError
@@ -126,15 +126,14 @@ def test_a_browser_follows_the_run_and_is_told_of_its_end(monkeypatch):
     from playwright.sync_api import sync_playwright
 
     monkeypatch.setattr(live, "KEPT", 0.0)
-    made, said = LiveServer(0), []
+    made = LiveServer(0)
     made.show = lambda: LivePage("Curating", [("stage", "embed"), ("left", "3 s")], 0.5)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 360, "height": 700}, color_scheme="dark")
         page.set_default_timeout(30_000)
         with made.running():
-            page.on("console", lambda message: said.append(message.text))
-            page.on("pageerror", lambda error: said.append(str(error)))
+            said, _ = listen(page)
             page.goto(f"http://127.0.0.1:{made.port}/")
             violations = Axe().run(page).response["violations"]
             made.show = lambda: LivePage("Curating", [("stage", "dedup")])

@@ -169,9 +169,9 @@ def read_index(shards: str, folder: Path) -> ShardIndex:
     fsspec URL of these. What is said of a shard is kept as `<fingerprint of the shard>.parquet`:
     stopped half-way, listing goes on from there, and of a dataset that changed only the changed
     shards are listed again. Where stage one has written beside a shard what lies where in it, and
-    that fits the shard, it is taken; other tars are listed from their headers, remote ones by ranged
-    reads. Runs may share the folder, and use it at once. Raises LvdError where nothing is there, or where a shard's images are not to be read
-    one by one (a compressed tar, Parquet).
+    that fits the shard, it is taken; other tars are listed from their headers, remote ones by
+    ranged reads. Runs may share the folder, and use it at once. Raises LvdError where nothing is
+    there, or where a shard's images are not to be read one by one (a compressed tar, Parquet).
     """
     parts = list_parts("--shards", DatasetSettings(path=shards))
     stamp = fingerprint([[part.name, locate(part.root, ""), part.fingerprint] for part in parts])

@@ -72,9 +72,9 @@ def batch_masks(
 
     `samples` are consecutive images of the global batch of `step`, from its place `first` on. The
     crops of each group of `group_size` share out the counts of `group_counts` by a draw for this
-    step and group, and the blocks are a draw for a sample's epoch, sample and crop: so neither ranks
-    nor micro-batches change any mask. Of whole groups, and with
-    exact counts, as many patches are masked in every step.
+    step and group, and the blocks are a draw for a sample's epoch, sample and crop: so neither
+    ranks nor micro-batches change any mask. Of whole groups, and with exact counts, as many patches
+    are masked in every step.
     """
     count = len(samples)
     patches = math.prod(grid)

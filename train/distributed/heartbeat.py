@@ -28,10 +28,10 @@ def first_does(
 ) -> Made | None:
     """Return what `work` returns in the first process, and None in the others once it is done.
 
-    Every process must call it, with a `name` that the group has not seen yet. A collective would give up after its own time limit; here the others
-    look for a sign of life in the group's store, every second at least, and wait without limit
-    while there is one. Raises LvdError in the others where the first process failed, or gave no sign
-    for `patience` seconds.
+    Every process must call it, with a `name` that the group has not seen yet. A collective would
+    give up after its own time limit; here the others look for a sign of life in the group's store,
+    every second at least, and wait without limit while there is one. Raises LvdError in the others
+    where the first process failed, or gave no sign for `patience` seconds.
     """
     if not dist.is_initialized():
         return work()

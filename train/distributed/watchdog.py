@@ -27,9 +27,9 @@ def record_collectives() -> None:
 class Watchdog:
     """While entered, a thread that looks whether `beat` is still called.
 
-    Once `limit` seconds have passed without it, `folder/hang-RANK.txt` gets the stacks of all threads
-    and `folder/hang-RANK.json` the last collectives that torch's flight recorder knows, for the
-    group's backends that feed it. That is done once until the next beat, and ends nothing.
+    Once `limit` seconds have passed without it, `folder/hang-RANK.txt` gets the stacks of all
+    threads and `folder/hang-RANK.json` the last collectives that torch's flight recorder knows, for
+    the group's backends that feed it. That is done once until the next beat, and ends nothing.
     """
 
     def __init__(self, limit: float, folder: Path, rank: int) -> None:

@@ -96,9 +96,9 @@ def bank(
     `role` is for messages, as "--train". Else the images are streamed through each part of the
     model, decoded by `workers` threads meanwhile. Features of several parts are L2-normalised and
     stand side by side; what one of them has not is None. Images without label are left out, unless
-    they need none (`labelled` false). `resize` is the shorter side to which images are resized before
-    the middle is cut out, in place of the model's own. Raises LvdError where no image is left, and where a model
-    gives what is not finite.
+    they need none (`labelled` false). `resize` is the shorter side to which images are resized
+    before the middle is cut out, in place of the model's own. Raises LvdError where no image is
+    left, and where a model gives what is not finite.
     """
     entries = [
         _extracted(part, path, role, cache, batch_size, workers, labelled, resize)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +14,8 @@ from shared.errors import LvdError
 from train.monitoring.settings import LogSettings
 
 TENSORBOARD = "tensorboard"
+_PARAMS = 100
+"""The most that MLflow takes in one request."""
 
 
 class Curves(Protocol):
@@ -31,8 +33,8 @@ def open_curves(
 ) -> list[Curves]:
     """Return what the settings name, for a run in `out` that goes on at `start_step`.
 
-    `recipe` holds its settings, which are shown beside the curves. Raises LvdError, in one line, where
-    an extra is not installed or a service refuses.
+    `recipe` holds its settings, which are shown beside the curves. Raises LvdError, in one line,
+    where an extra is not installed or a service refuses.
     """
     curves: list[Curves] = []
     if settings.tensorboard:
@@ -97,7 +99,7 @@ class MLflow:
 
     def __init__(self, uri: str, out: Path, recipe: Mapping[str, Any]) -> None:
         mlflow = _extra("mlflow", "log.mlflow")
-        self._metric = mlflow.entities.Metric
+        self._metric, self._param = mlflow.entities.Metric, mlflow.entities.Param
         try:
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             self._run = _identity(out / ".mlflow-run", lambda: self._new_run(out.name, recipe))
@@ -119,12 +121,13 @@ class MLflow:
         experiment = self._client.get_experiment_by_name("lvd")
         known = experiment.experiment_id if experiment else self._client.create_experiment("lvd")
         run = self._client.create_run(known, run_name=name).info.run_id
-        for key, value in recipe.items():
-            self._client.log_param(run, key, value)
+        params = [self._param(key, str(value)) for key, value in recipe.items()]
+        for some in (params[at : at + _PARAMS] for at in range(0, len(params), _PARAMS)):
+            self._client.log_batch(run, params=some)
         return run
 
 
-def _identity(path: Path, make: Any) -> str:
+def _identity(path: Path, make: Callable[[], str]) -> str:
     """Return the name that a service knows the run in this folder by; made once."""
     if not path.exists():
         path.write_text(make(), encoding="utf-8")
@@ -136,7 +139,8 @@ def _extra(package: str, setting: str) -> ModuleType:
         return import_module(package)
     except ImportError:
         raise LvdError(
-            f"{setting} needs the package {package}: pip install 'lvd[{package}]', or leave it out"
+            f"{setting} needs the package {package}: uv pip install -c constraints.txt -e '.[{package}]', "
+            "or leave it out"
         ) from None
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from shared.embedders import EmbedderSettings
 from shared.errors import LvdError
@@ -16,6 +15,7 @@ from shared.evaluation_transform import square
 from shared.images import ImageError, decode
 from shared.progress import warn
 from train.data.index import SampleIndex
+from train.distributed.shards import whole_tensors
 from train.frozen.model import FrozenModel, Needs
 from train.model.backbone import build_backbone
 from train.monitoring.look_files import PICTURES, look_file
@@ -48,8 +48,10 @@ class Looks:
         """
         if done not in self._due:
             return
-        state = _whole_backbone(self._system)
-        if not self._system.ranks.first:
+        first = self._system.ranks.first
+        tensors = whole_tensors(self._system.teacher.backbone)
+        state = {name: whole for name, whole in tensors if first}
+        if not first:
             return
         try:
             pictures = self._pictures or self._chosen()
@@ -112,16 +114,6 @@ def due(steps: int, times: int) -> frozenset[int]:
     if times < 2:
         return frozenset([steps][:times])
     return frozenset(round(steps * time / (times - 1)) for time in range(times))
-
-
-def _whole_backbone(system: System) -> dict[str, Tensor]:
-    """Return the teacher's backbone on the first process, nothing on others: all must call it."""
-    whole = {}
-    for name, tensor in system.teacher.backbone.state_dict().items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if system.ranks.first:
-            whole[name] = full
-    return whole
 
 
 def _write(out: Path, rows: Mapping[str, Sequence[Image.Image]]) -> None:

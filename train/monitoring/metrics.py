@@ -51,8 +51,8 @@ class MetricsWriter:
         """Append one line, `{"step": step, ...}`, and its numbers as points of the curves.
 
         JSON has no word for a number that is not finite: such a metric is null, and `non_finite`
-        says what it was ("nan", "inf", "-inf"). The file, and TensorBoard's, is with the system when
-        this returns, so that only a crash of the whole machine can lose what was written.
+        says what it was ("nan", "inf", "-inf"). The file, and TensorBoard's, is with the system
+        when this returns, so that only a crash of the whole machine can lose what was written.
         """
         values: dict[str, Value] = {"step": step, **metrics}
         odd = {

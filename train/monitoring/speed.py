@@ -10,7 +10,8 @@ import torch
 
 from train.estimate import cost_of_image
 from train.preview import load_of
-from train.system import System, new_network
+from train.student import new_network
+from train.system import System
 
 CARDS = {
     "A10": 125.0,

@@ -27,9 +27,9 @@ def dino_loss(
                 loss += - sum_k q[g][:, k] * log softmax(z[v] / temperature)[:, k]
         loss = mean over the n images of loss / pairs       # pairs = G (V - 1)
 
-    that is 2 + 2 * 8 = 18 pairs for two global and eight local views. The V n rows of `logits` are crop-major (view 0
-    of all images, then view 1), global views first; `targets` has the G n rows of the teacher's.
-    Raises ValueError where rows and views do not fit.
+    that is 2 + 2 * 8 = 18 pairs for two global and eight local views. The V n rows of `logits` are
+    crop-major (view 0 of all images, then view 1), global views first; `targets` has the G n rows
+    of the teacher's. Raises ValueError where rows and views do not fit.
     """
     rows = len(logits.vectors)
     images, odd = divmod(len(targets), global_views)

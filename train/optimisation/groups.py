@@ -19,10 +19,10 @@ def parameter_groups(network: nn.Module, settings: OptimiserSettings) -> list[di
     (whether the scheduled weight decay applies) and "last_layer" (a head's prototypes).
 
     Weight decay applies to the matrices of linear layers and convolutions, to the prototypes and to
-    the trained gains of these (as in the released code). It does not apply to anything else: biases,
-    norms, LayerScale and, unless `decay_tokens` is set, the cls, mask and register tokens and the
-    position embeddings. (The released code decays those; they are single vectors that are added,
-    not maps, and timm's models ask for none on them.)
+    the trained gains of these (as in the released code). It does not apply to anything else:
+    biases, norms, LayerScale and, unless `decay_tokens` is set, the cls, mask and register tokens
+    and the position embeddings. (The released code decays those; they are single vectors that are
+    added, not maps, and timm's models ask for none on them.)
 
     Layer decay (BEiT, arXiv 2106.08254; DINOv2, arXiv 2304.07193) gives depth d of a backbone of
     n blocks the factor `layer_decay ** (n + 1 - d)`: d is 0 for the patch embedding, tokens and

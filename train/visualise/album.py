@@ -45,10 +45,11 @@ def draw(
 ) -> Path:
     """Write the figures of the model `name` to the folder `out` and return its page's path.
 
-    All models stand beside or under the same pictures. They show the first pictures of `images` by key, and with `gallery` their nearest neighbours in
-    it; the page names the `command` that made it. A figure that the model has nothing for is left
-    out, which the page says. The same call gives the same bytes, wherever `out` is. Raises LvdError
-    where `out` holds anything else, where there are no pictures, and where nothing can be drawn.
+    All models stand beside or under the same pictures. They show the first pictures of `images` by
+    key, and with `gallery` their nearest neighbours in it; the page names the `command` that made
+    it. A figure that the model has nothing for is left out, which the page says. The same call
+    gives the same bytes, wherever `out` is. Raises LvdError where `out` holds anything else, where
+    there are no pictures, and where nothing can be drawn.
     """
     pictures = first_pictures("--images", images, settings.pictures, max(size or 0, LARGEST_SQUARE))
     if pictures.more:

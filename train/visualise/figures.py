@@ -26,8 +26,9 @@ Pictures = Mapping[str, Image.Image]
 def attention_figure(models: Sequence[Seen], pictures: Pictures, mass: float) -> Sheet | None:
     """Return the last block's CLS attention over each picture, and the patches that hold `mass` of it.
 
-    Models stand one under another, picture by picture. A mask that would take nearly as many patches
-    as that of even attention means nothing, and is not drawn. None where no model has attention.
+    Models stand one under another, picture by picture. A mask that would take nearly as many
+    patches as that of even attention means nothing, and is not drawn. None where no model has
+    attention.
     """
     looking = [seen for seen in models if seen.attention is not None]
     if not looking:

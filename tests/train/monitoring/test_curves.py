@@ -82,6 +82,9 @@ def test_without_its_package_the_setting_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     settings = LogSettings.model_validate({"tensorboard": False, package: "somewhere"})
-    with pytest.raises(LvdError, match=rf"^log.{package} needs .*lvd\[{package}\]"):
+    with pytest.raises(
+        LvdError,
+        match=rf"^log.{package} needs .*uv pip install -c constraints.txt -e '\.\[{package}\]'",
+    ):
         MetricsWriter(tmp_path, settings, 0)
     assert not list(read_metrics(tmp_path / METRICS))

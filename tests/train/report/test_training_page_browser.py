@@ -1,7 +1,7 @@
 """The page of a training in a real browser: how it looks, and who can use it."""
 
 import pytest
-from browsers import NO_BROWSER, OVERLAPS, SERIOUS, find_browser
+from browsers import NO_BROWSER, OVERLAPS, SERIOUS, find_browser, listen
 from training_out import whole_run, write_out
 
 from train.report.page import write_page
@@ -23,10 +23,7 @@ def page(tmp_path_factory):
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(30_000)
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.said, page.asked = listen(page)
         page.goto(index.as_uri())
         yield page
         browser.close()

@@ -64,7 +64,8 @@ def segment(
     """Return mean IoU and pixel accuracy on `test` of a linear head trained on `train`.
 
     The layouts of pairs are those of `find_pairs`, the head and its training those of `fit`; with
-    `settings.window` both look at images through sliding windows. Each mask is predicted at its own resolution. Raises LvdError where data or model do not fit.
+    `settings.window` both look at images through sliding windows. Each mask is predicted at its own
+    resolution. Raises LvdError where data or model do not fit.
     """
     read = partial(_labels, ignored=settings.ignored)
     pairs = find_apart(train, test, "mask")
