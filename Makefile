@@ -91,7 +91,8 @@ test: setup
 FAST = tests/shared tests/curate/test_collection.py tests/curate/test_content.py \
 	tests/curate/test_groups.py tests/curate/test_quality.py tests/curate/test_retrieve.py \
 	tests/curate/test_search.py tests/curate/test_select.py tests/train/test_step.py
-SLOW = tests/shared/test_bundled.py tests/shared/test_embedders.py tests/shared/test_shards.py
+SLOW = tests/shared/embedders/test_bundled.py tests/shared/embedders/test_embedders.py \
+  tests/shared/shard_folder/test_shards.py
 
 test-fast: setup
 	@OMP_NUM_THREADS=1 $(BIN)/pytest $(FAST) $(SLOW:%=--ignore %)

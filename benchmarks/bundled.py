@@ -23,11 +23,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared.bundled import FOLDER
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings, load, settings_for_folder
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.parts import PartReader
+from shared.embedders.embedder import EmbedderSettings, load, settings_for_folder
 from shared.errors import LvdError
-from shared.images import ImageError, decode
-from shared.parts import PartReader
+from shared.pictures.images import ImageError, decode
 
 HELD_OUT = ("00004", "00005")
 RESAMPLES = 1000

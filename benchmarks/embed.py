@@ -26,10 +26,10 @@ from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.sample.make import make_sample
 from curate.state import LocalState
 from shared.config import load_yaml
-from shared.datasets import DatasetSettings, Part, list_parts
-from shared.embedders import EmbedderSettings, load, resolve_device
-from shared.images import ImageError, decode, read_header
-from shared.parts import PartReader
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
+from shared.datasets.parts import PartReader
+from shared.embedders.embedder import EmbedderSettings, load, resolve_device
+from shared.pictures.images import ImageError, decode, read_header
 
 PIPELINES = Path(__file__).parents[1] / "pipelines.yaml"
 

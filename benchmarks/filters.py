@@ -30,11 +30,11 @@ from curate.filters.head import Head
 from curate.filters.looks import LOOKS
 from curate.sample.make import make_sample
 from shared.config import load_yaml
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings, graph_file, load_forward, resolve_device
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.parts import PartReader
+from shared.embedders.embedder import EmbedderSettings, graph_file, load_forward, resolve_device
 from shared.errors import LvdError
-from shared.images import ImageError, decode
-from shared.parts import PartReader
+from shared.pictures.images import ImageError, decode
 
 UNTRAINED = EmbedderSettings(
     kind="timm", model="mobilenetv2_100", pretrained=False, image_size=224, task="classify"

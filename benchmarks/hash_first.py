@@ -26,8 +26,13 @@ from curate.dedup.hashes import METHODS, principal_directions
 from curate.embedding.embed import preparation
 from curate.filters import grey
 from curate.filters.looks import LOOKS
-from shared.embedders import EmbedderSettings, bundled_settings, load_forward, resolve_device
-from shared.images import decode
+from shared.embedders.embedder import (
+    EmbedderSettings,
+    bundled_settings,
+    load_forward,
+    resolve_device,
+)
+from shared.pictures.images import decode
 
 BUNDLED = ("bundled-copies", "bundled")
 UNTRAINED = EmbedderSettings(

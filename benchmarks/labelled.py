@@ -14,7 +14,7 @@ from benchmarks.truth import read_images, read_truth, root_of
 from curate.cli import main
 from curate.selection.evenness import measure_evenness
 from shared.errors import LvdError
-from shared.storage import fingerprint
+from shared.storage.files import fingerprint
 
 CONFIG = Path(__file__).parents[1] / "pipelines.yaml"
 LEAN = ("report.pictures=false", "export.format=list", "estimate.pairs=0")

@@ -26,7 +26,7 @@ from curate.forecast.clumps import clump_pieces
 from curate.retrieval.nearest_seeds import retrieve
 from curate.retrieval.seed_index import SeedIndexSettings, index_seed
 from curate.stage import EngineSettings
-from shared.storage import write_json
+from shared.storage.files import write_json
 
 PART = 65_536
 """Images of a part, and vectors that are made together."""

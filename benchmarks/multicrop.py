@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
-from shared.images import decode
+from shared.pictures.images import decode
 from train.data.crops import IMAGENET_MEAN, IMAGENET_STD, Views, normalise, stack_views
 from train.data.settings import CropSettings
 

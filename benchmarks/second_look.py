@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from curate.pixels.same import judge
-from shared.embedders import EmbedderSettings, bundled_settings, load
+from shared.embedders.embedder import EmbedderSettings, bundled_settings, load
 
 Pictures = dict[str, bytes]
 EMBEDDERS = {"descriptor": EmbedderSettings(kind="descriptor"), "bundled": bundled_settings()}

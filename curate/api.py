@@ -35,8 +35,8 @@ from curate.retrieval.cluster import FromClustersSettings, take_from_clusters
 from curate.retrieval.knn import KnnSettings, deal, nearest_images
 from curate.retrieval.threshold import below_threshold, beyond_target
 from curate.state import LocalState
-from shared.datasets import DatasetSettings, Part, list_parts
-from shared.embedders import (
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
+from shared.embedders.embedder import (
     BUNDLED,
     DESCRIPTOR,
     EmbedderSettings,

@@ -32,8 +32,8 @@ from curate.dedup.pictures import decode_for_look
 from curate.embedding.request import EmbedSettings
 from curate.neighbours.search import Searchable, cosine, neighbours, unit, use_threads
 from curate.pixels.same import is_clear_copy
-from shared.datasets import DatasetSettings, list_parts
-from shared.parts import Member, PartReader
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.parts import Member, PartReader
 
 Pictures = str | Path | Sequence[Picture | str | Path]
 """What `embed` takes for a dataset, or a picture for each row: in memory, or the path of its file."""

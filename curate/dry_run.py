@@ -17,10 +17,10 @@ from curate.catalogue.content import recall
 from curate.embedding.stage import is_embedded
 from curate.plan import Plan, parent_of, written
 from curate.settings import Seed
-from shared.commits import committed
-from shared.embedders import EmbedderSettings, at_commit, find_on_hub, from_hub
-from shared.hub import HubFile, HubUnreachableError
+from shared.embedders.embedder import EmbedderSettings, at_commit, find_on_hub, from_hub
+from shared.embedders.hub import HubFile, HubUnreachableError
 from shared.progress import size
+from shared.storage.commits import committed
 
 BYTES_PER_IMAGE = 100_000
 """Of a typical crawl; used to guess the number of images before they are counted."""

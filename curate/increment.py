@@ -27,10 +27,10 @@ from curate.filters.pdq import require_pdqhash
 from curate.neighbours.cluster import Centroids, ClusterSettings
 from curate.neighbours.clusters import CENTROIDS
 from curate.report.tables import SEED_IMAGES, image_files
-from shared.embedders import EmbedderSettings, identity
+from shared.datasets.folders import describe_folder
+from shared.embedders.embedder import EmbedderSettings, identity
 from shared.errors import LvdError
-from shared.folders import describe_folder
-from shared.storage import digest_file, fingerprint, read_json
+from shared.storage.files import digest_file, fingerprint, read_json
 
 if TYPE_CHECKING:
     from curate.settings import PipelineSettings

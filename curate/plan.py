@@ -28,19 +28,19 @@ from curate.increment import Before
 from curate.retrieval.settings import OF_NEGATIVE
 from curate.sample.make import make_sample
 from curate.settings import Named, PipelineSettings, Request
-from shared.commits import committed, discard
-from shared.datasets import DatasetSettings, Part, list_parts
-from shared.embedders import (
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
+from shared.embedders.embedder import (
     EmbedderSettings,
     identity,
     resolve,
     resolve_identity,
 )
 from shared.errors import LvdError
-from shared.locks import scratch_folder
 from shared.progress import warn
-from shared.storage import fingerprint
-from shared.stores import remove
+from shared.storage.commits import committed, discard
+from shared.storage.files import fingerprint
+from shared.storage.locks import scratch_folder
+from shared.storage.stores import remove
 
 BUILT_IN = "builtin:"
 PARTIAL = ".partial"

@@ -15,7 +15,7 @@ from curate.selection.balance import balance_problems
 from curate.selection.decide import Selected
 from curate.selection.problems import barred_problems, selection_problems
 from curate.selection.top_up import top_up_problems
-from shared.embedders import identity
+from shared.embedders.embedder import identity
 
 
 def describe_run(

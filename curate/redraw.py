@@ -15,11 +15,11 @@ from curate.report.pictures import pictures
 from curate.report.stage import read_by_key
 from curate.report.thumbnails import ReadImage
 from curate.settings import Named
-from shared.datasets import DatasetSettings
+from shared.datasets.dataset import DatasetSettings
 from shared.errors import LvdError
-from shared.locks import scratch_folder
 from shared.progress import warn
-from shared.storage import read_json
+from shared.storage.files import read_json
+from shared.storage.locks import scratch_folder
 
 
 def picture_files(out: Path) -> list[str]:

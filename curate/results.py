@@ -19,7 +19,7 @@ from curate.selection.balance import Balanced
 from curate.selection.decide import Selected
 from curate.selection.include import Included
 from curate.selection.top_up import TopUp
-from shared.storage import fingerprint
+from shared.storage.files import fingerprint
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from shared.config import (
     source_of,
     validate,
 )
-from shared.datasets import DatasetSettings
-from shared.embedders import (
+from shared.datasets.dataset import DatasetSettings
+from shared.embedders.embedder import (
     BUNDLED,
     DEFAULTS,
     DESCRIPTOR,

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.storage import fingerprint
+from shared.storage.files import fingerprint
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from shared.errors import LvdError
 from shared.progress import WIDTH
-from shared.remote import is_remote
+from shared.storage.remote import is_remote
 
 DEBUG = "lvd.debug"
 """In what a command notes for itself: whether tracebacks are asked for."""

@@ -20,7 +20,7 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-import shared.failures
+import shared.storage.failures
 
 SCRIPT = "FAILING_STORAGE"
 BLOCK = 1 << 14
@@ -95,7 +95,7 @@ class FailingFileSystem(AbstractFileSystem):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        shared.failures._pause = lambda seconds: None
+        shared.storage.failures._pause = lambda seconds: None
 
     def info(self, path: str, **_: Any) -> dict:
         path = self._strip_protocol(path)

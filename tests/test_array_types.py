@@ -7,7 +7,7 @@ from jaxtyping import TypeCheckError
 from curate.calibration.histograms import compare
 from curate.dedup.members import load_members
 from curate.neighbours.search import Searchable, cosine
-from shared.storage import fingerprint
+from shared.storage.files import fingerprint
 
 
 def test_a_wrong_type_or_shape_is_seen() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from shared.commands import Commands, LocalFolder, completion
-from shared.live import serve_option, serving
+from shared.pages.live import serve_option, serving
 from train.evaluation.command import evaluate
 from train.export.command import export
 from train.report.command import report
@@ -120,7 +120,7 @@ def run(
     lvd-train run --recipe tiny --shards runs/curate/sample/shards --out runs/train/more \\
         --set steps=400 --set epochs=80 --dry-run
     """
-    from shared.storage import reraise_disk_full
+    from shared.storage.files import reraise_disk_full
     from train.monitoring.live import live_page
     from train.monitoring.profiled_steps import parse_steps
     from train.recipe import read_recipe

@@ -14,10 +14,10 @@ from benchmarks.gpu.timing import median_lap, peak_gib
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
-from shared.commits import committed
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings, resolve_device
-from shared.timm_embedder import build_timm
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.embedders.embedder import EmbedderSettings, resolve_device
+from shared.embedders.timm_embedder import build_timm
+from shared.storage.commits import committed
 
 SIZE, QUICK_SIZE = 224, 56
 PICTURES, QUICK_PICTURES = 2048, 8

@@ -49,7 +49,7 @@ from benchmarks.proof.trainings import (
     finish,
     finish_beside,
 )
-from shared.storage import read_json, write_json
+from shared.storage.files import read_json, write_json
 
 ARM_SIZES = "arms.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from shared.storage import write_json
+from shared.storage.files import write_json
 
 FILE, TEXT = "proof.json", "proof.md"
 FIGURES = ("knn", "knn_tail", "linear", "linear_tail")

@@ -12,7 +12,7 @@ from curate.filters import luminance
 from curate.plan import Dataset, parts_of
 from curate.settings import Named, PipelineSettings, read_names
 from curate.stage import EngineSettings
-from shared.embedders import EmbedderSettings, resolve, resolve_identity
+from shared.embedders.embedder import EmbedderSettings, resolve, resolve_identity
 from shared.errors import LvdError
 
 

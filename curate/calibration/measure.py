@@ -30,10 +30,10 @@ from curate.neighbours.search import unit
 from curate.pixels.same import CLEAR, OTHER, Verdict, similarity
 from curate.stage import Runner, Stage, Unit, Workers
 from curate.state import State
-from shared.commits import committed
-from shared.embedders import EmbedderSettings, may_use_gpu
+from shared.embedders.embedder import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
+from shared.storage.commits import committed
 
 VERSION = 6
 EDITED_TOGETHER = 25

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from curate.calibration.stored import declared_in_folder, input_size, read_stored
 from curate.calibration.thresholds import CALIBRATED, is_number, is_wanted_of_folder
-from shared.embedders import (
+from shared.embedders.embedder import (
     DEFAULTS,
     EmbedderSettings,
     in_folder,

@@ -12,9 +12,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.embedders import EmbedderSettings, in_folder, local_files, local_folder, weights_digest
+from shared.embedders.embedder import (
+    EmbedderSettings,
+    in_folder,
+    local_files,
+    local_folder,
+    weights_digest,
+)
 from shared.errors import LvdError
-from shared.storage import read_json, write_json
+from shared.storage.files import read_json, write_json
 
 FILE = "thresholds.json"
 

@@ -30,9 +30,9 @@ from curate.filters.judge import judge
 from curate.filters.lists import CompiledList
 from curate.filters.quality import QualitySettings, active
 from curate.filters.scores import FilterSettings, score_column
-from shared.datasets import Part
+from shared.datasets.dataset import Part
 from shared.errors import LvdError
-from shared.storage import read_json, write_json
+from shared.storage.files import read_json, write_json
 
 VERSION = 6
 PARTS = "parts.json"

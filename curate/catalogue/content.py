@@ -13,15 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from shared.datasets import Part
+from shared.datasets.dataset import Part
+from shared.datasets.filetypes import kind_of
+from shared.datasets.parts import Member
 from shared.errors import LvdError
-from shared.filetypes import kind_of
-from shared.images import SIGNATURE, is_image
 from shared.keys import shown
-from shared.parts import Member
-from shared.remote import is_remote, locate, open_binary
-from shared.storage import fingerprint, read_json, write_json
-from shared.stores import is_there, publish, remove
+from shared.pictures.images import SIGNATURE, is_image
+from shared.storage.files import fingerprint, read_json, write_json
+from shared.storage.remote import is_remote, locate, open_binary
+from shared.storage.stores import is_there, publish, remove
 
 STAMPS, PLACES = "stamps", "places"
 _CHUNK = 1 << 20

@@ -21,9 +21,9 @@ from jaxtyping import Int64
 
 from curate.catalogue.exported import ANEW, EXPORTED, Exported
 from curate.filters.lists import LISTS, CompiledList, ListSettings, compile_lists
-from shared.commits import building, commit, committed
 from shared.errors import LvdError
-from shared.storage import digest_file, fingerprint
+from shared.storage.commits import building, commit, committed
+from shared.storage.files import digest_file, fingerprint
 
 VERSION = 1
 KEEP, DROP, APART = LABELS = ("keep", "drop", "apart")

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from curate.catalogue.collection import Collection
+from shared.datasets.parts import Member, Part, PartReader, direct, fetch
 from shared.errors import LvdError
-from shared.parts import Member, Part, PartReader, direct, fetch
-from shared.storage import read_json, write_json
-from shared.stores import publish
+from shared.storage.files import read_json, write_json
+from shared.storage.stores import publish
 
 FACTS = ("member", "offset", "bytes", "sha256")
 

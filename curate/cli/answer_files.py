@@ -37,7 +37,7 @@ def check_answers(**files: Path | None) -> None:
 @contextmanager
 def written_answer(path: Path) -> Iterator[Path]:
     """Yield where to write what becomes the file `path`, whole or not at all."""
-    from shared.storage import written_whole
+    from shared.storage.files import written_whole
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def audit(
     from curate.audit.request import read_audit
     from curate.execution.session import open_runner
     from curate.plan import label, writable
-    from shared.storage import reraise_disk_full
+    from shared.storage.files import reraise_disk_full
 
     out = out or Path("runs") / "audit" / f"{label(a)}-{label(b)}"
     writable(work, "--work")

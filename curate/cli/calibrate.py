@@ -43,10 +43,10 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     from curate.pipeline import embed_datasets
     from curate.plan import pinned, writable
     from curate.report.both_sides import draw_sides
-    from shared.embedders import resolve_device
+    from shared.embedders.embedder import resolve_device
     from shared.errors import LvdError
-    from shared.locks import scratch_folder
     from shared.progress import say
+    from shared.storage.locks import scratch_folder
 
     plan, default = make_plan(**asked)
     out = out or Path("runs") / "calibrate" / default.name

@@ -33,8 +33,8 @@ class WorkFolder(LocalFolder):
         self, url: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
         """Return the copy."""
-        from shared.datasets import WORK_MARKER
-        from shared.stores import opened
+        from shared.datasets.dataset import WORK_MARKER
+        from shared.storage.stores import opened
 
         assert ctx is not None  # click gives one to every option of a command
         copy: Path = ctx.with_resource(opened(url, "--work", WORK_MARKER))

@@ -157,7 +157,7 @@ def plan(
     from curate.forecast.text import as_dict, embedder_cost, find_embedder, table
     from curate.plan import writable
     from curate.settings import PipelineSettings
-    from shared.storage import dumps
+    from shared.storage.files import dumps
 
     if calibrate:
         place = constants or Path("plan-constants.json")

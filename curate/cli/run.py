@@ -18,7 +18,7 @@ from curate.cli.options import (
     request_options,
     retry_option,
 )
-from shared.live import serve_option, serving
+from shared.pages.live import serve_option, serving
 
 if TYPE_CHECKING:
     from curate.execution.output import Output
@@ -150,7 +150,7 @@ def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str 
 
     None where it does.
     """
-    from shared.storage import read_optional
+    from shared.storage.files import read_optional
 
     keep = "; to keep what is exported, stop this run"
     if url is not None:
@@ -182,7 +182,7 @@ def go_on_from(
     from curate.dry_run import describe
     from curate.increment import read_before, refuse_labels
     from curate.plan import pinned
-    from shared.locks import scratch_folder
+    from shared.storage.locks import scratch_folder
 
     refuse_labels(plan.request.settings)
     with scratch_folder(plan.work / "scratch") as scratch:
@@ -211,7 +211,7 @@ def carry_out(
     from curate.execution.session import is_on_cluster, open_runner, require_seen
     from curate.plan import forget_corrupt, forget_set_aside
     from shared.progress import say, warn
-    from shared.storage import reraise_disk_full
+    from shared.storage.files import reraise_disk_full
 
     also = plan.request.settings.export.also
     require_seen(executor, plan.work, (part for data in plan.datasets for part in data.parts))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from curate.catalogue.originals import Originals
 from curate.pixels import align
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
 
 _REDUCE_TO = 2 * align.SIDE
 

@@ -21,9 +21,8 @@ from curate.plan import writable
 from curate.report.tables import read_funnel
 from shared import bundled
 from shared.errors import LvdError
-from shared.locks import busy, locked
 from shared.progress import say
-from shared.storage import (
+from shared.storage.files import (
     digest_file,
     fingerprint,
     read_json,
@@ -32,6 +31,7 @@ from shared.storage import (
     set_aside,
     write_json,
 )
+from shared.storage.locks import busy, locked
 
 RECIPE = "tiny"
 FINER = 3

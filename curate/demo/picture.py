@@ -16,9 +16,9 @@ from curate.demo.truth import read_truth
 from curate.report.tables import open_tables, read_funnel, rows, threshold
 from curate.sample.photographs import SEED_SUBJECTS
 from shared.errors import LvdError
-from shared.images import ImageError, decode
-from shared.sheets import Strip, Tile, draw_sheet
-from shared.storage import written_whole
+from shared.pages.sheets import Strip, Tile, draw_sheet
+from shared.pictures.images import ImageError, decode
+from shared.storage.files import written_whole
 
 COLUMNS = 6
 PAIRS = COLUMNS // 2

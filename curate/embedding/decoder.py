@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from curate.embedding.journal import Journal
-from shared.images import Header, ImageError, decode
+from shared.pictures.images import Header, ImageError, decode
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Decoder:
             thread.stop()
 
     def decode(self, key: str, data: bytes, header: Header, reduce_to: int | None) -> Image.Image:
-        """Return `shared.images.decode` of an image; raise ImageError, whatever becomes of it."""
+        """Return `shared.pictures.images.decode` of an image; raise ImageError, whatever becomes of it."""
         pixels = min(header.width * header.height, self._max_pixels)
         with self._room_for(pixels):
             if not self._journal.is_suspect(key) and _left_behind() < MOST_LEFT_BEHIND:
@@ -152,7 +152,7 @@ def _left_behind() -> int:
 def decode_apart(
     data: bytes, *, max_pixels: int, reduce_to: int | None, seconds: float, memory: int
 ) -> Image.Image:
-    """Return `shared.images.decode` of an image, run in a process of its own.
+    """Return `shared.pictures.images.decode` of an image, run in a process of its own.
 
     Raises ImageError where that process finds no picture, dies, or takes over `seconds` of
     processor time or (on Linux) `memory` bytes.

@@ -34,16 +34,16 @@ from curate.filters.look import Look
 from curate.filters.looks import LOOKS
 from curate.filters.scores import score_column
 from curate.state import Pending, State
-from shared.commits import UnderWay, building, commit, committed
-from shared.datasets import Part
-from shared.embedders import (
+from shared.datasets.dataset import Part
+from shared.datasets.parts import Member, PartReader
+from shared.embedders.embedder import (
     EmbedderSettings,
     Preparation,
     load_forward,
     load_preparation,
     runtime,
 )
-from shared.parts import Member, PartReader
+from shared.storage.commits import UnderWay, building, commit, committed
 
 UNDER_WAY = 2
 """Batches of an embedder that are computed while the next is decoded."""

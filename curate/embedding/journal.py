@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from shared.stores import is_there, publish, remove
+from shared.storage.stores import is_there, publish, remove
 
 FOLDER = "decoding"
 """Of WORK."""

@@ -21,9 +21,9 @@ from curate.embedding.stage import EmbeddedParts
 from curate.filters.head import Head
 from curate.filters.scores import Source, score_column
 from curate.stage import Runner, Stage, Unit
-from shared.commits import digest_of
-from shared.embedders import EmbedderSettings, identity
-from shared.storage import fingerprint
+from shared.embedders.embedder import EmbedderSettings, identity
+from shared.storage.commits import digest_of
+from shared.storage.files import fingerprint
 
 VERSION = 1
 HEAD = "head.npz"

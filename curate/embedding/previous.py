@@ -15,9 +15,9 @@ from curate.catalogue.content import Copy, earlier_content
 from curate.catalogue.part_files import FACTS, VECTORS
 from curate.embedding.request import EmbedRequest
 from curate.filters.looks import LOOKS
-from shared.commits import committed
-from shared.embedders import EmbedderSettings
-from shared.images import Header
+from shared.embedders.embedder import EmbedderSettings
+from shared.pictures.images import Header
+from shared.storage.commits import committed
 
 
 @dataclass(frozen=True)

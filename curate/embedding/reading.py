@@ -16,9 +16,9 @@ from jaxtyping import UInt8
 from curate.embedding.decoder import Decoder
 from curate.embedding.previous import Previous
 from curate.filters.look import Look
-from shared.embedders import Preparation
-from shared.images import Header, ImageError, read_header
-from shared.parts import Member, PartReader
+from shared.datasets.parts import Member, PartReader
+from shared.embedders.embedder import Preparation
+from shared.pictures.images import Header, ImageError, read_header
 
 LONGEST_SIDE = 2**31 - 1
 """The longest side that the facts can hold; hostile headers say more."""

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.filters.looks import LOOKS
-from shared.embedders import EmbedderSettings, identity
-from shared.storage import fingerprint
+from shared.embedders.embedder import EmbedderSettings, identity
+from shared.storage.files import fingerprint
 
 VERSION = 4
 

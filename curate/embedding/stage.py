@@ -22,14 +22,14 @@ from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings, score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers
-from shared.commits import committed, digest_of
-from shared.datasets import Part
-from shared.embedders import EmbedderSettings, may_use_gpu
+from shared.datasets.dataset import Part
+from shared.datasets.parts import PartReader
+from shared.embedders.embedder import EmbedderSettings, may_use_gpu
 from shared.errors import LvdError
-from shared.failures import reword
-from shared.parts import PartReader
-from shared.storage import fingerprint, read_json, write_json
-from shared.stores import is_there, publish, side_by_side
+from shared.storage.commits import committed, digest_of
+from shared.storage.failures import reword
+from shared.storage.files import fingerprint, read_json, write_json
+from shared.storage.stores import is_there, publish, side_by_side
 
 PARTS_LOOKED_AT = 16
 """Parts, evenly spread, in which a filter's column is looked for before anything is embedded."""

@@ -17,8 +17,8 @@ from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
 from curate.stage import Runner, Stage, Unit
-from shared.commits import digest_of
-from shared.embedders import EmbedderSettings, identity
+from shared.embedders.embedder import EmbedderSettings, identity
+from shared.storage.commits import digest_of
 
 VERSION = 1
 
@@ -42,7 +42,7 @@ def write_text(
     texts: list[str], embedder: EmbedderSettings, threads: int, *, out: Path
 ) -> dict[str, int]:
     """Write the facts and vectors of captions as those of a part, in their order."""
-    from shared.open_clip_embedder import embed_texts
+    from shared.embedders.open_clip_embedder import embed_texts
 
     vectors = embed_texts(embedder, texts, threads).astype(np.float16)
     data = [text.encode() for text in texts]

@@ -17,11 +17,11 @@ import fsspec
 
 from curate.execution.output import FILES, RUN, note_hashes
 from shared.errors import LvdError
-from shared.failures import as_line, retry
 from shared.keys import shown
 from shared.progress import stage_bar
-from shared.remote import is_remote
-from shared.storage import dumps, read_json, write_json
+from shared.storage.failures import as_line, retry
+from shared.storage.files import dumps, read_json, write_json
+from shared.storage.remote import is_remote
 
 NOTE = "copying.json"
 """Holds what `files.json` says while the files are copied: those of the right size are whole."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from curate.stage import Unit, Workers
-from shared.commits import run_unit
+from shared.storage.commits import run_unit
 
 TRIES = 3
 """Of a unit that dies with its process, or whose storage fails for longer than reads wait."""

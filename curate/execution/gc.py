@@ -9,12 +9,12 @@ from curate.catalogue.content import stale_notes
 from curate.execution.output import RUN, USED
 from curate.execution.status import runs_at_work
 from curate.execution.verify import STAGES
-from shared.commits import discard
-from shared.datasets import WORK_MARKER
+from shared.datasets.dataset import WORK_MARKER
 from shared.errors import LvdError
-from shared.locks import holder, scratch_folder
 from shared.progress import size
-from shared.storage import read_json
+from shared.storage.commits import discard
+from shared.storage.files import read_json
+from shared.storage.locks import holder, scratch_folder
 
 
 def collect(work: Path, keep: Iterable[Path], *, dry_run: bool) -> Iterator[str]:

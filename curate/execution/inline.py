@@ -8,7 +8,7 @@ from typing import Any
 from curate.execution.executor import TRIES, Call, Outcome
 from curate.stage import Workers
 from curate.state import LocalState
-from shared.failures import kind_of
+from shared.storage.failures import kind_of
 
 
 class InlineExecutor:

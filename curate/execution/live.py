@@ -12,10 +12,10 @@ from typing import Any
 
 from curate.execution.session import status_file
 from curate.plan import PARTIAL
-from shared.images import ImageError, decode
-from shared.live import LivePage
+from shared.pages.live import LivePage
+from shared.pictures.images import ImageError, decode
 from shared.progress import duration, rate
-from shared.storage import read_optional
+from shared.storage.files import read_optional
 
 PICTURES, SIDE = 12, 128
 

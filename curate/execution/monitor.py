@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shared.locks import start_of
 from shared.progress import StageBar
-from shared.storage import dumps
+from shared.storage.files import dumps
+from shared.storage.locks import start_of
 
 INTERVAL = 1.0
 """Seconds between two writes."""

@@ -23,8 +23,8 @@ from curate.execution.ray_start import SECONDS_TO_ANSWER, remedy, require_answer
 from curate.stage import EngineSettings, Workers
 from curate.state import LocalState, State
 from shared.errors import LvdError
-from shared.failures import as_line, kind_of
 from shared.progress import stage_bar
+from shared.storage.failures import as_line, kind_of
 
 ON_CLUSTER = "LVD_ON_CLUSTER"
 """Set in the environment of workers on a cluster: they say on which node it is that something fails."""

@@ -18,13 +18,12 @@ from curate.neighbours.clusters import CENTROIDS
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
 from curate.report.datasheet import DATASHEET
-from shared.commits import unit_files
 from shared.config import flat
+from shared.datasets.folders import describe_folder
 from shared.errors import LvdError
-from shared.folders import describe_folder
-from shared.locks import busy, locked
 from shared.progress import say, warn
-from shared.storage import (
+from shared.storage.commits import unit_files
+from shared.storage.files import (
     digest_file,
     link_or_copy,
     read_json,
@@ -32,7 +31,8 @@ from shared.storage import (
     sync_tree,
     write_json,
 )
-from shared.stores import remove_folder
+from shared.storage.locks import busy, locked
+from shared.storage.stores import remove_folder
 
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"

@@ -15,9 +15,9 @@ from pathlib import Path
 from curate.execution.copies import NOTE, copy_result
 from curate.execution.output import FILES, RUN, TIMINGS
 from shared.errors import LvdError
-from shared.leases import Lease, leased
-from shared.locks import busy
-from shared.stores import Store, new_copy, reword_store
+from shared.storage.leases import Lease, leased
+from shared.storage.locks import busy
+from shared.storage.stores import Store, new_copy, reword_store
 
 READ = (FILES, TIMINGS, "reports/funnel.json")
 """What a run reads of a result that is there, besides `run.json`."""

@@ -14,11 +14,11 @@ from typing import Any
 from curate.execution.executor import Call, Executor, Outcome
 from curate.execution.monitor import Monitor
 from curate.stage import Failure, Stage, Unit, Workers
-from shared.commits import UnderWay, committed, under_way
 from shared.errors import LvdError
-from shared.failures import as_line, kind_of
 from shared.progress import StageBar, stage_bar
-from shared.stores import publish, side_by_side
+from shared.storage.commits import UnderWay, committed, under_way
+from shared.storage.failures import as_line, kind_of
+from shared.storage.stores import publish, side_by_side
 
 
 @dataclass

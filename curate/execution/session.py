@@ -17,13 +17,13 @@ from curate.execution.monitor import Monitor, lives
 from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
 from curate.stage import EngineSettings
-from shared.datasets import WORK_MARKER, Part
+from shared.datasets.dataset import WORK_MARKER, Part
 from shared.errors import LvdError
-from shared.locks import scratch_folder
-from shared.remote import is_remote
-from shared.storage import read_optional, reraise_disk_full, write_json
-from shared.store_copies import mark, remove_copy_here
-from shared.stores import remove_given, store_of
+from shared.storage.files import read_optional, reraise_disk_full, write_json
+from shared.storage.locks import scratch_folder
+from shared.storage.remote import is_remote
+from shared.storage.store_copies import mark, remove_copy_here
+from shared.storage.stores import remove_given, store_of
 
 ExecutorName = Literal["auto", "ray", "inline"]
 STATUS = "status"

@@ -9,11 +9,11 @@ from curate.execution.monitor import lives
 from curate.execution.output import RUN
 from curate.execution.session import STATUS, status_file
 from curate.plan import PARTIAL
-from shared.datasets import WORK_MARKER
+from shared.datasets.dataset import WORK_MARKER
+from shared.datasets.folders import describe_folder
 from shared.errors import LvdError
-from shared.folders import describe_folder
 from shared.progress import duration, rate
-from shared.storage import read_json, read_optional
+from shared.storage.files import read_json, read_optional
 
 
 def status(folder: Path) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 from curate.execution.output import FILES, RUN, TIMINGS
 from curate.filters.looks import LOOKS
-from shared.commits import MANIFEST, discard, read_manifest
-from shared.datasets import WORK_MARKER
+from shared.datasets.dataset import WORK_MARKER
 from shared.errors import LvdError
-from shared.locks import scratch_folder
-from shared.storage import digest_file, read_json
+from shared.storage.commits import MANIFEST, discard, read_manifest
+from shared.storage.files import digest_file, read_json
+from shared.storage.locks import scratch_folder
 
 STAGES = (
     *("lists", "facts", "scores", *LOOKS, "vectors", "text", "head", "predict", "catalogue"),

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from curate.catalogue.collection import Collection
-from shared.shards import output_key, shard_name
-from shared.stores import publish
+from shared.shard_folder.shards import output_key, shard_name
+from shared.storage.stores import publish
 
 Edges = Int64[np.ndarray, " edges"]
 

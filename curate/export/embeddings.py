@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from curate.catalogue.collection import Collection
 from curate.export.bounds import ShardBounds
 from curate.stage import Runner, Unit
-from shared.storage import link_or_copy
+from shared.storage.files import link_or_copy
 
 VERSION = 1
 SHARDS = 100

@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shared.images import Header, decode, read_header
+from shared.pictures.images import Header, decode, read_header
 
 EXTENSIONS = {"jpeg": "jpg"}
 """Of the formats whose extension is not their name."""
@@ -56,7 +56,7 @@ def encode(data: bytes, settings: PictureSettings, *, max_pixels: int) -> tuple[
     """Return the bytes to export for an image file's bytes, and their extension.
 
     A picture is made smaller than asked for where a side is more than its format can have, and where
-    it would be larger than `max_pixels`. Raises `shared.images.ImageError` for bytes that are no image,
+    it would be larger than `max_pixels`. Raises `shared.pictures.images.ImageError` for bytes that are no image,
     and for more than `max_pixels` where they are decoded.
     """
     header = read_header(data)

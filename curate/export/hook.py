@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import LvdError, nearest
-from shared.images import decode
+from shared.pictures.images import decode
 
 Hook = Callable[[Image.Image], Image.Image]
 

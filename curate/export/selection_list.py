@@ -23,12 +23,12 @@ from curate.catalogue.originals import load_parts, save_parts
 from curate.export.bounds import ShardBounds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
-from shared.datasets import LIST, Part
+from shared.datasets.dataset import LIST, Part
+from shared.datasets.parts import direct
 from shared.errors import LvdError
-from shared.failures import reword
 from shared.keys import shown
-from shared.parts import direct
-from shared.remote import locate
+from shared.storage.failures import reword
+from shared.storage.remote import locate
 
 VERSION = 1
 NAME = Path(LIST).stem

@@ -31,12 +31,12 @@ from curate.export.spill import Source, needs_spill, read_spilled, spill
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
+from shared.datasets.filetypes import kind_of
+from shared.datasets.parts import fetch
+from shared.datasets.sidecars import read_object
 from shared.errors import LvdError
-from shared.filetypes import kind_of
-from shared.images import ImageError
-from shared.parts import fetch
-from shared.shards import SHARD_CAPACITY, Sample, write_shard
-from shared.sidecars import read_object
+from shared.pictures.images import ImageError
+from shared.shard_folder.shards import SHARD_CAPACITY, Sample, write_shard
 
 VERSION = 3
 FETCH_AHEAD = 8

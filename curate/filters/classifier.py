@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.filters.head import Head, dim_of
-from shared.embedders import EmbedderSettings
+from shared.embedders.embedder import EmbedderSettings
 from shared.errors import LvdError, nearest
 
 
@@ -70,6 +70,6 @@ class LoadedLabels:
 def _names_of(embedder: EmbedderSettings) -> list[str]:
     if embedder.kind != "timm":
         return []
-    from shared.timm_embedder import label_names
+    from shared.embedders.timm_embedder import label_names
 
     return label_names(embedder)

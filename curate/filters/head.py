@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.embedders import EmbedderSettings, load_forward
+from shared.embedders.embedder import EmbedderSettings, load_forward
 from shared.errors import LvdError
-from shared.failures import reword
-from shared.remote import open_binary
+from shared.storage.failures import reword
+from shared.storage.remote import open_binary
 
 
 @dataclass(frozen=True)

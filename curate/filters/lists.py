@@ -25,11 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from curate.filters import pdq
 from curate.filters.addresses import domains_of, host_of, normalise_domain, normalise_url
 from curate.filters.decisions import Check
-from shared.commits import building, commit, committed
 from shared.errors import LvdError, nearest
-from shared.failures import reword
-from shared.remote import open_binary
-from shared.storage import fingerprint
+from shared.storage.commits import building, commit, committed
+from shared.storage.failures import reword
+from shared.storage.files import fingerprint
+from shared.storage.remote import open_binary
 
 VERSION = 1
 LISTS = "lists"

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from curate.filters.head import Head
-from shared.embedders import EmbedderSettings
+from shared.embedders.embedder import EmbedderSettings
 
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -61,7 +61,7 @@ class PromptSettings(BaseModel):
 
     def compile(self, embedder: EmbedderSettings, threads: int) -> Head:
         """Return the captions as a head: an output for each, by the model's text tower."""
-        from shared.open_clip_embedder import zero_shot_weights
+        from shared.embedders.open_clip_embedder import zero_shot_weights
 
         captions = [*self.wanted, *self.against]
         classes = [[each.replace("{}", text) for each in self.templates] for text in captions]

@@ -25,12 +25,12 @@ from curate.neighbours.search import top_k, use_threads
 from curate.sample.make import make_sample
 from curate.stage import EngineSettings
 from curate.state import LocalState
-from shared.commits import committed
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import Embedder, EmbedderSettings, load, resolve_device
-from shared.images import ImageError, decode
-from shared.parts import PartReader
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.parts import PartReader
+from shared.embedders.embedder import Embedder, EmbedderSettings, load, resolve_device
+from shared.pictures.images import ImageError, decode
 from shared.progress import say
+from shared.storage.commits import committed
 
 SEEDS = 1_000
 COMPARED = 4_096, 65_536

@@ -18,7 +18,7 @@ from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTOR
 from curate.filters.quality import QualitySettings
 from curate.forecast.clumps import clumps
 from curate.stage import Runner, Unit
-from shared.datasets import Part
+from shared.datasets.dataset import Part
 
 PART = 10_000
 """Images of a part: a shard of img2dataset."""

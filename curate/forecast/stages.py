@@ -28,7 +28,7 @@ from curate.selection.balance import Balanced
 from curate.selection.decide import Selected, decide
 from curate.selection.include import Included
 from curate.stage import Runner
-from shared.storage import link_or_copy
+from shared.storage.files import link_or_copy
 
 STAGES = ("cluster", "dedup", "retrieve", "select", "report", "pairs")
 RELEVANT = 0.5

@@ -12,7 +12,7 @@ from curate.plan import comparable, default_out
 from curate.settings import Request, read_request
 from shared.config import expand, flat, load_yaml
 from shared.errors import LvdError, nearest
-from shared.storage import read_json, write_json
+from shared.storage.files import read_json, write_json
 
 SETTINGS = "loop.json"
 CHECKED = "check.log"

@@ -22,7 +22,7 @@ from curate.loop.request import LoopRequest
 from curate.report.tables import read_funnel
 from shared.errors import LvdError
 from shared.progress import say
-from shared.storage import digest_file, read_json, read_optional, set_aside, write_json
+from shared.storage.files import digest_file, read_json, read_optional, set_aside, write_json
 
 RECORD = "round.json"
 

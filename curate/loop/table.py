@@ -17,7 +17,7 @@ from curate.execution.output import RUN
 from curate.report.tables import open_tables, read_funnel, rows, table_patterns
 from shared.errors import LvdError
 from shared.progress import printable
-from shared.storage import read_optional, write_json, written_whole
+from shared.storage.files import read_optional, write_json, written_whole
 
 TRUTH = ("part", "member", "kind")
 """Columns of a CSV with the kind of each crawled image: its member may be without the extension."""

@@ -20,11 +20,11 @@ from curate.filters.lists import ListSettings, compile_lists
 from curate.removal.gone import Gone, find_gone, find_near, read_removed
 from curate.removal.result import rewrite
 from curate.removal.work import drop, units_with
-from shared.datasets import WORK_MARKER
+from shared.datasets.dataset import WORK_MARKER
 from shared.errors import LvdError
-from shared.locks import scratch_folder
 from shared.progress import size
-from shared.storage import read_json
+from shared.storage.files import read_json
+from shared.storage.locks import scratch_folder
 
 
 def remove(

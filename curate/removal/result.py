@@ -30,8 +30,8 @@ from curate.report.pairs import PAIRS, REGROUPED
 from curate.report.schemas import BEHIND_JUDGEMENT
 from curate.report.tables import image_files, read_funnel, table_files
 from curate.selection.balance import describe_clusters
-from shared.shards import drop_samples
-from shared.storage import fingerprint, link_or_copy, read_json, write_json
+from shared.shard_folder.shards import drop_samples
+from shared.storage.files import fingerprint, link_or_copy, read_json, write_json
 
 VERSION = 1
 BALANCE = "reports/balance.parquet"

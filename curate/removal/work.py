@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16, Int64
 
 from curate.catalogue.part_files import FACTS, VECTORS
-from shared.commits import committed, discard
+from shared.storage.commits import committed, discard
 
 ROWS = 65_536
 """Vectors that are looked at together."""

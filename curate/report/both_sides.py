@@ -17,7 +17,7 @@ from curate.report.contact_sheets import Sheet, Strip, Tile
 from curate.report.sheet_png import sheet_png
 from curate.report.stage import read_by_key
 from curate.report.thumbnails import ReadImage, thumbnails
-from shared.images import decode
+from shared.pictures.images import decode
 
 ABSENT = "cannot be read any more"
 SEED = "seed"

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from curate.filters.decisions import DECISIONS
 from curate.report.tables import rows
-from shared.charts import NARROW, WIDE, Palette, draw_chart, short
+from shared.pages.charts import NARROW, WIDE, Palette, draw_chart, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from curate.report.summary import SOURCES, by_hash, by_look, cosine_from, share
 from curate.report.tables import open_tables, read_funnel, rows
 from shared.config import flat
 from shared.progress import printable, size
-from shared.storage import read_json
+from shared.storage.files import read_json
 
 VERSION = 2
 DATASHEET = "datasheet.md"

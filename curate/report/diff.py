@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from curate.report.tables import connect, read_funnel, rows, table_patterns, threshold
 from shared.config import flat
-from shared.storage import read_optional
+from shared.storage.files import read_optional
 
 SCHEMA = pa.schema(
     [

@@ -16,9 +16,9 @@ from curate.report.contact_sheets import Sheet
 from curate.report.summary import SOURCES, by_look, cosine_from, headline, share
 from curate.report.threshold_section import ThresholdSection
 from curate.selection.top_up import describe_top_up
-from shared.charts import LEFT, RIGHT
-from shared.page import ENLARGE, render_page
-from shared.verdicts import Verdict
+from shared.pages.charts import LEFT, RIGHT
+from shared.pages.page import ENLARGE, render_page
+from shared.pages.verdicts import Verdict
 
 Thumbs = Mapping[tuple[str | None, str], bytes]
 """Pictures of tiles by `(seed, key)`: JPEGs, or PNGs of very small ones."""

@@ -23,7 +23,7 @@ from curate.report.tables import open_tables, read_funnel, rows, threshold
 from curate.report.threshold_section import copies_section, relevance_section
 from curate.report.thumbnails import ENLARGED_BYTES, ReadImage, thumbnails
 from curate.report.verdict import verdict
-from shared.storage import read_optional
+from shared.storage.files import read_optional
 
 PICTURE_BYTES = 10_000_000
 """Of the pictures of a page: as base64 a third more."""

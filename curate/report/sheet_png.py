@@ -10,7 +10,7 @@ from PIL import Image
 from curate.report import contact_sheets
 from curate.report.contact_sheets import COLUMNS, Sheet
 from curate.report.thumbnails import SIDE
-from shared.sheets import Strip, Tile, draw_sheet, png
+from shared.pages.sheets import Strip, Tile, draw_sheet, png
 
 
 def sheet_png(sheet: Sheet, thumbs: Mapping[tuple[str | None, str], bytes]) -> bytes:

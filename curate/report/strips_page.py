@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from curate.report.contact_sheets import Strip
-from shared.page import render_page
+from shared.pages.page import render_page
 
 
 def strips_page(

@@ -21,7 +21,7 @@ from curate.report.seeds import seed_table
 from curate.report.tables import read_funnel
 from curate.selection.top_up import describe_top_up
 from shared.progress import WIDTH, duration, printable, rate
-from shared.storage import read_optional
+from shared.storage.files import read_optional
 
 BAR = 40
 PROBLEMS = 10  # lines; the rest is in funnel.json

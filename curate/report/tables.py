@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
+from shared.datasets.folders import describe_folder
 from shared.errors import LvdError
-from shared.folders import describe_folder
-from shared.storage import read_json
+from shared.storage.files import read_json
 
 _WITHOUT = {
     "pairs": """

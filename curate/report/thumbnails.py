@@ -11,8 +11,8 @@ from pathlib import Path
 
 from curate.report.contact_sheets import Tile
 from shared.errors import LvdError
-from shared.failures import kind_of
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
+from shared.storage.failures import kind_of
 
 SIDE = 150  # pixels of the longer side
 ENLARGED = 260  # the same, of pictures that a page enlarges

@@ -12,7 +12,7 @@ from curate.report.false_copies import advice, false_copies
 from curate.report.other_thresholds import Counts
 from curate.report.summary import SOURCES, share
 from curate.report.tables import threshold
-from shared.verdicts import Remedy, Verdict
+from shared.pages.verdicts import Remedy, Verdict
 
 COMPLETE = 0.99
 """Of what the search for copies had to find, the share from which nothing is said."""

@@ -27,7 +27,7 @@ from curate.sample.charts import chart
 from curate.sample.pages import document, placeholder, screenshot
 from curate.sample.photographs import OTHER_SUBJECTS, SEED_SUBJECTS, TEXTURES, Crop, crops
 from shared.errors import LvdError
-from shared.locks import locked
+from shared.storage.locks import locked
 
 _MARK = "sample.json"  # its presence with the right content says that the folder is complete
 _LIBRARIES = ("matplotlib", "numpy", "pillow", "scikit-image", "scikit-learn")

@@ -14,7 +14,7 @@ from curate.report.strips_page import strips_page
 from curate.report.thumbnails import thumbnails
 from curate.search.search import Queries
 from curate.search.stored import StoredCrawl
-from shared.locks import scratch_folder
+from shared.storage.locks import scratch_folder
 from shared.text_table import text_table
 
 ABSENT = "no picture"

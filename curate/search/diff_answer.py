@@ -13,9 +13,9 @@ from curate.report.contact_sheets import Strip, Tile
 from curate.report.diff import Difference
 from curate.report.strips_page import strips_page
 from curate.report.thumbnails import ReadImage, thumbnails
-from shared.locks import scratch_folder
 from shared.progress import printable
-from shared.storage import dumps, read_optional
+from shared.storage.files import dumps, read_optional
+from shared.storage.locks import scratch_folder
 from shared.text_table import text_table
 
 MATCHES = {

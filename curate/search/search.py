@@ -15,7 +15,7 @@ from curate.neighbours.in_dataset import nearest_images
 from curate.neighbours.search import use_threads
 from curate.search.stored import StoredCrawl, reading
 from shared.errors import LvdError
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
 from shared.progress import printable
 
 OF_IMAGES = {
@@ -92,7 +92,7 @@ def of_texts(stored: StoredCrawl, texts: Sequence[str]) -> Queries:
         )
     if blank := [text for text in texts if not text.strip()]:
         raise LvdError(f"--text {blank[0]!r} is empty: say what to look for")
-    from shared.open_clip_embedder import embed_texts
+    from shared.embedders.open_clip_embedder import embed_texts
 
     vectors, _ = to_stored(embed_texts(settings, texts, stored.threads))
     return Queries(list(texts), vectors)

@@ -16,10 +16,10 @@ from jaxtyping import Bool
 
 from curate.catalogue.collection import PARTS, Collection, Numbers, read_rows
 from curate.report.tables import read_funnel, table_files
-from shared.datasets import WORK_MARKER
-from shared.embedders import EmbedderSettings, at_commit, identity
+from shared.datasets.dataset import WORK_MARKER
+from shared.embedders.embedder import EmbedderSettings, at_commit, identity
 from shared.errors import LvdError
-from shared.storage import fingerprint, read_json
+from shared.storage.files import fingerprint, read_json
 
 Role = Literal["dedup", "retrieve"]
 """Whose vectors: those by which copies are found, or those by which seeds are near."""

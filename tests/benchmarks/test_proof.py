@@ -22,8 +22,8 @@ from benchmarks.proof.arms import (
 from benchmarks.proof.drawn import drawn_classes
 from benchmarks.proof.pool import TRUTH, Composition, compose, key_of, write
 from benchmarks.proof.trainings import Length
-from shared.datasets import DatasetSettings, list_parts
-from shared.parts import PartReader
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.parts import PartReader
 
 SETTINGS = Composition(wanted=5, seeds=4, head=40, tail=5, most_copies=30)
 

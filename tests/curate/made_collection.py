@@ -37,7 +37,7 @@ from curate.neighbours.clusters import Clusters
 from curate.retrieval import candidates
 from curate.retrieval import nearest_seeds as retrieve
 from curate.retrieval.threshold import choose_relevant
-from shared.datasets import Part
+from shared.datasets.dataset import Part
 
 
 @dataclass(frozen=True)

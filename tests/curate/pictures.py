@@ -12,8 +12,8 @@ from curate.embedding import embed
 from curate.embedding.embed import embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
-from shared.datasets import Part
-from shared.embedders import EmbedderSettings
+from shared.datasets.dataset import Part
+from shared.embedders.embedder import EmbedderSettings
 
 
 def picture(number: int, size=(48, 40)) -> Image.Image:

@@ -21,8 +21,8 @@ from curate.execution.session import open_runner
 from curate.neighbours.search import unit
 from curate.report.both_sides import dedup_sheet, draw_sides, with_edits
 from curate.stage import EngineSettings
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.embedders.embedder import EmbedderSettings
 
 ALL = CalibrateSettings(originals=8)
 

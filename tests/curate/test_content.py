@@ -18,7 +18,7 @@ from curate.embedding import embed as module
 from curate.embedding import stage
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings
-from shared.datasets import DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.errors import LvdError
 
 MEMBERS = {f"{number:02d}.png": encoded(picture(number), "PNG") for number in range(4)}
@@ -215,7 +215,7 @@ def test_another_image_column_is_other_content(site, tmp_path):
 
 
 def test_a_part_without_a_stamp_is_always_read(site, crawl, monkeypatch):
-    monkeypatch.setattr("shared.datasets._stamp", lambda *_: "")
+    monkeypatch.setattr("shared.datasets.dataset._stamp", lambda *_: "")
     first = site.embed(crawl)
     assert site.embed(crawl).address == first.address
     assert (site.read, site.decoded) == (["a.tar"], 0)

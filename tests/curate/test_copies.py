@@ -120,7 +120,7 @@ def test_a_place_that_fails_costs_the_others_and_out_nothing(small_run, monkeypa
 
 
 def test_what_fails_for_a_moment_is_tried_again(small_run, monkeypatch):
-    monkeypatch.setattr("shared.failures._pause", lambda seconds: None)
+    monkeypatch.setattr("shared.storage.failures._pause", lambda seconds: None)
     original, failures = LocalFileSystem.put_file, []
 
     def now_and_then(self, *args, **named):

@@ -11,7 +11,7 @@ from written_reports import write_reports
 from curate.demo import picture
 from curate.demo.picture import SIDE, choose_pictures, draw_picture
 from shared.errors import LvdError
-from shared.sheets import CAPTIONS, HEADING
+from shared.pages.sheets import CAPTIONS, HEADING
 
 COLOURS = {"cat": "red", "flower": "lime", "chart": "blue", "coins": "yellow", "brick": "purple"}
 ROWS = [  # caption, decision, width, reason, duplicate_of, cosines with it and with the seed

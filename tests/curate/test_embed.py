@@ -28,9 +28,9 @@ from curate.embedding.stage import unit_name
 from curate.filters.decisions import CODE
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
-from shared.commits import UnderWay, committed, read_manifest
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.embedders.embedder import EmbedderSettings
+from shared.storage.commits import UnderWay, committed, read_manifest
 
 
 class Embedded:

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from curate.export.encode import PictureSettings, encode
-from shared.images import ImageError, read_header
+from shared.pictures.images import ImageError, read_header
 from train.data.pictures import picture as decode_for_training
 
 LIMIT = 300_000

@@ -41,7 +41,7 @@ from curate.export.spill import Source, needs_spill, spill
 from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved
 from curate.selection.decide import select
 from curate.selection.wishes import Wish
-from shared.datasets import DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.errors import LvdError
 
 MEMBERS = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(14)}

@@ -31,10 +31,10 @@ from curate.execution.session import open_runner
 from curate.report.false_copies import advice
 from curate.report.false_copies import false_copies as sentence
 from curate.stage import EngineSettings
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.embedders.embedder import EmbedderSettings
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 
 TRUE, FALSE, EXACT = 9, 5, 2
 

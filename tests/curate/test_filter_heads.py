@@ -12,7 +12,7 @@ from curate.filters.classifier import ClassifierSettings
 from curate.filters.head import Head, HeadSettings
 from curate.filters.prompts import PromptSettings
 from curate.filters.scores import FilterSettings
-from shared.embedders import EmbedderSettings
+from shared.embedders.embedder import EmbedderSettings
 from shared.errors import LvdError
 
 RNG = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def test_a_classifier_gives_the_softmax_of_its_logits(tmp_path):
     import timm
     import torch
 
-    from shared.embedders import load
+    from shared.embedders.embedder import load
 
     folder = make_timm_folder(tmp_path, labels=("a", "b", "c"))
     classifier = EmbedderSettings(

@@ -21,8 +21,8 @@ from curate.embedding import decoder as module
 from curate.embedding.decoder import MOST_LEFT_BEHIND, PIXEL_BYTES, Decoder, decode_apart
 from curate.embedding.journal import Journal
 from curate.embedding.request import EmbedSettings
-from shared.datasets import DatasetSettings, list_parts
-from shared.images import Header, ImageError, decode, read_header
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.pictures.images import Header, ImageError, decode, read_header
 
 MAX_PIXELS = EmbedSettings().max_pixels
 GOOD = encoded(picture(0))
@@ -179,7 +179,7 @@ def test_a_decoder_that_is_left_behind_keeps_no_process_from_ending(tmp_path):
         from pathlib import Path
         from curate.embedding import decoder as module
         from curate.embedding.journal import Journal
-        from shared.images import Header, ImageError
+        from shared.pictures.images import Header, ImageError
         module.decode = lambda data, **_: threading.Event().wait()
         module.MOST_WAIT = 60
         with Journal(Path({str(tmp_path / "journal")!r})) as journal:

@@ -11,9 +11,9 @@ from pictures import encoded, picture
 from test_audit import audited
 
 from curate.export.selection_list import list_files
-from shared.datasets import LIST, DatasetSettings, list_parts
+from shared.datasets.dataset import LIST, DatasetSettings, list_parts
+from shared.datasets.parts import PartReader
 from shared.errors import LvdError
-from shared.parts import PartReader
 
 AS_LIST = ("--set=export.format=list", "--replace")
 HOW = ("--embedder=descriptor", "--threshold=0.9")

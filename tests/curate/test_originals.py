@@ -11,10 +11,10 @@ from curate.embedding.stage import catalogued, embed
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings
 from curate.state import LocalState
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.embedders.embedder import EmbedderSettings
 from shared.errors import LvdError
-from shared.failures import kind_of
+from shared.storage.failures import kind_of
 
 MEMBERS = {f"{number:02d}.jpg": encoded(picture(number)) for number in range(4)}
 FORMATS = ("tar", "tar.gz", "folder")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from curate.catalogue.collection import Collection
 from curate.report.datasheet import datasheet
-from shared.images import read_header
+from shared.pictures.images import read_header
 from train.data.index import read_index
 from train.data.pictures import picture as decode_for_training
 

@@ -17,7 +17,7 @@ from curate import plan
 from curate.filters import pdq
 from curate.filters.lists import ListSettings, compile_lists
 from curate.filters.looks import LOOKS
-from shared.images import decode
+from shared.pictures.images import decode
 
 
 def bits(digest: str) -> np.ndarray:

@@ -19,9 +19,9 @@ from curate.filters.judge import judge
 from curate.filters.picture import LOOK, MEASURES, SIDE, measure
 from curate.filters.quality import QualitySettings
 from curate.state import LocalState
-from shared.datasets import DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings
-from shared.images import ImageError
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.embedders.embedder import EmbedderSettings
+from shared.pictures.images import ImageError
 
 RNG = np.random.default_rng(0)
 PHOTO = picture(5, (300, 200))

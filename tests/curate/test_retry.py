@@ -3,7 +3,7 @@
 import shutil
 
 from curate.filters.decisions import DECISIONS
-from shared.storage import read_json
+from shared.storage.files import read_json
 
 
 def test_corrupt_images_are_looked_at_again_on_demand(small_run, tmp_path):

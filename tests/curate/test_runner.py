@@ -23,8 +23,8 @@ from engine_units import (
 from curate.execution.executor import TRIES
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings, Failure, Stage, Unit, Workers
-from shared.commits import UnderWay, building, read_manifest
 from shared.errors import LvdError
+from shared.storage.commits import UnderWay, building, read_manifest
 
 STAGE = Stage("testing", 1, ["an input"])
 

@@ -17,7 +17,7 @@ from curate.export import selection_list
 from curate.export.bounds import ShardBounds
 from curate.export.selection_list import ListedSource, list_files, list_images
 from curate.export.shards import ExportSettings
-from shared.datasets import DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
 
 AS_LIST = ("--set=export.format=list", "--replace")
 

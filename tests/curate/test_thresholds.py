@@ -13,7 +13,7 @@ from curate.calibration.stored import StoredThresholds, read_stored, store
 from curate.calibration.thresholds import Threshold, known_threshold_of_seed, known_thresholds
 from curate.cli import main
 from curate.settings import read_request
-from shared.embedders import EmbedderSettings
+from shared.embedders.embedder import EmbedderSettings
 from shared.errors import LvdError
 
 CONFIG = """

@@ -12,7 +12,7 @@ from pictures import encoded, picture, write_tar
 from curate.catalogue.collection import Collection
 from curate.catalogue.keyed_order import keyed_hash
 from curate.filters.head import dim_of
-from shared.embedders import EmbedderSettings
+from shared.embedders.embedder import EmbedderSettings
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_an_update_by_another_model_is_refused(site):
     made = site.files()
     site.grow()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shared.descriptor.VERSION", "another")
+        patch.setattr("shared.embedders.descriptor.VERSION", "another")
         said = " ".join(site("update", site.out, status=2).split())
     assert "embedder descriptor is another model than when" in said
     assert site.files() == made

@@ -7,7 +7,7 @@ from made_collection import files_of
 
 from curate.execution.output import FILES
 from curate.execution.verify import STAGES
-from shared.commits import MANIFEST
+from shared.storage.commits import MANIFEST
 
 
 def flip(path):

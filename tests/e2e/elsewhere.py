@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.execution.inline import InlineExecutor
-from shared.store_copies import copy_here
+from shared.storage.store_copies import copy_here
 
 
 class Elsewhere:

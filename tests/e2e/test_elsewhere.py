@@ -8,10 +8,10 @@ from elsewhere import Elsewhere
 
 from curate.embedding.journal import FOLDER, Journal, publish_journals
 from curate.execution.session import require_seen
-from shared.datasets import Part
+from shared.datasets.dataset import Part
 from shared.errors import LvdError
-from shared.store_copies import copy_here
-from shared.stores import opened
+from shared.storage.store_copies import copy_here
+from shared.storage.stores import opened
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from curated_site import Site, content, units
 from hub_server import HubServer, hub_server, use_hub
 from model_folders import make_timm_folder
 
-from shared import failures
+from shared.storage import failures
 
 TINY = (
     "--set=embedders.tiny={kind: timm, model: 'hf-hub:some/tiny', device: cpu}",

@@ -17,7 +17,7 @@ DATASETS = ("crawl", "animals", "exam")
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("shared.failures._pause", lambda seconds: None)
+    monkeypatch.setattr("shared.storage.failures._pause", lambda seconds: None)
 
 
 def stored_data(s3: S3Server, site) -> list[str]:

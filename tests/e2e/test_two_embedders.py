@@ -8,7 +8,7 @@ import yaml
 from curated_site import Site, content, units
 
 from curate.embedding.decoder import Decoder
-from shared.datasets import DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
 
 TWO = ("--set=dedup.embedder=descriptor", "--set=retrieve.embedder=bundled")
 

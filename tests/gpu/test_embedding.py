@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.embedders import EmbedderSettings, bundled_settings, load
+from shared.embedders.embedder import EmbedderSettings, bundled_settings, load
 
 pytestmark = pytest.mark.gpu
 

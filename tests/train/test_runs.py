@@ -24,7 +24,7 @@ from small_run import (
     write_shards,
 )
 
-from shared.embedders import load, settings_for_folder
+from shared.embedders.embedder import load, settings_for_folder
 from train.cli import main
 from train.weights.continuation import read_network
 

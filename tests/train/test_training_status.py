@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from curate.cli import main as curate_main
 from shared.errors import LvdError
-from shared.locks import locked, start_of
+from shared.storage.locks import locked, start_of
 from train.cli import main
 from train.monitoring.status import status
 from train.persistence.run_folder import RunFolder

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from shared.failures import kind_of, retry
-from shared.images import ImageError
 from shared.keys import shown
-from shared.remote import is_remote
+from shared.pictures.images import ImageError
+from shared.storage.failures import kind_of, retry
+from shared.storage.remote import is_remote
 
 _MOST_OPEN = 128
 _AT_ONCE = 16

@@ -21,16 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shared.datasets import DatasetSettings, Part, list_parts
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
+from shared.datasets.parts import Member, PartReader, direct
+from shared.datasets.ranged_tars import list_remote_tar
 from shared.errors import LvdError
-from shared.images import ImageError
 from shared.keys import shown
-from shared.parts import Member, PartReader, direct
+from shared.pictures.images import ImageError
 from shared.progress import stage_bar, warn
-from shared.ranged_tars import list_remote_tar
-from shared.remote import is_remote, locate
-from shared.shard_ranges import ImageRange, MisfitError, read_ranges
-from shared.storage import fingerprint, is_disk_full, reraise_disk_full, sync
+from shared.shard_folder.shard_ranges import ImageRange, MisfitError, read_ranges
+from shared.storage.files import fingerprint, is_disk_full, reraise_disk_full, sync
+from shared.storage.remote import is_remote, locate
 from train.data.file_ranges import FileRanges, Range
 
 _COLUMNS = pa.schema(

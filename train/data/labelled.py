@@ -19,17 +19,17 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from shared.datasets import DatasetSettings, Part, list_parts
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
+from shared.datasets.filetypes import extension
+from shared.datasets.parts import Member, PartReader, direct
+from shared.datasets.tars import list_tar
+from shared.embedders.evaluation_transform import EvaluationTransform
 from shared.errors import LvdError
-from shared.evaluation_transform import EvaluationTransform
-from shared.filetypes import extension
-from shared.images import ImageError, decode
 from shared.keys import stem
-from shared.parts import Member, PartReader, direct
+from shared.pictures.images import ImageError, decode
 from shared.progress import warn
-from shared.remote import is_remote, locate, open_binary
-from shared.storage import fingerprint
-from shared.tars import list_tar
+from shared.storage.files import fingerprint
+from shared.storage.remote import is_remote, locate, open_binary
 
 KEPT_BYTES = 1 << 30
 """Decoded pixels of one dataset that a process keeps, so that the next evaluation reads nothing."""

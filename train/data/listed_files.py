@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.datasets import Part
+from shared.datasets.dataset import Part
 from shared.errors import LvdError
 from shared.keys import shown
-from shared.remote import is_remote, locate
+from shared.storage.remote import is_remote, locate
 
 
 class ListedFiles:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.data.crops import GLOBAL_VIEWS, Draws, SampleViews, Views, stack_views
 from train.data.index import SampleIndex
 from train.data.mixture import Mixture

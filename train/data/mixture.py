@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.data.index import SampleIndex
 from train.data.order import UNIT, UNIT_BITS, GlobalBatch, Order, Places, permuted
 from train.data.settings import MixBatches

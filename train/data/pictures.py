@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from shared.images import READERS, decode, sniff
+from shared.pictures.images import READERS, decode, sniff
 
 _MOST_PIXELS = 178_956_970
 _EXIF_ORIENTATION = 0x0112
@@ -23,7 +23,7 @@ def picture(data: bytes, reduce_to: int | None = None) -> UInt8[Tensor, "3 heigh
     """Return the image upright, in RGB; its memory lies as height, width, 3.
 
     With `reduce_to`, a JPEG may come out smaller, its shorter side still at least `reduce_to`.
-    Raises shared.images.ImageError for whatever cannot be decoded whole.
+    Raises shared.pictures.images.ImageError for whatever cannot be decoded whole.
     """
     plain = _plain_jpeg(data, reduce_to)
     if plain is not None:
@@ -34,7 +34,7 @@ def picture(data: bytes, reduce_to: int | None = None) -> UInt8[Tensor, "3 heigh
 def _plain_jpeg(data: bytes, reduce_to: int | None) -> UInt8[Tensor, "3 height width"] | None:
     """Return an upright RGB or grey JPEG in half of the time that Pillow takes.
 
-    None for all that is not that, or not whole: `shared.images.decode` then decides. None too where
+    None for all that is not that, or not whole: `shared.pictures.images.decode` then decides. None too where
     Pillow is the faster one, because it decodes to half of the size or less.
     """
     if sniff(data[:16]) != "jpeg":

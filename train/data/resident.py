@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from shared.progress import stage_bar
 from train.data.crops import GLOBAL_VIEWS, Draws
 from train.data.device_crops import resized_crops

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shared.datasets import LIST, DatasetSettings, Part, is_listed, list_parts
+from shared.datasets.dataset import LIST, DatasetSettings, Part, is_listed, list_parts
+from shared.datasets.listing import File, ListingError, Place, expand
 from shared.errors import LvdError
-from shared.images import ImageError
 from shared.keys import shown
-from shared.listing import File, ListingError, Place, expand
-from shared.remote import locate, open_binary
-from shared.storage import fingerprint, reraise_disk_full
+from shared.pictures.images import ImageError
+from shared.storage.files import fingerprint, reraise_disk_full
+from shared.storage.remote import locate, open_binary
 from train.data.file_ranges import Range
 from train.data.index import MappedIndex, written
 from train.data.listed_files import ListedFiles

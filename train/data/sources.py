@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.datasets import DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.errors import LvdError
 from train.data.index import SampleIndex, ShardIndex, read_index
 from train.data.mixture import MixedIndex, Mixture

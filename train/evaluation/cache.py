@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float16
 from numpy.lib import format as npy
 
-from shared import locks
 from shared.errors import LvdError
+from shared.storage import locks
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from jaxtyping import Float16
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from shared.commits import committed, run_unit
+from shared.embedders.evaluation_transform import EvaluationTransform, square
 from shared.errors import LvdError
-from shared.evaluation_transform import EvaluationTransform, square
 from shared.progress import stage_bar, warn
-from shared.storage import fingerprint
+from shared.storage.commits import committed, run_unit
+from shared.storage.files import fingerprint
 from train.data.labelled import LabelledImages
 from train.evaluation.cache import GrowingArray, scratch_folder
 from train.frozen.model import FrozenModel, JoinedModel

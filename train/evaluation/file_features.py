@@ -14,11 +14,11 @@ from jaxtyping import Float, Float16, Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from shared.commits import run_unit
 from shared.errors import LvdError
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
 from shared.progress import stage_bar, warn
-from shared.storage import fingerprint
+from shared.storage.commits import run_unit
+from shared.storage.files import fingerprint
 from train.evaluation.cache import scratch_folder
 
 if TYPE_CHECKING:

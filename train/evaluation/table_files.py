@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import LvdError
-from shared.storage import write_json, written_whole
+from shared.storage.files import write_json, written_whole
 from train.evaluation.table import Table
 from train.evaluation.table_text import as_text
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from shared.datasets import DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.errors import LvdError, nearest
-from shared.remote import locate
+from shared.storage.remote import locate
 from train.frozen.names import REMEDY, parse_names
 
 TASKS = {

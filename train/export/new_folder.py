@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import LvdError
-from shared.storage import reraise_disk_full, reraise_write_errors, sync, sync_tree
+from shared.storage.files import reraise_disk_full, reraise_write_errors, sync, sync_tree
 
 
 def check_free(out: Path) -> None:

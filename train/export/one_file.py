@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shared.config import flat
-from shared.storage import dumps, read_json, write_json
+from shared.storage.files import dumps, read_json, write_json
 from train.model.model_folder import CONFIG
 from train.persistence.checkpoints import FILE_BYTES, read_tensors
 from train.persistence.marks import MANIFEST, ONE_FILE

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.config import validate
 from shared.errors import LvdError
-from shared.storage import read_json
+from shared.storage.files import read_json
 from train.model.backbone import Backbone, build_backbone
 from train.model.model_folder import CONFIG, WEIGHTS
 from train.model.settings import ModelSettings

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from shared.embedders import HUB, LOCAL, EmbedderSettings, identity, resolve_device
+from shared.embedders.embedder import HUB, LOCAL, EmbedderSettings, identity, resolve_device
+from shared.embedders.evaluation_transform import EvaluationTransform, square
 from shared.errors import LvdError
-from shared.evaluation_transform import EvaluationTransform, square
 from train.frozen.model import FrozenModel, JoinedModel, Needs
 from train.frozen.names import ModelName, parse_names
 from train.frozen.towers import Tokens, patch_and_registers, pooling_of
@@ -74,7 +74,7 @@ def _load(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
 
 
 def _timm(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
-    from shared.timm_embedder import build_timm
+    from shared.embedders.timm_embedder import build_timm
 
     if not timm.is_model(name.model.partition(".")[0]) and name.model in open_clip.list_models():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name.model))
@@ -87,7 +87,7 @@ def _timm(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
 
 
 def _open_clip(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
-    from shared.open_clip_embedder import build_open_clip
+    from shared.embedders.open_clip_embedder import build_open_clip
 
     own_weights = name.model.startswith((LOCAL, HUB))
     pretrained = name.trained and (True if own_weights else name.tag or "")
@@ -102,7 +102,7 @@ def _open_clip(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
 
 def _ours(name: ModelName, settings: EmbedderSettings) -> FrozenModel:
     """Return a run's teacher, its position embeddings resampled as the recipe says."""
-    from shared.timm_embedder import fit_for_inference
+    from shared.embedders.timm_embedder import fit_for_inference
     from train.model.backbone import build_backbone
     from train.weights.trained import find_trained
 

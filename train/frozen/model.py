@@ -16,10 +16,10 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from shared.embedders import EmbedderSettings
+from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.evaluation_transform import EvaluationTransform
 from shared.errors import LvdError
-from shared.evaluation_transform import EvaluationTransform
-from shared.storage import dumps
+from shared.storage.files import dumps
 from train.frozen.towers import Tokens, Tower, tower_of, trunk_of
 
 VERSION = 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.embedders import BUILT_IN, BUNDLED, HUB, LOCAL, settings_for_folder
+from shared.embedders.embedder import BUILT_IN, BUNDLED, HUB, LOCAL, settings_for_folder
 from shared.errors import LvdError
 from train.persistence.marks import is_of_a_run
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from shared.storage import dumps, reraise_disk_full, reraise_write_errors, sync, sync_tree
+from shared.storage.files import dumps, reraise_disk_full, reraise_write_errors, sync, sync_tree
 from train.model.backbone import model_arguments
 from train.model.settings import ModelSettings
 

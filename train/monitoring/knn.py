@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shared.embedders.evaluation_transform import square
 from shared.errors import LvdError
-from shared.evaluation_transform import square
 from train.data.crops import normalise
 from train.data.labelled import LabelledImages, class_numbers
 from train.distributed.ranks import Ranks, sum_over_ranks

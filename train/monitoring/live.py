@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import LvdError
-from shared.live import LivePage
+from shared.pages.live import LivePage
 from shared.progress import duration, rate
 from train.monitoring.collapse import WORDS
 from train.monitoring.look_files import PICTURES, kept_steps, look_file

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.embedders import EmbedderSettings
+from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.evaluation_transform import square
 from shared.errors import LvdError
-from shared.evaluation_transform import square
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
 from shared.progress import warn
 from train.data.index import SampleIndex
 from train.distributed.shards import whole_tensors

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.storage import sync
+from shared.storage.files import sync
 from train.monitoring.curves import open_curves
 from train.monitoring.settings import LogSettings
 

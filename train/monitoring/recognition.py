@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.data.crops import Views, normalise, stack_views
 from train.data.index import SampleIndex
 from train.data.pictures import picture

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shared.datasets.folders import describe_folder
 from shared.errors import LvdError
-from shared.folders import describe_folder
-from shared.locks import Holder, holder
 from shared.progress import duration, rate
-from shared.storage import read_json, read_optional
+from shared.storage.files import read_json, read_optional
+from shared.storage.locks import Holder, holder
 from train.monitoring.metrics import METRICS, read_metrics
 from train.persistence.marks import MANIFEST
 

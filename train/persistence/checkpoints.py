@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from shared.errors import LvdError
 from shared.progress import warn
-from shared.storage import digest_file, read_json, reraise_disk_full, sync, write_json
+from shared.storage.files import digest_file, read_json, reraise_disk_full, sync, write_json
 from train.distributed.ranks import Ranks, any_rank, max_over_ranks
 from train.persistence.marks import MANIFEST
 

@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.config import flat
+from shared.datasets.folders import describe_folder
 from shared.errors import LvdError
-from shared.folders import describe_folder
-from shared.locks import busy, locked
 from shared.progress import say, warn
-from shared.storage import read_json, write_json
+from shared.storage.files import read_json, write_json
+from shared.storage.locks import busy, locked
 from train.recipe import FREE_ON_RESUME, LENGTH, PLACES, Recipe
 
 LIBRARIES = ("numpy", "pillow", "timm", "torch", "torchvision")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from shared.charts import NARROW, Palette, draw_chart, short
+from shared.pages.charts import NARROW, Palette, draw_chart, short
 from train.report.history import Curve, History
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from shared.errors import LvdError
-from shared.page import render_page
-from shared.storage import reraise_disk_full, written_whole
+from shared.pages.page import render_page
+from shared.storage.files import reraise_disk_full, written_whole
 from train.monitoring.look_files import PICTURES, kept_steps, look_file
 from train.monitoring.metrics import METRICS, read_metrics
 from train.monitoring.status import State, state_of

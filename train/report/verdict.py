@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from shared.pages.verdicts import Remedy, Verdict
 from shared.progress import duration
-from shared.verdicts import Remedy, Verdict
 from train.monitoring.collapse import WORDS
 from train.monitoring.status import State, safe
 from train.report.history import Curve, History

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from shared.errors import LvdError
-from shared.images import decode
+from shared.pictures.images import decode
 from shared.progress import say, stage_bar, warn
 from train.evaluation.features import bank
 from train.evaluation.neighbours import neighbours

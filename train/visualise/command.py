@@ -78,7 +78,7 @@ def visualise(
     lvd-train visualise --model runs/train/sample --images runs/curate/sample/shards
     """
     from shared.config import apply_overrides, validate
-    from shared.datasets import DatasetSettings, list_parts
+    from shared.datasets.dataset import DatasetSettings, list_parts
     from train.frozen.names import parse_names
     from train.visualise.output import check_replaceable
     from train.visualise.settings import VisualiseSettings

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from shared.sheets import PAPER, Strip, Tile
+from shared.pages.sheets import PAPER, Strip, Tile
 from train.visualise.overlays import (
     blocks,
     central_square,

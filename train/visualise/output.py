@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import LvdError
-from shared.storage import read_json, reraise_disk_full, sync, sync_tree, write_json
+from shared.storage.files import read_json, reraise_disk_full, sync, sync_tree, write_json
 
 FACTS = "visualise.json"
 """What the figures show, and the names of all the other files."""

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from shared.sheets import Strip, Tile
+from shared.pages.sheets import Strip, Tile
 from train.visualise.overlays import blocks, central_square, heat
 from train.visualise.patch_colours import patch_colours
 from train.visualise.seen import Seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.page import render_page
+from shared.pages.page import render_page
 from train.visualise.sheets import Sheet, jpeg
 
 HEADINGS = ("model", "input", "patches", "heads", "registers", "pooled by")

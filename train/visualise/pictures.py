@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from shared.datasets import DatasetSettings, Part, list_parts
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
+from shared.datasets.parts import Member, PartReader
 from shared.errors import LvdError
-from shared.images import ImageError, decode
-from shared.parts import Member, PartReader
+from shared.pictures.images import ImageError, decode
 from shared.progress import warn
 from train.visualise.overlays import central_square
 

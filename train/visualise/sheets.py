@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from shared.sheets import Strip, draw_sheet, png
+from shared.pages.sheets import Strip, draw_sheet, png
 
 SIDE = 180
 """Pixels of a picture's side, on the page and on a sheet."""

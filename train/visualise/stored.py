@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shared.datasets import RESULT_MARKER, DatasetSettings, list_parts
-from shared.embedders import EmbedderSettings, identity
+from shared.datasets.dataset import RESULT_MARKER, DatasetSettings, list_parts
+from shared.embedders.embedder import EmbedderSettings, identity
 from shared.errors import LvdError
 from shared.progress import say
-from shared.remote import is_remote
-from shared.storage import fingerprint, read_optional
+from shared.storage.files import fingerprint, read_optional
+from shared.storage.remote import is_remote
 from train.evaluation.neighbours import largest, neighbours
 from train.frozen.names import parse_names
 

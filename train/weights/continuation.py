@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from shared.config import validate
 from shared.errors import LvdError
-from shared.storage import read_json
+from shared.storage.files import read_json
 from train.model.backbone import build_backbone
 from train.model.model_folder import CONFIG
 from train.model.network import Network

@@ -12,9 +12,9 @@ from timm.layers import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from shared.embedders import BUNDLED, LOCAL, settings_for_folder
+from shared.embedders.embedder import BUNDLED, LOCAL, settings_for_folder
+from shared.embedders.hub import fetch
 from shared.errors import LvdError, nearest
-from shared.hub import fetch
 from train.model.backbone import Backbone
 from train.model.model_folder import WEIGHTS
 from train.model.network import Network

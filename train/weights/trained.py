@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from shared.config import validate
 from shared.errors import LvdError
-from shared.storage import read_json
+from shared.storage.files import read_json
 from train.model.model_folder import CONFIG
 from train.model.network import Network
 from train.persistence.checkpoints import PARTIAL, newest, problem_of

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from shared.embedders import bundled_settings, load
+from shared.embedders.embedder import bundled_settings, load
 from train.data.crops import Views
 from train.data.edits import edited
 from train.data.settings import CropSettings, EditSettings

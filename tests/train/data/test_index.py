@@ -16,11 +16,11 @@ from PIL import Image
 
 import train.data.file_ranges
 import train.data.index
-from shared.datasets import DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.parts import PartReader
 from shared.errors import LvdError
-from shared.images import ImageError
-from shared.parts import PartReader
-from shared.shards import Sample, write_shard
+from shared.pictures.images import ImageError
+from shared.shard_folder.shards import Sample, write_shard
 from train.data.index import read_index
 
 
@@ -143,8 +143,8 @@ def test_what_stage_one_says_of_its_shards_is_taken(tmp_path, monkeypatch, where
     def walked(*_):
         raise AssertionError("members are listed")
 
-    monkeypatch.setattr("shared.parts.list_tar", walked)
-    monkeypatch.setattr("shared.ranged_tars.list_tar", walked)
+    monkeypatch.setattr("shared.datasets.parts.list_tar", walked)
+    monkeypatch.setattr("shared.datasets.ranged_tars.list_tar", walked)
     taken = read_index(place, tmp_path / "index")
     assert content(taken) == content(by_headers)
     assert taken.fingerprint == by_headers.fingerprint
@@ -187,7 +187,7 @@ def test_a_remote_range_that_fails_once_is_asked_for_again(tmp_path, monkeypatch
 
     whole = MemoryFileSystem.cat_file
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
-    monkeypatch.setattr("shared.failures._pause", lambda _: None)
+    monkeypatch.setattr("shared.storage.failures._pause", lambda _: None)
     failures = 2
     assert content(index) == expected
     assert len(asked) == 3 * len(expected)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import train.data.labelled
+from shared.embedders.evaluation_transform import square
 from shared.errors import LvdError
-from shared.evaluation_transform import square
 from train.data.labelled import LabelledImages, class_numbers
 
 

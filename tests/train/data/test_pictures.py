@@ -1,4 +1,4 @@
-"""Decoding samples: the quick way gives what shared.images gives, and refuses what it refuses."""
+"""Decoding samples: the quick way gives what shared.pictures.images gives, and refuses what it refuses."""
 
 import io
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import train.data.pictures
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
 from train.data.pictures import picture
 
 

@@ -16,7 +16,7 @@ import torch
 from small_run import draw, write_shards
 
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.data.crops import Views
 from train.data.index import read_index
 from train.data.loader import make_loader

@@ -8,14 +8,14 @@ import pytest
 from s3_server import Fault
 from small_run import command, lines, run_command, write_config, write_shards
 
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.data.index import read_index
 from train.data.selection import read_selection
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("shared.failures._pause", lambda seconds: None)
+    monkeypatch.setattr("shared.storage.failures._pause", lambda seconds: None)
 
 
 def content(index) -> dict[str, bytes | ImageError]:

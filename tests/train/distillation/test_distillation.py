@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from small_run import command, lines, run_command, run_twofold, started, write_config, write_shards
 
-from shared.storage import read_json
+from shared.storage.files import read_json
 from train.cli import main
 from train.data.crops import normalise
 from train.distillation.anchors import AnchorHead, sample_anchors

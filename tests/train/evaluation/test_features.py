@@ -18,7 +18,7 @@ from small_models import REGISTERS, TINY, timm_folder
 from torch.nn.functional import normalize
 
 from shared.errors import LvdError
-from shared.images import decode
+from shared.pictures.images import decode
 from train.data.labelled import LabelledImages
 from train.evaluation.cache import GrowingArray, scratch_folder
 from train.evaluation.features import Bank, bank

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 
-from shared.embedders import load, settings_for_folder
-from shared.evaluation_transform import square
+from shared.embedders.embedder import load, settings_for_folder
+from shared.embedders.evaluation_transform import square
 from train.model import model_folder
 from train.model.backbone import Backbone, build_backbone
 from train.model.model_folder import write_model_folder

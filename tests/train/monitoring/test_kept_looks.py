@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from small_run import IMAGES, RECIPE, draw
 
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.distributed.ranks import Ranks
 from train.monitoring.look_files import PICTURES, kept_steps, look_file
 from train.monitoring.looks import Looks, due

@@ -5,7 +5,7 @@ import json
 from click.testing import CliRunner
 from training_out import BATCH, STEPS, step_line, write_out
 
-from shared.locks import locked
+from shared.storage.locks import locked
 from train.cli import main
 from train.monitoring.live import Tail, live_page
 

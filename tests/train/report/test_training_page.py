@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from training_out import BATCH, STEPS, step_line, whole_run, write_out
 
 from shared.errors import LvdError
-from shared.locks import locked
+from shared.storage.locks import locked
 from train.cli import main
 from train.monitoring.collapse import WORDS
 from train.monitoring.status import state_of

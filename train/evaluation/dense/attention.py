@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from shared.embedders import REDUCED_DECODING_FACTOR
+from shared.embedders.embedder import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
-from shared.images import ImageError, decode
+from shared.pictures.images import ImageError, decode
 from shared.progress import stage_bar, warn
 from train.evaluation.dense.pairs import Pair, find_pairs, read_mask
 from train.evaluation.file_features import ahead

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.evaluation import protocol
 from train.evaluation.dense.head import Task, fit, predictions
 from train.evaluation.dense.images import dense_images, draw, input_side

@@ -17,9 +17,9 @@ from torch.nn import functional
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from shared.embedders import REDUCED_DECODING_FACTOR
+from shared.embedders.embedder import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
-from shared.images import ImageError, upright_size
+from shared.pictures.images import ImageError, upright_size
 from shared.progress import warn
 from train.evaluation.dense.pairs import Pair
 from train.evaluation.dense.windows import Box, Windows, as_shares, blend, slide, whole_images

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from shared.datasets.filetypes import IMAGE_EXTENSIONS, extension
+from shared.datasets.listing import File, ListingError, expand
 from shared.errors import LvdError
-from shared.filetypes import IMAGE_EXTENSIONS, extension
-from shared.images import READERS, ImageError, read_header
-from shared.listing import File, ListingError, expand
+from shared.pictures.images import READERS, ImageError, read_header
 from shared.progress import warn
 
 Kind = Literal["mask", "depth"]

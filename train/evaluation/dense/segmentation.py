@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.evaluation import protocol
 from train.evaluation.dense.head import Task, fit, predictions
 from train.evaluation.dense.images import Samples, Sliding, dense_images, draw, input_side

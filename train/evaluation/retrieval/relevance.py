@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from shared.datasets.filetypes import IMAGE_EXTENSIONS, extension
+from shared.datasets.listing import ListingError, expand
 from shared.errors import LvdError
-from shared.filetypes import IMAGE_EXTENSIONS, extension
-from shared.listing import ListingError, expand
 from shared.progress import warn
 from train.evaluation.file_features import ImageFile
 

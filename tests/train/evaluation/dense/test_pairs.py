@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import LvdError
-from shared.images import ImageError
+from shared.pictures.images import ImageError
 from train.evaluation.dense.pairs import find_pairs, read_depth, read_mask
 
 

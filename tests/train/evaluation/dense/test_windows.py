@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.nn.functional import interpolate
 
-from shared.images import decode, upright_size
+from shared.pictures.images import decode, upright_size
 from train.evaluation.dense.images import Sliding, dense_images, pixel_centres
 from train.evaluation.dense.pairs import Pair
 from train.evaluation.dense.segmentation import segment

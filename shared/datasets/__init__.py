@@ -1,0 +1,1 @@
+"""What a named dataset is: its parts, their members, and what lies beside an image."""

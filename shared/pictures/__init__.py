@@ -1,0 +1,1 @@
+"""Pictures: decoded defensively, damage repaired as browsers do."""

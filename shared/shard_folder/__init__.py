@@ -1,0 +1,1 @@
+"""The folder of shards that stage one writes and stage two reads."""
