@@ -23,7 +23,7 @@ from shared.embedders.embedder import (
     resolve,
 )
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 LARGEST = {"bundled": 12_000_000, "bundled-copies": 8_000_000}
 """Bytes of their weights, at most."""
 ORIGINALS = 20

@@ -21,7 +21,7 @@ from shared.embedders.embedder import (
 )
 from shared.errors import LvdError
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SIDE, DIM = 24, 12
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 KERNEL, MATRIX = (

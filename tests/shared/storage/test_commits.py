@@ -85,7 +85,7 @@ def test_a_commit_killed_at_any_system_call_is_whole_or_not_there(layout, tmp_pa
     here = Path(__file__).parent
     said = subprocess.run(
         [sys.executable, "-c", COMMIT_AND_DIE, str(tmp_path), layout],
-        env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"},
+        env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parents[2]}"},
         capture_output=True,
         text=True,
         check=True,
