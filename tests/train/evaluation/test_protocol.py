@@ -42,7 +42,7 @@ def test_notes_of_dense_tasks_name_what_differs():
     assert "the middle 224 px of 256 px" in whole
     assert cut.endswith("--set retrieval.crop_queries=false")
     assert protocol.retrieval([part(224, 256)], boxes=False) == [whole]
-    size, objects = protocol.attention([480, 224])
+    size, _ = protocol.attention([480, 224])
     assert size.startswith("each image is squeezed to a square of 224 and 480 px")
     everything = [
         *protocol.retrieval([part(224, 256)], boxes=True),

@@ -59,9 +59,7 @@ def retrieval(
             warn(f"--data: {missing} of {len(rows)} queries have no positive ({name})")
         boxes = any(query.box is not None for query in benchmark.queries)
         differs = protocol.retrieval(model.parts, boxes)
-        note = "; ".join(
-            filter(None, [share_scored(len(values), len(asked), "queries"), *differs])
-        )
+        note = "; ".join(filter(None, [share_scored(len(values), len(asked), "queries"), *differs]))
         mean_ap, mean_precision = np.mean(values, axis=0).tolist()
         scores += [
             Score("retrieval", "mAP", mean_ap, name, note=note),
