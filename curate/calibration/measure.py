@@ -30,7 +30,8 @@ from curate.neighbours.search import unit
 from curate.pixels.same import CLEAR, OTHER, Verdict, similarity
 from curate.stage import Runner, Stage, Unit, Workers
 from curate.state import State
-from shared.embedders.embedder import EmbedderSettings, may_use_gpu
+from shared.embedders.embedder import may_use_gpu
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 from shared.storage.commits import committed

@@ -33,7 +33,7 @@ class WorkFolder(LocalFolder):
         self, url: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
         """Return the copy."""
-        from shared.datasets.dataset import WORK_MARKER
+        from shared.datasets.outputs import WORK_MARKER
         from shared.storage.stores import opened
 
         assert ctx is not None  # click gives one to every option of a command
@@ -128,7 +128,7 @@ def make_plan(
 ) -> tuple[Any, Path]:
     """Return the plan of a call with `request_options`, and where its result goes."""
     from curate import plan
-    from curate.settings import read_request
+    from curate.request import read_request
 
     request = read_request(config, pipeline, **asked)
     out = out or plan.default_out(request)

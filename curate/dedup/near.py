@@ -32,7 +32,7 @@ from curate.neighbours.search import (
     neighbours,
     use_threads,
 )
-from shared.embedders.embedder import Threshold
+from shared.embedders.settings import Threshold
 from shared.errors import LvdError
 
 VERSION = 6

@@ -161,7 +161,8 @@ class _Sum:
     """A sum of matrices like one, in float32 at least where there is more than one of them."""
 
     def __init__(self, like: Tensor) -> None:
-        self._like, self._sum = like, None
+        self._like = like
+        self._sum: Tensor | None = None
 
     def add(self, matrix: Tensor) -> None:
         wide = working_dtype(self._like)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from shared.embedders.embedder import REDUCED_DECODING_FACTOR
+from shared.embedders.settings import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 from shared.progress import stage_bar, warn
