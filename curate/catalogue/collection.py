@@ -248,6 +248,34 @@ class Catalogued:
     address: str
 
 
+class KeyWriter:
+    """Writes keys as an Arrow file of batches of `KEYS_TOGETHER`, so that any key is found by number."""
+
+    def __init__(self, path: Path) -> None:
+        self._schema = pa.schema([("key", KEY)])
+        self._writer = pa.ipc.new_file(str(path), self._schema)
+        self._pending = pa.chunked_array([], KEY)
+
+    def __enter__(self) -> KeyWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if len(self._pending):
+            self._flush(self._pending)
+        self._writer.close()
+
+    def write(self, keys: pa.ChunkedArray) -> None:
+        """Append keys."""
+        self._pending = pa.chunked_array([*self._pending.chunks, *keys.chunks], KEY)
+        while len(self._pending) >= KEYS_TOGETHER:
+            self._flush(self._pending.slice(0, KEYS_TOGETHER))
+            self._pending = self._pending.slice(KEYS_TOGETHER)
+
+    def _flush(self, keys: pa.ChunkedArray) -> None:
+        whole = pa.concat_arrays(keys.chunks)
+        self._writer.write_batch(pa.record_batch([whole], schema=self._schema))
+
+
 def read_rows(path: Path, columns: list[str] | None, rows: Numbers | None) -> pa.Table:
     """Return rows of a Parquet file in their order, all where none are given.
 

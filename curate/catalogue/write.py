@@ -18,10 +18,10 @@ from curate.catalogue.collection import (
     EXPORTED,
     KEY,
     KEYS,
-    KEYS_TOGETHER,
     PARTS,
     RESOLVED,
     Collection,
+    KeyWriter,
     Numbers,
     PartOutputs,
 )
@@ -68,7 +68,7 @@ def catalogue(
     write_json(out / RESOLVED, _resolve(collection, quality))
     unscored = {entry.column for entry in filters if entry.column is not None}
     digest = np.zeros(total, "S32")
-    with _KeyWriter(out / KEYS) as keys:
+    with KeyWriter(out / KEYS) as keys:
         for index in range(len(parts)):
             own = slice(starts[index], starts[index + 1])
             facts = collection.facts_of_part(index)
@@ -173,34 +173,6 @@ def _refuse_repeated(ordered: pa.ChunkedArray, part: PartOutputs) -> None:
             f"two images have the key {repeated!r} (in {part.name!r} and a part below it): "
             "rename one of the files, or curate them as two crawls"
         )
-
-
-class _KeyWriter:
-    """Writes keys as an Arrow file of batches of `KEYS_TOGETHER`, so that any key is found by number."""
-
-    def __init__(self, path: Path) -> None:
-        self._schema = pa.schema([("key", KEY)])
-        self._writer = pa.ipc.new_file(str(path), self._schema)
-        self._pending = pa.chunked_array([], KEY)
-
-    def __enter__(self) -> _KeyWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if len(self._pending):
-            self._flush(self._pending)
-        self._writer.close()
-
-    def write(self, keys: pa.ChunkedArray) -> None:
-        """Append keys."""
-        self._pending = pa.chunked_array([*self._pending.chunks, *keys.chunks], KEY)
-        while len(self._pending) >= KEYS_TOGETHER:
-            self._flush(self._pending.slice(0, KEYS_TOGETHER))
-            self._pending = self._pending.slice(KEYS_TOGETHER)
-
-    def _flush(self, keys: pa.ChunkedArray) -> None:
-        whole = pa.concat_arrays(keys.chunks)
-        self._writer.write_batch(pa.record_batch([whole], schema=self._schema))
 
 
 def _interleaving(parts: Sequence[PartOutputs]) -> Iterator[tuple[int, int]]:
