@@ -196,7 +196,7 @@ def _check_name(model: str) -> None:
         )
 
 
-def _tag(settings: EmbedderSettings) -> dict:
+def _tag(settings: EmbedderSettings) -> dict[str, Any]:
     """Return open_clip's entry for the tag; empty for files, folders and random weights."""
     if not isinstance(settings.pretrained, str) or is_weights_file(settings.pretrained):
         return {}

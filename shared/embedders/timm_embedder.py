@@ -225,7 +225,7 @@ def _with_what_it_takes(
         return _with_what_it_takes(build, {k: v for k, v in options.items() if k != unknown})
 
 
-def _only_from(weights: Path) -> dict:
+def _only_from(weights: Path) -> dict[str, Any]:
     """Return the overlay that makes timm read this file and nothing else, as safetensors."""
     return {
         "file": str(weights),
