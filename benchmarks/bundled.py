@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared.bundled import FOLDER
 from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.datasets.parts import PartReader
-from shared.embedders.embedder import EmbedderSettings, load, settings_for_folder
+from shared.embedders.embedder import load, settings_for_folder
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 

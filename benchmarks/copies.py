@@ -29,13 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.edited_copies import EDITS
 from benchmarks.proof.pool import HELD_OUT
 from curate.calibration.same_picture import same_picture, thumbnail
-from shared.embedders.embedder import (
-    BUNDLED,
-    EmbedderSettings,
-    bundled_settings,
-    load,
-    settings_for_folder,
-)
+from shared.embedders.embedder import load, settings_for_folder
+from shared.embedders.settings import BUNDLED, EmbedderSettings, bundled_settings
 from train.data.crops import Views, stack_views
 from train.recipe import read_recipe
 

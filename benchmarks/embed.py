@@ -28,7 +28,8 @@ from curate.state import LocalState
 from shared.config import load_yaml
 from shared.datasets.dataset import DatasetSettings, Part, list_parts
 from shared.datasets.parts import PartReader
-from shared.embedders.embedder import EmbedderSettings, load, resolve_device
+from shared.embedders.embedder import load, resolve_device
+from shared.embedders.settings import EmbedderSettings
 from shared.pictures.images import ImageError, decode, read_header
 
 PIPELINES = Path(__file__).parents[1] / "pipelines.yaml"

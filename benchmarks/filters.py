@@ -32,7 +32,8 @@ from curate.sample.make import make_sample
 from shared.config import load_yaml
 from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.datasets.parts import PartReader
-from shared.embedders.embedder import EmbedderSettings, graph_file, load_forward, resolve_device
+from shared.embedders.embedder import graph_file, load_forward, resolve_device
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 

@@ -26,12 +26,8 @@ from curate.dedup.hashes import METHODS, principal_directions
 from curate.embedding.embed import preparation
 from curate.filters import grey
 from curate.filters.looks import LOOKS
-from shared.embedders.embedder import (
-    EmbedderSettings,
-    bundled_settings,
-    load_forward,
-    resolve_device,
-)
+from shared.embedders.embedder import load_forward, resolve_device
+from shared.embedders.settings import EmbedderSettings, bundled_settings
 from shared.pictures.images import decode
 
 BUNDLED = ("bundled-copies", "bundled")

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from curate.pixels.same import judge
-from shared.embedders.embedder import EmbedderSettings, bundled_settings, load
+from shared.embedders.embedder import load
+from shared.embedders.settings import EmbedderSettings, bundled_settings
 
 Pictures = dict[str, bytes]
 EMBEDDERS = {"descriptor": EmbedderSettings(kind="descriptor"), "bundled": bundled_settings()}

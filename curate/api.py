@@ -36,15 +36,8 @@ from curate.retrieval.knn import KnnSettings, deal, nearest_images
 from curate.retrieval.threshold import below_threshold, beyond_target
 from curate.state import LocalState
 from shared.datasets.dataset import DatasetSettings, Part, list_parts
-from shared.embedders.embedder import (
-    BUNDLED,
-    DESCRIPTOR,
-    EmbedderSettings,
-    bundled_settings,
-    resolve,
-    resolve_identity,
-    settings_for_folder,
-)
+from shared.embedders.embedder import resolve, resolve_identity, settings_for_folder
+from shared.embedders.settings import BUNDLED, DESCRIPTOR, EmbedderSettings, bundled_settings
 
 Picture = Image.Image | UInt8[np.ndarray, "_ _ 3"]
 NO_FLOOR = -1.0

@@ -16,9 +16,10 @@ from curate.calibration.thresholds import (
 from curate.catalogue.content import recall
 from curate.embedding.stage import is_embedded
 from curate.plan import Plan, parent_of, written
-from curate.settings import Seed
-from shared.embedders.embedder import EmbedderSettings, at_commit, find_on_hub, from_hub
+from curate.request import Seed
+from shared.embedders.embedder import at_commit, find_on_hub
 from shared.embedders.hub import HubFile, HubUnreachableError
+from shared.embedders.settings import EmbedderSettings, from_hub
 from shared.progress import size
 from shared.storage.commits import committed
 

@@ -28,7 +28,8 @@ from curate.neighbours.cluster import Centroids, ClusterSettings
 from curate.neighbours.clusters import CENTROIDS
 from curate.report.tables import SEED_IMAGES, image_files
 from shared.datasets.folders import describe_folder
-from shared.embedders.embedder import EmbedderSettings, identity
+from shared.embedders.embedder import identity
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage.files import digest_file, fingerprint, read_json
 

@@ -25,16 +25,13 @@ from curate.filters.phash import require_imagehash
 from curate.filters.quality import needs_measures
 from curate.filters.scores import Source
 from curate.increment import Before
+from curate.request import Named, Request
 from curate.retrieval.settings import OF_NEGATIVE
 from curate.sample.make import make_sample
-from curate.settings import Named, PipelineSettings, Request
+from curate.settings import PipelineSettings
 from shared.datasets.dataset import DatasetSettings, Part, list_parts
-from shared.embedders.embedder import (
-    EmbedderSettings,
-    identity,
-    resolve,
-    resolve_identity,
-)
+from shared.embedders.embedder import identity, resolve, resolve_identity
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.progress import warn
 from shared.storage.commits import committed, discard

@@ -14,7 +14,7 @@ from curate.plan import parts_of
 from curate.report.pictures import pictures
 from curate.report.stage import read_by_key
 from curate.report.thumbnails import ReadImage
-from curate.settings import Named
+from curate.request import Named
 from shared.datasets.dataset import DatasetSettings
 from shared.errors import LvdError
 from shared.progress import warn

@@ -146,7 +146,7 @@ def _end_at_once() -> None:
     os._exit(STOPPED)
 
 
-class LocalFolder(click.ParamType):
+class LocalFolder(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """A path of this machine; a URL is refused in one line."""
 
     name = "path"

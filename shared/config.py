@@ -119,7 +119,7 @@ def validate(
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        found = explain(model, tree, error)
+        found = explain(model, error)
         key = f"{at}.{found.key}".strip(".") if found.key else at
         subject = f"{key} in" if key else ""
         source = source_of(key, overrides) or source_of(found.key, overrides)

@@ -51,8 +51,8 @@ class _Finding:
     fields: tuple[str, ...]
 
 
-def explain(model: type[BaseModel], tree: Any, error: ValidationError) -> Explained:
-    """Return the first error of `error`, raised by `model` on `tree`, in plain words."""
+def explain(model: type[BaseModel], error: ValidationError) -> Explained:
+    """Return the first error of `error`, which `model` raised, in plain words."""
     details = error.errors(include_url=False)
     findings = [_locate(model, detail) for detail in details]
     alternatives = _alternatives(findings)

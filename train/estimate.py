@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train.data.crops import GLOBAL_VIEWS
 from train.distillation.frozen_teacher import FrozenTeacher
 from train.distributed.parallelise import KEPT_BY_SELECTIVE, autocast, roundable
+from train.model.heads import ProjectionHead
 from train.model.logits import Logits
 from train.model.network import Network, Outputs, make_teacher
 from train.objectives.tiles import step_bytes
@@ -166,7 +168,7 @@ def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:
         outputs = _call(student, _empty(student, "meta"), load, student=True)
         products = outputs.whole()
         forward = counter.get_total_flops() - taught
-        sum(some.sum() for some in (outputs.cls, *products)).backward()
+        reduce(torch.add, [some.sum() for some in (outputs.cls, *products)]).backward()
         backward = counter.get_total_flops() - taught - forward
     of_teacher = 0
     if student.dino_head is not None:
@@ -203,7 +205,7 @@ def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
         if not logits:
             return 0, 0
         forward = counter.get_total_flops()
-        sum(some.sum() for some in logits).backward()
+        reduce(torch.add, [some.sum() for some in logits]).backward()
         return forward, counter.get_total_flops() - forward
 
 
@@ -228,8 +230,10 @@ def _logits(student: Network, load: Load) -> int:
         (_patch_head(student), load.masked, load.masked, 1),
     ):
         if head is not None and learned:
+            prototypes, width = head.prototypes.shape
             lasts, passes = step_bytes(
-                *head.prototypes.shape,
+                prototypes,
+                width,
                 taught=load.accumulate * taught,
                 learned=learned,
                 views=views,
@@ -338,7 +342,7 @@ def _empty(module: nn.Module, device: str) -> dict[str, Tensor]:
     }
 
 
-def _patch_head(network: Network) -> nn.Module | None:
+def _patch_head(network: Network) -> ProjectionHead | None:
     return network.ibot_head if network.ibot_head is not None else network.dino_head
 
 

@@ -166,13 +166,15 @@ def _load(
 ) -> Iterator[list[Batch]]:
     """Return for each step the micro-batches of this process."""
     recipe, ranks = system.recipe, system.ranks
-    masks = recipe.masks and partial(
-        batch_masks,
-        grid=system.grid,
-        group_size=recipe.group_size,
-        seed=recipe.seed,
-        settings=recipe.masks,
-    )
+    masks = None
+    if recipe.masks is not None:
+        masks = partial(
+            batch_masks,
+            grid=system.grid,
+            group_size=recipe.group_size,
+            seed=recipe.seed,
+            settings=recipe.masks,
+        )
     batches = make_loader(
         index,
         order,
@@ -196,7 +198,7 @@ def _say_origin(system: System) -> None:
     if recipe.continue_from is not None:
         rows, columns = system.grid
         say(f"goes on from {recipe.continue_from}, with {rows} x {columns} patches")
-    if system.frozen_teacher is not None:
+    if recipe.distillation is not None and system.frozen_teacher is not None:
         targets = "anchors" if system.frozen_teacher.has_anchors else "its own heads"
         say(f"teacher {recipe.distillation.teacher}, frozen; {targets} set the targets")
 

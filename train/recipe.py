@@ -114,7 +114,7 @@ class Recipe(BaseModel):
             raise ValueError("a projector belongs to InfoNCE, whose weight is 0: raise it")
         if heads is None and self.distillation is not None:
             raise ValueError("a distillation teaches through heads: raise objectives.dino or ibot")
-        if wants_patches and heads.ibot is None and not heads.shared:
+        if wants_patches and heads is not None and heads.ibot is None and not heads.shared:
             raise ValueError("the iBOT objective needs a head: add heads.ibot, or heads.shared")
         if not wants_patches and (self.masks is not None or (heads and heads.ibot is not None)):
             raise ValueError("masks and heads.ibot belong to the iBOT objective, whose weight is 0")

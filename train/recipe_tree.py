@@ -77,6 +77,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[key] = _merged(under, value) if both else value
+        if isinstance(under, dict) and isinstance(value, dict):
+            value = _merged(under, value)
+        merged[key] = value
     return merged

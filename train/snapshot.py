@@ -55,10 +55,11 @@ def _distillation(teacher: FrozenTeacher) -> dict[str, Any]:
 def _check_teacher(
     fingerprint: str, teacher: FrozenTeacher, system: System, checkpoint: Path
 ) -> None:
-    if fingerprint != teacher.fingerprint:
+    distillation = system.recipe.distillation
+    if distillation is not None and fingerprint != teacher.fingerprint:
         raise LvdError(
             f"checkpoint {checkpoint} was distilled from other weights than "
-            f"distillation.teacher={system.recipe.distillation.teacher} has now: name the teacher "
+            f"distillation.teacher={distillation.teacher} has now: name the teacher "
             "that it began with, or give another --out"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -147,33 +147,36 @@ def _targets(
 
     All micro-batches of all processes are centred together. None where there is no such objective.
     """
-    none = [None] * len(micro_batches)
+    none: list[Targets | None] = [None] * len(micro_batches)
     if not system.centerings:
         return none, none
     teacher = system.frozen_teacher or system.teacher_called
-    cls_logits, patch_logits = [], []
+    cls_logits: list[Logits] = []
+    patch_logits: list[Logits] = []
     for views in micro_batches:
         with autocast(system.precision, system.ranks.device):
-            outputs = teacher(views.global_views, masked_index=views.index)
-        cls_logits.append(_of_one_head(cls_logits, outputs.cls_logits))
-        patch_logits.append(_of_one_head(patch_logits, outputs.patch_logits))
+            outputs: Outputs = teacher(views.global_views, masked_index=views.index)
+        _keep(cls_logits, outputs.cls_logits)
+        _keep(patch_logits, outputs.patch_logits)
     centering, of_patches = system.dino_centering, system.ibot_centering
     return (
-        centering.targets(cls_logits, temperature) if centering else none,
-        of_patches.targets(patch_logits, temperature) if of_patches else none,
+        [*centering.targets(cls_logits, temperature)] if centering else none,
+        [*of_patches.targets(patch_logits, temperature)] if of_patches else none,
     )
 
 
-def _of_one_head(others: Sequence[Logits], logits: Logits | None) -> Logits | None:
-    """Return logits with the prototypes that the `others` hold, so that there is one copy of them."""
-    return logits and (logits._replace(prototypes=others[0].prototypes) if others else logits)
+def _keep(others: list[Logits], logits: Logits | None) -> None:
+    """Append logits, if there are any, with the prototypes of the `others`: so there is one copy."""
+    if logits is not None:
+        others.append(logits._replace(prototypes=others[0].prototypes) if others else logits)
 
 
 def _student(system: System, views: MicroBatch) -> Outputs:
     with autocast(system.precision, system.ranks.device):
-        return system.student_called(
+        outputs: Outputs = system.student_called(
             views.global_views, views.local_views, views.masks, views.index
         )
+        return outputs
 
 
 def _losses(
@@ -188,10 +191,13 @@ def _losses(
     temperature = objectives.student_temperature
     losses: dict[str, Tensor] = {}
     if cls_targets is not None:
+        assert outputs.cls_logits is not None  # student and teacher have the same heads
         losses["dino"] = dino_loss(
             outputs.cls_logits, cls_targets, global_views=GLOBAL_VIEWS, temperature=temperature
         )
     if patch_targets is not None:
+        assert outputs.patch_logits is not None  # as above
+        assert views.weights is not None  # as `index`, which the teacher was asked by
         losses["ibot"] = ibot_loss(
             outputs.patch_logits,
             patch_targets,
@@ -205,10 +211,14 @@ def _losses(
         infonce = partial(
             infonce_loss, group_size=group, temperature=objectives.infonce_temperature
         )
+        assert outputs.projections is not None  # InfoNCE has its projector, or the CLS token
         projections = outputs.projections.unflatten(0, (-1, features.shape[1]))
         losses["infonce"] = of_whole_groups(infonce, projections, group)
     if objectives.koleo > 0:
         koleo = partial(koleo_loss, group_size=group, estimator=objectives.koleo_estimator)
-        losses["koleo"] = of_whole_groups(lambda views: sum(map(koleo, views)), features, group)
-    losses["loss"] = sum(getattr(objectives, name) * loss for name, loss in losses.items())
+        losses["koleo"] = of_whole_groups(
+            lambda views: reduce(torch.add, map(koleo, views)), features, group
+        )
+    weighted = [getattr(objectives, name) * loss for name, loss in losses.items()]
+    losses["loss"] = reduce(torch.add, weighted)
     return losses

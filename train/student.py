@@ -27,6 +27,7 @@ def new_network(
         device=device,
         deferred=deferred,
     )
-    if recipe.heads and recipe.objectives.dino == 0 and not recipe.heads.shared:
+    unused = recipe.objectives.dino == 0 and recipe.heads is not None and not recipe.heads.shared
+    if unused and network.dino_head is not None:
         network.dino_head.requires_grad_(False)  # DDP wants a gradient of all that asks for one
     return network

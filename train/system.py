@@ -40,7 +40,7 @@ class System:
     """Of a distillation: it sets the targets, and `teacher` is only the student's average."""
     dino_centering: Centering | None
     ibot_centering: Centering | None
-    optimiser: torch.optim.Optimizer
+    optimiser: torch.optim.AdamW
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -65,6 +65,7 @@ def frozen_teacher(
     """Return the teacher of a distillation into patches of `grid`; None where there is no such."""
     if recipe.distillation is None:
         return None
+    assert recipe.heads is not None  # or the recipe would have been refused
     return build_frozen_teacher(
         recipe.distillation,
         recipe.heads,
@@ -134,7 +135,7 @@ def build_system(
         prepare_frozen(frozen, frozen.encoder, recipe.parallel, precision)
 
     def centering(head: Literal["dino", "ibot"]) -> Centering | None:
-        if getattr(recipe.objectives, head) == 0:
+        if recipe.heads is None or getattr(recipe.objectives, head) == 0:
             return None
         prototypes = (getattr(recipe.heads, head) or recipe.heads.dino).prototypes
         return build_centering(recipe.objectives.centering, prototypes).to(ranks.device)

@@ -15,7 +15,8 @@ from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings, resolve_device
+from shared.embedders.embedder import resolve_device
+from shared.embedders.settings import EmbedderSettings
 from shared.embedders.timm_embedder import build_timm
 from shared.storage.commits import committed
 

@@ -10,9 +10,11 @@ from curate.calibration.thresholds import Threshold, known_thresholds
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.filters import luminance
 from curate.plan import Dataset, parts_of
-from curate.settings import Named, PipelineSettings, read_names
+from curate.request import Named, read_names
+from curate.settings import PipelineSettings
 from curate.stage import EngineSettings
-from shared.embedders.embedder import EmbedderSettings, resolve, resolve_identity
+from shared.embedders.embedder import resolve, resolve_identity
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 
 

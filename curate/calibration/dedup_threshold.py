@@ -54,12 +54,12 @@ class DedupCalibration:
     recall_by_edit: dict[str, float]
     histograms: Histograms
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Return all fields, JSON-able."""
         return asdict(self)
 
     @classmethod
-    def restored(cls, saved: dict) -> DedupCalibration:
+    def restored(cls, saved: dict[str, Any]) -> DedupCalibration:
         """Return what `to_dict` made a dict of, whose tuples JSON made lists of."""
         read: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -32,7 +33,7 @@ class Histograms:
     bins: tuple[float, ...]
 
     @classmethod
-    def restored(cls, saved: dict) -> Histograms:
+    def restored(cls, saved: dict[str, Any]) -> Histograms:
         """Return what `asdict` made a dict of."""
         positives, negatives = (
             Distribution(**{**saved[side], "histogram": tuple(saved[side]["histogram"])})

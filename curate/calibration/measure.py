@@ -6,6 +6,7 @@ The dedup threshold depends on the crawl alone, so that runs with other seeds sh
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -30,7 +31,8 @@ from curate.neighbours.search import unit
 from curate.pixels.same import CLEAR, OTHER, Verdict, similarity
 from curate.stage import Runner, Stage, Unit, Workers
 from curate.state import State
-from shared.embedders.embedder import EmbedderSettings, may_use_gpu
+from shared.embedders.embedder import may_use_gpu
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 from shared.storage.commits import committed
@@ -65,7 +67,7 @@ def measure_dedup(
     max_pixels: int,
     precision: float,
     settings: CalibrateSettings,
-) -> dict:
+) -> dict[str, Any]:
     """Return the calibration of the dedup threshold; `embedder` is settings and threads."""
     shared = (parts, max_pixels, settings)
     runner.run(stage, look, [Unit("look", (crawl, *shared))], note="nearest pairs")
@@ -93,7 +95,7 @@ def measure_retrieve(
     parts: Path,
     max_pixels: int,
     settings: CalibrateSettings,
-) -> dict:
+) -> dict[str, Any]:
     """Return the calibration of the relevance threshold; `parts` are those of the seed."""
     unit = Unit("retrieve", (crawl, seed, parts, max_pixels, settings))
     [measured] = runner.run(stage, retrieve, [unit])
@@ -126,7 +128,7 @@ def edit(
     numbers: Numbers,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Embed edited copies of images: `numbers.npy` [n] and float32 `edited.npy` [n, e, d]."""
     prepare = preparation(embedder).prepare
     prepared: list[UInt8[np.ndarray, "h w 3"]] = []
@@ -158,7 +160,7 @@ def look(
     settings: CalibrateSettings,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Look at the nearest pairs of a sample of the crawl: `others.npz`, and `drawn.npz` of two drawn ones."""
     numbers, _ = sample(collection, settings)
     with Originals(collection, load_parts(parts), out.parent) as originals:
@@ -189,7 +191,7 @@ def dedup(
     edited: list[Path],
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Return the calibration of the dedup threshold, of what `look` and `edit` made."""
     originals, names, cosines = load_edited(collection, edited)
     return calibrate_dedup(
@@ -239,7 +241,7 @@ def retrieve(
     settings: CalibrateSettings,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Return the calibration of the relevance threshold: leave-one-out seed similarities.
 
     `parts` are those of the seed.
@@ -266,7 +268,7 @@ def sample_both(
     return seeds, rows, _sample(crawl, settings.crawl_sample, settings.parts, rng)
 
 
-def report(measured: dict[str, dict]) -> str:
+def report(measured: dict[str, dict[str, Any]]) -> str:
     """Return both calibrations as text; the last line can be pasted behind `lvd-curate run`."""
     texts = {
         "dedup": DedupCalibration.restored(measured["dedup"]).render(),

@@ -14,17 +14,12 @@ from pydantic import ValidationError
 
 from curate.calibration.stored import declared_in_folder, input_size, read_stored
 from curate.calibration.thresholds import CALIBRATED, is_number, is_wanted_of_folder
-from shared.embedders.embedder import (
-    DEFAULTS,
-    EmbedderSettings,
-    in_folder,
-    local_folder,
-    settings_for_folder,
-)
+from shared.embedders.embedder import local_folder, settings_for_folder
+from shared.embedders.settings import DEFAULTS, EmbedderSettings, in_folder
 from shared.errors import LvdError
 
 if TYPE_CHECKING:
-    from curate.settings import Request
+    from curate.request import Request
 
 BY_ITSELF = {
     "dedup": "--set dedup.threshold=auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -30,12 +31,12 @@ class RetrieveCalibration:
     """Share of the sampled crawl that passes, relevant or not."""
     histograms: Histograms
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Return all fields, JSON-able."""
         return asdict(self)
 
     @classmethod
-    def restored(cls, saved: dict) -> RetrieveCalibration:
+    def restored(cls, saved: dict[str, Any]) -> RetrieveCalibration:
         """Return what `to_dict` made a dict of."""
         return cls(**{**saved, "histograms": Histograms.restored(saved["histograms"])})
 

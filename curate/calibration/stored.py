@@ -12,13 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.embedders.embedder import (
-    EmbedderSettings,
-    in_folder,
-    local_files,
-    local_folder,
-    weights_digest,
-)
+from shared.embedders.embedder import local_files, local_folder, weights_digest
+from shared.embedders.settings import EmbedderSettings, in_folder
 from shared.errors import LvdError
 from shared.storage.files import read_json, write_json
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from curate.calibration.stored import read_stored
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 
 if TYPE_CHECKING:
     from curate.retrieval.settings import StrategySettings

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from curate.catalogue.collection import Collection
-from shared.datasets.parts import Member, Part, PartReader, direct, fetch
+from shared.datasets.dataset import Part
+from shared.datasets.parts import Member, PartReader, direct, fetch
 from shared.errors import LvdError
 from shared.storage.files import read_json, write_json
 from shared.storage.stores import publish

@@ -33,7 +33,7 @@ class WorkFolder(LocalFolder):
         self, url: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
         """Return the copy."""
-        from shared.datasets.dataset import WORK_MARKER
+        from shared.datasets.outputs import WORK_MARKER
         from shared.storage.stores import opened
 
         assert ctx is not None  # click gives one to every option of a command
@@ -51,7 +51,9 @@ class OutFolder(LocalFolder):
         return url
 
 
-def folder(*names: str, help: str, kind: type[LocalFolder] = LocalFolder, **more: Any) -> Callable:
+def folder(
+    *names: str, help: str, kind: type[LocalFolder] = LocalFolder, **more: Any
+) -> Callable[..., Any]:
     """Return an option that takes a path."""
     return click.option(*names, type=kind(), help=help, **more)
 
@@ -60,7 +62,7 @@ def request_options(
     pipeline: str = "default",
     settings: str = "--set",
     work: type[LocalFolder] = LocalFolder,
-) -> Callable:
+) -> Callable[..., Any]:
     """Return the decorator with the options of whatever curates."""
     options = [
         click.option(
@@ -96,12 +98,12 @@ def request_options(
     return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
 
 
-def work_option(help: str, kind: type[LocalFolder] = LocalFolder) -> Callable:
+def work_option(help: str, kind: type[LocalFolder] = LocalFolder) -> Callable[..., Any]:
     """Return the option --work."""
     return folder("--work", kind=kind, default=Path("runs/work"), show_default=True, help=help)
 
 
-def executor_option() -> Callable:
+def executor_option() -> Callable[..., Any]:
     """Return the option --executor."""
     return click.option(
         "--executor",
@@ -113,7 +115,7 @@ def executor_option() -> Callable:
     )
 
 
-def retry_option() -> Callable:
+def retry_option() -> Callable[..., Any]:
     """Return the option --retry."""
     return click.option(
         "--retry",
@@ -128,7 +130,7 @@ def make_plan(
 ) -> tuple[Any, Path]:
     """Return the plan of a call with `request_options`, and where its result goes."""
     from curate import plan
-    from curate.settings import read_request
+    from curate.request import read_request
 
     request = read_request(config, pipeline, **asked)
     out = out or plan.default_out(request)

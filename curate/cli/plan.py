@@ -11,7 +11,7 @@ from curate.cli.options import folder
 GIB = 2**30
 
 
-class Count(click.ParamType):
+class Count(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """A number of things, which may be written as 1.2e9 or 1_200_000_000."""
 
     name = "number"
@@ -29,7 +29,7 @@ class Count(click.ParamType):
         return count
 
 
-class Counts(click.ParamType):
+class Counts(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """Three numbers of images or more, separated by commas."""
 
     name = "numbers"

@@ -51,7 +51,7 @@ def update(
     from curate.execution.output import SINCE, Output, finish_swap
     from curate.increment import read_run
     from curate.plan import check_export, comparable, make_plan, pipeline_of, writable
-    from curate.settings import read_request
+    from curate.request import read_request
     from shared.config import flat
     from shared.errors import LvdError
 

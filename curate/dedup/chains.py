@@ -82,7 +82,7 @@ def follow_copies(
     home, stands = runner.folder(stage), copies.hashed.stands if copies.hashed else None
     looked = copies.looked.confirmed if copies.looked else None
     links = home / "links-0000"
-    args: tuple = (images, hits)
+    args: tuple[Any, ...] = (images, hits)
     [told] = runner.run(stage, begin, [Unit(links.name, args)])
     for number in itertools.count(1):
         if not told["open"]:

@@ -19,7 +19,7 @@ Where a run adds to a result, what that holds ranks first and always stands for 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int8, Int64
@@ -220,7 +220,7 @@ def group(
     stays: int = 0,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write what the edges of the `searched` units decide, on top of the pass `before`.
 
     The `stays` best contents stand for themselves. `ranks` is what `keep.rank_contents` left, and

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -71,7 +72,7 @@ def search(
     threads: int,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write what the block's images are copies of: an int64 table [hits, 3] and similarities.
 
     A row is (number of the crawled image, place of the holdout set, number in it): the most similar

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Int8
@@ -32,7 +32,7 @@ from curate.neighbours.search import (
     neighbours,
     use_threads,
 )
-from shared.embedders.embedder import Threshold
+from shared.embedders.settings import Threshold
 from shared.errors import LvdError
 
 VERSION = 6
@@ -176,7 +176,7 @@ def search(
     threads: int,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write the edges of all vectors with those in clusters `first` to `last`: int64 ranks [e, 2].
 
     `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
@@ -207,7 +207,7 @@ def search_pool(
     threads: int,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write the edges of the vectors in clusters `first` to `last` with the most similar of the pool.
 
     As `search`, but for the bound on `neighbours`: one unit has to see all answers of a vector.
@@ -272,7 +272,9 @@ def count_compared(images: int) -> int:
     return COMPARED if images <= SMALL else round(COMPARED * (images / MILLION) ** GROWTH)
 
 
-def sanity(collection: Collection, threshold: float, settings: DedupSettings, *, out: Path) -> dict:
+def sanity(
+    collection: Collection, threshold: float, settings: DedupSettings, *, out: Path
+) -> dict[str, Any]:
     """Stop with an explanation when an absurd share of sampled pairs reaches the threshold."""
     rng = np.random.default_rng(settings.seed)
     usable = collection.usable

@@ -12,7 +12,7 @@ from typing import Any
 
 from curate.demo.truth import check_decisions, read_truth
 from curate.report.tables import read_funnel
-from shared.embedders.embedder import BUNDLED
+from shared.embedders.settings import BUNDLED
 from shared.progress import WIDTH, duration, printable
 from shared.storage.files import read_optional
 

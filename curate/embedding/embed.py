@@ -36,13 +36,8 @@ from curate.filters.scores import score_column
 from curate.state import Pending, State
 from shared.datasets.dataset import Part
 from shared.datasets.parts import Member, PartReader
-from shared.embedders.embedder import (
-    EmbedderSettings,
-    Preparation,
-    load_forward,
-    load_preparation,
-    runtime,
-)
+from shared.embedders.embedder import Preparation, load_forward, load_preparation, runtime
+from shared.embedders.settings import EmbedderSettings
 from shared.storage.commits import UnderWay, building, commit, committed
 
 UNDER_WAY = 2

@@ -21,7 +21,8 @@ from curate.embedding.stage import EmbeddedParts
 from curate.filters.head import Head
 from curate.filters.scores import Source, score_column
 from curate.stage import Runner, Stage, Unit
-from shared.embedders.embedder import EmbedderSettings, identity
+from shared.embedders.embedder import identity
+from shared.embedders.settings import EmbedderSettings
 from shared.storage.commits import digest_of
 from shared.storage.files import fingerprint
 

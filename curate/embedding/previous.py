@@ -15,7 +15,7 @@ from curate.catalogue.content import Copy, earlier_content
 from curate.catalogue.part_files import FACTS, VECTORS
 from curate.embedding.request import EmbedRequest
 from curate.filters.looks import LOOKS
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.pictures.images import Header
 from shared.storage.commits import committed
 

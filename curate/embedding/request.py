@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.filters.looks import LOOKS
-from shared.embedders.embedder import EmbedderSettings, identity
+from shared.embedders.embedder import identity
+from shared.embedders.settings import EmbedderSettings
 from shared.storage.files import fingerprint
 
 VERSION = 4

@@ -9,12 +9,13 @@ from typing import Any
 
 from pyarrow.parquet import read_table
 
-from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
-from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
+from curate.catalogue.collection import Catalogued, Collection, PartOutputs
 from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import SCORES
+from curate.catalogue.write import VERSION as CATALOGUE_VERSION
+from curate.catalogue.write import catalogue
 from curate.embedding.embed import Forwards, embed_part, weight_of
 from curate.embedding.request import EmbedRequest
 from curate.filters.lists import CompiledList
@@ -24,7 +25,8 @@ from curate.filters.scores import FilterSettings, score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers
 from shared.datasets.dataset import Part
 from shared.datasets.parts import PartReader
-from shared.embedders.embedder import EmbedderSettings, may_use_gpu
+from shared.embedders.embedder import may_use_gpu
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage.commits import committed, digest_of
 from shared.storage.failures import reword

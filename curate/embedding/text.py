@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.catalogue.collection import VERSION as CATALOGUE_VERSION
-from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
+from curate.catalogue.collection import Catalogued, Collection, PartOutputs
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
+from curate.catalogue.write import VERSION as CATALOGUE_VERSION
+from curate.catalogue.write import catalogue
 from curate.stage import Runner, Stage, Unit
-from shared.embedders.embedder import EmbedderSettings, identity
+from shared.embedders.embedder import identity
+from shared.embedders.settings import EmbedderSettings
 from shared.storage.commits import digest_of
 
 VERSION = 1

@@ -9,7 +9,7 @@ from curate.catalogue.content import stale_notes
 from curate.execution.output import RUN, USED
 from curate.execution.status import runs_at_work
 from curate.execution.verify import STAGES
-from shared.datasets.dataset import WORK_MARKER
+from shared.datasets.outputs import WORK_MARKER
 from shared.errors import LvdError
 from shared.progress import size
 from shared.storage.commits import discard

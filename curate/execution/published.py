@@ -17,7 +17,8 @@ from curate.execution.output import FILES, RUN, TIMINGS
 from shared.errors import LvdError
 from shared.storage.leases import Lease, leased
 from shared.storage.locks import busy
-from shared.storage.stores import Store, new_copy, reword_store
+from shared.storage.store_copies import new_copy
+from shared.storage.stores import Store, reword_store
 
 READ = (FILES, TIMINGS, "reports/funnel.json")
 """What a run reads of a result that is there, besides `run.json`."""

@@ -17,7 +17,8 @@ from curate.execution.monitor import Monitor, lives
 from curate.execution.on_ray import RayExecutor
 from curate.execution.runner import StageRunner
 from curate.stage import EngineSettings
-from shared.datasets.dataset import WORK_MARKER, Part
+from shared.datasets.dataset import Part
+from shared.datasets.outputs import WORK_MARKER
 from shared.errors import LvdError
 from shared.storage.files import read_optional, reraise_disk_full, write_json
 from shared.storage.locks import scratch_folder

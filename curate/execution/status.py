@@ -9,8 +9,8 @@ from curate.execution.monitor import lives
 from curate.execution.output import RUN
 from curate.execution.session import STATUS, status_file
 from curate.plan import PARTIAL
-from shared.datasets.dataset import WORK_MARKER
 from shared.datasets.folders import describe_folder
+from shared.datasets.outputs import WORK_MARKER
 from shared.errors import LvdError
 from shared.progress import duration, rate
 from shared.storage.files import read_json, read_optional

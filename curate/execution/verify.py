@@ -8,7 +8,7 @@ from typing import Any
 
 from curate.execution.output import FILES, RUN, TIMINGS
 from curate.filters.looks import LOOKS
-from shared.datasets.dataset import WORK_MARKER
+from shared.datasets.outputs import WORK_MARKER
 from shared.errors import LvdError
 from shared.storage.commits import MANIFEST, discard, read_manifest
 from shared.storage.files import digest_file, read_json

@@ -23,7 +23,8 @@ from curate.catalogue.originals import load_parts, save_parts
 from curate.export.bounds import ShardBounds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
-from shared.datasets.dataset import LIST, Part
+from shared.datasets.dataset import Part
+from shared.datasets.outputs import LIST
 from shared.datasets.parts import direct
 from shared.errors import LvdError
 from shared.keys import shown

@@ -203,7 +203,7 @@ class ExportFolders(Protocol):
         ...
 
 
-def export_shard(kept: Kept, shard: int, settings: ExportSettings, *, out: Path) -> dict:
+def export_shard(kept: Kept, shard: int, settings: ExportSettings, *, out: Path) -> dict[str, Any]:
     """Write one shard into `out`; the images' bytes are checked against their sha256."""
     some = kept.bounds.places(shard)
     facts = read_facts(kept.laid[shard // kept.shards_each], some.start, some.stop)
@@ -223,7 +223,7 @@ def _samples(kept: Kept, facts: list[dict[str, Any]], settings: ExportSettings) 
     for place in np.unique(sources).tolist():
         mine = sources == place
         parts[mine] = kept.sources[place].data.part_of(numbers[mine])
-    ahead: deque = deque()
+    ahead: deque[Any] = deque()
     with ThreadPoolExecutor(FETCH_AHEAD) as pool:
         for part, fact in zip(parts.tolist(), facts, strict=True):
             ahead.append(pool.submit(_read, kept, part, fact, settings, has_captions))

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.filters.head import Head, dim_of
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError, nearest
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.embedders.embedder import EmbedderSettings, load_forward
+from shared.embedders.embedder import load_forward
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage.failures import reword
 from shared.storage.remote import open_binary

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from curate.filters.head import Head
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 

@@ -14,7 +14,7 @@ from curate.filters.classifier import ClassifierSettings
 from curate.filters.decisions import Check
 from curate.filters.head import Head, HeadSettings
 from curate.filters.prompts import PromptSettings
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 
 
 @runtime_checkable

@@ -27,7 +27,8 @@ from curate.stage import EngineSettings
 from curate.state import LocalState
 from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.datasets.parts import PartReader
-from shared.embedders.embedder import Embedder, EmbedderSettings, load, resolve_device
+from shared.embedders.embedder import Embedder, load, resolve_device
+from shared.embedders.settings import EmbedderSettings
 from shared.pictures.images import ImageError, decode
 from shared.progress import say
 from shared.storage.commits import committed

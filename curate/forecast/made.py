@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.catalogue.collection import Catalogued, Collection, PartOutputs, catalogue
+from curate.catalogue.collection import Catalogued, Collection, PartOutputs
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
+from curate.catalogue.write import catalogue
 from curate.filters.quality import QualitySettings
 from curate.forecast.clumps import clumps
 from curate.stage import Runner, Unit

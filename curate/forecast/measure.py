@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -70,7 +71,7 @@ class MeasuringExecutor(InlineExecutor):
                 [outcome] = super().run([call], workers, gpus=gpus, waiting=waiting)
             yield outcome
 
-    def _note_open(self, event: str, arguments: tuple) -> None:
+    def _note_open(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and self._opened is not None and arguments[1] in ("r", "rb"):
             self._note(arguments[0])
 
@@ -118,7 +119,7 @@ class MeasuringExecutor(InlineExecutor):
         taken.gets += sum(path.exists() for path in others)
         taken.memory = max(taken.memory, peak[0] - before)
 
-    def _noting(self, reader: Callable) -> Callable:
+    def _noting(self, reader: Callable[..., Any]) -> Callable[..., Any]:
         def opened(path: object, *args: object, **how: object) -> object:
             self._note(path)
             return reader(path, *args, **how)

@@ -13,7 +13,7 @@ from curate.forecast.constants import Constants, EmbedderCost
 from curate.forecast.forecast import GIB, Asked, StageForecast
 from curate.settings import PipelinesFile, with_bundled
 from shared.config import expand, load_yaml, validate
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError, nearest
 from shared.progress import WIDTH
 

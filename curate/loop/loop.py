@@ -20,7 +20,8 @@ from curate.loop.table import Finished, check_truth, read_table, write_table
 from curate.loop.text import as_text
 from curate.plan import check_export, make_plan, writable
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import BUILT_IN, identity, in_folder, local_folder, weights_digest
+from shared.embedders.embedder import identity, local_folder, weights_digest
+from shared.embedders.settings import BUILT_IN, in_folder
 from shared.progress import say
 from shared.storage.files import fingerprint, read_optional, reraise_disk_full, write_json
 from shared.storage.locks import busy, locked

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.plan import comparable, default_out
-from curate.settings import Request, read_request
+from curate.request import Request, read_request
 from shared.config import expand, flat, load_yaml
 from shared.errors import LvdError, nearest
 from shared.storage.files import read_json, write_json

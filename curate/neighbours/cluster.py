@@ -197,7 +197,7 @@ def centroids(
     before: Path | None = None,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write `centroids.npy`, float32 unit vectors [k, d], of a seeded sample of the collection.
 
     Near ones follow one another, so that the members of a range of clusters are searched in few others.
@@ -274,7 +274,7 @@ def by_root(settings: ClusterSettings, images: int) -> ClusterSettings:
 
 def assign(
     collection: Collection, centers: Path, start: int, stop: int, threads: int, *, out: Path
-) -> dict:
+) -> dict[str, Any]:
     """Write the cluster of every image numbered from `start` to `stop` (int32, -1: no vector).
 
     Beside it, sorted by cluster and number: the vectors and numbers of the images that stand for
@@ -331,7 +331,9 @@ def read_rows(path: Path, start: int, stop: int) -> np.ndarray:
         return np.frombuffer(file.read((stop - start) * row), dtype).reshape(-1, *shape[1:])
 
 
-def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: Path) -> dict:
+def members(
+    centers: Path, assigned: list[Path], first: int, last: int, *, out: Path
+) -> dict[str, Any]:
     """Write vectors, heads and numbers of the clusters `first` to `last`, by cluster and number."""
     offsets = np.stack([read_rows(each / "offsets.npy", first, last + 1) for each in assigned])
     sizes = np.diff(offsets)

@@ -20,7 +20,7 @@ from curate.filters.lists import ListSettings, compile_lists
 from curate.removal.gone import Gone, find_gone, find_near, read_removed
 from curate.removal.result import rewrite
 from curate.removal.work import drop, units_with
-from shared.datasets.dataset import WORK_MARKER
+from shared.datasets.outputs import WORK_MARKER
 from shared.errors import LvdError
 from shared.progress import size
 from shared.storage.files import read_json

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 from jaxtyping import Float
 
-from curate.neighbours.cluster import CENTROIDS
+from curate.neighbours.clusters import CENTROIDS
 from curate.report.contact_sheets import Tile
 from curate.report.tables import rows
 

@@ -106,7 +106,9 @@ class Pool:
         return self.bar.threshold
 
 
-def pair_units(pool: Pool, runner: Runner, place: Path, scratch: Path) -> tuple[Path, dict]:
+def pair_units(
+    pool: Pool, runner: Runner, place: Path, scratch: Path
+) -> tuple[Path, dict[str, Any]]:
     """Write `pairs.parquet` and `regrouped.parquet` into a unit of `place`.
 
     Returns its folder, and what the funnel says of it: the `floor` (a cosine, inclusive), how many

@@ -81,7 +81,7 @@ class Decided:
         return (("crawl", self.crawl), *((seed.name, seed.collection) for seed in seeds))
 
 
-def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict:
+def tables(decided: Decided, start: int, stop: int, *, out: Path) -> dict[str, Any]:
     """Write `images.parquet`, `retrieval.parquet` and `duplicates.parquet` of a block in key order."""
     rows = _Block(decided, start, stop)
     for name, table in rows.tables().items():

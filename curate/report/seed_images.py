@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ def units_of_seeds(decided: Decided) -> list[Unit]:
     ]
 
 
-def table(decided: Decided, place: int, start: int, stop: int, *, out: Path) -> dict:
+def table(decided: Decided, place: int, start: int, stop: int, *, out: Path) -> dict[str, Any]:
     """Write `seed_images.parquet` of a block of the seed at `place` in key order."""
     included, behind = decided.included, place + 1
     name, seed = decided.exported[behind]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -59,7 +60,7 @@ def find(
     nearest: list[Path],
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write `numbers.npy` int64, in key order, and `similarity.npy` float32 to the nearest seed.
 
     `exported.npy` bool says which of them the result to add to holds. A reduce, of about 20 bytes an image beside what is memory-mapped.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -99,7 +99,7 @@ def search(
     threads: int,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write which seed images ask, `seeds.npy` int64 [s], and their nearest candidates.
 
     These are `similarity.npy` float32 and `rows.npy` int64 [s, depth]. Seed images are counted in
@@ -142,7 +142,7 @@ def nearest_images(
 
 def match(
     candidates: Path, searched: list[Path], settings: KnnSettings, floor: float, *, out: Path
-) -> dict:
+) -> dict[str, Any]:
     """Write `missed.npy`, and `pending.npy`: the seed images that must ask for more to be content."""
     nearest = load_candidates(candidates)[1][:]
     missed = np.where(nearest < np.float32(floor), BELOW, FURTHER).astype(np.int8)

@@ -117,7 +117,7 @@ def search(
     index: SeedIndex | None = None,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write `numbers.npy`, and of each its nearest seed images: int64 and float32 [n, k]."""
     use_threads(threads)
     chosen = np.load(representative / "representative.npy", mmap_mode="r")[start:stop]

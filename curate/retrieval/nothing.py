@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def choose(question: Question) -> Chosen:
     return Chosen(runner.folder(stage) / "all", ("; that seed retrieves nothing",), stage.address)
 
 
-def miss_all(candidates: Path, *, out: Path) -> dict:
+def miss_all(candidates: Path, *, out: Path) -> dict[str, Any]:
     """Write `missed.npy`: code 1 for every candidate."""
     np.save(out / "missed.npy", np.ones(len(load_candidates(candidates)[0]), np.int8))
     return {}

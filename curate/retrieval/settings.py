@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from curate.retrieval.cluster import FromClustersSettings
 from curate.retrieval.knn import KnnSettings
 from curate.retrieval.seed_index import SeedIndexSettings
-from shared.embedders.embedder import Threshold
+from shared.embedders.settings import Threshold
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1)]

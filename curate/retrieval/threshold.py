@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int8
@@ -38,7 +39,9 @@ def misses_of(threshold: float, target: int | None) -> tuple[str, ...]:
     )
 
 
-def choose_relevant(candidates: Path, threshold: float, target: float | None, *, out: Path) -> dict:
+def choose_relevant(
+    candidates: Path, threshold: float, target: float | None, *, out: Path
+) -> dict[str, Any]:
     """Write `missed.npy`. A share is rounded, and of one image at least.
 
     Where a run adds to a result, what that holds counts towards the target.

@@ -23,7 +23,7 @@ FORMATS = {"jpg": "JPEG", "tif": "TIFF"}
 ORIENTATION = 0x0112  # Exif
 
 
-def encode(image: Image.Image, extension: str, **options) -> bytes:
+def encode(image: Image.Image, extension: str, **options: Any) -> bytes:
     """Return `image` as a file of the format that `extension` names."""
     stream = io.BytesIO()
     image.save(stream, FORMATS.get(extension, extension.upper()), **options)

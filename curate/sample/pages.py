@@ -61,7 +61,9 @@ def placeholder() -> Image.Image:
     return image.reduce(2)
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, ink="#333"):
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, ink: str = "#333"
+) -> None:
     draw.text(at, text, ink, _font(size))
 
 

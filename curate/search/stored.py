@@ -16,8 +16,9 @@ from jaxtyping import Bool
 
 from curate.catalogue.collection import PARTS, Collection, Numbers, read_rows
 from curate.report.tables import read_funnel, table_files
-from shared.datasets.dataset import WORK_MARKER
-from shared.embedders.embedder import EmbedderSettings, at_commit, identity
+from shared.datasets.outputs import WORK_MARKER
+from shared.embedders.embedder import at_commit, identity
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage.files import fingerprint, read_json
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int8, Int64, Integer
@@ -97,7 +98,7 @@ def select(
     topped_up: Path | None = None,
     *,
     out: Path,
-) -> dict:
+) -> dict[str, Any]:
     """Write `decision.npy` int8 by image number, and how the kept images follow one another.
 
     `source.npy` int16 and `order.npy` int64 are the dataset and the number of each: 0 is the crawl,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +14,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.datasets.filetypes import kind_of, without_extension
-from shared.datasets.listing import BROKEN, File, ListingError, Place, absolute, expand
+from shared.datasets.listing import BROKEN, File, ListingError, Place, expand
+from shared.datasets.outputs import RESULT_MARKER, WORK_MARKER, is_listed, without_outputs
 from shared.errors import LvdError
 from shared.keys import bucket, shown, stem
 from shared.progress import warn
 from shared.storage import failures
 from shared.storage.files import fingerprint
-from shared.storage.remote import is_remote, locate, open_binary, read_head
+from shared.storage.remote import locate, open_binary, read_head
 
 Format = Literal["folder", "tar", "parquet", "list"]
-
-RESULT_MARKER, WORK_MARKER = "run.json", "lvd-work.json"
-"""Files of a result's folder (beside `reports/` and `shards/`) and of a work folder."""
-LIST = "selection.parquet"
-"""What the selection list of a result is called: one file, or a folder of files."""
 
 
 class DatasetSettings(BaseModel):
@@ -119,7 +114,7 @@ def list_parts(
     seen: set[tuple[str, str]] = set()
     left_out: dict[str, None] = {}
     for path, everything in places:
-        place, outputs = _without_outputs(everything, exclude)
+        place, outputs = without_outputs(everything, exclude)
         left_out.update(dict.fromkeys(locate(place.root, output) for output in outputs))
         if not place.files:
             only = f"only what lvd-curate wrote is there ({shown(outputs[0])})" if outputs else ""
@@ -151,48 +146,6 @@ def _expand(name: str, path: str) -> Place:
             return expand(path, (RESULT_MARKER, WORK_MARKER))
     except ListingError as error:
         raise _nothing(name, path, str(error)) from error
-
-
-def _without_outputs(place: Place, exclude: Sequence[str | Path]) -> tuple[Place, list[str]]:
-    """Return a place without the folders below it that lvd-curate wrote, and these."""
-    paths = sorted(place.around)
-
-    def holds(folder: str) -> bool:
-        at = bisect_left(paths, folder)
-        return at < len(paths) and paths[at].startswith(folder)
-
-    def with_file(name: str) -> set[str]:
-        ends = (path for path in paths if path == name or path.endswith(f"/{name}"))
-        return {path[: -len(name)] for path in ends}
-
-    results = {r for r in with_file(RESULT_MARKER) if holds(f"{r}reports/") or holds(f"{r}shards/")}
-    outputs = {*results, *with_file(WORK_MARKER), *_below(place.root, exclude)} - {""}
-    if not outputs and "" not in results:
-        return place, []
-    left_out: dict[str, None] = {}
-
-    def is_input(path: str) -> bool:
-        above = (path[: at + 1] for at, letter in enumerate(path) if letter == "/")
-        output = next((folder for folder in above if folder in outputs), None)
-        if output is not None:
-            left_out[output] = None
-        is_result = path.startswith("shards/") or is_listed(path)
-        return output is None and ("" not in results or is_result)
-
-    files = [file for file in place.files if is_input(file.path)]
-    around = {path: file for path, file in place.around.items() if is_input(path)}
-    return Place(place.root, files, around), list(left_out)
-
-
-def _below(root: str, folders: Sequence[str | Path]) -> Iterator[str]:
-    """Yield those of the folders that lie below the root, relative to it, with a slash behind."""
-    for folder in map(absolute, map(str, folders)):
-        pairs = [(root, folder)]
-        if not is_remote(root) and not is_remote(folder):
-            pairs.append((str(Path(root).resolve()), str(Path(folder).resolve())))
-        for above, below in pairs:
-            if below.startswith(above.rstrip("/") + "/"):
-                yield below[len(above.rstrip("/")) + 1 :] + "/"
 
 
 def _subject(name: str) -> str:
@@ -293,11 +246,6 @@ def _shards(
             image_column=settings.image_column if kind == "parquet" else None,
             key_column=settings.key_column if kind == "parquet" else None,
         )
-
-
-def is_listed(path: str) -> bool:
-    """Tell whether a path below the root of a dataset is a file of its selection list."""
-    return f"{path}/".startswith(f"{LIST}/")
 
 
 def _listed_bytes(place: Place, file: File) -> int:

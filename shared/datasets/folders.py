@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.datasets.dataset import RESULT_MARKER, WORK_MARKER
+from shared.datasets.outputs import RESULT_MARKER, WORK_MARKER
 from shared.storage.files import read_optional
 
 

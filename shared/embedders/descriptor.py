@@ -15,7 +15,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 from skimage.feature import hog
 
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 
 LIBRARIES = ("numpy", "PIL", "skimage")
 VERSION = 1

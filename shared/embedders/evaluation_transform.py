@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from shared.embedders.embedder import REDUCED_DECODING_FACTOR
+from shared.embedders.settings import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
 
 WIDEST_ASPECT = 4

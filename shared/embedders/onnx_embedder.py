@@ -19,14 +19,9 @@ from PIL import Image
 from torchvision import transforms
 
 from shared.embedders.batches import BatchedForward, DeviceMemoryError
-from shared.embedders.embedder import (
-    EmbedderSettings,
-    GraphSettings,
-    graph_file,
-    resolve_device,
-    reword_error,
-)
+from shared.embedders.embedder import graph_file, resolve_device, reword_error
 from shared.embedders.evaluation_transform import EvaluationTransform
+from shared.embedders.settings import EmbedderSettings, GraphSettings
 from shared.errors import LvdError
 
 if TYPE_CHECKING:

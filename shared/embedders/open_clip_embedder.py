@@ -18,17 +18,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from shared.embedders.embedder import (
-    HUB,
-    LOCAL,
-    EmbedderSettings,
-    given_weights,
-    is_weights_file,
-    resolve_device,
-    reword_error,
-)
+from shared.embedders.embedder import given_weights, resolve_device, reword_error
 from shared.embedders.evaluation_transform import EvaluationTransform
 from shared.embedders.hub import at_revision, fetch
+from shared.embedders.settings import HUB, LOCAL, EmbedderSettings, is_weights_file
 from shared.embedders.timm_embedder import TorchForward, fit_for_inference
 from shared.errors import LvdError, nearest
 
@@ -203,7 +196,7 @@ def _check_name(model: str) -> None:
         )
 
 
-def _tag(settings: EmbedderSettings) -> dict:
+def _tag(settings: EmbedderSettings) -> dict[str, Any]:
     """Return open_clip's entry for the tag; empty for files, folders and random weights."""
     if not isinstance(settings.pretrained, str) or is_weights_file(settings.pretrained):
         return {}

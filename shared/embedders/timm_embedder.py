@@ -20,18 +20,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, softmax
 
 from shared.embedders.batches import BatchedForward, DeviceMemoryError
-from shared.embedders.embedder import (
-    HUB,
-    LOCAL,
-    EmbedderSettings,
-    given_weights,
-    in_folder,
-    local_folder,
-    resolve_device,
-    reword_error,
-)
+from shared.embedders.embedder import given_weights, local_folder, resolve_device, reword_error
 from shared.embedders.evaluation_transform import EvaluationTransform
 from shared.embedders.hub import at_revision, fetch
+from shared.embedders.settings import HUB, LOCAL, EmbedderSettings, in_folder
 from shared.errors import LvdError, nearest
 
 LIBRARIES = ("numpy", "PIL", "torch", "torchvision", "timm")
@@ -233,7 +225,7 @@ def _with_what_it_takes(
         return _with_what_it_takes(build, {k: v for k, v in options.items() if k != unknown})
 
 
-def _only_from(weights: Path) -> dict:
+def _only_from(weights: Path) -> dict[str, Any]:
     """Return the overlay that makes timm read this file and nothing else, as safetensors."""
     return {
         "file": str(weights),

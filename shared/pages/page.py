@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,6 @@ def _escaped(value: Any) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(printable(str(value))))
 
 
-def _embedder(kind: str):
+def _embedder(kind: str) -> Callable[[bytes], Markup]:
     prefix = f"data:image/{kind};base64,"
     return lambda data: Markup(prefix + base64.b64encode(data).decode())

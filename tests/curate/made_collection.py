@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.catalogue import collection
-from curate.catalogue.collection import Collection, PartOutputs, catalogue
+from curate.catalogue.collection import Collection, PartOutputs
 from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
+from curate.catalogue.write import catalogue
 from curate.dedup import hashes, holdout
 from curate.dedup.bar import Bar
 from curate.dedup.chains import begin, follow, look, look_in_seed, write_chains

@@ -13,7 +13,7 @@ from curate.embedding.embed import embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
 from shared.datasets.dataset import Part
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 
 
 def picture(number: int, size=(48, 40)) -> Image.Image:

@@ -22,7 +22,7 @@ from curate.neighbours.search import unit
 from curate.report.both_sides import dedup_sheet, draw_sides, with_edits
 from curate.stage import EngineSettings
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 
 ALL = CalibrateSettings(originals=8)
 

@@ -15,7 +15,8 @@ from curate.calibration.retrieve_threshold import (
 )
 from curate.calibration.same_picture import same_picture, thumbnail
 from curate.pixels.same import judge
-from shared.embedders.embedder import EmbedderSettings, load
+from shared.embedders.embedder import load
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 
 DIM = 64

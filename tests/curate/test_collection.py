@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from made_collection import Made, files_of, made_collection, made_part, write_part
 
 from curate.catalogue import collection as module
-from curate.catalogue.collection import Collection, catalogue
+from curate.catalogue.collection import Collection
+from curate.catalogue.write import catalogue
 from curate.filters.decisions import CODE, OPEN
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings

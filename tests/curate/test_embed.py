@@ -29,7 +29,7 @@ from curate.filters.decisions import CODE
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.storage.commits import UnderWay, committed, read_manifest
 
 

@@ -30,9 +30,10 @@ from pictures import (
 )
 from PIL import Image
 
-from curate.catalogue.collection import Collection, PartOutputs, catalogue
+from curate.catalogue.collection import Collection, PartOutputs
 from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
+from curate.catalogue.write import catalogue
 from curate.embedding.request import EmbedSettings
 from curate.export.bounds import bound_shards
 from curate.export.kept_facts import gather_facts, sort_facts

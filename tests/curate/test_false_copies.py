@@ -32,7 +32,7 @@ from curate.report.false_copies import advice
 from curate.report.false_copies import false_copies as sentence
 from curate.stage import EngineSettings
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.pictures.images import ImageError
 

@@ -12,7 +12,7 @@ from curate.filters.classifier import ClassifierSettings
 from curate.filters.head import Head, HeadSettings
 from curate.filters.prompts import PromptSettings
 from curate.filters.scores import FilterSettings
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 
 RNG = np.random.default_rng(0)

@@ -22,7 +22,6 @@ from curate.forecast.constants import (
 from curate.forecast.measure import MeasuringExecutor, Taken
 from curate.stage import EngineSettings, Unit
 
-GIB = 2**30
 SIZES = (50_000, 200_000, 800_000)
 
 

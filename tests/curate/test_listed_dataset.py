@@ -11,7 +11,8 @@ from pictures import encoded, picture
 from test_audit import audited
 
 from curate.export.selection_list import list_files
-from shared.datasets.dataset import LIST, DatasetSettings, list_parts
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.outputs import LIST
 from shared.datasets.parts import PartReader
 from shared.errors import LvdError
 

@@ -11,7 +11,7 @@ import yaml
 from curate.loop import round as loop_round
 from curate.loop.request import loop_request
 from curate.loop.round import Round
-from curate.settings import read_request
+from curate.request import read_request
 from shared.errors import LvdError
 
 CONFIG = """

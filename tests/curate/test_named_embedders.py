@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from curate.settings import read_request
-from shared.embedders.embedder import BUNDLED, bundled_settings
+from curate.request import read_request
+from shared.embedders.settings import BUNDLED, bundled_settings
 from shared.errors import LvdError
 
 SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"

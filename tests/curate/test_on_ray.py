@@ -25,7 +25,8 @@ from engine_units import (
 )
 
 from curate.execution.executor import TRIES, Call
-from curate.execution.on_ray import ON_CLUSTER, RayExecutor, _naming_node
+from curate.execution.on_ray import RayExecutor
+from curate.execution.ray_worker import ON_CLUSTER, naming_node
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings, Stage, Unit, Workers
 from shared.errors import LvdError
@@ -229,6 +230,6 @@ def test_a_cluster_that_does_not_answer_is_refused(tmp_path, monkeypatch):
 def test_what_is_wrong_with_a_node_of_a_cluster_names_it(monkeypatch, error, said):
     monkeypatch.setenv(ON_CLUSTER, "yes")
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.7")
-    with pytest.raises(LvdError, match=said) as caught, _naming_node("part"):
+    with pytest.raises(LvdError, match=said) as caught, naming_node("part"):
         raise error
     assert len(str(caught.value).splitlines()) == 1

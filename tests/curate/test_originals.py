@@ -12,7 +12,7 @@ from curate.execution.session import open_runner
 from curate.stage import EngineSettings
 from curate.state import LocalState
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage.failures import kind_of
 

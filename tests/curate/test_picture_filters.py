@@ -20,7 +20,7 @@ from curate.filters.picture import LOOK, MEASURES, SIDE, measure
 from curate.filters.quality import QualitySettings
 from curate.state import LocalState
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 from shared.pictures.images import ImageError
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings, bundled_settings
+from shared.embedders.settings import EmbedderSettings, bundled_settings
 
 DESCRIPTOR = EmbedderSettings(kind="descriptor", batch_size=4)
 BUNDLED = bundled_settings().model_copy(update={"batch_size": 4})

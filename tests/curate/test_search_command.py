@@ -13,8 +13,8 @@ from pictures import encoded, picture, write_tar
 from curate import embed
 from curate.cli import main
 from curate.neighbours import in_dataset
-from shared.datasets.dataset import WORK_MARKER
-from shared.embedders.embedder import EmbedderSettings
+from shared.datasets.outputs import WORK_MARKER
+from shared.embedders.settings import EmbedderSettings
 from train.visualise import album
 from train.visualise.command import visualise
 from train.visualise.stored import stored_vectors

@@ -14,7 +14,6 @@ from curate.neighbours.search import unit
 
 SIZES = (300, 500, 700, 1_000, 1_300, 1_700, 2_200, 2_700, 3_300, 4_000)
 PRECISION = 0.99
-PIXELS = 32
 STEP = 0.0002
 """Of the thresholds' last digit, twice."""
 

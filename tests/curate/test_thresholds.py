@@ -12,8 +12,8 @@ from curate.calibration.stage import judged
 from curate.calibration.stored import StoredThresholds, read_stored, store
 from curate.calibration.thresholds import Threshold, known_threshold_of_seed, known_thresholds
 from curate.cli import main
-from curate.settings import read_request
-from shared.embedders.embedder import EmbedderSettings
+from curate.request import read_request
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 
 CONFIG = """

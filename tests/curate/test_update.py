@@ -12,7 +12,7 @@ from pictures import encoded, picture, write_tar
 from curate.catalogue.collection import Collection
 from curate.catalogue.keyed_order import keyed_hash
 from curate.filters.head import dim_of
-from shared.embedders.embedder import EmbedderSettings
+from shared.embedders.settings import EmbedderSettings
 
 
 @pytest.fixture

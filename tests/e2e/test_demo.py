@@ -14,28 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from smallest_recipe import SMALLEST
 
 ROOT = Path(__file__).parents[2]
 LVD_CURATE = Path(sys.executable).with_name("lvd-curate")
-HEAD = {"prototypes": 16, "hidden": 16, "bottleneck": 8}
-TINY = {
-    "batch_size": 8,
-    "group_size": 4,
-    "steps": 8,
-    "epochs": 4,
-    "data": {"workers": 0, "window": 2},
-    "looks": {"times": 0},
-    "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
-    "masks": {},
-    "model": {
-        "name": "vit_tiny_patch16_224",
-        "patch_size": 8,
-        "options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
-    },
-    "heads": {"dino": HEAD, "ibot": HEAD},
-    "optimiser": {"warmup_epochs": 1},
-    "parallel": {"device": "cpu"},
-}
+TINY = SMALLEST | {"steps": 8, "epochs": 4, "parallel": {"device": "cpu"}}
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 NOISE = ("Traceback", "Warning", "warning:", "(pid=", "WARN", "INFO", "Error", "deprecated")
 

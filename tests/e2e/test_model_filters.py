@@ -16,7 +16,8 @@ from curate.catalogue.collection import Collection
 from curate.cli import main
 from curate.embedding.decoder import Decoder
 from curate.embedding.embed import _Forward
-from shared.embedders.embedder import EmbedderSettings, load
+from shared.embedders.embedder import load
+from shared.embedders.settings import EmbedderSettings
 
 CONFIG = """
 datasets:

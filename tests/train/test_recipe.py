@@ -87,6 +87,36 @@ def test_a_distilled_student_sees_everything_and_drops_nothing(
     assert recipe.heads == read_recipe(SHIPPED, "vitg14").heads
 
 
+@pytest.mark.parametrize("size", "sbl")
+def test_a_distilled_student_has_the_published_rate(
+    size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1e-3 for 2048 images (arXiv 2304.07193, table 16)."""
+    monkeypatch.setenv("TEACHER", "runs/train/vitg14")
+    recipe = read_recipe(SHIPPED, f"vit{size}14-distilled", ["batch_size=2048"])
+    schedules = recipe.schedules(data_epoch=1250)
+    assert schedules.at(100_000).lr == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "prototypes"), [("dino-vits16", 300, 65536), ("ibot-vits16", 800, 8192)]
+)
+def test_recipes_of_earlier_papers_have_what_their_code_does(
+    name: str, epochs: int, prototypes: int
+) -> None:
+    recipe = read_recipe(SHIPPED, name)
+    assert (recipe.epochs, recipe.batch_size, recipe.heads.dino.prototypes) == (
+        epochs,
+        1024,
+        prototypes,
+    )
+    assert recipe.heads.dino.train_gain
+    assert recipe.optimiser.decay_tokens
+    assert (recipe.optimiser.base_lr, recipe.optimiser.min_lr) == (5e-4, 1e-6)
+    assert (recipe.model.position_offset, recipe.model.position_antialias) == (0.1, False)
+    assert recipe.crops.local_views == 10
+
+
 def test_vitl14_has_the_published_values() -> None:
     recipe = read_recipe(SHIPPED, "vitl14")
     assert (recipe.batch_size, recipe.epochs, recipe.epoch_steps) == (3072, 500, 1250)

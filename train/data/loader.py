@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -68,7 +69,10 @@ class Batch:
         return {name: tensor for name, tensor in named if tensor is not None}
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+        changed = copy(self)
+        for name, tensor in self.tensors().items():
+            setattr(changed, name, change(tensor))
+        return changed
 
 
 class Masks(Protocol):
@@ -114,23 +118,13 @@ def make_loader(
             "micro-batches: change batch_size or accumulate"
         )
     size = order.batch_size // (world * accumulate)
-    common = {
-        "index": index,
-        "order": order,
-        "views": views,
-        "masks": masks,
-        "patches": patches,
-        "steps": range(start_step, stop_step),
-        "accumulate": accumulate,
-        "rank": rank,
-        "world": world,
-        "size": size,
-    }
+    steps = range(start_step, stop_step)
+    common = (index, order, views, masks, patches, steps, accumulate, rank, world, size)
     ahead = {"workers": settings.workers, "prefetch": settings.prefetch}
     if resident is None:
-        decoded = _DecodedMicroBatches(**common, reduce_to=reduced_side(settings, views))
+        decoded = _DecodedMicroBatches(*common, reduce_to=reduced_side(settings, views))
         return made_by_workers(decoded, **ahead, pin_memory=pin_memory)
-    drawn = _DrawnMicroBatches(**common, shapes=resident.shapes, broken=resident.broken)
+    drawn = _DrawnMicroBatches(*common, shapes=resident.shapes, broken=resident.broken)
     drafts = made_by_workers(drawn, **ahead, pin_memory=pin_memory)
     return (draft.shown(resident, views) for draft in drafts)
 
@@ -177,9 +171,11 @@ class _MicroBatches(Dataset):
         first = (micro * self.world + self.rank) * self.size
         own = slice(first, first + self.size)
         samples, turns = samples[own].tolist(), turns[own].tolist()
-        masks = self.masks and self.masks(step=step, epochs=turns, first=first, samples=samples)
+        masks = None
+        if self.masks is not None:
+            masks = self.masks(step=step, epochs=turns, first=first, samples=samples)
         index, weights = loss_places(masks, GLOBAL_VIEWS * len(samples), self.patches)
-        batch = partial(*(Batch, step, micro, epoch), masks=masks, index=index, weights=weights)
+        batch = partial(Batch, step, micro, epoch, masks=masks, index=index, weights=weights)
         try:
             return self._made(samples, turns, batch)
         except LvdError as error:  # a worker's exception arrives as many lines

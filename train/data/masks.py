@@ -110,7 +110,7 @@ def _add_block_(
             continue
         top, left = int(top * (height - tall + 1)), int(left * (width - wide + 1))
         block = mask[top : top + tall, left : left + wide]
-        added = block.size - np.count_nonzero(block)
+        added = block.size - int(np.count_nonzero(block))
         if 0 < added <= missing:
             block[:] = True
             return added

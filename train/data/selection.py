@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shared.datasets.dataset import LIST, DatasetSettings, Part, is_listed, list_parts
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
 from shared.datasets.listing import File, ListingError, Place, expand
+from shared.datasets.outputs import LIST, is_listed
 from shared.errors import LvdError
 from shared.keys import shown
 from shared.pictures.images import ImageError

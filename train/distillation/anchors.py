@@ -25,6 +25,9 @@ class AnchorHead(nn.Module):
     narrow cone, where all cosines are near 1.
     """
 
+    mean: Float[Tensor, " d"]
+    anchors: Float[Tensor, "k d"]
+
     def __init__(self, dim: int, anchors: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
@@ -68,10 +71,11 @@ def sample_anchors(
         have += len(cls)
         if have >= shares[0] and sum(map(len, found[1])) >= shares[1]:
             break
-    return tuple(
+    cls, patches = (
         _of_all(torch.cat(tokens)[:share], ranks)[:count]
         for tokens, share, count in zip(found, shares, counts, strict=True)
     )
+    return cls, patches
 
 
 def _of_all(own: Float[Tensor, "k d"], ranks: Ranks) -> Float[Tensor, "all d"]:

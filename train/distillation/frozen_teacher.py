@@ -17,6 +17,7 @@ from train.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from train.distillation.anchors import AnchorHead, sample_anchors
 from train.distillation.settings import DistillationSettings
 from train.distributed.ranks import Ranks
+from train.model.heads import ProjectionHead
 from train.model.network import Network, Outputs
 from train.model.settings import HeadsSettings
 from train.persistence.marks import is_of_a_run
@@ -64,9 +65,9 @@ class FrozenTeacher(nn.Module):
         self, views: Iterable[Float[Tensor, "n 3 g g"]], seed: int, ranks: Ranks
     ) -> None:
         """Make anchors of the tokens of `views`, of as many as it takes; `views` must not end."""
-        heads = [head for head in (self.dino_head, self.ibot_head) if head is not None]
-        counts = [len(head.anchors) for head in heads]
-        sampled = sample_anchors(self.tokens, views, (*counts, 0)[:2], seed, ranks)
+        heads = [h for h in (self.dino_head, self.ibot_head) if isinstance(h, AnchorHead)]
+        of_cls, of_patches, *_ = [*(len(head.anchors) for head in heads), 0]
+        sampled = sample_anchors(self.tokens, views, (of_cls, of_patches), seed, ranks)
         for head, tokens in zip(heads, sampled, strict=False):
             head.anchor_at(tokens)
 
@@ -113,14 +114,14 @@ def build_frozen_teacher(
     source = Path(settings.teacher)
     if is_of_a_run(source):
         network = find_trained(source).network("teacher")
-        _check_prototypes(network, heads, settings.teacher, patches)
-        teacher = _of_ours(network, grid)
+        dino_head = _checked(network, heads, settings.teacher, patches)
+        teacher = _of_ours(network, dino_head, grid)
     else:
         teacher = _of_others(settings.teacher, heads, grid, patches, device)
     return teacher.to(device)
 
 
-def _of_ours(network: Network, grid: tuple[int, int]) -> FrozenTeacher:
+def _of_ours(network: Network, dino_head: ProjectionHead, grid: tuple[int, int]) -> FrozenTeacher:
     backbone = network.backbone
 
     def encode(views: Tensor) -> Tokens:
@@ -128,7 +129,7 @@ def _of_ours(network: Network, grid: tuple[int, int]) -> FrozenTeacher:
         return cls, patches.unflatten(1, backbone.grid(*views.shape[-2:]))
 
     return FrozenTeacher(
-        backbone, encode, network.dino_head, network.ibot_head, patch=backbone.patch, grid=grid
+        backbone, encode, dino_head, network.ibot_head, patch=backbone.patch, grid=grid
     )
 
 
@@ -141,13 +142,22 @@ def _of_others(
         (model,) = load_models([name], precision="float32", device=device.type)
     except LvdError as error:
         raise LvdError(str(error).replace("--model ", "distillation.teacher ", 1)) from error
-    (part,) = model.parts if len(model.parts) == 1 else (None,)
-    tokens = part and part.tower(torch.zeros(1, 3, *[part.needs.size] * 2, device=device), 1)
-    if tokens is None or tokens.cls is None or tokens.patches is None:
-        raise LvdError(
-            f"distillation.teacher {name} has no CLS and patch tokens of one network, which are "
-            "what a student learns: name a Vision Transformer with a CLS token"
-        )
+    no_tokens = LvdError(
+        f"distillation.teacher {name} has no CLS and patch tokens of one network, which are "
+        "what a student learns: name a Vision Transformer with a CLS token"
+    )
+    part = model.parts[0]
+    patch, size = part.needs.patch, part.needs.size
+    if len(model.parts) > 1 or patch is None:
+        raise no_tokens
+
+    def tokens_of(views: Tensor) -> Tokens:
+        seen = part.tower(views, 1)
+        if seen.cls is None or seen.patches is None:
+            raise no_tokens
+        return seen.cls[:, -1], seen.patches
+
+    dim = tokens_of(torch.zeros(1, 3, size, size, device=device))[0].shape[-1]
     # Views come as numbers of ImageNet's mean and deviation; the teacher may want another one's.
     scale, shift = (
         torch.tensor(values, device=device).view(3, 1, 1)
@@ -155,15 +165,12 @@ def _of_others(
     )
 
     def encode(views: Tensor) -> Tokens:
-        seen = part.tower(views * scale + shift, 1)
-        return seen.cls[:, -1], seen.patches
+        return tokens_of(views * scale + shift)
 
-    dim = tokens.cls.shape[-1]
     ibot_head = None
     if patches and not heads.shared:
         ibot_head = AnchorHead(dim, (heads.ibot or heads.dino).prototypes)
     dino_head = AnchorHead(dim, heads.dino.prototypes)
-    patch = part.needs.patch
     return FrozenTeacher(part.module, encode, dino_head, ibot_head, patch=patch, grid=grid)
 
 
@@ -184,8 +191,11 @@ def _resampled(maps: Float[Tensor, "n c h w"], size: list[int] | tuple[int, int]
     return interpolate(maps.float(), size=tuple(size), mode="bilinear", antialias=True)
 
 
-def _check_prototypes(network: Network, heads: HeadsSettings, teacher: str, patches: bool) -> None:
-    """Raise LvdError unless student and teacher have as many prototypes in each head they use."""
+def _checked(network: Network, heads: HeadsSettings, teacher: str, patches: bool) -> ProjectionHead:
+    """Return the teacher's head for CLS tokens.
+
+    Raises LvdError unless student and teacher have as many prototypes in each head they use.
+    """
     if network.dino_head is None:
         raise LvdError(
             f"distillation.teacher {teacher} was trained without heads: name its model folder, "
@@ -202,6 +212,7 @@ def _check_prototypes(network: Network, heads: HeadsSettings, teacher: str, patc
                 f"the student's {name} head has {ours.prototypes:,}: say "
                 f"--set heads.{name}.prototypes={len(theirs.prototypes)}"
             )
+    return network.dino_head
 
 
 def _digest(module: nn.Module) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.distributed.tensor import distribute_tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from train.distributed.shards import local_shards
 from train.model.deferred import Values
@@ -18,10 +18,12 @@ def fill(network: nn.Module, values: Values) -> None:
     """
     for name, parameter in network.named_parameters():
         if name in values:
-            whole = values[name]().to(parameter.dtype)
-            placed = parameter.device_mesh, parameter.placements
-            share = distribute_tensor(whole, *placed, src_data_rank=None)
-            parameter.to_local().copy_(share.to_local())
+            own: Tensor = parameter  # FSDP makes DTensors of parameters
+            if not isinstance(own, DTensor):
+                raise TypeError(f"{name} is not sharded")
+            whole = values[name]().to(own.dtype)
+            share = distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
+            own.to_local().copy_(share.to_local())
 
 
 @torch.no_grad()

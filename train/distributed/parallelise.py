@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from shared.errors import LvdError
 from train.distributed.ranks import Ranks
 from train.distributed.settings import ParallelSettings
+from train.model.network import Network
 
 GRAPHS = 128
 """Versions that torch.compile may make of a block: one for each shape, mode and drop path."""
@@ -35,14 +36,13 @@ its weights, a square of the tokens, are what most is saved by."""
 
 
 def parallelise(
-    student: nn.Module, teacher: nn.Module, settings: ParallelSettings, ranks: Ranks
+    student: Network, teacher: Network, settings: ParallelSettings, ranks: Ranks
 ) -> tuple[nn.Module, nn.Module]:
     """Return what to call in place of `student` and `teacher`, which are changed in place.
 
-    Both are networks, on the device of `ranks` or, to be sharded, on `meta`, with blocks
-    `backbone.vit.blocks` and heads `dino_head`, `ibot_head` and `projector` (may be None). Blocks
-    and heads are sharded as units of their own, the teacher on the student's mesh, so that its
-    average runs on matching shares. Parameters keep their names and places. Without a process group
+    Both are on the device of `ranks` or, to be sharded, on `meta`. Blocks and heads are sharded as
+    units of their own, the teacher on the student's mesh, so that its average runs on matching
+    shares. Parameters keep their names and places. Without a process group
     nothing is spread. Make the optimiser afterwards.
     """
     # `forward` is replaced, not the module wrapped: names stay, and what FSDP does around a block
@@ -168,11 +168,11 @@ def _mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
     return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("copy", "share"))
 
 
-def _blocks(network: nn.Module) -> nn.ModuleList:
+def _blocks(network: Network) -> nn.Sequential:
     return network.backbone.vit.blocks
 
 
-def _shard(network: nn.Module, mesh: DeviceMesh, precision: torch.dtype) -> None:
+def _shard(network: Network, mesh: DeviceMesh, precision: torch.dtype) -> None:
     """Shard a network: each block and each head by itself, and what is left as one unit.
 
     On CUDA the blocks' weights travel in `precision`, which saves half of the traffic and the copies
@@ -188,7 +188,7 @@ def _shard(network: nn.Module, mesh: DeviceMesh, precision: torch.dtype) -> None
     )
     for block in _blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=in_blocks, reshard_after_forward=True)
-    heads = [
+    heads: list[nn.Module] = [
         head
         for head in (network.projector, network.dino_head, network.ibot_head)
         if head is not None and list(head.parameters())
@@ -199,7 +199,7 @@ def _shard(network: nn.Module, mesh: DeviceMesh, precision: torch.dtype) -> None
     _prefetch(network, heads)
 
 
-def _prefetch(network: nn.Module, heads: list[nn.Module]) -> None:
+def _prefetch(network: Network, heads: list[nn.Module]) -> None:
     """Let each unit gather the next one's weights while it computes, in both directions.
 
     Only what is called in each pass: what was gathered and not used would be there, and old, in the

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers and torchrun send to end a job, and what Slurm can be told to send before."""
+
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+"""What `signal.signal` takes and returns."""
 
 
 class StopRequest:
@@ -20,7 +26,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

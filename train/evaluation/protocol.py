@@ -1,4 +1,8 @@
-"""Says where a score was taken otherwise than those of DINOv2's paper (arXiv 2304.07193)."""
+"""Says where a score was taken otherwise than the published ones.
+
+Those are DINOv2's (arXiv 2304.07193; where the paper is silent, the code, notebooks and configs of
+heads that were released with it) and, of retrieval and attention, also DINO's (arXiv 2104.14294).
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,22 @@ if TYPE_CHECKING:
 
 RESIZE, CROP = 256, 224
 """For k-NN and linear classification images are resized to a shorter side of 256 pixels, and the
-224 at their centre are seen."""
+224 at their centre are seen; for logistic regression that shorter side is 224 too."""
 WINDOW, STRIDE = 512, 341
 """For segmentation windows of 512 pixels slide over images whose shorter side is as long."""
 
 
 def classification(task: str, parts: Sequence[FrozenModel], resize: int | None) -> list[str]:
     """Return what differs for `knn`, `linear` and `logreg`, in sentences."""
-    seen = {(part.needs.size, resize or part.transform.input_side) for part in parts}
+    published = (CROP, CROP if task == "logreg" else RESIZE)
     notes = [
-        f"the middle {crop} px of {side} px are seen, where DINOv2 sees {CROP} of {RESIZE} px: "
-        f"--size {CROP} --set resize={RESIZE}"
-        for crop, side in sorted(seen)
-        if (crop, side) != (CROP, RESIZE)
+        f"the middle {crop} px of {side} px are seen, where DINOv2 sees {CROP} of {published[1]} "
+        f"px: --size {CROP} --set resize={published[1]}"
+        for crop, side in _seen(parts, resize)
+        if (crop, side) != published
     ]
+    if task != "knn":
+        notes.append("features are standardised, where DINOv2's are fitted as they are")
     if task == "linear":
         return [
             *notes,
@@ -35,11 +41,27 @@ def classification(task: str, parts: Sequence[FrozenModel], resize: int | None) 
     return notes + [f"pooled by {kind}, where DINOv2 takes the CLS token" for kind in pooled]
 
 
+def retrieval(parts: Sequence[FrozenModel], boxes: bool) -> list[str]:
+    """Return what differs for `retrieval`, or is not published; `boxes` where queries are cut."""
+    notes = [
+        f"images are seen once, the middle {crop} px of {side} px, of which DINOv2's paper says "
+        "nothing (DINO's code has images whole, and may have several sizes of them)"
+        for crop, side in _seen(parts, None)
+    ]
+    if boxes:
+        notes.append(
+            "queries are cut to their boxes, where DINO's code has them whole: "
+            "--set retrieval.crop_queries=false"
+        )
+    return notes
+
+
 def segmentation(sides: Iterable[int], window: int | None, stride: int) -> list[str]:
     """Return what differs for `segment`; `sides` are those of the squares that models see."""
     squares = _listed(sides)
     notes = [
-        "images are seen as they are, where DINOv2 trains on random scales, crops and flips",
+        "images are seen as they are, where DINOv2 trains on random scales, crops, flips and "
+        "colours",
     ]
     if window is None:
         return [
@@ -50,8 +72,8 @@ def segmentation(sides: Iterable[int], window: int | None, stride: int) -> list[
     if (window, stride) != (WINDOW, STRIDE) or squares != str(WINDOW):
         notes.insert(
             0,
-            f"windows of {window} px every {stride} px are seen at {squares} px, where DINOv2's "
-            f"are of {WINDOW} px every {STRIDE}",
+            f"windows of {window} px every {stride} px are resized to {squares} px, where DINOv2's, "
+            f"of {WINDOW} px every {STRIDE}, are padded to whole patches",
         )
     return notes
 
@@ -59,8 +81,11 @@ def segmentation(sides: Iterable[int], window: int | None, stride: int) -> list[
 def depth(sides: Iterable[int], cls: bool) -> list[str]:
     """Return what differs for `depth`; `sides` are those of the squares that models see."""
     notes = [
-        f"each image is squeezed to a square of {_listed(sides)} px, where DINOv2 keeps its shape "
-        "and trains on random crops"
+        f"each image is squeezed to a square of {_listed(sides)} px and seen once, where DINOv2 "
+        "keeps its shape, trains on random crops, turns, flips and colours, and takes the mean with "
+        "its mirror image",
+        "depths are told at the map's own size, where DINOv2's are at 4 times the patches' and "
+        "enlarged",
     ]
     if not cls:
         notes.append(
@@ -68,6 +93,20 @@ def depth(sides: Iterable[int], cls: bool) -> list[str]:
             "each: --set depth.cls=true"
         )
     return notes
+
+
+def attention(sides: Iterable[int]) -> list[str]:
+    """Return what differs for `attention`; `sides` are those of the squares that models see."""
+    return [
+        f"each image is squeezed to a square of {_listed(sides)} px, and at which size DINO's "
+        "figures were taken is not published",
+        "all objects of a mask are one, where DINO seeks the best head for each of them",
+    ]
+
+
+def _seen(parts: Sequence[FrozenModel], resize: int | None) -> list[tuple[int, int]]:
+    """Return the sides of the squares that models see, and the shorter sides they are cut from."""
+    return sorted({(part.needs.size, resize or part.transform.input_side) for part in parts})
 
 
 def _listed(sides: Iterable[int]) -> str:

@@ -29,8 +29,8 @@ class LinearSettings(BaseModel):
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0), min_length=1
     )
-    """For a batch of 256 images: they grow in proportion to the batch. DINOv2's 13, 1e-5 to 0.1,
-    are for batches of 1,024 and features that are not standardised; here they end higher."""
+    """For a batch of 256 images: they grow in proportion to the batch. DINOv2's, 1e-4 to 0.5 in its
+    paper and 1e-5 to 0.1 in its code, are for features that are not standardised."""
     batch_size: int = Field(256, ge=1)
     """Images of one step; all training images where there are fewer."""
     epochs: float = Field(10, gt=0)
@@ -72,7 +72,7 @@ class RetrievalSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     crop_queries: bool = True
-    """Whether queries are cut to the boxes (`bbx`) of the ground truth, as published figures do."""
+    """Whether queries are cut to the boxes (`bbx`) of the ground truth, as the benchmark has them."""
     batch_size: int = Field(32, ge=1)
     """Images of one forward pass of the model."""
     workers: int = Field(4, ge=1)
@@ -176,7 +176,7 @@ class EvalSettings(BaseModel):
     resize: int | None = Field(None, ge=1)
     """Shorter side in pixels that images are resized to (bicubic) before the model's input is cut
     from their middle, for knn, linear and logreg; by default as the model's config says. DINOv2's
-    figures are of 256, and of `--size 224`."""
+    figures are of 256, those of logistic regression of 224, and all of `--size 224`."""
     seed: int = 0
     """Of the random weights of `untrained:NAME`."""
     knn: KnnEvalSettings = Field(default_factory=KnnEvalSettings)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from train.export.options import Format
+    from train.weights.trained import Role
 
 
 @click.command()
@@ -42,8 +47,8 @@ import click
 def export(
     source: Path,
     out: Path,
-    form: str,
-    role: str | None,
+    form: Format,
+    role: Role | None,
     size: int | None,
     half: bool,
 ) -> None:

@@ -59,11 +59,11 @@ def _write_backbone(
 ) -> str:
     if form == "onnx":
         require_onnx()
-    state, settings, name = read_backbone(source, role, size)
-    what = f"{out}: {name}, {settings.name} at {settings.image_size} px"
+    state, settings, side, name = read_backbone(source, role, size)
+    what = f"{out}: {name}, {settings.name} at {side} px"
     with new_folder(out) as folder:
         dtype = torch.float16 if half else torch.float32
-        write_model_folder(state, settings, settings.image_size, folder, dtype)
+        write_model_folder(state, settings, side, folder, dtype)
         what += ", in float16" if half else ""
         if form == "timm":
             return f"{what}; timm.create_model('local-dir:{out}', pretrained=True) loads it"

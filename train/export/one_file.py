@@ -58,7 +58,7 @@ def write_one_file(trained: Trained, folder: Path, prefixes: tuple[str, ...]) ->
             tensors = {name: torch.empty_like(wanted[name], device="cpu") for name in part}
             read_tensors(trained.checkpoint, tensors, together=False)
             for tensor in tensors.values():
-                stream.write(tensor.reshape(-1).view(torch.uint8).numpy())
+                stream.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     write_json(folder / CONFIG, config)
     return len(wanted), sum(tensor.nbytes for tensor in wanted.values())
 

@@ -58,18 +58,21 @@ def write_onnx(folder: Path) -> float:
     beyond `TOLERANCE`.
     """
     vit = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert isinstance(vit, VisionTransformer)  # as all that is trained here
     model = Tokens(vit).eval().requires_grad_(False)
-    size = vit.patch_embed.img_size
+    height, width = vit.patch_embed.img_size
     program = torch.onnx.export(
         model,
-        (torch.zeros(2, 3, *size),),
+        (torch.zeros(2, 3, height, width),),
         dynamo=True,
         input_names=["images"],
         output_names=OUTPUTS,
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
+    assert program is not None  # with dynamo
     program.save(str(folder / GRAPH))
+    size = height, width
     difference = max(_difference(model, folder / GRAPH, size, batch) for batch in COMPARED)
     if not difference <= TOLERANCE:
         raise LvdError(

@@ -21,21 +21,20 @@ from train.weights.trained import Role, find_trained
 
 def read_backbone(
     source: Path, role: Role | None, size: int | None
-) -> tuple[dict[str, Tensor], ModelSettings, str]:
-    """Return the `state_dict` of a `Backbone`, its settings, and what it is.
+) -> tuple[dict[str, Tensor], ModelSettings, int, str]:
+    """Return the `state_dict` of a `Backbone`, its settings, its image size, and what it is.
 
-    `image_size` of the settings is always set: to `size`, for which the position embeddings are
-    resampled as the recipe says (a model folder: as timm does), or to what they were made for.
+    The image size is `size`, for which the position embeddings are resampled as the recipe says (a
+    model folder: as timm does), or what they were made for.
     Raises LvdError where the source is torn or foreign, or patches do not divide the size.
     """
     if is_model_folder(source):
-        backbone, settings = _in_folder(source, role)
+        backbone, settings, made_for = _in_folder(source, role)
         name = f"the model of {source}"
     else:
         trained, role = find_trained(source), role or "teacher"
         backbone, settings = trained.network(role).backbone, trained.recipe.model
         made_for = settings.image_size or trained.recipe.crops.global_size
-        settings = settings.model_copy(update={"image_size": made_for})
         name = f"the {role} of {trained.checkpoint}"
     state = backbone.state_dict()
     if size is not None:
@@ -47,8 +46,8 @@ def read_backbone(
         state["vit.pos_embed"] = backbone.resampled(
             state["vit.pos_embed"], backbone.vit.patch_embed.grid_size, backbone.grid(size, size)
         )
-        settings = settings.model_copy(update={"image_size": size})
-    return state, settings, name
+    size = made_for if size is None else size
+    return state, settings.model_copy(update={"image_size": size}), size, name
 
 
 def is_model_folder(source: Path) -> bool:
@@ -56,8 +55,8 @@ def is_model_folder(source: Path) -> bool:
     return (source / CONFIG).is_file() and not (source / ONE_FILE).exists()
 
 
-def _in_folder(folder: Path, role: Role | None) -> tuple[Backbone, ModelSettings]:
-    """Return the backbone of a model folder as `write_model_folder` makes it."""
+def _in_folder(folder: Path, role: Role | None) -> tuple[Backbone, ModelSettings, int]:
+    """Return the backbone of a model folder as `write_model_folder` makes it, and its image size."""
     if role == "student":
         raise LvdError(
             f"{folder} is a model folder, which holds one network: give the OUT of the run for "
@@ -66,9 +65,10 @@ def _in_folder(folder: Path, role: Role | None) -> tuple[Backbone, ModelSettings
     try:
         config = read_json(folder / CONFIG)
         arguments = dict(config["model_args"])
-        settings = {
+        size = int(arguments.pop("img_size"))
+        said = {
             "name": config["architecture"],
-            "image_size": int(arguments.pop("img_size")),
+            "image_size": size,
             "patch_size": arguments.pop("patch_size", None),
             "layer_scale": arguments.pop("init_values", None),
             "crop_mode": config["pretrained_cfg"]["crop_mode"],
@@ -79,9 +79,9 @@ def _in_folder(folder: Path, role: Role | None) -> tuple[Backbone, ModelSettings
             f"{folder} is no model folder of lvd-train (its {CONFIG} is another program's): give "
             "the OUT of a run, its OUT/model, or one of its OUT/checkpoints/step-... folders"
         ) from error
-    settings = validate(ModelSettings, {**settings, "options": arguments}, file=folder / CONFIG)
+    settings = validate(ModelSettings, {**said, "options": arguments}, file=folder / CONFIG)
     with torch.device("meta"):
-        backbone = build_backbone(settings, image_size=settings.image_size, masked=False)
+        backbone = build_backbone(settings, image_size=size, masked=False)
     try:
         backbone.vit.load_state_dict(load_file(folder / WEIGHTS), assign=True)
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -89,4 +89,4 @@ def _in_folder(folder: Path, role: Role | None) -> tuple[Backbone, ModelSettings
             f"{folder / WEIGHTS} does not hold what {CONFIG} beside it says "
             f"({' '.join(str(error).split())[:200]}): export it again from its run"
         ) from error
-    return backbone, settings
+    return backbone, settings, size

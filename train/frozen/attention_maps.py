@@ -39,7 +39,10 @@ def cls_attention(
     without CLS token, and for one whose last block has no softmax attention.
     """
     attention, prefix = _last_attention(model)
-    rows, cols = (side // model.needs.patch for side in pixels.shape[2:])
+    patch = model.needs.patch
+    if patch is None:
+        raise _no_maps(model)
+    rows, cols = (side // patch for side in pixels.shape[2:])
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     hook = attention.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
@@ -114,11 +117,11 @@ def _fused(attention: nn.Module) -> Iterator[None]:
     if before is None:
         yield
         return
-    attention.fused_attn = True
+    setattr(attention, "fused_attn", True)  # noqa: B010 - final, for TorchScript
     try:
         yield
     finally:
-        attention.fused_attn = before
+        setattr(attention, "fused_attn", before)  # noqa: B010
 
 
 def _last_attention(model: FrozenModel) -> tuple[nn.Module, int]:
@@ -131,8 +134,10 @@ def _last_attention(model: FrozenModel) -> tuple[nn.Module, int]:
         return network.transformer.resblocks[-1].attn, 1
     if isinstance(network, TOKEN_MODELS) and network.cls_token is not None:
         looking = [block for block in network.blocks if not _pools(block)] or network.blocks
-        if looking and hasattr(looking[-1], "attn"):  # timm's parallel blocks have none, or several
-            return looking[-1].attn, network.num_prefix_tokens
+        # timm's parallel blocks have none, or several
+        attention = getattr(looking[-1], "attn", None) if looking else None
+        if isinstance(attention, nn.Module):
+            return attention, network.num_prefix_tokens
     raise _no_maps(model)
 
 

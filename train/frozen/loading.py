@@ -13,8 +13,9 @@ from jaxtyping import Float
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from shared.embedders.embedder import HUB, LOCAL, EmbedderSettings, identity, resolve_device
+from shared.embedders.embedder import identity, resolve_device
 from shared.embedders.evaluation_transform import EvaluationTransform, square
+from shared.embedders.settings import HUB, LOCAL, EmbedderSettings
 from shared.errors import LvdError
 from train.frozen.model import FrozenModel, JoinedModel, Needs
 from train.frozen.names import ModelName, parse_names
@@ -174,7 +175,9 @@ def _check_divides(patch: int, size: int) -> None:
 def _resize(backbone: Backbone, size: int) -> None:
     """Make a backbone one for images of `size` pixels, which its patches divide."""
     vit = backbone.vit
-    table = backbone.resampled(vit.pos_embed, vit.patch_embed.grid_size, backbone.grid(size, size))
+    table = backbone.resampled(
+        backbone.positions, vit.patch_embed.grid_size, backbone.grid(size, size)
+    )
     vit.set_input_size(img_size=(size, size))
     vit.pos_embed = nn.Parameter(table, requires_grad=False)
 

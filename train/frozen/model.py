@@ -16,8 +16,8 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from shared.embedders.embedder import EmbedderSettings
 from shared.embedders.evaluation_transform import EvaluationTransform
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage.files import dumps
 from train.frozen.towers import Tokens, Tower, tower_of, trunk_of
@@ -141,7 +141,11 @@ class FrozenModel:
                     f"--model {self.name} takes {self.needs.size} x {self.needs.size} px and no "
                     f"{height} x {width}: leave --size away"
                 ) from error
-        found = Tokens(*(None if some is None else some.float() for some in found))
+        found = Tokens(
+            found.pooled.float(),
+            None if found.cls is None else found.cls.float(),
+            None if found.patches is None else found.patches.float(),
+        )
         if not all(some.sum().isfinite() for some in found if some is not None):
             raise LvdError(
                 f"--model {self.name} gives features that are not finite in {self.precision}: "
@@ -160,7 +164,7 @@ class FrozenModel:
         if fused != self._fused:
             for module in self.module.modules():
                 if hasattr(module, "fused_attn"):
-                    module.fused_attn = fused
+                    setattr(module, "fused_attn", fused)  # noqa: B010 - final, for TorchScript
             self._fused = fused
 
 

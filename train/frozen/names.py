@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.embedders.embedder import BUILT_IN, BUNDLED, HUB, LOCAL, settings_for_folder
+from shared.embedders.embedder import settings_for_folder
+from shared.embedders.settings import BUILT_IN, BUNDLED, HUB, LOCAL
 from shared.errors import LvdError
 from train.persistence.marks import is_of_a_run
 
@@ -70,5 +71,6 @@ def _in_folder(given: str, folder: Path, trained: bool) -> ModelName:
     """Tell a run and its checkpoints from a model folder."""
     if is_of_a_run(folder):
         return ModelName(given, "trained", str(folder), trained=trained)
-    kind = settings_for_folder(folder).kind
+    is_clip = settings_for_folder(folder).kind == "open_clip"
+    kind: Literal["timm", "open_clip"] = "open_clip" if is_clip else "timm"
     return ModelName(given, kind, f"{LOCAL}{folder}", trained=trained)

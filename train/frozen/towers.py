@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,18 @@ class Tokens(NamedTuple):
     patches: Float[Tensor, "n rows columns d"] | None
     """Of the last block, behind the final norm, without CLS token and registers; or the last map of
     a convolutional network. None where there is no such thing."""
+
+
+class _Timm(Protocol):
+    """What timm's networks have in common, which no class of timm says."""
+
+    def forward_intermediates(
+        self, x: Tensor, *, indices: int, **options: bool | str
+    ) -> tuple[Tensor, list[Any]]:
+        """Return the last tokens or map, and those of some blocks, with prefix tokens in pairs."""
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Return what the network pools of its last tokens or map."""
 
 
 Tower = Callable[[Float[Tensor, "n 3 h w"], int], Tokens]
@@ -80,7 +92,7 @@ def pooling_of(module: nn.Module) -> str:
     pools = [part for part in network.modules() if isinstance(part, SelectAdaptivePool2d)]
     kind = getattr(network, "global_pool", None)
     kind = kind if isinstance(kind, str) else pools[-1].pool_type if pools else "its own"
-    projected = network is not module and any(True for _ in module.head.parameters())
+    projected = isinstance(module, TimmModel) and any(True for _ in module.head.parameters())
     return f"{kind}, projected" if projected else kind
 
 
@@ -89,14 +101,15 @@ def _timm_tokens(
 ) -> Tokens:
     if not hasattr(network, "forward_intermediates"):
         return Tokens(head(network(images)), None, None)
+    library = cast("_Timm", network)
     if not isinstance(network, TOKEN_MODELS):
         try:
-            last, maps = network.forward_intermediates(images, indices=1, norm=True)
+            last, maps = library.forward_intermediates(images, indices=1, norm=True)
         except AssertionError:  # said, before anything is computed, by those that cannot
-            last, maps = network.forward_intermediates(images, indices=1)
-        return Tokens(head(network.forward_head(last)), None, maps[-1].permute(0, 2, 3, 1))
+            last, maps = library.forward_intermediates(images, indices=1)
+        return Tokens(head(library.forward_head(last)), None, maps[-1].permute(0, 2, 3, 1))
     prefix = network.num_prefix_tokens
-    last, seen = network.forward_intermediates(
+    last, seen = library.forward_intermediates(
         images,
         indices=min(blocks, len(network.blocks)),
         return_prefix_tokens=prefix > 0,
@@ -106,8 +119,9 @@ def _timm_tokens(
     if _has_cls(network):
         before = [network.norm(tokens[:, 0]) for _, tokens in seen[:-1]]
         cls = torch.stack([*before, last[:, 0]], dim=1)
-    grid = network.patch_embed.dynamic_feat_size(images.shape[2:])
-    return Tokens(head(network.forward_head(last)), cls, last[:, prefix:].unflatten(1, grid))
+    height, width = images.shape[2:]
+    grid = network.patch_embed.dynamic_feat_size((height, width))
+    return Tokens(head(library.forward_head(last)), cls, last[:, prefix:].unflatten(1, grid))
 
 
 class _ClipTower(nn.Module):
@@ -126,7 +140,8 @@ class _ClipTower(nn.Module):
     def forward(
         self, images: Float[Tensor, "n 3 h w"], blocks: int, resampled: bool = False
     ) -> Tokens:
-        grid = tuple(side // self._stride for side in images.shape[2:])
+        height, width = (side // self._stride for side in images.shape[2:])
+        grid = height, width
         if grid != self._grid and not resampled:
             table = self.get_parameter(self._table)[None]
             fitting = resample_positions(table, grid, self._grid, prefix=1)[0]
@@ -155,6 +170,6 @@ def _has_cls(network: nn.Module) -> bool:
 
 def _take_any_size(vit: VisionTransformer) -> None:
     """Make a ViT what timm's `dynamic_img_size` would have made it when it was built."""
-    vit.dynamic_img_size = True
+    setattr(vit, "dynamic_img_size", True)  # noqa: B010 - final, for TorchScript
     embed = vit.patch_embed
     embed.flatten, embed.output_fmt, embed.strict_img_size = False, Format.NHWC, False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,12 +25,7 @@ class Backbone(nn.Module):
         self.vit = vit
         # Zeros, as iBOT and DINOv2. Only where masks are used: DDP wants a gradient of everything.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.embed_dim)) if masked else None
-        self._resampling = {
-            "mode": settings.position_mode,
-            "antialias": settings.position_antialias,
-            "offset": settings.position_offset,
-        }
-        self._attention = settings.attention
+        self._settings = settings
         self._fused: bool | None = None
 
     @property
@@ -45,6 +42,18 @@ class Backbone(nn.Module):
     def prefix_tokens(self) -> int:
         """Tokens in front of the patches: CLS and registers."""
         return self.vit.num_prefix_tokens
+
+    @property
+    def cls_token(self) -> Float[nn.Parameter, "1 1 d"]:
+        """The CLS token, which `build_backbone` has seen to be there."""
+        assert self.vit.cls_token is not None
+        return self.vit.cls_token
+
+    @property
+    def positions(self) -> Float[nn.Parameter, "1 p d"]:
+        """The table of position embeddings, which `build_backbone` has seen to be there."""
+        assert self.vit.pos_embed is not None
+        return self.vit.pos_embed
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of patches of an image; LvdError unless it is divisible."""
@@ -92,7 +101,15 @@ class Backbone(nn.Module):
         self, table: Float[Tensor, "1 old d"], old: tuple[int, int], new: tuple[int, int]
     ) -> Float[Tensor, "1 new d"]:
         """Return a float32 table of position embeddings, made for the grid `old`, for `new`."""
-        return resample_positions(table, new, old, prefix=self._embedded_prefix, **self._resampling)
+        return resample_positions(
+            table,
+            new,
+            old,
+            prefix=self._embedded_prefix,
+            mode=self._settings.position_mode,
+            antialias=self._settings.position_antialias,
+            offset=self._settings.position_offset,
+        )
 
     @property
     def _embedded_prefix(self) -> int:
@@ -107,6 +124,8 @@ class Backbone(nn.Module):
         tokens = self.vit.patch_embed(images).flatten(1, 2)
         self._choose_attention(tokens)
         if masks is not None:
+            if self.mask_token is None:
+                raise ValueError("masks are for a backbone that was built with a mask token")
             tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
         return self.vit.pos_drop(self._with_prefix(tokens, grid))
 
@@ -115,11 +134,11 @@ class Backbone(nn.Module):
     ) -> Float[Tensor, "n t d"]:
         """Return the sequence of CLS, registers and patches, position embeddings added."""
         vit = self.vit
-        prefix = vit.cls_token
+        prefix: Tensor = self.cls_token
         if vit.reg_token is not None:
             prefix = torch.cat([prefix, vit.reg_token], dim=1)
         embedded = self._embedded_prefix
-        table = self.resampled(vit.pos_embed, vit.patch_embed.grid_size, grid)
+        table = self.resampled(self.positions, vit.patch_embed.grid_size, grid)
         if embedded:
             prefix = prefix + table[:, :embedded]
         tokens = tokens + table[:, embedded:]
@@ -133,11 +152,11 @@ class Backbone(nn.Module):
         bfloat16, and 0.95 to 1.1 times in float32 (inference: 1.1 to 1.4, and 0.8 to 1.0).
         """
         slow = tokens.device.type == "cpu" and tokens.dtype != torch.float32
-        fused = {"fused": True, "explicit": False, "auto": not slow}[self._attention]
+        fused = {"fused": True, "explicit": False, "auto": not slow}[self._settings.attention]
         if fused != self._fused:
             for module in self.vit.modules():
                 if isinstance(module, Attention):
-                    module.fused_attn = fused
+                    setattr(module, "fused_attn", fused)  # noqa: B010 - final, for TorchScript
             self._fused = fused
 
 
@@ -160,30 +179,33 @@ def build_backbone(settings: ModelSettings, *, image_size: int, masked: bool) ->
         draft = _create(settings, size)
     _check(draft, settings, size)
     vit = _create(settings, size, block_fn=SparseBlock)
+    assert isinstance(vit, VisionTransformer)  # as the draft
     count = len(vit.blocks)
     for i, block in enumerate(vit.blocks):
         linear = settings.drop_path_schedule == "linear"
+        assert isinstance(block, SparseBlock)
         block.drop_path = settings.drop_path * (i / max(1, count - 1) if linear else 1)
     return Backbone(vit, settings, masked=masked)
 
 
 def model_arguments(settings: ModelSettings, size: int) -> dict[str, bool | int | float | str]:
     """Return what timm's `create_model` needs, besides the name, for this backbone; JSON-able."""
-    given = {"patch_size": settings.patch_size, "init_values": settings.layer_scale}
-    return {
-        "img_size": size,
-        "dynamic_img_size": True,
-        **{key: value for key, value in given.items() if value is not None},
-        **settings.options,
-    }
+    arguments: dict[str, bool | int | float | str] = {"img_size": size, "dynamic_img_size": True}
+    if settings.patch_size is not None:
+        arguments["patch_size"] = settings.patch_size
+    if settings.layer_scale is not None:
+        arguments["init_values"] = settings.layer_scale
+    return {**arguments, **{str(key): value for key, value in settings.options.items()}}
 
 
-def _create(settings: ModelSettings, size: int, **arguments: object) -> nn.Module:
+def _create(settings: ModelSettings, size: int, block_fn: type[Block] | None = None) -> nn.Module:
     architecture = settings.name.partition(".")[0]
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models("*vit*"))
         raise LvdError(f"model.name: timm has no model {architecture!r}{hint}")
-    arguments = model_arguments(settings, size) | arguments
+    arguments: dict[str, Any] = dict(model_arguments(settings, size))
+    if block_fn is not None:
+        arguments["block_fn"] = block_fn
     try:
         return timm.create_model(architecture, num_classes=0, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
@@ -197,7 +219,11 @@ def _create(settings: ModelSettings, size: int, **arguments: object) -> nn.Modul
 def _check(vit: nn.Module, settings: ModelSettings, size: int) -> None:
     """Raise LvdError unless the model is a ViT whose tokens this trainer can use."""
     problem = ""
-    if type(vit) is not VisionTransformer or {type(block) for block in vit.blocks} != {Block}:
+    if (
+        not isinstance(vit, VisionTransformer)
+        or type(vit) is not VisionTransformer
+        or {type(block) for block in vit.blocks} != {Block}
+    ):
         problem = "it is no plain VisionTransformer"
     elif not vit.has_class_token:
         problem = "it has no CLS token"
@@ -210,6 +236,7 @@ def _check(vit: nn.Module, settings: ModelSettings, size: int) -> None:
             f"model {settings.name} cannot be trained here: {problem}; name another, such as "
             "vit_small_patch16_224"
         )
+    assert isinstance(vit, VisionTransformer)
     patch = vit.patch_embed.patch_size[0]
     if size % patch:
         raise LvdError(

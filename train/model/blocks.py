@@ -41,7 +41,7 @@ class SparseBlock(Block):
     drop_path: float = 0.0
     """Share of the samples of each size that skip a branch, rounded to a whole number of samples."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # called by `Backbone` alone, not by timm
         self,
         x: Float[Tensor, "n t d"] | Float[Tensor, "all d"],
         shapes: Shapes | None = None,

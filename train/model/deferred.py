@@ -124,7 +124,7 @@ def _key(tensor: Tensor) -> int:
 
 
 def _part(tensor: Tensor) -> Part:
-    return Part(_key(tensor), tensor.size(), tensor.stride(), tensor.storage_offset())
+    return Part(_key(tensor), tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
 
 def _blank(tensor: Tensor) -> Tensor:

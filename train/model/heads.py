@@ -22,6 +22,8 @@ class ProjectionHead(nn.Module):
     torch's `Linear`, the gain 1.
     """
 
+    gain: Float[nn.Parameter, "k 1"] | None
+
     def __init__(self, dim: int, settings: HeadSettings) -> None:
         super().__init__()
         self.mlp = _mlp(dim, settings.hidden, settings.layers, settings.bottleneck)
@@ -37,7 +39,7 @@ class ProjectionHead(nn.Module):
         """
         # The kernel under torch's weight_norm: forward and backward are one pass over the
         # prototypes each, where autograd through `normalize` takes 1.5 times as long a backward.
-        gain = self.gain
+        gain: Tensor | None = self.gain
         if gain is None:
             gain = self.prototypes.new_ones(len(self.prototypes), 1)
         directions = torch._weight_norm(self.prototypes, gain, 0)

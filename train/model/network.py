@@ -84,8 +84,9 @@ class Network(nn.Module):
             return Outputs(cls, self.dino_head(views), None, projections)
         if self.ibot_head is not None:
             return Outputs(cls, self.dino_head(views), self.ibot_head(patches), projections)
-        logits = self.dino_head(torch.cat([views, patches]))
-        return Outputs(cls, *logits.split([len(views), len(patches)]), projections)
+        logits: Logits = self.dino_head(torch.cat([views, patches]))
+        of_views, of_patches = logits.split([len(views), len(patches)])
+        return Outputs(cls, of_views, of_patches, projections)
 
 
 def build_network(
@@ -117,11 +118,11 @@ def build_network(
             backbone = build_backbone(model, image_size=sizes[0], masked=masked)
         for size in sizes:
             backbone.grid(size, size)
-        dino_head = heads and ProjectionHead(backbone.dim, heads.dino)
+        dino_head = None if heads is None else ProjectionHead(backbone.dim, heads.dino)
         ibot_head = None
         if heads and not heads.shared and (masked if ibot is None else ibot):
             ibot_head = ProjectionHead(backbone.dim, heads.ibot or heads.dino)
-        compared = nn.Identity() if infonce else None
+        compared: nn.Module | None = nn.Identity() if infonce else None
         if projector is not None:
             compared = Projector(backbone.dim, projector)
     network = Network(backbone, dino_head, ibot_head, compared)

@@ -70,7 +70,7 @@ class HeadSettings(BaseModel):
     train_gain: bool = False
     """Whether the length of each prototype is trained, as in the released DINOv2 code: a gain, 1 at
     first, frozen as long as the prototypes are. Without it all keep the length 1, and logits are
-    cosines, as in DINO's."""
+    cosines, as by default in DINO's code."""
 
 
 class ProjectorSettings(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from shared.progress import say, warn
 from train.monitoring.settings import CollapseSettings
@@ -127,19 +128,16 @@ class CollapseWatch:
         features: int,
     ) -> None:
         self._settings = settings
-        self._sizes = {
-            "prototypes": prototypes,
-            "images": images,
-            "dim": dim,
-            "features": features,
-        }
+        self._signs = partial(
+            signs, prototypes=prototypes, images=images, dim=dim, features=features
+        )
         self._said: set[str] = set()
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Return the names of the signs at this step, for the metrics, and say what is new."""
         if step < self._settings.grace:
             return []
-        found = signs(metrics, self._settings, **self._sizes)
+        found = self._signs(metrics, self._settings)
         for sign in found:
             figure = sign.figure.format(value=sign.value, threshold=sign.threshold)
             if sign.shows and sign.name not in self._said:

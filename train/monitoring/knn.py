@@ -21,8 +21,8 @@ from train.evaluation.neighbours import largest, neighbours, weighted_vote
 from train.monitoring.probe import linear_score
 from train.monitoring.settings import KnnSettings
 
-Features = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""What maps normalised images float [n, 3, h, w] to (CLS tokens [n, d], patch tokens [n, p, d])."""
+Features = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""What maps normalised images float [n, 3, h, w] to (CLS tokens [n, d], anything else)."""
 
 
 class Knn:

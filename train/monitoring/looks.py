@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.embedders.embedder import EmbedderSettings
 from shared.embedders.evaluation_transform import square
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 from shared.progress import warn

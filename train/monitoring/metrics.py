@@ -75,8 +75,9 @@ class MetricsWriter:
             curves.close()
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Value]]:
-    """Yield the lines of a metrics file; one that is torn or not of ours is left out."""
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics file, `Value`s by name; one that is torn or not of ours is left
+    out."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:

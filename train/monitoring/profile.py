@@ -37,7 +37,8 @@ def record_steps(
             if step == steps.start:
                 recorder = _Recorder(folder, ranks)
             if step == steps.stop and recorder is not None:
-                recorder = recorder.write()
+                recorder.write()
+                recorder = None
             following = next(batches, None)
             if following is None:
                 return

@@ -49,11 +49,11 @@ def recognition(
         return None
     views = torch.stack(pairs, 1)
     with autocast:
-        features = [
+        tokens = [
             features(normalise(block.to(device))).float()
             for block in views.flatten(0, 1).split(_AT_ONCE)
         ]
-    first, second = nn.functional.normalize(torch.cat(features), dim=-1).chunk(2)
+    first, second = nn.functional.normalize(torch.cat(tokens), dim=-1).chunk(2)
     nearest = (second @ first.T).argmax(1)
     own = torch.arange(len(nearest), device=nearest.device)
     return (nearest == own).float().mean().item()

@@ -37,8 +37,10 @@ def summary(folder: RunFolder) -> str:
         said += [f"  {', '.join(counted)}"] if counted else []
         scoring = sum(line.get("knn_seconds", 0) for line in lines)
         if scoring:
-            steps = zip([{"step": -1}, *trained], trained, strict=False)
-            training = sum((b["step"] - a["step"]) * b["step_seconds"] for a, b in steps)
+            training, before = 0.0, -1
+            for line in trained:
+                training += (line["step"] - before) * line["step_seconds"]
+                before = line["step"]
             said.append(f"  {scoring / (scoring + training):.1%} of the time went into the scores")
     out = folder.out
     return "\n".join(

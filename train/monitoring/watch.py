@@ -160,7 +160,8 @@ class Watch:
         """
         self._looks.take(done)
         ends = done in (0, self._steps)
-        if self._knn and (ends or done % self._recipe.knn.every == 0):
+        every = self._recipe.knn.every
+        if self._knn and (ends or (every and done % every == 0)):
             began = monotonic()
             scores = self._knn.scores(self._features, self._autocast())
             self._tell(done, {**scores, "knn_seconds": monotonic() - began})

@@ -103,6 +103,8 @@ class EmaCentre(Centering):
         centre  = momentum * centre + (1 - momentum) * mean over all rows of l    # by update()
     """
 
+    centre: Float[Tensor, " K"]
+
     def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum

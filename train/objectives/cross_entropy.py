@@ -20,7 +20,7 @@ from train.objectives.tiles import block_rows, blocks, tile_rows, working_dtype
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ViewPairs:
     """Consecutive views of the student, and the views of the teacher that each of them learns."""
 
     student: range
@@ -31,17 +31,17 @@ def cross_entropy(
     vectors: Float[Tensor, "V n d"],
     prototypes: Float[Tensor, "K d"],
     targets: Targets,
-    lessons: Sequence[Lesson],
+    pairings: Sequence[ViewPairs],
     weights: Float[Tensor, " n"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Return the weighted sum of the cross-entropies of all lessons' pairs of views (v, g):
+    """Return the weighted sum of the cross-entropies of all pairings' pairs of views (v, g):
 
         z = vectors[v, i] @ prototypes.T                # the student's logits
         sum_i weights[i] sum_(v, g) - sum_k q[g, i, k] log softmax(z / temperature)_k
 
     `targets` holds the q of the teacher's G views, view after view: G n rows. Every view of the
-    student belongs to exactly one lesson. The loss is float32 (float64 for float64 vectors). The
+    student belongs to exactly one pairing. The loss is float32 (float64 for float64 vectors). The
     logits of a tile of images are made once and replaced by their gradient, in their precision,
 
         dz = weights[i] / temperature * (teachers * softmax(z / temperature) - sum_g q[g, i])
@@ -52,12 +52,12 @@ def cross_entropy(
     unscaled.
     """
     with torch.autocast(vectors.device.type, enabled=False):
-        return _CrossEntropy.apply(vectors, prototypes, targets, lessons, weights, temperature)
+        return _CrossEntropy.apply(vectors, prototypes, targets, pairings, weights, temperature)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, vectors, prototypes, targets, lessons, weights, temperature):
+    def forward(ctx, vectors, prototypes, targets, pairings, weights, temperature):
         views, images, _ = vectors.shape
         to_vectors: list[Tensor] = []
         to_prototypes = _Sum(prototypes) if ctx.needs_input_grad[1] else None
@@ -73,7 +73,9 @@ class _CrossEntropy(torch.autograd.Function):
                 for first in range(0, len(targets), images)
             ]
             wanted = any(ctx.needs_input_grad)
-            loss.add_(_loss_and_gradient(logits, taught, lessons, weights[at], temperature, wanted))
+            loss.add_(
+                _loss_and_gradient(logits, taught, pairings, weights[at], temperature, wanted)
+            )
             gradient = logits.flatten(0, 1)
             if ctx.needs_input_grad[0]:
                 to_vectors.append((gradient @ prototypes).unflatten(0, (views, -1)))
@@ -104,7 +106,7 @@ class _CrossEntropy(torch.autograd.Function):
 def _loss_and_gradient(
     student: Float[Tensor, "V t K"],
     targets: Sequence[Targets],
-    lessons: Sequence[Lesson],
+    pairings: Sequence[ViewPairs],
     weights: Float[Tensor, " t"],
     temperature: float,
     wanted: bool,
@@ -116,7 +118,7 @@ def _loss_and_gradient(
     _, images, prototypes = student.shape
     most = block_rows(prototypes, student.device)
     rows = max(1, min(images, most))
-    views = min(most // rows, max(len(lesson.student) for lesson in lessons))
+    views = min(most // rows, max(len(pairing.student) for pairing in pairings))
 
     def buffer(*shape: int) -> Tensor:
         return student.new_empty((*shape, prototypes), dtype=working_dtype(student))
@@ -129,12 +131,12 @@ def _loss_and_gradient(
         weight = (weights[at].to(loss.dtype) / temperature)[:, None]
         for view, asked in enumerate(targets):
             asked.write(at, taught[view, :count], -weight)
-        for lesson in lessons:
-            first, *others = lesson.teacher
-            pull, mass = taught[first, :count], weight * len(lesson.teacher)
+        for pairing in pairings:
+            first, *others = pairing.teacher
+            target_sum, row_weight = taught[first, :count], weight * len(pairing.teacher)
             for view in others:
-                pull = torch.add(pull, taught[view, :count], out=summed[:count])
-            for some in blocks(lesson.student, views):
+                target_sum = torch.add(target_sum, taught[view, :count], out=summed[:count])
+            for some in blocks(pairing.student, views):
                 logits = student[some, at]
                 flat = len(logits) * count
                 scaled = scaled_buffer[:flat].view(logits.shape)
@@ -144,9 +146,9 @@ def _loss_and_gradient(
                 torch.softmax(scaled, dim=-1, out=likely)
                 # The largest probability is exp(top - logsumexp).
                 normaliser = top - likely.amax(dim=-1, keepdim=True).log()
-                loss += (mass * normaliser).sum() + scaled.mul_(pull).sum()
+                loss += (row_weight * normaliser).sum() + scaled.mul_(target_sum).sum()
                 if wanted:
-                    logits.copy_(likely.mul_(mass).add_(pull))
+                    logits.copy_(likely.mul_(row_weight).add_(target_sum))
     return loss * temperature
 
 
@@ -161,7 +163,8 @@ class _Sum:
     """A sum of matrices like one, in float32 at least where there is more than one of them."""
 
     def __init__(self, like: Tensor) -> None:
-        self._like, self._sum = like, None
+        self._like = like
+        self._sum: Tensor | None = None
 
     def add(self, matrix: Tensor) -> None:
         wide = working_dtype(self._like)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.model.logits import Logits
-from train.objectives.cross_entropy import Lesson, cross_entropy
+from train.objectives.cross_entropy import ViewPairs, cross_entropy
 from train.objectives.targets import Targets
 
 
@@ -42,8 +42,8 @@ def dino_loss(
         raise ValueError("the DINO loss compares different views: it needs 2 global ones at least")
     student = logits.vectors.unflatten(0, (-1, images))
     everyone = range(global_views)
-    lessons = [Lesson(range(v, v + 1), [g for g in everyone if g != v]) for v in everyone]
-    lessons.append(Lesson(range(global_views, len(student)), everyone))
+    pairings = [ViewPairs(range(v, v + 1), [g for g in everyone if g != v]) for v in everyone]
+    pairings.append(ViewPairs(range(global_views, len(student)), everyone))
     pairs = global_views * (len(student) - 1)
     weights = torch.full((images,), 1 / (pairs * images), device=student.device)
-    return cross_entropy(student, logits.prototypes, targets, lessons, weights, temperature)
+    return cross_entropy(student, logits.prototypes, targets, pairings, weights, temperature)

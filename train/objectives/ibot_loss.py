@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train.model.logits import Logits
-from train.objectives.cross_entropy import Lesson, cross_entropy
+from train.objectives.cross_entropy import ViewPairs, cross_entropy
 from train.objectives.targets import Targets
 
 
@@ -40,8 +40,10 @@ def ibot_loss(
             f"{places} masked places of the student, {len(targets)} of the teacher "
             f"and {len(weights)} weights: these must be as many"
         )
-    lesson = Lesson(range(1), range(1))
-    return cross_entropy(vectors[None], prototypes, targets, [lesson], weights / crops, temperature)
+    pairing = ViewPairs(range(1), range(1))
+    return cross_entropy(
+        vectors[None], prototypes, targets, [pairing], weights / crops, temperature
+    )
 
 
 def mask_weights(masks: Bool[Tensor, "c p"]) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:

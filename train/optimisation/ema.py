@@ -37,9 +37,9 @@ def update_teacher(
             raise TypeError("of teacher and student one is sharded and the other is not")
     share = 1 - momentum
     if skipped is not None:
-        weight = skipped.logical_not() * share
-        torch._foreach_lerp_(local_shards(ours), local_shards(theirs), [weight] * len(ours))
+        weights = [skipped.logical_not() * share] * len(ours)
+        torch._foreach_lerp_(local_shards(ours), local_shards(theirs), weights)
     else:
         torch._foreach_lerp_(local_shards(ours), local_shards(theirs), share)
-    for buffer, source in zip(teacher.buffers(), student.buffers(), strict=True):
-        buffer.copy_(source)
+    for buffer, values in zip(teacher.buffers(), student.buffers(), strict=True):
+        buffer.copy_(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -64,10 +65,11 @@ def _square_sum(gradients: Sequence[Tensor], world: int) -> Float[Tensor, ""]:
     of_copies: dict[int, list[Tensor]] = defaultdict(list)
     for gradient in gradients:
         of_copies[_copies(gradient, world)].append(gradient)
-    return sum(
+    squares = [
         get_total_norm(local_shards(some)).double().square() / copies
         for copies, some in of_copies.items()
-    )
+    ]
+    return reduce(torch.add, squares)
 
 
 def _copies(gradient: Tensor, world: int) -> int:

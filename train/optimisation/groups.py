@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from train.model.backbone import Backbone
+from train.model.network import Network
 from train.optimisation.schedules import Values
 from train.optimisation.settings import OptimiserSettings
 
 
-def parameter_groups(network: nn.Module, settings: OptimiserSettings) -> list[dict[str, Any]]:
+def parameter_groups(network: Network, settings: OptimiserSettings) -> list[dict[str, Any]]:
     """Return AdamW's groups of a `Network`'s trainable parameters, each parameter in one.
 
     Beside "params" a group has "lr_scale" (a factor of the scheduled learning rate), "decay"
@@ -95,14 +97,14 @@ def take_step(optimiser: torch.optim.AdamW, skipped: Bool[Tensor, ""]) -> None:
     The flag is the one that gradient scaling uses (`found_inf`): the kernels read it, not the host,
     and leave weights, moments and the number of steps as they are.
     """
-    optimiser.found_inf = skipped.float()
+    setattr(optimiser, "found_inf", skipped.float())  # noqa: B010 - an attribute that torch reads
     try:
         optimiser.step()
     finally:
-        del optimiser.found_inf
+        delattr(optimiser, "found_inf")
 
 
-def _depths(network: nn.Module) -> dict[int, int]:
+def _depths(network: Network) -> dict[int, int]:
     """Return the depth of every parameter by its identity."""
     vit = network.backbone.vit
     top = len(vit.blocks) + 1
@@ -115,9 +117,9 @@ def _depths(network: nn.Module) -> dict[int, int]:
     return depths
 
 
-def _tokens(backbone: nn.Module) -> set[int]:
+def _tokens(backbone: Backbone) -> set[int]:
     """Return the identities of tokens and position embeddings, which no layer owns."""
-    owners = (backbone, backbone.vit)
+    owners: tuple[nn.Module, ...] = (backbone, backbone.vit)
     return {id(own) for owner in owners for own in owner.parameters(recurse=False)}
 
 

@@ -33,7 +33,7 @@ class Schedules:
         teacher: TeacherSettings,
         batch_size: int,
         total_steps: int,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
     ):
         """Prepare for a run of `total_steps` with `batch_size` images over all ranks.
 

@@ -33,12 +33,13 @@ def attention_figure(models: Sequence[Seen], pictures: Pictures, mass: float) ->
     looking = [seen for seen in models if seen.attention is not None]
     if not looking:
         return None
+    attention = [seen.attention for seen in looking if seen.attention is not None]
     masks = [seen.most_attended(mass) for seen in looking]
     strips = []
     for place, (key, image) in enumerate(pictures.items()):
         shown = central_square(image, SIDE)
-        for seen, kept in zip(looking, masks, strict=True):
-            maps = seen.attention[place]
+        for seen, every, kept in zip(looking, attention, masks, strict=True):
+            maps = every[place]
             heads = [
                 _head(shown, *each, mass, f"head {number}")
                 for number, each in enumerate(zip(maps, kept[place], strict=True), start=1)
@@ -87,13 +88,13 @@ def patch_figure(models: Sequence[Seen], pictures: Pictures, threshold: float) -
     if not having:
         return None
     columns, shares = [], []
-    for seen in having:
-        colours = patch_colours(seen.patches, threshold)
+    for patches in (seen.patches for seen in having if seen.patches is not None):
+        colours = patch_colours(patches, threshold)
         if apart := lies_inside(colours.foreground):
             share = [f"foreground: {each.mean():.0%}" for each in colours.foreground]
         else:
             share = ["no foreground"] * len(pictures)
-        painted = colours if apart else patch_colours(seen.patches, -np.inf)
+        painted = colours if apart else patch_colours(patches, -np.inf)
         extreme = float(np.abs(colours.first).max())
         columns.append(
             [

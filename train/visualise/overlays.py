@@ -42,7 +42,7 @@ def heat(picture: Image.Image, values: Float[np.ndarray, "rows cols"]) -> Image.
     """
     from matplotlib import colormaps
 
-    scaled = values / max(float(values.max()), np.finfo(np.float32).tiny)
+    scaled = values / max(float(values.max()), float(np.finfo(np.float32).tiny))
     large = _enlarged(Image.fromarray(scaled.astype(np.float32)), Image.Resampling.BILINEAR)
     colours = Image.fromarray(colormaps["inferno"](np.asarray(large), bytes=True)[..., :3])
     return Image.blend(picture.convert("L").convert("RGB"), colours, _STRENGTH)
@@ -61,7 +61,7 @@ def diverging(values: Float[np.ndarray, "rows cols"], extreme: float) -> Image.I
     """Return values from -`extreme` (blue) over 0 (white) to `extreme` (red), one block a patch."""
     from matplotlib import colormaps
 
-    scaled = 0.5 + 0.5 * values / max(extreme, np.finfo(np.float32).tiny)
+    scaled = 0.5 + 0.5 * values / max(extreme, float(np.finfo(np.float32).tiny))
     return blocks(colormaps["RdBu_r"](scaled, bytes=True)[..., :3])
 
 

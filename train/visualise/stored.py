@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shared.datasets.dataset import RESULT_MARKER, DatasetSettings, list_parts
-from shared.embedders.embedder import EmbedderSettings, identity
+from shared.datasets.dataset import DatasetSettings, list_parts
+from shared.datasets.outputs import RESULT_MARKER
+from shared.embedders.embedder import identity
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.progress import say
 from shared.storage.files import fingerprint, read_optional

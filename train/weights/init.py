@@ -12,8 +12,9 @@ from timm.layers import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from shared.embedders.embedder import BUNDLED, LOCAL, settings_for_folder
+from shared.embedders.embedder import settings_for_folder
 from shared.embedders.hub import fetch
+from shared.embedders.settings import BUNDLED, LOCAL
 from shared.errors import LvdError, nearest
 from train.model.backbone import Backbone
 from train.model.model_folder import WEIGHTS
@@ -50,6 +51,10 @@ def backbone_weights(backbone: Backbone, source: str) -> dict[str, Tensor]:
             f"--init {source}: timm cannot build what its config describes ({_line(error)}); give "
             "a folder as lvd-train writes it"
         ) from error
+    if not isinstance(donor, VisionTransformer):
+        raise LvdError(
+            f"--init {source} is a {type(donor).__name__}, no Vision Transformer of timm"
+        )
     _check_same_architecture(donor, backbone.vit, source)
     try:
         weights = load_file(file)
@@ -76,7 +81,8 @@ def _downloaded(name: str, source: str) -> Path:
         raise LvdError(f"--init {source}: timm has no model {architecture!r}{hint}")
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     given = bool(known) and (not tag or tag in known)
-    repository = timm.models.get_pretrained_cfg(name).hf_hub_id if given else None
+    config = timm.models.get_pretrained_cfg(name) if given else None
+    repository = None if config is None else config.hf_hub_id
     if repository is None:
         raise LvdError(
             f"--init {source}: the hub has no such weights; of {architecture} timm knows "
@@ -96,10 +102,6 @@ def _check_same_architecture(
     theirs: VisionTransformer, ours: VisionTransformer, source: str
 ) -> None:
     """Raise LvdError that names what differs, of what shapes show and of what they don't."""
-    if not isinstance(theirs, VisionTransformer):
-        raise LvdError(
-            f"--init {source} is a {type(theirs).__name__}, no Vision Transformer of timm"
-        )
     there, here = traits(theirs), traits(ours)
     differing = [
         f"{name} {there[name]}, not {here[name]}" for name in here if there[name] != here[name]
@@ -117,13 +119,13 @@ def traits(vit: VisionTransformer) -> dict[str, object]:
     return {
         "embed_dim": vit.embed_dim,
         "depth": len(vit.blocks),
-        "num_heads": block.attn.num_heads,
+        "num_heads": getattr(block.attn, "num_heads", None),
         "reg_tokens": vit.num_reg_tokens,
         "no_embed_class": vit.no_embed_class,
         "LayerScale": hasattr(block.ls1, "gamma"),
         "the feed-forward": type(block.mlp).__name__,
-        "the activation": type(block.mlp.act).__name__,
-        "the norms' epsilon": block.norm1.eps,
+        "the activation": type(getattr(block.mlp, "act", None)).__name__,
+        "the norms' epsilon": getattr(block.norm1, "eps", None),
     }
 
 

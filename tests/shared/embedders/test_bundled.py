@@ -14,14 +14,8 @@ from pydantic import ValidationError
 
 from curate.calibration.edits import edits
 from curate.sample.photographs import SEED_SUBJECTS, crops
-from shared.embedders.embedder import (
-    BUNDLED,
-    EmbedderSettings,
-    bundled_settings,
-    identity,
-    load,
-    resolve,
-)
+from shared.embedders.embedder import identity, load, resolve
+from shared.embedders.settings import BUNDLED, EmbedderSettings, bundled_settings
 
 REPOSITORY = Path(__file__).parents[3]
 LARGEST = {"bundled": 12_000_000, "bundled-copies": 8_000_000}
@@ -49,7 +43,8 @@ for folder in folders:
     np.save(f"timm-{folder.name}.npy", vectors)
 assert not {"shared", "train", "curate"} & set(sys.modules)
 
-from shared.embedders.embedder import BUNDLED, bundled_settings, load
+from shared.embedders.embedder import load
+from shared.embedders.settings import BUNDLED, bundled_settings
 
 asked = {"precision": "float32", "device": "cpu"}
 for name, folder in BUNDLED.items():
@@ -183,7 +178,7 @@ def test_stage_two_knows_it_by_its_name_and_can_start_from_it(name):
             == kept
         )
 
-    _, settings, _ = read_backbone(BUNDLED[name], None, None)
+    _, settings, *_ = read_backbone(BUNDLED[name], None, None)
     heads = HeadsSettings(dino=HeadSettings(prototypes=8, hidden=8, bottleneck=4))
     network = build_network(settings, heads, masked=False, sizes=[settings.image_size], seed=1)
     load_backbone(network, name)

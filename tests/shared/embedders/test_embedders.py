@@ -11,7 +11,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from shared.embedders.embedder import (
-    EmbedderSettings,
     identity,
     load,
     load_forward,
@@ -22,6 +21,7 @@ from shared.embedders.embedder import (
     runtime,
     settings_for_folder,
 )
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 
 

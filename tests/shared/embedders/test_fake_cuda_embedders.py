@@ -14,8 +14,9 @@ from fake_card import FakeCard, fake_card, on_card
 from PIL import Image
 from safetensors.torch import save_file
 
-from shared.embedders.embedder import EmbedderSettings, bundled_settings, load, resolve_device
+from shared.embedders.embedder import load, resolve_device
 from shared.embedders.open_clip_embedder import build_open_clip
+from shared.embedders.settings import EmbedderSettings, bundled_settings
 from shared.embedders.timm_embedder import build_timm
 
 TEXT = {"context_length": 8, "vocab_size": 99, "width": 64, "heads": 1, "layers": 1}

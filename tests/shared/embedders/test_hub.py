@@ -15,7 +15,6 @@ from PIL import Image
 
 from shared.embedders import hub
 from shared.embedders.embedder import (
-    EmbedderSettings,
     find_on_hub,
     identity,
     load,
@@ -23,6 +22,7 @@ from shared.embedders.embedder import (
     settings_for_folder,
 )
 from shared.embedders.hub import HubUnreachableError, fetch
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage import failures
 from shared.storage.failures import kind_of
@@ -300,7 +300,8 @@ def test_a_dead_hub_and_a_server_that_is_none_are_one_line(server, cache, files)
 
 REFUSED_EARLY = """
 import sys
-from shared.embedders.embedder import EmbedderSettings, resolve_identity
+from shared.embedders.embedder import resolve_identity
+from shared.embedders.settings import EmbedderSettings
 from shared.embedders.hub import HubUnreachableError
 
 try:

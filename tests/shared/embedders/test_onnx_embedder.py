@@ -11,7 +11,6 @@ from PIL import Image
 
 from shared.config import load_yaml
 from shared.embedders.embedder import (
-    EmbedderSettings,
     identity,
     load,
     load_forward,
@@ -19,6 +18,7 @@ from shared.embedders.embedder import (
     resolve,
     runtime,
 )
+from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 
 REPOSITORY = Path(__file__).parents[3]

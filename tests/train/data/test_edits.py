@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from skimage import data
 
-from shared.embedders.embedder import bundled_settings, load
+from shared.embedders.embedder import load
+from shared.embedders.settings import bundled_settings
 from train.data.crops import Views
 from train.data.edits import edited
 from train.data.settings import CropSettings, EditSettings

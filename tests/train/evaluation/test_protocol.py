@@ -19,23 +19,34 @@ def part(size, side, pooling="token"):
 
 def test_notes_of_classification_name_what_differs_and_nothing_else():
     assert protocol.classification("knn", [part(224, 248)], 256) == []
-    assert protocol.classification("logreg", [part(224, 256)], None) == []
+    (fitted,) = protocol.classification("logreg", [part(224, 224)], None)
+    assert fitted.startswith("features are standardised")
+    side, _ = protocol.classification("logreg", [part(224, 256)], None)
+    assert side.endswith("--size 224 --set resize=224")
     (seen,) = protocol.classification("knn", [part(224, 224), part(224, 256)], None)
     assert seen.startswith("the middle 224 px of 224 px are seen, where DINOv2 sees 224 of 256")
     (pooled,) = protocol.classification("knn", [part(224, 256, "avg")], None)
     assert pooled == "pooled by avg, where DINOv2 takes the CLS token"
-    assert len(protocol.classification("linear", [part(224, 256, "avg")], None)) == 2
+    assert len(protocol.classification("linear", [part(224, 256, "avg")], None)) == 3
 
 
 def test_notes_of_dense_tasks_name_what_differs():
     (scales,) = protocol.segmentation([512], 512, 341)
     assert "random scales" in scales
     windows, _ = protocol.segmentation([518], 512, 341)
-    assert windows.startswith("windows of 512 px every 341 px are seen at 518 px")
+    assert windows.startswith("windows of 512 px every 341 px are resized to 518 px")
     squares, _ = protocol.segmentation([518, 224], None, 341)
     assert squares.startswith("each image is squeezed to a square of 224 and 518 px")
     assert len(protocol.depth([224], cls=True)) + 1 == len(protocol.depth([224], cls=False))
+    whole, cut = protocol.retrieval([part(224, 256)], boxes=True)
+    assert "the middle 224 px of 256 px" in whole
+    assert cut.endswith("--set retrieval.crop_queries=false")
+    assert protocol.retrieval([part(224, 256)], boxes=False) == [whole]
+    size, _ = protocol.attention([480, 224])
+    assert size.startswith("each image is squeezed to a square of 224 and 480 px")
     everything = [
+        *protocol.retrieval([part(224, 256)], boxes=True),
+        *protocol.attention([480]),
         *protocol.classification("linear", [part(32, 40)], None),
         *protocol.segmentation([518], None, 341),
         *protocol.depth([224], cls=False),

@@ -13,10 +13,11 @@ from jaxtyping import Bool, Float, Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from shared.embedders.embedder import REDUCED_DECODING_FACTOR
+from shared.embedders.settings import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 from shared.progress import stage_bar, warn
+from train.evaluation import protocol
 from train.evaluation.dense.pairs import Pair, find_pairs, read_mask
 from train.evaluation.file_features import ahead
 from train.evaluation.scores import Score, share_scored
@@ -57,7 +58,9 @@ def attention(model: JoinedModel, data: str, settings: AttentionSettings) -> lis
     if left_out:
         warn(f"--data: {len(left_out)} pairs are left out, as {left_out[0]}")
     every = torch.stack(indices)
-    note = share_scored(len(every), len(pairs))
+    note = "; ".join(
+        filter(None, [share_scored(len(every), len(pairs)), *protocol.attention(sizes)])
+    )
     setting = f"{settings.mass:.0%} of the mass"
     return [
         Score(

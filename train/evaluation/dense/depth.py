@@ -54,7 +54,7 @@ def depth(
         for some, reads, role in zip(pairs, (read, read_test), ("--train", "--test"), strict=True)
     )
     device = model.parts[0].device
-    task = _task(settings, device)
+    task = _task(settings)
     samples = draw(trained, settings, "--train")
     head, rate, note = fit(samples, task, settings, device)
     setting = f"lr {rate:g}"
@@ -125,7 +125,7 @@ def _metres(pair: Pair, max_depth: float, eigen_crop: bool = False) -> Float32[n
     return np.where(counted, metres, np.float32(np.nan))
 
 
-def _task(settings: DepthSettings, device: torch.device) -> Task:
+def _task(settings: DepthSettings) -> Task:
     def predict(outputs: Tensor) -> Tensor:
         return expected_depth(outputs, settings.max_depth)
 

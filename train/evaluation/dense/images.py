@@ -17,7 +17,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from shared.embedders.embedder import REDUCED_DECODING_FACTOR
+from shared.embedders.settings import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, upright_size
 from shared.progress import warn

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from shared.errors import LvdError
 from shared.progress import warn
+from train.evaluation import protocol
 from train.evaluation.file_features import ImageFile, View, file_features
 from train.evaluation.retrieval.relevance import Relevance, read_benchmark
 from train.evaluation.scores import Score, share_scored
@@ -56,7 +57,9 @@ def retrieval(
             raise LvdError(f"--data: no query in {data!r} has a positive ({name}): add some")
         if missing := len(rows) - len(values):
             warn(f"--data: {missing} of {len(rows)} queries have no positive ({name})")
-        note = share_scored(len(values), len(asked), "queries")
+        boxes = any(query.box is not None for query in benchmark.queries)
+        differs = protocol.retrieval(model.parts, boxes)
+        note = "; ".join(filter(None, [share_scored(len(values), len(asked), "queries"), *differs]))
         mean_ap, mean_precision = np.mean(values, axis=0).tolist()
         scores += [
             Score("retrieval", "mAP", mean_ap, name, note=note),

@@ -130,7 +130,7 @@ def test_segmentation_by_windows_sees_shapes_that_squares_squeeze(tmp_path):
         assert model.shapes == {(3, 16, 16)}
         found["window" in options] = score
     assert found[True].value > 0.8 > found[False].value + 0.1
-    assert "windows of 16 px every 8 px are seen at 16 px" in found[True].note
+    assert "windows of 16 px every 8 px are resized to 16 px" in found[True].note
     assert "squeezed to a square of 16 px, where DINOv2 slides windows of 512" in found[False].note
 
 
