@@ -9,7 +9,7 @@ that it leaves out what these do not admit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from shared.datasets.folders import describe_folder
 from shared.embedders.embedder import EmbedderSettings, identity
 from shared.errors import LvdError
 from shared.storage.files import digest_file, fingerprint, read_json
+from shared.storage.stores import publish
 
 if TYPE_CHECKING:
     from curate.settings import PipelineSettings
@@ -40,6 +41,10 @@ CLUSTERS = "clusters"
 REMOVED = "removed.parquet"
 """The report of what `lvd-curate remove` took out."""
 OUTPUTS = ["output_shard", "output_key"]
+_READ = (
+    *("reports/images.parquet", f"reports/{SEED_IMAGES}.parquet", f"reports/{REMOVED}"),
+    *("reports/funnel.json", f"{CLUSTERS}/{CENTROIDS}"),
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,8 @@ def refuse_labels(settings: PipelineSettings) -> None:
 def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
     """Read a finished result, and lay what workers need of it below `scratch`, its list in `work`.
 
+    Where these are copies of a store, it is given there to other machines.
+
     With `adds` its shards are added to, and have to be there. A reduce that holds the keys and hashes
     of what was exported. Raises LvdError where `out` is no result, or one that no run can go on from.
     """
@@ -150,6 +157,7 @@ def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
         mine = pc.equal(kept["seed"], seed) if seed is not None else pc.is_null(kept["seed"])
         file = scratch / f"exported-{number}.parquet"
         pq.write_table(kept.filter(mine).select(EXPORTED.names).cast(EXPORTED), file)
+        publish(file)
         exported[seed] = Exported(str(out), file, digest_file(file))
     written = None
     if adds:
@@ -159,9 +167,10 @@ def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
     fitted = run["clusters"]
     found = np.load(out / CLUSTERS / CENTROIDS)
     found = found[found.any(1)]  # without those that `lvd-curate remove` took out
-    np.save(scratch / CENTROIDS, found)
-    digest = digest_file(scratch / CENTROIDS)
-    centroids = Centroids(scratch, digest, fitted["images"], fitted["distance"])
+    file = scratch / CENTROIDS
+    np.save(file, found)
+    publish(file)
+    centroids = Centroids(file, digest_file(file), fitted["images"], fitted["distance"])
     removed = _list_removed(out, work, scratch)
     known = centroids if len(found) else None
     return Before(out, run, exported, len(kept), written, known, removed)
@@ -178,6 +187,11 @@ def _list_removed(out: Path, work: Path, scratch: Path) -> tuple[CompiledList, .
         kinds.append("pdq")
     settings = [ListSettings(kind=kind, path=str(path), column=kind) for kind in kinds]
     return tuple(x for each in settings for x in compile_lists({"removed": each}, work, scratch))
+
+
+def files_read(names: Iterable[str]) -> list[str]:
+    """Return which of the files of a result a run reads, beside `run.json`, that writes all shards anew."""
+    return sorted(name for name in names if "/".join(name.split("/")[:2]) in _READ)
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def run(
             )
     name = published.url if published else None
     anew = "" if replace or since is not None else _why_anew(plan, out, name, retry)
-    output = Output(out.absolute(), settings, replace, name, anew)
+    there = (published.fetch_earlier, published.is_whole) if published else (None, True)
+    output = Output(out.absolute(), settings, replace, name, anew, *there)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
@@ -152,11 +153,11 @@ def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str 
     """
     from shared.storage.files import read_optional
 
-    keep = "; to keep what is exported, stop this run"
-    if url is not None:
-        # what is on a store is not swapped whole, so that a kill could leave nothing to go on from
-        return f"{keep}, copy {url} to a folder and name that as --since"
     if retry is not None and read_optional(out / "reports" / "funnel.json").get("set_aside"):
+        # what a part has that failed for a while is judged as if it never had
+        keep = "; to keep what is exported, stop this run"
+        if url is not None:
+            return f"{keep}, copy {url} to a folder and name that as --since"
         return f"{keep} and say lvd-curate update {out} --retry {retry}"
     if plan.request.settings.labels is not None:
         return "; without labels what is exported would stay"
