@@ -224,6 +224,8 @@ def test_where_the_crawl_has_grown_labels_are_kept_to_beside_what_was_exported(l
     assert {after[key]["group"] for key in (COPY, ORIGINAL)} == {None}
     problems = " ".join(site.json("reports/funnel.json")["problems"])
     asked = len(exported) + 1
-    assert f"1 of the {asked} images that the earlier result exported or that are labelled" in problems
+    assert (
+        f"1 of the {asked} images that the earlier result exported or that are labelled" in problems
+    )
     assert "nothing to do" in site("run", ALL, FLOOR, f"--set=labels={file}")
     site.require_whole()
