@@ -1,8 +1,7 @@
 """Stage one, curate: from a crawl and a seed dataset to shards and reports.
 
 `from curate import embed, dedup, retrieve, balance, top_up` gives the stages as functions on arrays and
-folders (`curate.api`, `curate.api_dedup`, `curate.api_sampling`), without Ray. They are imported when
-they are asked for. `curate.dedup` names the function: what is in the package of that name is imported as
+folders, without Ray (`curate.api`, a file for each). They are imported when they are asked for. `curate.dedup` names the function: what is in the package of that name is imported as
 `from curate.dedup import ...`.
 """
 
@@ -14,15 +13,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curate.api import embed, retrieve
-    from curate.api_dedup import dedup
-    from curate.api_sampling import balance, top_up
+    from curate.api.deduplication import dedup
+    from curate.api.embedding import embed
+    from curate.api.retrieval import retrieve
+    from curate.api.sampling import balance, top_up
 
 __all__ = ["balance", "dedup", "embed", "retrieve", "top_up"]
 _MODULES = {
-    "dedup": "curate.api_dedup",
-    "balance": "curate.api_sampling",
-    "top_up": "curate.api_sampling",
+    "embed": "curate.api.embedding",
+    "retrieve": "curate.api.retrieval",
+    "dedup": "curate.api.deduplication",
+    "balance": "curate.api.sampling",
+    "top_up": "curate.api.sampling",
 }
 
 
@@ -31,15 +33,15 @@ class _Package(ModuleType):
 
     @property
     def dedup(self) -> Any:
-        return import_module("curate.api_dedup").dedup
+        return import_module(_MODULES["dedup"]).dedup
 
     @dedup.setter
     def dedup(self, module: ModuleType) -> None:
         """Python names each package inside another where it imports it."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in __all__:
-            return getattr(import_module(_MODULES.get(name, "curate.api")), name)
+        if name in _MODULES:
+            return getattr(import_module(_MODULES[name]), name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 

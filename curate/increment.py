@@ -9,7 +9,7 @@ that it leaves out what these do not admit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.exported import ANEW, EXPORTED, Exported
+from curate.catalogue.labels import CompiledLabels
 from curate.export.bounds import Written
 from curate.filters.lists import CompiledList, KindName, ListSettings, compile_lists
 from curate.filters.pdq import require_pdqhash
@@ -32,6 +33,7 @@ from shared.embedders.embedder import identity
 from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.storage.files import digest_file, fingerprint, read_json
+from shared.storage.stores import publish
 
 if TYPE_CHECKING:
     from curate.settings import PipelineSettings
@@ -41,6 +43,10 @@ CLUSTERS = "clusters"
 REMOVED = "removed.parquet"
 """The report of what `lvd-curate remove` took out."""
 OUTPUTS = ["output_shard", "output_key"]
+_READ = (
+    *("reports/images.parquet", f"reports/{SEED_IMAGES}.parquet", f"reports/{REMOVED}"),
+    *("reports/funnel.json", f"{CLUSTERS}/{CENTROIDS}"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Before:
     """By the name of the included seed that the images are of; None: of the crawl."""
     images: int
     """How many it exported."""
+    labelled: int
+    """How many others are labelled to be kept as well."""
     written: Written | None
     """What its shards hold, where the run adds to them; None where it writes all anew."""
     centroids: Centroids | None
@@ -124,18 +132,23 @@ class Before:
 
 
 def refuse_labels(settings: PipelineSettings) -> None:
-    """Raise LvdError for labels, by which what was exported may not stay."""
+    """Raise LvdError for labels, which may drop what is in shards that are only added to."""
     if settings.labels is not None:
         raise LvdError(
-            f"labels {settings.labels}: what is labelled judges images anew that an earlier result holds: "
-            "curate anew into another OUT with `lvd-curate run`, without --since"
+            f"labels {settings.labels}: what is labelled may be dropped from shards that are there: say "
+            "`lvd-curate run` into OUT, which keeps what is exported, too, and writes all shards anew"
         )
 
 
-def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
+def read_before(
+    out: Path, work: Path, scratch: Path, *, adds: bool, labels: CompiledLabels | None = None
+) -> Before:
     """Read a finished result, and lay what workers need of it below `scratch`, its list in `work`.
 
-    With `adds` its shards are added to, and have to be there. A reduce that holds the keys and hashes
+    Where these are copies of a store, it is given there to other machines.
+
+    With `adds` its shards are added to, and have to be there; else what `labels` keep stays beside
+    what it exported. A reduce that holds the keys and hashes
     of what was exported. Raises LvdError where `out` is no result, or one that no run can go on from.
     """
     run = read_run(out)
@@ -146,11 +159,15 @@ def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
     kept = kept.append_column("place", pa.array(own, pa.int64()))
     if adds and run["settings"]["export"]["format"] == "shards":
         _require_shards(out, pc.unique(kept["output_shard"]).to_pylist())
+    images = len(kept)
+    if not adds:
+        kept = _add_labelled(kept, labels)
     exported = {}
     for number, seed in enumerate(pc.unique(kept["seed"]).to_pylist()):
         mine = pc.equal(kept["seed"], seed) if seed is not None else pc.is_null(kept["seed"])
         file = scratch / f"exported-{number}.parquet"
         pq.write_table(kept.filter(mine).select(EXPORTED.names).cast(EXPORTED), file)
+        publish(file)
         exported[seed] = Exported(str(out), file, digest_file(file))
     written = None
     if adds:
@@ -160,12 +177,24 @@ def read_before(out: Path, work: Path, scratch: Path, *, adds: bool) -> Before:
     fitted = run["clusters"]
     found = np.load(out / CLUSTERS / CENTROIDS)
     found = found[found.any(1)]  # without those that `lvd-curate remove` took out
-    np.save(scratch / CENTROIDS, found)
-    digest = digest_file(scratch / CENTROIDS)
-    centroids = Centroids(scratch, digest, fitted["images"], fitted["distance"])
+    file = scratch / CENTROIDS
+    np.save(file, found)
+    publish(file)
+    centroids = Centroids(file, digest_file(file), fitted["images"], fitted["distance"])
     removed = _list_removed(out, work, scratch)
     known = centroids if len(found) else None
-    return Before(out, run, exported, len(kept), written, known, removed)
+    labelled = len(kept) - images
+    return Before(out, run, exported, images, labelled, written, known, removed)
+
+
+def _add_labelled(kept: pa.Table, labels: CompiledLabels | None) -> pa.Table:
+    """Return images of a result, and of those of the crawl that are labelled to be kept the others."""
+    if labels is None or labels.kept is None:
+        return kept
+    own = kept.filter(pc.is_null(kept["seed"]))["sha256"]
+    asked = pq.read_table(labels.kept.file, schema=EXPORTED)
+    others = asked.filter(pc.invert(pc.is_in(asked["sha256"], own.combine_chunks())))
+    return pa.concat_tables([kept, others], promote_options="permissive")
 
 
 def _list_removed(out: Path, work: Path, scratch: Path) -> tuple[CompiledList, ...]:
@@ -179,6 +208,11 @@ def _list_removed(out: Path, work: Path, scratch: Path) -> tuple[CompiledList, .
         kinds.append("pdq")
     settings = [ListSettings(kind=kind, path=str(path), column=kind) for kind in kinds]
     return tuple(x for each in settings for x in compile_lists({"removed": each}, work, scratch))
+
+
+def files_read(names: Iterable[str]) -> list[str]:
+    """Return which of the files of a result a run reads, beside `run.json`, that writes all shards anew."""
+    return sorted(name for name in names if "/".join(name.split("/")[:2]) in _READ)
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -115,12 +115,15 @@ def count_funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> d
 
 def _since_problems(plan: Plan, selected: Selected) -> list[str]:
     """Return a line where not all stays that an earlier result exported."""
-    if plan.before is None or selected.stayed == plan.before.images:
+    before = plan.before
+    if before is None or selected.stayed == before.images + before.labelled:
         return []
+    asked = before.images + before.labelled
+    also = " or that are labelled keep" if before.labelled else ""
     return [
-        f"{plan.before.images - selected.stayed:,} of the {plan.before.images:,} images that the earlier "
-        "result exported are not kept: they are gone from the crawl, have other bytes, or a filter, a "
-        "list or a holdout of this run drops them"
+        f"{asked - selected.stayed:,} of the {asked:,} images that the earlier result exported{also} are "
+        "not kept: they are gone from the crawl, have other bytes, or a filter, a list, a label or a "
+        "holdout of this run drops them"
     ]
 
 
@@ -130,7 +133,8 @@ def _label_problems(plan: Plan, results: Results) -> list[str]:
     if labels is None:
         return []
     crawl, lines = results.datasets.crawl.collection, []
-    if (kept := labels.counts["keep"]) > results.selected.stayed:
+    kept = 0 if plan.before else labels.counts["keep"]  # those are told beside what was exported
+    if kept > results.selected.stayed:
         lines.append(
             f"{kept - results.selected.stayed:,} of the {kept:,} images that are labelled keep are not "
             "kept: they are not in this crawl, or a filter, a list or a holdout drops them"

@@ -113,7 +113,7 @@ def sample(
     """Return numbers of a sample of the crawl, and the rows in it of the originals to edit."""
     rng = np.random.default_rng(settings.seed)
     numbers = _sample(collection, settings.crawl_sample, settings.parts, rng)
-    _refuse_few(len(numbers), "images of the crawl", "dedup")
+    _refuse_few(len(numbers), "images of the crawl that filters and lists leave", "dedup")
     rows = rng.choice(len(numbers), min(settings.originals, len(numbers)), replace=False)
     return numbers, np.sort(rows)
 

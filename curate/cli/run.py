@@ -74,8 +74,8 @@ def run(
     stays and stands for its copies, and all shards are written anew; --replace judges all anew.
 
     --since OLD does so with another result, whose settings may be others: what OLD exported stays,
-    whatever the seeds and budgets of this run say; only filters, lists and holdouts of this run
-    drop it. Thresholds that were measured for OLD are kept, and so are its centroids until the
+    whatever the seeds and budgets of this run say; only filters, lists, labels and holdouts of this
+    run drop it. Thresholds that were measured for OLD are kept, and so are its centroids until the
     images have drifted from them (cluster.drift). `lvd-curate update OLD` adds shards to OLD
     instead.
 
@@ -129,7 +129,8 @@ def run(
             )
     name = published.url if published else None
     anew = "" if replace or since is not None else _why_anew(plan, out, name, retry)
-    output = Output(out.absolute(), settings, replace, name, anew)
+    there = (published.fetch_earlier, published.is_whole) if published else (None, True)
+    output = Output(out.absolute(), settings, replace, name, anew, *there)
     check_export(plan)
     for line in wrong_pairings(plan.request):
         warn(line)
@@ -152,14 +153,12 @@ def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str 
     """
     from shared.storage.files import read_optional
 
-    keep = "; to keep what is exported, stop this run"
-    if url is not None:
-        # what is on a store is not swapped whole, so that a kill could leave nothing to go on from
-        return f"{keep}, copy {url} to a folder and name that as --since"
     if retry is not None and read_optional(out / "reports" / "funnel.json").get("set_aside"):
+        # what a part has that failed for a while is judged as if it never had
+        keep = "; to keep what is exported, stop this run"
+        if url is not None:
+            return f"{keep}, copy {url} to a folder and name that as --since"
         return f"{keep} and say lvd-curate update {out} --retry {retry}"
-    if plan.request.settings.labels is not None:
-        return "; without labels what is exported would stay"
     return None
 
 
@@ -184,9 +183,10 @@ def go_on_from(
     from curate.plan import pinned
     from shared.storage.locks import scratch_folder
 
-    refuse_labels(plan.request.settings)
+    if adds:
+        refuse_labels(plan.request.settings)
     with scratch_folder(plan.work / "scratch") as scratch:
-        before = read_before(old, plan.work, scratch, adds=adds)
+        before = read_before(old, plan.work, scratch, adds=adds, labels=plan.labels)
         plan = dataclasses.replace(plan, before=before)
         if dry_run:
             click.echo(describe(plan, out, published.url if published else ""))

@@ -68,6 +68,22 @@ def copy_result(out: Path, place: str, option: str = "export.also") -> int:
         raise as_line(error, f"{option} {shown(place)}") from error
 
 
+def remove_copy(place: str, option: str) -> None:
+    """Remove what `copy_result` left at `place`, if anything; what is left of it is never taken for whole.
+
+    Raises LvdError, in one line, for what goes on failing.
+    """
+    try:
+        system, root = fsspec.core.url_to_fs(place)
+        copy = _Copy(Path(), system, root.rstrip("/"), {})
+        there = retry(copy._list)
+        last = [name for name in (FILES, NOTE) if name in there]
+        for name in ([RUN] if RUN in there else []) + sorted(there.keys() - {RUN, *last}) + last:
+            retry(system.rm_file, copy._path(name))
+    except Exception as error:  # storage libraries raise anything
+        raise as_line(error, f"{option} {shown(place)}") from error
+
+
 @dataclass(frozen=True)
 class _Copy:
     """A place, and what is to be there."""

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -61,15 +61,20 @@ class Output:
         replace: bool,
         name: str | None = None,
         anew: str | None = "",
+        fetch: Callable[[], None] | None = None,
+        is_whole: bool = True,
     ) -> None:
         """Refuse an `out`, which the user calls `name`, that holds something else, unless `replace`.
 
         Where `anew` is None, a run of these settings goes on from the result there if its crawl has
-        grown; else it says how that could be had, if at all.
+        grown; else it says how that could be had, if at all. `fetch` brings what that reads of `out`
+        where only its `run.json` is here; `is_whole` is False where the rest is nowhere any more.
         """
         self.out = out
         self._anew = anew
-        self._name = name or str(out)
+        self._fetch = fetch
+        self._is_whole = is_whole
+        self.name = name or str(out)
         self.settings = settings
         self.partial = out.with_name(out.name + PARTIAL)
         self._old = out.with_name(f".{out.name}.replaced")
@@ -105,13 +110,13 @@ class Output:
             return
         if not (self.out / RUN).exists():
             raise LvdError(
-                f"--out {self._name} holds files that no run wrote: name an empty folder, or say "
+                f"--out {self.name} holds files that no run wrote: name an empty folder, or say "
                 "--replace to delete them at the end of the run"
             )
         there = read_json(self.out / RUN)
         if "settings" not in there:
             whose = describe_folder(self.out) or "no result of lvd-curate"
-            raise LvdError(f"--out {self._name} is {whose}; name another --out")
+            raise LvdError(f"--out {self.name} is {whose}; name another --out")
         own, there = flat(self.settings), flat(there["settings"])
         if self._anew is None:
             there.pop(SINCE, None)
@@ -121,7 +126,7 @@ class Output:
 
     def _refuse(self, key: str, there: Any, own: Any) -> NoReturn:
         raise LvdError(
-            f"--out {self._name} holds a run with {key}={there!r}, not {own!r}: name another --out, or "
+            f"--out {self.name} holds a run with {key}={there!r}, not {own!r}: name another --out, or "
             "say --replace to swap it at the end"
         )
 
@@ -137,7 +142,7 @@ class Output:
     def stands(self, address: str) -> bool:
         """Return whether `out` already is the whole result of this address."""
         path = self.out / RUN
-        return path.exists() and read_json(path)["address"] == address
+        return self._is_whole and path.exists() and read_json(path)["address"] == address
 
     def begin(self, address: str, *, adding: bool = False) -> None:
         """Prepare the partial folder; what it holds of another address is removed.
@@ -149,7 +154,7 @@ class Output:
             removed := read_optional(self.out / RUN).get("removed")
         ):
             raise LvdError(
-                f"--out {self._name} is without images that lvd-curate remove took out, and this run "
+                f"--out {self.name} is without images that lvd-curate remove took out, and this run "
                 f"may bring them back: add {removed[-1]['path']} to the pipeline's `lists` and say "
                 "--replace, or name another --out"
             )
@@ -209,7 +214,7 @@ class Output:
 
         What a run that goes on from nothing makes is known by its address alone.
         """
-        there = read_optional(self.out / RUN)
+        there = read_optional(self.out / RUN) if self._is_whole else {}
         if before is not None:
             goes_on = before.is_at(self.out)
         else:
@@ -241,7 +246,7 @@ class Output:
                 self._refuse(SINCE, since, None)
             return False
         have = (
-            f"{self._name} holds a result of {held:,} images, and crawl {crawl} has {images:,} now"
+            f"{self.name} holds a result of {held:,} images, and crawl {crawl} has {images:,} now"
         )
         if self._anew is not None:
             say(f"{have}: all are judged anew{self._anew}")
@@ -251,6 +256,11 @@ class Output:
             "shards to it, run --replace judges all anew"
         )
         return True
+
+    def fetch(self) -> None:
+        """Bring what a run reads of `out` that goes on from it, where that is elsewhere."""
+        if self._fetch is not None:
+            self._fetch()
 
     def go_on_from(self, before: Before) -> None:
         """Let the result be one since that in its place, which it takes at the end."""

@@ -2,7 +2,8 @@
 
 At its place `run.json` goes first and comes last, so that a result is never there in part. A run that
 is cut off while it copies goes on where it was; one that is cut off before builds the result again,
-from what is in WORK.
+from what is in WORK. What a run on a grown crawl reads of the earlier result is kept beside it until
+the new one is whole, so that a run that was cut off goes on from the same.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from curate.execution.copies import NOTE, copy_result
+from curate.execution.copies import NOTE, copy_result, remove_copy
 from curate.execution.output import FILES, RUN, TIMINGS
+from curate.increment import files_read
 from shared.errors import LvdError
+from shared.storage.files import link_or_copy, read_json, read_optional, write_json
 from shared.storage.leases import Lease, leased
 from shared.storage.locks import busy
 from shared.storage.store_copies import new_copy
@@ -24,18 +27,48 @@ READ = (FILES, TIMINGS, "reports/funnel.json")
 """What a run reads of a result that is there, besides `run.json`."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Published:
     """The OUT `url`, and the folder `local` where the result is built."""
 
     url: str
     local: Path
     lease: Lease
+    store: Store
+    is_whole: bool
+    """False where a result was being copied over another: `local` is what is kept of that."""
+    goes_on: bool = False
+    """Whether the result to be published was made from what is there."""
+
+    def fetch_earlier(self) -> None:
+        """Fetch of the result there what a run reads that goes on from it, and keep it beside it."""
+        with reword_store("--out", self.url):
+            known = read_optional(self.local / FILES)
+            names = files_read(known)
+            kept = _earlier(self.local)
+            for name in names:
+                place = (self.local if self.is_whole else kept) / name
+                self.store.fetch_whole(place, self.local / name, known[name]["sha256"])
+        self.goes_on = True
+        if not self.is_whole:
+            return
+        for name in names:
+            link_or_copy(self.local / name, kept / name)
+        write_json(kept / RUN, read_json(self.local / RUN))
+        write_json(kept / FILES, {name: known[name] for name in (RUN, *names)})
+        copy_result(kept, self.store.url_of(kept), option="--out")
 
     def publish(self) -> None:
-        """Copy the result that was built to its place."""
+        """Copy the result that was built to its place.
+
+        What is kept of an earlier one stays until then if the result goes on from that.
+        """
         self.lease.require(self.url)
+        place = self.store.url_of(_earlier(self.local))
+        if not self.goes_on:
+            remove_copy(place, "--out")
         copy_result(self.local, self.url, option="--out")
+        remove_copy(place, "--out")
 
 
 @contextmanager
@@ -53,9 +86,20 @@ def open_published(url: str) -> Iterator[Published]:
         store, local = Store(parent, folder), folder / name
         with reword_store("--out", url):
             lease = stack.enter_context(leased(f"{parent}/.{name}.lock", busy(url)))
-            if store.fetch(local / RUN):
+            is_whole = store.fetch(local / RUN)
+            if not is_whole and store.has_file(local / NOTE):
+                if store.fetch(_earlier(local) / RUN):
+                    for path in READ:
+                        store.fetch(_earlier(local) / path)
+                    _earlier(local).rename(local)
+            elif is_whole:
                 for path in READ:
                     store.fetch(local / path)
-            elif not store.has_file(local / NOTE) and store.has_files(local):
+            elif store.has_files(local):
                 raise LvdError(f"--out {url} holds files that no run wrote: name an empty place")
-        yield Published(url, local, lease)
+        yield Published(url, local, lease, store, is_whole)
+
+
+def _earlier(local: Path) -> Path:
+    """Return where lies what is kept of an earlier result, here and at the store."""
+    return local.with_name(f".{local.name}.earlier")

@@ -73,8 +73,8 @@ GROWN = 4
 class Centroids:
     """The centroids of a result, and how well they fitted the images that they were found for."""
 
-    folder: Path
-    """With `centroids.npy`."""
+    file: Path
+    """Float32 [k, d]."""
     digest: str
     """Stands for them."""
     images: int
@@ -152,7 +152,7 @@ def _assign_all(
     asked = [settings.model_dump(exclude={"drift"}), threads, *([before.digest] if before else [])]
     stage = Stage("cluster", VERSION, crawl.address, asked)
     home = runner.folder(stage)
-    args = (collection, settings, threads, before.folder if before else None)
+    args = (collection, settings, threads, before.file if before else None)
     note = "" if before else "k-means"
     gpus = gpus_wanted()
     runner.run(stage, centroids, [Unit("centroids", args)], note=note, gpus=gpus)
@@ -213,7 +213,7 @@ def centroids(
         order = groups.order()
         centers, groups = centers[order], Groups(groups.middles, groups.of[order])
     else:
-        centers = np.load(before / CENTROIDS)
+        centers = np.load(before)
         groups = group_centroids(centers, settings)
     np.save(out / CENTROIDS, centers)
     np.savez(out / GROUPS, middles=groups.middles, of=groups.of)

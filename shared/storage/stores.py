@@ -69,6 +69,12 @@ class Store:
             beside.write_bytes(data)
         return True
 
+    def fetch_whole(self, path: Path, target: Path, sha256: str) -> None:
+        """Fetch a file of any size into `target`, and hold it against its hash."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(target, self._scratch) as beside:
+            retry(self._download, path, beside, sha256)
+
     def put(self, path: Path) -> None:
         """Store a small file of the copy."""
         self._write(path, path.read_bytes())

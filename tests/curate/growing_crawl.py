@@ -68,10 +68,11 @@ class Site:
     def __call__(self, command, *words, status=0):
         asked = [command, *map(str, words)]
         if command in ("run", "update"):
-            asked += ["--executor=inline"]
+            asked += [] if any("--executor" in word for word in asked) else ["--executor=inline"]
             asked += [] if any("--work" in word for word in asked) else [f"--work={self.work}"]
         if command == "run":
-            asked += [f"--out={self.out}", "--set=export.shard_size=7"]
+            asked += [] if any("--out" in word for word in asked) else [f"--out={self.out}"]
+            asked += ["--set=export.shard_size=7"]
         result = CliRunner().invoke(main, asked)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

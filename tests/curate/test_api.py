@@ -176,7 +176,7 @@ heavy = {"ray", "torch", "timm", "faiss", "numpy", "pyarrow"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 import curate.dedup.near
 from curate import balance, dedup, embed, retrieve, top_up
-assert curate.dedup is dedup and dedup.__module__ == "curate.api_dedup"
+assert curate.dedup is dedup and dedup.__module__ == "curate.api.deduplication"
 import numpy as np
 vectors = np.eye(4, dtype=np.float32)
 dedup(vectors, 0.5), retrieve(vectors, vectors, threshold=0.5)
@@ -186,6 +186,8 @@ embed([np.zeros((40, 40, 3), np.uint8)], "descriptor")
 assert "ray" not in sys.modules
 wrong = [
     lambda: dedup(vectors[0], 0.5),
+    lambda: balance(vectors, 2, held=np.ones(4)),
+    lambda: balance(vectors, 2, held=np.ones(3, bool)),
     lambda: dedup(vectors.astype(int), 0.5),
     lambda: dedup(vectors * np.nan, 0.5),
     lambda: dedup(vectors, 1.5),

@@ -196,3 +196,13 @@ def test_evenness_is_that_of_the_definition():
         "effective_clusters": 40.0,
     }
     assert measure_evenness(np.zeros(3, int), 0)["effective_clusters"] == 0
+
+
+def test_what_is_held_is_drawn_before_all_others_and_counts(long_tail):
+    vectors, kind = long_tail
+    held = kind == 0
+    found = balance(vectors, 1500, held=held, levels=[60, 12])
+    assert found.weight.sum() == 1500
+    assert found.kept[held].all()
+    alone = balance(vectors, 1500, levels=[60, 12])
+    assert not alone.kept[held].all()

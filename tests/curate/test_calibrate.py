@@ -166,3 +166,10 @@ def test_the_descriptor_calibrates_on_real_pictures():
     assert found.recall_by_edit["jpeg"] >= 0.9
     assert found.recall >= 0.5
     assert found.false_per_thousand[0] == 0
+
+
+def test_a_crawl_of_which_filters_leave_nothing_is_said_to_be_that(small_run):
+    words = ("--set=quality.min_side=9999", "--set=dedup.threshold=auto")
+    status, said = small_run("run", f"--out={small_run.root / 'none'}", *words)
+    assert status == 2
+    assert "0 images of the crawl that filters and lists leave are too few" in " ".join(said)

@@ -194,8 +194,38 @@ def test_balance_takes_what_is_labelled_keep_first(labelled, tmp_path, monkeypat
         (("--set=labels=nowhere.parquet",), "labels: nowhere.parquet is not there"),
         (("--set=labels=pipelines.yaml",), "labels: pipelines.yaml is no Parquet file"),
         (("--set=labels=out/reports/images.parquet",), "holds no labels"),
-        (("--set=labels=out.labels.parquet", "--since=out"), "without --since"),
     ],
 )
 def test_labels_that_a_run_cannot_keep_to_are_refused(labelled, words, told):
     assert told in " ".join(labelled[0]("run", FLOOR, "--replace", *words, status=2).split())
+
+
+def test_where_the_crawl_has_grown_labels_are_kept_to_beside_what_was_exported(labelled):
+    site, _, _, key_of = labelled
+    before, file = site.rows(), site.root / "out.labels.parquet"
+    exported = {key for key, row in before.items() if row["decision"] == "kept"}
+    status, said = lvd_curate("update", site.out, f"--work={site.work}")
+    assert status == 2
+    assert "say `lvd-curate run` into OUT" in " ".join(said.split())
+    irrelevant = [k for k, row in before.items() if row["decision"] == "irrelevant"]
+    no_more = next(k for k in sorted(exported) if k not in {*key_of.values(), COPY, ORIGINAL})
+    lines = ["label,key,other", f"keep,{irrelevant[0]},", f"drop,{no_more},"]
+    (site.root / "more.csv").write_text("\n".join(lines) + "\n")
+    status, told = lvd_curate("label", site.out, f"--labels={site.root / 'more.csv'}")
+    assert (status, "2 drop, 2 keep" in told) == (0, True), told
+    site.grow()
+    said = " ".join(site("run", ALL, FLOOR, f"--set=labels={file}").split())
+    assert "what it exported stays" in said
+    after = site.rows()
+    kept = {key for key, row in after.items() if row["decision"] == "kept"}
+    assert {*exported - {no_more}, key_of["keep"], irrelevant[0]} <= kept
+    for key in (key_of["drop"], no_more):
+        assert after[key]["reason"] == "sha256 is on the list labels"
+    assert {after[key]["group"] for key in (COPY, ORIGINAL)} == {None}
+    problems = " ".join(site.json("reports/funnel.json")["problems"])
+    asked = len(exported) + 1
+    assert (
+        f"1 of the {asked} images that the earlier result exported or that are labelled" in problems
+    )
+    assert "nothing to do" in site("run", ALL, FLOOR, f"--set=labels={file}")
+    site.require_whole()

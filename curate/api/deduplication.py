@@ -1,4 +1,4 @@
-"""Groups of copies as a function on arrays, and a look at pictures: see `curate.api`."""
+"""`dedup`: groups of copies among vectors, and by a look at pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Float32, Int8, Int64
 from PIL import Image
 from pydantic import ValidationError
 
-from curate.api import Picture, checked, to_image
+from curate.api.arrays import checked
+from curate.api.embedding import Picture, to_image
 from curate.catalogue.originals import PartBytes
 from curate.dedup.below import NEAREST, add_pairs, draw_sample, floor_of, most_similar
 from curate.dedup.groups import (

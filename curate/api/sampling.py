@@ -1,4 +1,4 @@
-"""Balance and top-up as functions on arrays: see `curate.api`."""
+"""`balance` and `top_up`: a sample of images that is even, or adds most to what is held."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64
 from pydantic import ValidationError
 
-from curate.api import checked
+from curate.api.arrays import checked
 from curate.neighbours.search import use_threads
 from curate.selection.k_centre import pick_farthest
 from curate.selection.sampling import BalanceSettings, Draw, balance_vectors
@@ -42,6 +42,7 @@ def balance(
     draw: Draw = "random",
     repeats: int = 1,
     seed: int = 0,
+    held: Bool[np.ndarray, " n"] | None = None,
     threads: int = 1,
 ) -> Balanced:
     """Draw `target` images (or a share of them) evenly, by hierarchical k-means (arXiv 2405.15613).
@@ -50,10 +51,19 @@ def balance(
     top, what each gets to those in it, down to images: `random` ones, those `nearest` to the centroid,
     or `furthest` from it. The weights add up to the target, or to `repeats` times n where that is
     less: with `repeats` above 1 small clusters are filled up. The other options are those of
-    `balance` of a pipeline. Raises ValueError for other shapes, what is not finite, and options that
-    a pipeline would refuse.
+    `balance` of a pipeline. What is `held` already is drawn before all others, at least once, and
+    counts towards the target, as what an earlier result exported does in a run; if that is more than
+    the target, it is all that is drawn.
+
+    Raises ValueError for other shapes, what is not finite, and options that a pipeline would refuse.
     """
     stored = checked("vectors", vectors)
+    stays = None if held is None else np.asarray(held)
+    if stays is not None and (stays.dtype != bool or stays.shape != (len(stored),)):
+        raise ValueError(
+            f"held is {stays.dtype} {list(stays.shape)}: give a bool for each of the "
+            f"{len(stored)} rows"
+        )
     asked = levels if levels == "auto" else list(levels)
     try:
         settings = BalanceSettings(
@@ -66,7 +76,7 @@ def balance(
     if not len(stored):
         return Balanced(np.empty(0, np.int32), np.empty(0, np.int32))
     use_threads(threads)
-    weight, hierarchy = balance_vectors(stored, target, settings)
+    weight, hierarchy = balance_vectors(stored, target, settings, stays)
     return Balanced(weight, hierarchy.parents[0])
 
 
