@@ -6,8 +6,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-PAYS = 10**11
-"""Multiplications from which importing torch pays, which takes as long as so many in float32."""
+PAYS = 2 * 10**10
+"""Multiplications of a unit from which a process imports torch: some of these later, that has paid."""
 PAYS_IMPORTED = 10**9
 FEWEST = 2_048
 FEWEST_EACH = 256
@@ -34,3 +34,9 @@ def pays(queries: int, base: int, dim: int, k: int) -> bool:
     if base < max(FEWEST, FEWEST_EACH * k) or not multiplies_bfloat16():
         return False
     return queries * base * dim >= (PAYS_IMPORTED if "torch" in sys.modules else PAYS)
+
+
+def import_torch(multiplications: float) -> None:
+    """Import torch, which multiplies bfloat16, where so much is to be done by calls of less each."""
+    if multiplications >= PAYS and multiplies_bfloat16():
+        import torch  # noqa: F401
