@@ -2,7 +2,9 @@
 
 `python -m benchmarks.stored_shards` starts moto's server in a process of its own, which answers each
 request after `--latency` seconds, as a store does, and needs the packages of the tests. The rounds
-take turns. Server and loader share the machine: with few processors the ratio is a lower bound.
+take turns. Server and loader share the machine: with few processors the ratio is a lower bound. So the
+CPU seconds of a loader without workers are told too, which the server has no part in: their ratio is
+that of the rates where the loader's processors are busy and the store is not.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,38 +80,45 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
     places = {"local": str(folder / "shards"), "s3": "s3://bucket/shards"}
     indexes = {name: read_index(place, folder / name) for name, place in places.items()}
     rates: dict[str, list[float]] = {name: [] for name in places}
+    cpu: dict[str, list[float]] = {name: [] for name in places}
     for number in range(options.rounds + 1):
         for name, index in indexes.items():
-            rate = _rate(index, options)
+            rate = _rate(index, options, options.workers, time.perf_counter)
+            own = _rate(index, options, 0, time.process_time)
             if number:  # the first warms up
                 rates[name].append(rate)
-    median = {name: statistics.median(of) for name, of in rates.items()}
-    for name, rate in median.items():
-        print(f"{name:<6} {rate:7.1f} images/s")
-    ratios = [stored / local for stored, local in zip(rates["s3"], rates["local"], strict=True)]
-    print(
-        f"s3 over local: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+                cpu[name].append(own)
+    for unit, measured in {"s": rates, "CPU s of the loader": cpu}.items():
+        for name, of in measured.items():
+            print(f"{name:<6} {statistics.median(of):7.1f} images/{unit}")
+        pairs = zip(measured["s3"], measured["local"], strict=True)
+        ratios = [stored / local for stored, local in pairs]
+        print(
+            f"s3 over local: {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
-def _rate(index: ShardIndex, options: argparse.Namespace) -> float:
-    """Return the images a second of an epoch, from the first batch on."""
+def _rate(
+    index: ShardIndex, options: argparse.Namespace, workers: int, clock: Callable[[], float]
+) -> float:
+    """Return the images a second of an epoch, from the first batch on, by a clock."""
     steps = options.images // options.batch
     order = Order(index.sizes, batch_size=options.batch, seed=0, window=options.shards)
     loader = make_loader(
         index,
         order,
         Views(CropSettings(), seed=0),
-        settings=DataSettings(workers=options.workers),
+        settings=DataSettings(workers=workers),
         ranks=(0, 1),
         accumulate=1,
         start_step=0,
         stop_step=steps,
     )
     next(loader)  # the workers have started
-    began = time.perf_counter()
+    began = clock()
     count = sum(len(batch.keys) for batch in loader)
-    return count / (time.perf_counter() - began)
+    return count / (clock() - began)
 
 
 def _write(path: Path, numbers: range, side: int) -> None:

@@ -1,10 +1,11 @@
 """Exact cosine search and spherical k-means on unit vectors, by Faiss, or on a card by torch.
 
 The one module that imports faiss. Where the process sees a card, that computes the products
-(`on_card.py`). Everywhere in curate, the similarity of two stored float16
-vectors is `cosine`: renormalised in float32, accumulated in float64, rounded to float32, clamped
-to [-1, 1]. Float32 products only propose candidates, with a slack that covers their
-rounding, so results do not depend on block sizes, threads or the order of the vectors.
+(`on_card.py`); a CPU that multiplies bfloat16 does so where much is searched (`coarse.py`).
+Everywhere in curate, the similarity of two stored float16 vectors is `cosine`: renormalised in
+float32, accumulated in float64, rounded to float32, clamped to [-1, 1]. Products only propose
+candidates, with a slack that covers their rounding, so results do not depend on block sizes,
+threads, the kind of processor or the order of the vectors.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Float32, Int32, Int64, Integer
 
+from curate.neighbours.cpu import pays
 from shared.errors import LvdError
 
 if TYPE_CHECKING:
     import torch
+
+    from curate.neighbours.coarse import CoarseIndex
 
 SLACK = np.float32(1e-4)
 """More than the rounding of a float32 inner product of two unit vectors of up to 4096 dimensions."""
@@ -263,13 +267,13 @@ def top_k(
     similarity = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int64)
     base_blocks = [slice(at, at + BASE_ROWS) for at in range(0, len(base), BASE_ROWS)]
-    units = unit(base) if len(base_blocks) == 1 else None
-    group = QUERY_ROWS if units is not None else 16 * QUERY_ROWS
+    whole = _block(base, len(queries), k) if len(base_blocks) == 1 else None
+    group = QUERY_ROWS if whole is not None else 16 * QUERY_ROWS
     for first in range(0, len(queries), group):
         asked = unit(queries[first : first + group])
         best = np.full((len(asked), 0), 0, np.float32), np.empty((len(asked), 0), np.int64)
         for at in base_blocks:
-            found = _top_k_of_block(asked, unit(base[at]) if units is None else units, k)
+            found = _top_k_of_block(asked, whole or _block(base[at], len(asked), k), k)
             best = first_k(
                 np.hstack([best[0], found[0]]), np.hstack([best[1], found[1] + at.start]), k
             )
@@ -277,10 +281,50 @@ def top_k(
     return similarity, rows
 
 
+class _Block(NamedTuple):
+    units: Float32[np.ndarray, "m d"]
+    coarse: CoarseIndex | None
+
+
+def _block(base: Float[np.ndarray, "m d"], queries: int, k: int) -> _Block:
+    """Return the unit vectors of stored ones, with a `CoarseIndex` where so many queries repay it."""
+    units = unit(base)
+    if card() is not None or not pays(queries, len(units), units.shape[1], k):
+        return _Block(units, None)
+    from curate.neighbours.coarse import CoarseIndex
+
+    return _Block(units, CoarseIndex(units, _faiss().omp_get_max_threads()))
+
+
 def _top_k_of_block(
+    asked: Float32[np.ndarray, "n d"], block: _Block, k: int
+) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
+    k = min(k, len(block.units))
+    if block.coarse is None:
+        return _top_k_by_float32(asked, block.units, k)
+    similarity = np.empty((len(asked), k), np.float32)
+    rows = np.empty((len(asked), k), np.int64)
+    left = np.zeros(len(asked), bool)
+    for some in block.coarse.nearest(asked, k):
+        exact = np.empty(len(some.rows), np.float32)
+        for at in range(0, len(exact), QUERY_ROWS):
+            pairs = slice(at, at + QUERY_ROWS)
+            exact[pairs] = cosine(asked[some.queries[pairs]], block.units[some.rows[pairs]])
+        order = np.lexsort((some.rows, -exact, some.queries))
+        best = order[np.searchsorted(some.queries, some.done)[:, None] + np.arange(k)]
+        similarity[some.done], rows[some.done] = exact[best], some.rows[best]
+        left[some.crowded] = True
+        if len(some.crowded) > len(some.done):  # the next ones are likely to be so, too
+            left[some.stop :] = True
+            break
+    if left.any():
+        similarity[left], rows[left] = _top_k_by_float32(asked[left], block.units, k)
+    return similarity, rows
+
+
+def _top_k_by_float32(
     asked: Float32[np.ndarray, "n d"], block: Float32[np.ndarray, "m d"], k: int
 ) -> tuple[Float32[np.ndarray, "n k"], Int64[np.ndarray, "n k"]]:
-    k = min(k, len(block))
     wide = min(len(block), k + 8)
     proposed, found = _knn(asked, block, wide)
     exact = np.empty_like(proposed)

@@ -29,6 +29,9 @@ from curate.retrieval.seed_index import (
 from curate.stage import Runner, Stage, Unit
 
 VERSION = 2
+IN_CLUSTERS = 16_384
+"""Images that are searched together in a large seed, at least: the unit vectors of all of its clusters
+are made for each such block, which takes as long as searching some thousands of images there."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,17 @@ def _retrieve(
     else:
         versions = [VERSION, INDEX_VERSION]
         stage = Stage("retrieve", versions, [*addresses, index.address], [*how, index.probes])
+    images, block = len(crawl.collection), crawl.collection.block
+    if index is not None:
+        block = max(block, IN_CLUSTERS)
     units = [
         Unit(
             f"{start:012d}",
             (crawl.collection, groups, seed.collection, start, stop, k, threads, index),
             stop - start,
         )
-        for start, stop in crawl.collection.blocks()
+        for start in range(0, images, block)
+        for stop in [min(start + block, images)]
     ]
     runner.run(stage, search, units, gpus=gpus_wanted(), note=seed.name if named else "")
     folders = tuple(runner.folder(stage) / unit.name for unit in units)
@@ -102,7 +109,6 @@ def _retrieve(
         measured = Stage("retrieve", ["recall", INDEX_VERSION], stage.address, size)
         args = (crawl.collection, seed.collection, index, folders, size, k, threads)
         recall = measure_recall(runner, measured, *args)
-    block = crawl.collection.block
     return Retrieved(seed.name, seed.collection, folders, stage.address, block, recall)
 
 

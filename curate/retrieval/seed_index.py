@@ -25,10 +25,11 @@ from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.part_files import VECTORS
 from curate.neighbours.cluster import ClusterSettings, cluster_vectors
 from curate.neighbours.clusters import Clusters, LoadedClusters
+from curate.neighbours.cpu import import_torch
 from curate.neighbours.search import first_k, top_k, use_threads
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 1
+VERSION = 2
 FOUND, NEAREST = "found.npy", "nearest.npz"
 NOWHERE = np.iinfo(np.int64).max
 """The place of no image: behind all others."""
@@ -81,6 +82,7 @@ def nearest_in_clusters(
     are mapped: one at a time is copied, 6 d bytes for each vector of it.
     """
     loaded, k = clusters.load(), min(k, clusters.images)
+    import_torch(queries.size * clusters.images * probes / max(1, len(loaded)))
     similarity = np.full((len(queries), k), -2, np.float32)
     places = np.full((len(queries), k), NOWHERE, np.int64)
     _, near = top_k(queries, loaded.centroids, probes)

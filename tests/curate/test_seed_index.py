@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from made_collection import Made, clumps, exact_cosines, from_vectors, made_collection
 
+from curate.catalogue import collection
 from curate.catalogue.collection import Catalogued, Collection
 from curate.execution.session import open_runner
+from curate.retrieval import nearest_seeds
 from curate.retrieval.nearest_seeds import Retrieved, found, retrieve
 from curate.retrieval.seed_index import SeedIndexSettings
 from curate.stage import EngineSettings
@@ -74,6 +76,19 @@ def test_a_sample_of_the_searched_measures_it(work, crawl, seed):
     assert (sampled["queries"], sampled["pairs"]) == (30, 150)
     none = retrieved(work, crawl, seed, exact=1, probes=1, recall_sample=0).recall
     assert none["recall"] is None
+
+
+def test_more_images_are_searched_together_than_a_block_holds(
+    work, crawl, seed, tmp_path, monkeypatch
+):
+    whole = retrieved(work, crawl, seed, exact=1, probes=3)
+    monkeypatch.setattr(collection, "LEAST_BLOCK", 16)
+    monkeypatch.setattr(nearest_seeds, "IN_CLUSTERS", 64)
+    again = retrieved(tmp_path, crawl, seed, exact=1, probes=3)
+    assert (len(whole.folders), len(again.folders)) == (1, 2)
+    for one, other in zip(nearest_of(whole, crawl), nearest_of(again, crawl), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert again.recall == whole.recall
 
 
 def test_where_the_nearest_clusters_hold_too_few_all_are_searched(work, crawl, seed):
