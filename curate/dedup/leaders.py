@@ -30,9 +30,10 @@ from curate.dedup.groups import (
 )
 from curate.dedup.keep import NUMBER, RANK
 from curate.neighbours.clusters import AXES, Clusters
-from curate.neighbours.search import Searchable, heads, unit, use_threads
+from curate.neighbours.heads import heads
+from curate.neighbours.search import Searchable, unit, use_threads
 
-VERSION = 2
+VERSION = 3
 FEWEST = 16_384
 """Contents of fewer than which the heaps are small."""
 LEAST = 1_024
