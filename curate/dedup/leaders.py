@@ -30,7 +30,7 @@ from curate.dedup.groups import (
 )
 from curate.dedup.keep import NUMBER, RANK
 from curate.neighbours.clusters import AXES, Clusters
-from curate.neighbours.heads import heads
+from curate.neighbours.heads import expect_products, heads
 from curate.neighbours.search import Searchable, unit, use_threads
 
 VERSION = 3
@@ -114,6 +114,7 @@ def follow_leaders(
         leading = found_leaders["rank"]
         stored = np.load(leaders / VECTORS)
         base = Searchable(stored, found_leaders["numbers"], found_leaders["heads"])
+    expect_products(clusters.images * len(leading))
     loaded, edges = clusters.load(), [np.empty((0, 2), np.int64)]
     members = loaded.side_by_side(first, last)
     for at in range(0, len(members), _TOGETHER):

@@ -85,9 +85,8 @@ class DedupSettings(BaseModel):
     """Of a search of the pool, the images that one is joined with at most."""
     probes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """At most as many clusters are searched for a vector, its own included: of the nearest, those that
-    may hold a copy. auto: ten, or as many as hold 4,096 images of a crawl of up to 16,384, so that a small
-    one is searched whole, and of n images more 12,000 (n / 1,000,000)^(2/3), but no fewer; of a pool
-    65,536."""
+    may hold a copy. auto: ten, or as many as hold 4,096 images, so that a small crawl is searched whole,
+    or of n images 12,000 (n / 1,000,000)^(2/3) where that is more; of a pool 65,536."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
     looks: float = Field(0.02, ge=0, le=1)
@@ -218,6 +217,7 @@ def search_pool(
     use_threads(threads)
     loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    expect_products(clusters.images * POOL_COMPARED)
     members = loaded.side_by_side(first, last)
     own = np.repeat(np.arange(first, last), np.diff(loaded.offsets(first, last)))
     asking = alive(members, state)
