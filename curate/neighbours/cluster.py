@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.neighbours.clusters import AXES, CENTROIDS, Clusters
-from curate.neighbours.heads import count_axes, count_bytes, heads
+from curate.neighbours.heads import count_axes, heads
 from curate.neighbours.levels import SINGLE, Groups, find_groups, find_two_levels, nearest_of
 from curate.neighbours.search import (
     cosine,
@@ -332,7 +332,7 @@ def members(centers: Path, assigned: list[Path], first: int, last: int, *, out: 
         free += size
     axes = np.load(centers / AXES)
     head = np.lib.format.open_memmap(
-        out / "heads.npy", "w+", np.int8, (len(vectors), count_bytes(axes.shape[1]))
+        out / "heads.npy", "w+", np.int8, (len(vectors), axes.shape[1] + 2)
     )
     for at in range(0, len(vectors), ROWS):
         head[at : at + ROWS] = heads(unit(vectors[at : at + ROWS]), axes)

@@ -18,7 +18,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.fft
 from jaxtyping import Float32, Int8, Int32, Int64, Integer
 
 if TYPE_CHECKING:
@@ -41,22 +40,22 @@ def count_axes(dim: int) -> int:
     return min(dim, AXES)
 
 
-def count_bytes(axes: int) -> int:
-    """Return how many numbers a head along so many axes has: a DCT's next quick length, and one."""
-    return int(scipy.fft.next_fast_len(axes + 1, real=True)) + 1
+def turn(width: int) -> Float32[np.ndarray, "width width"]:
+    """Return the orthonormal matrix of the discrete cosine transform (DCT-II), whose entries are small."""
+    place = np.arange(width)
+    basis = np.cos(np.pi / width * np.outer(place + 0.5, place)) * (2 / width) ** 0.5
+    basis[:, 0] /= 2**0.5
+    return basis.astype(np.float32)
 
 
 def heads(
     vectors: Float32[np.ndarray, "n d"], axes: Float32[np.ndarray, "d h"]
-) -> Int8[np.ndarray, "n head"]:
+) -> Int8[np.ndarray, "n h+2"]:
     """Return the heads of unit vectors along orthonormal axes, the last number of each its error."""
     along = vectors @ axes
     rest = np.sqrt(np.maximum(0, 1 - np.einsum("nh,nh->n", along, along)))
-    width = count_bytes(axes.shape[1]) - 1
-    turned = np.zeros((len(vectors), width), np.float32)
-    turned[:, : along.shape[1]], turned[:, along.shape[1]] = along, rest
-    if len(turned):
-        turned = scipy.fft.dct(turned, norm="ortho", axis=1, overwrite_x=True)
+    width = along.shape[1] + 1
+    turned = np.column_stack([along, rest]) @ turn(width)
     step = _step(width)
     head = np.clip(np.rint(turned / step), -127, 127)
     turned -= head * step

@@ -8,7 +8,7 @@ import torch
 from made_collection import clumps, exact_cosines
 
 from curate.neighbours import heads as module
-from curate.neighbours.heads import HeadIndex, count_bytes, errors, heads
+from curate.neighbours.heads import HeadIndex, errors, heads, turn
 from curate.neighbours.search import principal_axes, unit
 
 STORED = clumps(9, 60, 8, 32, 0.5).astype(np.float16)
@@ -32,17 +32,15 @@ def products(head):
 @pytest.mark.parametrize("count", [0, 1, 7, 32])
 def test_the_product_of_two_heads_and_their_errors_is_at_least_the_cosine(count):
     head = heads(UNITS, principal_axes(UNITS[:100], count))
-    assert head.shape == (len(UNITS), count_bytes(count))
+    assert head.shape == (len(UNITS), count + 2)
     assert (products(head) - exact_cosines(UNITS, UNITS)).min() >= -module.SLACK
 
 
 def test_a_vector_along_one_turned_direction_is_cut_off_and_says_so():
     """No coordinate of such a head fits its 8 bits: the error covers the rest."""
-    axes, last = np.eye(200, dtype=np.float32), 36
-    turned = np.zeros((1, count_bytes(200) - 1))
-    turned[0, last] = 1
-    vectors = module.scipy.fft.idct(turned, norm="ortho", axis=1)[:, :200].astype(np.float32)
-    vectors = unit(np.concatenate([vectors, vectors + 1e-3]))
+    axes = np.eye(200, dtype=np.float32)
+    along = turn(201)[:200, 36]
+    vectors = unit(np.stack([along, along + 1e-3]))
     head = heads(vectors, axes)
     assert errors(head).min() > 0.3
     assert products(head)[0, 1] >= exact_cosines(vectors, vectors)[0, 1] - module.SLACK
@@ -67,8 +65,13 @@ def test_8_bit_and_float32_products_and_those_on_a_card_find_the_same(monkeypatc
         assert len(every[0]) < 1.5 * len(needed)
 
 
+@pytest.mark.parametrize("width", [1, 2, 127, 252])
+def test_turning_keeps_products(width):
+    np.testing.assert_allclose(turn(width) @ turn(width).T, np.eye(width), atol=1e-6)
+
+
 def test_sums_of_the_widest_heads_are_exact_in_float32():
-    assert 127**2 * (count_bytes(module.AXES) - 1) < 2**24
+    assert 127**2 * (module.AXES + 1) < 2**24
 
 
 def test_torch_is_imported_only_for_many_products(monkeypatch):
