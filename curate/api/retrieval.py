@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Float32, Int8, Int64
 from curate.api.arrays import checked
 from curate.neighbours.cluster import (
     ClusterSettings,
-    by_root,
     find_centroids,
     group_centroids,
     sample_rows,
@@ -156,7 +155,7 @@ def _take_of_clusters(
 ) -> Int64[np.ndarray, " t"]:
     if settings.order != "nearest":
         raise ValueError("order is by a hash of keys in a pipeline: only nearest is known here")
-    cut = by_root(ClusterSettings(clusters=settings.clusters or "auto"), len(images))
+    cut = ClusterSettings(clusters=settings.clusters or "auto")
     sample = unit(images[sample_rows(len(images), cut)])
     centroids = find_centroids(sample, len(images), cut)
     cells = centroids, group_centroids(centroids, cut)

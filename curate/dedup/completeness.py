@@ -21,10 +21,11 @@ from curate.dedup.near import DedupSettings, probes_of
 from curate.dedup.probes import Probes
 from curate.neighbours.cluster import load_centroids
 from curate.neighbours.clusters import Clusters
+from curate.neighbours.heads import heads
 from curate.neighbours.levels import nearest_of
-from curate.neighbours.search import Searchable, heads, unit, use_threads
+from curate.neighbours.search import Searchable, unit, use_threads
 
-VERSION = 3
+VERSION = 4
 SAMPLE = "sample.npz"
 
 
@@ -77,7 +78,7 @@ def count_found(
     loaded = clusters.load()
     with np.load(sample / SAMPLE) as drawn:
         stored = np.load(sample / VECTORS)
-        asked = Searchable(stored, drawn["numbers"], drawn["heads"].astype(np.float32))
+        asked = Searchable(stored, drawn["numbers"], drawn["heads"])
         home, asks = drawn["home"], drawn["asks"]
     probes = probes_of(loaded, heaps, bar.threshold, settings)
     base, offsets = loaded.side_by_side(first, last), loaded.offsets(first, last)

@@ -30,9 +30,10 @@ from curate.dedup.groups import (
 )
 from curate.dedup.keep import NUMBER, RANK
 from curate.neighbours.clusters import AXES, Clusters
-from curate.neighbours.search import Searchable, heads, unit, use_threads
+from curate.neighbours.heads import expect_products, heads
+from curate.neighbours.search import Searchable, unit, use_threads
 
-VERSION = 2
+VERSION = 3
 FEWEST = 16_384
 """Contents of fewer than which the heaps are small."""
 LEAST = 1_024
@@ -113,6 +114,7 @@ def follow_leaders(
         leading = found_leaders["rank"]
         stored = np.load(leaders / VECTORS)
         base = Searchable(stored, found_leaders["numbers"], found_leaders["heads"])
+    expect_products(clusters.images * len(leading))
     loaded, edges = clusters.load(), [np.empty((0, 2), np.int64)]
     members = loaded.side_by_side(first, last)
     for at in range(0, len(members), _TOGETHER):

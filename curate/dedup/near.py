@@ -25,6 +25,7 @@ from curate.dedup.most_similar import MostSimilar
 from curate.dedup.probes import HEAPS, Probes
 from curate.dedup.visits import alive, own_visits, questions, thinned, write_visits
 from curate.neighbours.clusters import Clusters, LoadedClusters
+from curate.neighbours.heads import expect_products
 from curate.neighbours.search import (
     Searchable,
     cosines,
@@ -35,13 +36,13 @@ from curate.neighbours.search import (
 from shared.embedders.settings import Threshold
 from shared.errors import LvdError
 
-VERSION = 6
+VERSION = 7
 ABSURD_NEIGHBOURS = 5
 COMPARED, POOL_COMPARED = 4_096, 65_536
-SMALL, MILLION = 16_384, 1_000_000
-GROWTH = 1 / 6
-"""Power of the number of images by which those grow that a vector is compared with, so that about as
-much is found: of a million clumped vectors 0.99 of the planted copies, of fewer more."""
+OF_A_MILLION, GROWTH = 12_000, 2 / 3
+"""Images of a crawl of a million that a vector is compared with, and the power of the number of images
+by which they grow, so that about as much is found: of a million clumped vectors 0.99 of the planted
+copies, of fewer more. By the sixth root more clusters are searched, whose size grows as the root."""
 
 
 class DedupSettings(BaseModel):
@@ -84,8 +85,8 @@ class DedupSettings(BaseModel):
     """Of a search of the pool, the images that one is joined with at most."""
     probes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """At most as many clusters are searched for a vector, its own included: of the nearest, those that
-    may hold a copy. auto: ten, or as many as hold 4,096 images of a crawl of up to 16,384, so that a small
-    one is searched whole, and of n images more 4,096 (n / 1,000,000)^(1/6); of a pool 65,536."""
+    may hold a copy. auto: ten, or as many as hold 4,096 images, so that a small crawl is searched whole,
+    or of n images 12,000 (n / 1,000,000)^(2/3) where that is more; of a pool 65,536."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
     looks: float = Field(0.02, ge=0, le=1)
@@ -184,6 +185,7 @@ def search(
     representative then has no better neighbour, so it is the worse end of no edge.)
     """
     use_threads(threads)
+    expect_products(clusters.images * count_compared(clusters.images))
     loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
     edges = EdgeBuffer(settings.groups, settings.edges_per_image)
@@ -215,6 +217,7 @@ def search_pool(
     use_threads(threads)
     loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
     state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    expect_products(clusters.images * POOL_COMPARED)
     members = loaded.side_by_side(first, last)
     own = np.repeat(np.arange(first, last), np.diff(loaded.offsets(first, last)))
     asking = alive(members, state)
@@ -269,7 +272,7 @@ def probes_of(
 
 def count_compared(images: int) -> int:
     """Return with how many of so many images a vector is compared, about, where nobody says it."""
-    return COMPARED if images <= SMALL else round(COMPARED * (images / MILLION) ** GROWTH)
+    return max(COMPARED, round(OF_A_MILLION * (images / 1_000_000) ** GROWTH))
 
 
 def sanity(

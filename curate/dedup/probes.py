@@ -32,10 +32,10 @@ from curate.dedup.groups import UNDECIDED, EdgeBuffer, greedy
 from curate.neighbours.clusters import CENTROIDS, Clusters
 from curate.neighbours.search import Searchable, neighbours, use_threads
 
-VERSION = 1
+VERSION = 2
 HEAPS = "heaps.npy"
 ROUNDING = np.float32(1e-5)
-LISTED, TIMES = 512, 32
+LISTED, TIMES = 256, 16
 _PAIRS = 1_000_000
 _LEADERS = 256
 """Earlier centroids that are held for one, to find its leader among them; else it is alone."""

@@ -19,7 +19,7 @@ from curate.dedup.probes import Probes
 from curate.neighbours.clusters import Clusters, LoadedClusters
 from curate.neighbours.search import Rows, Searchable, unit
 
-VERSION = 1
+VERSION = 2
 VISITED, STARTS, ROWS = "visited.npy", "starts.npy", "rows.npy"
 TOGETHER = 131_072
 """Vectors whose heads are gathered before they are searched for, or those of one range more."""
@@ -117,7 +117,7 @@ class _Gathered(Searchable):
         return cls(
             np.broadcast_to(stored.dtype.type(0), (int(starts[-1]), stored.shape[1])),
             np.concatenate([members.numbers[rows] for members, rows in held]),
-            np.concatenate(heads, dtype=np.float32),
+            np.concatenate(heads),
             tuple(members.stored for members, _ in held),
             np.concatenate([rows for _, rows in held]),
             starts[:-1],

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Catalogued, Collection
 from curate.neighbours.clusters import AXES, CENTROIDS, Clusters
+from curate.neighbours.heads import count_axes, heads
 from curate.neighbours.levels import SINGLE, Groups, find_groups, find_two_levels, nearest_of
 from curate.neighbours.search import (
     cosine,
     gpus_wanted,
-    heads,
     principal_axes,
     spherical_kmeans,
     unit,
@@ -32,11 +32,8 @@ from curate.neighbours.search import (
 )
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 7
+VERSION = 8
 GROUPS = "groups.npz"
-CLUSTER, CLUSTERS = 128, 65_536
-"""Images of a cluster where nobody says how many clusters there are, and the most clusters of that
-size: of 16 thousand to 8 million images."""
 SAMPLED = 131_072
 """Vectors that k-means sees, at most, where these are `FEWEST` for each cluster."""
 FEWEST = 12
@@ -53,8 +50,7 @@ class ClusterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of clusters. auto: one for 128 distinct images, but not more than 65,536, nor fewer than the
-    square root of the number of images."""
+    """Number of clusters. auto: the square root of the number of distinct images."""
     points_per_cluster: int = Field(32, ge=1)
     """Size of the k-means sample, in points for each cluster; past 131,072 in all, 12."""
     iterations: int = Field(10, ge=1)
@@ -252,24 +248,10 @@ def load_centroids(folder: Path) -> tuple[Float32[np.ndarray, "k d"], Groups]:
         return np.load(folder / CENTROIDS), Groups(groups["middles"], groups["of"])
 
 
-def count_axes(dim: int) -> int:
-    """Return how many coordinates of a vector stand for it where that is enough: a third, or most of few."""
-    return max(dim // 3 - 1, min(dim - 1, 31))
-
-
 def count_clusters(images: int, settings: ClusterSettings) -> int:
     """Return the number of clusters of so many distinct images."""
-    fine = max(round(images**0.5), min(images // CLUSTER, CLUSTERS))
-    k = fine if settings.clusters == "auto" else settings.clusters
+    k = round(images**0.5) if settings.clusters == "auto" else settings.clusters
     return max(1, min(k, images))
-
-
-def by_root(settings: ClusterSettings, images: int) -> ClusterSettings:
-    """Return settings by which so many images have as many clusters as their root, if nobody says how many."""
-    root = max(1, round(images**0.5))
-    if settings.clusters != "auto" or count_clusters(images, settings) == root:
-        return settings
-    return settings.model_copy(update={"clusters": root})
 
 
 def assign(
@@ -352,7 +334,7 @@ def members(
         free += size
     axes = np.load(centers / AXES)
     head = np.lib.format.open_memmap(
-        out / "heads.npy", "w+", np.float16, (len(vectors), axes.shape[1] + 1)
+        out / "heads.npy", "w+", np.int8, (len(vectors), axes.shape[1] + 2)
     )
     for at in range(0, len(vectors), ROWS):
         head[at : at + ROWS] = heads(unit(vectors[at : at + ROWS]), axes)

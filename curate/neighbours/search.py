@@ -20,9 +20,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Float32, Int32, Int64, Integer
+from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64, Integer
 
 from curate.neighbours.cpu import pays
+from curate.neighbours.heads import HeadIndex
 from shared.errors import LvdError
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 SLACK = np.float32(1e-4)
 """More than the rounding of a float32 inner product of two unit vectors of up to 4096 dimensions."""
-
-HEAD_SLACK = np.float32(2e-3)
-"""More than the rounding of the inner product of two float16 heads of unit vectors."""
 
 HEADS_PAY = 0.01
 """Above this share of pairs, looking at the candidates costs more than searching whole vectors."""
@@ -135,19 +133,6 @@ def principal_axes(vectors: Float32[np.ndarray, "n d"], count: int) -> Float32[n
     return np.linalg.eigh(moment)[1][:, ::-1][:, :count].astype(np.float32)
 
 
-def heads(
-    vectors: Float32[np.ndarray, "n d"], axes: Float32[np.ndarray, "d h"]
-) -> Float16[np.ndarray, "n h+1"]:
-    """Return the heads of unit vectors: coordinates along axes, and the rest's norm.
-
-    By Cauchy and Schwarz the inner product of two heads is at least that of their vectors, so a
-    search among heads misses no pair (up to `HEAD_SLACK`, their rounding).
-    """
-    along = vectors @ axes
-    rest = np.sqrt(np.maximum(0, 1 - np.einsum("nh,nh->n", along, along)))
-    return np.column_stack([along, rest]).astype(np.float16)
-
-
 @dataclass(frozen=True)
 class Searchable:
     """Stored vectors, with their heads where these speed the search up.
@@ -158,7 +143,7 @@ class Searchable:
     stored: Float[np.ndarray, "n d"]
     numbers: Int64[np.ndarray, " n"]
     """Who they are. A vector is no neighbour of itself."""
-    heads: Float[np.ndarray, "n head"] | None = None
+    heads: Int8[np.ndarray, "n head"] | None = None
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -173,11 +158,11 @@ class Searchable:
 
 
 def joined(parts: list[Searchable]) -> Searchable:
-    """Return the vectors of several as one, with float32 heads."""
+    """Return the vectors of several, all of which have heads, as one."""
     return Searchable(
         np.concatenate([part.stored for part in parts]),
         np.concatenate([part.numbers for part in parts]),
-        np.concatenate([part.heads for part in parts]).astype(np.float32),
+        np.concatenate([part.heads for part in parts]),
     )
 
 
@@ -191,31 +176,39 @@ def neighbours(
     through more than `HEADS_PAY` of all pairs.
     """
     least = np.float32(threshold)
-    asked_heads = queries.heads
     for start in range(0, len(base), BASE_ROWS):
-        block = base[start : start + BASE_ROWS]
-        step = max(16, min(QUERY_ROWS, PAIRS_AT_ONCE // len(block)))
-        whole = head = None
-        for first in range(0, len(rows), step):
-            asking = rows[first : first + step]
-            if asked_heads is not None and block.heads is not None:
-                head = head or _flat_index(block.heads)
-                at, found, _ = _range(head, asked_heads[asking], least - HEAD_SLACK)
-                if len(at) <= HEADS_PAY * len(asking) * len(block):
-                    other = queries.numbers[asking[at]] != block.numbers[found]
-                    row, found = asking[at[other]], found[other]
-                    keep = _reach(queries, row, block, found, least)
-                    yield row[keep], found[keep] + start
-                    continue
-                asked_heads = None
-            whole = whole or _flat_index(block.unit())
-            at, found, similarity = _range(whole, queries.unit(asking), least - SLACK)
-            row = asking[at]
-            keep = similarity >= least + SLACK
-            doubtful = np.flatnonzero(~keep)
-            keep[doubtful] = _reach(queries, row[doubtful], block, found[doubtful], least)
-            keep &= queries.numbers[row] != block.numbers[found]
-            yield row[keep], found[keep] + start
+        block, done = base[start : start + BASE_ROWS], 0
+        if queries.heads is not None and block.heads is not None:
+            asked, index = queries.heads.take(rows, 0), HeadIndex(block.heads, card())
+            for some, at, found in index.reaching(asked, least):
+                if len(at) > HEADS_PAY * (some.stop - some.start) * len(block):
+                    break
+                row, done = rows[some][at], some.stop
+                other = queries.numbers[row] != block.numbers[found]
+                row, found = row[other], found[other]
+                keep = _reach(queries, row, block, found, least)
+                yield row[keep], found[keep] + start
+        for row, found in _whole(queries, rows[done:], block, least):
+            yield row, found + start
+
+
+def _whole(
+    queries: Searchable, rows: Rows, block: Searchable, least: np.float32
+) -> Iterator[tuple[Rows, Rows]]:
+    """Yield what `neighbours` does, by products of whole vectors."""
+    if not len(rows):
+        return
+    step = max(16, min(QUERY_ROWS, PAIRS_AT_ONCE // len(block)))
+    index = _flat_index(block.unit())
+    for first in range(0, len(rows), step):
+        asking = rows[first : first + step]
+        at, found, similarity = _range(index, queries.unit(asking), least - SLACK)
+        row = asking[at]
+        keep = similarity >= least + SLACK
+        doubtful = np.flatnonzero(~keep)
+        keep[doubtful] = _reach(queries, row[doubtful], block, found[doubtful], least)
+        keep &= queries.numbers[row] != block.numbers[found]
+        yield row[keep], found[keep]
 
 
 def _flat_index(vectors: Float[np.ndarray, "n d"]) -> FlatIndex:

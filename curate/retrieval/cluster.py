@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curate.catalogue.collection import Collection, Numbers
 from curate.catalogue.keyed_order import hash_keys
-from curate.neighbours.cluster import ROWS, by_root, cluster_vectors, load_centroids
+from curate.neighbours.cluster import ROWS, cluster_vectors, load_centroids
 from curate.neighbours.levels import nearest_of
 from curate.neighbours.search import unit, use_threads
 from curate.retrieval.candidates import load_candidates
@@ -62,7 +62,6 @@ def choose(question: Question, settings: FromClustersSettings) -> Chosen:
     cut = question.clusters
     if settings.clusters is not None:
         cut = cut.model_copy(update={"clusters": settings.clusters})
-    cut = by_root(cut, len(question.crawl.collection.usable))
     clustered = cluster_vectors(runner, question.crawl, cut, question.threads)
     stage = Stage(
         "choose",

@@ -6,7 +6,8 @@ import torch
 from made_collection import clumps, exact_cosines
 
 from curate.neighbours import on_card, search
-from curate.neighbours.search import Searchable, heads, nearest, neighbours, principal_axes, unit
+from curate.neighbours.heads import heads
+from curate.neighbours.search import Searchable, nearest, neighbours, principal_axes, unit
 
 CPU = torch.device("cpu")
 STORED = clumps(0, 40, 10, 24, 0.4).astype(np.float16)
@@ -22,7 +23,7 @@ def on_torch(request, monkeypatch):
 
 def pairs_of(vectors, threshold):
     units = unit(vectors)
-    head = heads(units, principal_axes(units, 7)).astype(np.float32)
+    head = heads(units, principal_axes(units, 7))
     searched = Searchable(vectors, np.arange(len(vectors)), head)
     found = neighbours(searched, np.arange(len(vectors)), searched, threshold)
     return {(int(a), int(b)) for rows, others in found for a, b in zip(rows, others, strict=True)}

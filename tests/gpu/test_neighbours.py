@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from curate.neighbours import search
+from curate.neighbours.heads import heads
 from curate.neighbours.on_card import FlatOnCard, kmeans
-from curate.neighbours.search import Searchable, heads, neighbours, principal_axes, top_k, unit
+from curate.neighbours.search import Searchable, neighbours, principal_axes, top_k, unit
 
 pytestmark = pytest.mark.gpu
 
@@ -56,7 +57,7 @@ def test_the_most_similar_are_those_of_float64() -> None:
 def test_pairs_that_reach_a_threshold_are_those_of_float64() -> None:
     stored, threshold = clumped(1_000), 0.9
     units = unit(stored)
-    head = heads(units, principal_axes(units, 20)).astype(np.float32)
+    head = heads(units, principal_axes(units, 20))
     searched = Searchable(stored, np.arange(len(stored)), head)
     found = neighbours(searched, np.arange(len(stored)), searched, threshold)
     pairs = {(int(a), int(b)) for rows, others in found for a, b in zip(rows, others, strict=True)}
