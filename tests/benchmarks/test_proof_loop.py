@@ -93,7 +93,13 @@ def test_a_random_arm_that_is_trained_is_not_trained_again(proof, calls):
 def test_gains_are_those_over_the_first_round_of_the_same_seed():
     rounds = [
         {"round": number, "seed": seed, "images": 4, "precision": value, **FIGURES}
-        for number, seed, value in ((1, 0, 0.4), (1, 1, 0.5), (2, 0, 0.5), (2, 1, 0.62), (3, 1, 0.4))
+        for number, seed, value in (
+            (1, 0, 0.4),
+            (1, 1, 0.5),
+            (2, 0, 0.5),
+            (2, 1, 0.62),
+            (3, 1, 0.4),
+        )
     ]
     text = loop.as_text(rounds, [{"images": 4, "precision": 0.7}])
     assert "| 2: the model of round 1 | 4 | 56.0 ± " in text
