@@ -312,7 +312,8 @@ def test_pairs_too_few_to_decide_count_in_what_is_stated():
     assert stated[2].false_per_thousand[0] - larger.false_per_thousand[0] == pytest.approx(
         2 * 6, rel=0.02
     )
-    assert without.precision is not None and stated[1].precision is not None
+    assert without.precision is not None
+    assert stated[1].precision is not None
     assert stated[1].precision[0] < without.precision[0]
     unseen = replace(three, lowest=0.99998)
     kept_apart = calibrate_dedup(
