@@ -33,7 +33,7 @@ help:
 	@echo "make loop [ROUNDS=2 CRAWL=... SEED=... RECIPE=tiny NPROC=1 OUT=... ARGS='--curate-set key=value']"
 	@echo "              curate, train, and curate with that model; on the built-in sample unless you name data"
 	@echo "make gpu-check [OUT=... ARGS='--minutes 6']  measure both stages on this machine's card"
-	@echo "make proof DATA=tiny-imagenet [OUT=... ARGS=--quick]  does curation help? trains on what each step keeps"
+	@echo "make proof DATA=tiny-imagenet [OUT=... ARGS=--quick or --loop]  does curation help? trains on what each step keeps"
 	@echo "make lint     ruff, the import contracts, and mypy"
 	@echo "make setup    only make .venv;  make clean  remove it, and runs/"
 

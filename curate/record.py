@@ -11,9 +11,10 @@ from curate.export.bounds import ShardBounds
 from curate.plan import Plan, seed_roles
 from curate.report.seeds import describe_seeds
 from curate.results import Results
+from curate.retrieval.answers import Answer
 from curate.selection.balance import balance_problems
 from curate.selection.decide import Selected
-from curate.selection.problems import barred_problems, selection_problems
+from curate.selection.problems import barred_problems, lift_problems, selection_problems
 from curate.selection.top_up import top_up_problems
 from shared.embedders.embedder import identity
 
@@ -159,11 +160,25 @@ def _selection_problems(plan: Plan, results: Results) -> list[str]:
         decisions["kept"] + decisions["over_budget"],
         [answer.name for answer in answers.barred],
     )
-    return barred + [
-        line
-        for answer, counts in zip(results.answers.wanted, results.selected.wanted, strict=True)
-        for line in selection_problems(
-            *(counts["found"], answer.candidates.count, answer.threshold.value),
-            *(answer.chosen.target, answer.settings.strategy, sections[answer.name]),
-        )
-    ]
+    return (
+        barred
+        + [
+            line
+            for answer, counts in zip(results.answers.wanted, results.selected.wanted, strict=True)
+            for line in selection_problems(
+                *(counts["found"], answer.candidates.count, answer.threshold.value),
+                *(answer.chosen.target, answer.settings.strategy, sections[answer.name]),
+            )
+        ]
+        + [line for answer in answers.wanted for line in _lift_problems(plan, results, answer)]
+    )
+
+
+def _lift_problems(plan: Plan, results: Results, answer: Answer) -> list[str]:
+    """Return a line where a threshold that this run measured for a seed hardly chooses."""
+    name = "retrieve" if len(plan.request.seeds) == 1 else f"seeds.{answer.name}"
+    [section] = [seed.said_at for seed in plan.request.seeds if seed.name == answer.name]
+    found = results.thresholds.calibrations.get(name)
+    if found is None or answer.threshold.source != "calibrated":
+        return []
+    return lift_problems(found["recall"], found["crawl_share"], found["threshold"], section)

@@ -7,6 +7,7 @@ on drawn pictures; it measures nothing.
 
     make proof DATA=.../tiny-imagenet OUT=runs/proof
     make proof DATA=... OUT=... ARGS='--jobs 14 --set parallel.device=cuda --set data.resident=true'
+    make proof DATA=... OUT=... ARGS=--loop     a model selects what the next is trained on: loop.md
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.proof import table
+from benchmarks.proof import loop, table
 from benchmarks.proof.arms import ARMS, RUNS, choose, precision
 from benchmarks.proof.drawn import drawn_classes
 from benchmarks.proof.pool import (
@@ -94,6 +96,12 @@ QUICK = Plan(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The proof.json of an OUT that is gone: what it trained on the same arms is not trained again.",
 )
+@click.option(
+    "--loop",
+    "looped",
+    is_flag=True,
+    help="In place of the arms: rounds, each curated by the model of the one before.",
+)
 @click.option("--most", type=int, help="End behind so many trainings; the next call goes on.")
 @click.option(
     "--jobs",
@@ -114,11 +122,14 @@ def main(
     out: Path,
     quick: bool,
     measured: Path | None,
+    looped: bool,
     most: int | None,
     jobs: int,
     settings: tuple[str, ...],
 ) -> None:
     """Print what arms of curation are worth."""
+    if looped and jobs > 1:
+        raise click.UsageError("--loop trains one at a time, as each round needs the one before")
     plan = QUICK if quick else FULL
     if quick:
         os.environ[IN_PROCESS] = "1"
@@ -126,14 +137,20 @@ def main(
         _prepare(data, out, plan, quick)
         if measured is not None:
             _take_over(out, plan, read_json(measured))
-        trainings = list(_trainings(out, plan, settings))[:most]
-        finished = map(finish, trainings) if jobs == 1 else finish_beside(trainings, jobs)
-        for row in finished:
-            table.add(out, row)
+        if looped:
+            for _ in islice(_rounds(out, plan, settings), most):
+                pass
+        else:
+            planned = _trainings(out, plan, settings)
+            trainings = [each for each in planned if not table.has(out, each.about)][:most]
+            finished = map(finish, trainings) if jobs == 1 else finish_beside(trainings, jobs)
+            for row in finished:
+                table.add(out, row)
     except FailedError as error:
         raise click.ClickException(str(error)) from None
-    click.echo((out / table.TEXT).read_text() if (out / table.TEXT).exists() else "")
-    click.echo(f"{out / table.TEXT}, {out / table.FILE}; the arms: {out / ARM_SIZES}")
+    text, file = (loop.TEXT, loop.FILE) if looped else (table.TEXT, table.FILE)
+    click.echo((out / text).read_text() if (out / text).exists() else "")
+    click.echo(f"{out / text}, {out / file}; the arms: {out / ARM_SIZES}")
 
 
 def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
@@ -215,15 +232,20 @@ def _lengths(plan: Plan) -> tuple[Length, Length]:
     return Length("equal steps", plan.steps), Length("equal epochs", plan.epochs)
 
 
+def _rounds(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[int]:
+    """Do the rounds of the loop of each seed, one after another, and yield those that were not done."""
+    for each in _trainings(out, plan, settings):
+        if each.about["arm"] == loop.RANDOM and each.about["length"] == loop.LENGTH:
+            yield from loop.add_rounds(out, each, plan.curation)
+
+
 def _trainings(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[Training]:
-    """Yield what is yet to be trained: all arms once, before any of them again."""
+    """Yield what is to be trained, done or not: all arms once, before any of them again."""
     arms = read_json(out / ARM_SIZES)["arms"]
     for seed in range(plan.seeds):
         for length in _lengths(plan):
             for arm in ARMS:
                 name = {"arm": arm, "length": length.name, "seed": seed}
-                if table.has(out, name):
-                    continue
                 images = arms[arm]["images"]
                 about = {"digest": arms[arm]["digest"], "images": images}
                 steps = length.steps(images, plan.batch)

@@ -62,7 +62,7 @@ def finish(training: Training) -> dict[str, Any]:
         *("--out", training.out, *sets),
     )
     found = scores(training.out / "model", training.data, training.out / "eval")
-    shutil.rmtree(training.out / "checkpoints")
+    shutil.rmtree(training.out / "checkpoints", ignore_errors=True)
     return {**training.about, **found}
 
 

@@ -11,11 +11,17 @@ from jaxtyping import Bool, Float32, Float64
 
 from curate.calibration.histograms import Histograms, compare, draw
 from curate.calibration.near_pairs import Looked, LookedPairs
-from curate.calibration.tail import HIGH, LOW, depth, draw_bootstrap, false_shares, true_shares
+from curate.calibration.tail import (
+    FEWEST_PAIRS,
+    HIGH,
+    LOW,
+    depth,
+    draw_bootstrap,
+    false_shares,
+    true_shares,
+)
 from shared.errors import LvdError
 
-FEWEST_PAIRS = 5
-"""Pairs of different pictures without which there is no tail."""
 FEWEST_COPIES = 0.01
 """Share of images that are taken for copies where fewer are: a crawl without copies allows none."""
 FEW_FOUND = 0.1
@@ -109,29 +115,33 @@ def calibrate_dedup(
     of images with a false copy is at most 1 - `precision` of the lower end of the share with a true
     one (of `FEWEST_COPIES` where that is more). It is 1 where none below does. Pairs of two drawn
     pictures have one of their own, as charts of one template would else decide about photographs.
-    A kind of which too few pairs are different has the other's.
+    A kind of which too few pairs are different has the other's, or the lowest cosine that was looked
+    at of it where that is more, and what it holds there counts like the rest.
 
     Raises LvdError where that is so of both.
     """
-    if not any(each.different >= FEWEST_PAIRS for each in (looked.others, looked.drawn)):
+    kinds = (looked.others, looked.drawn)
+    if not any(pairs.different >= FEWEST_PAIRS for pairs in kinds):
         raise LvdError(
             f"calibration found {looked.others.different + looked.drawn.different} pairs of different "
             f"pictures and needs {FEWEST_PAIRS}: declare the embedder's thresholds.dedup, or use a "
             "larger crawl"
         )
     share = looked.drawn_images / looked.others.images
-    kinds = [
-        _calibrate_kind(pairs, size, precision, part * FEWEST_COPIES, seed)
-        for pairs, part in ((looked.others, 1 - share), (looked.drawn, share))
-        if pairs.different >= FEWEST_PAIRS
-    ]
-    first, last = kinds[0], kinds[-1]
+    of_others, of_drawn = (
+        _choose(pairs, size, precision, part * FEWEST_COPIES, seed)
+        for pairs, part in zip(kinds, (1 - share, share), strict=True)
+    )
+    first = of_others or _adopted(of_drawn, looked.others)
+    last = of_drawn or _adopted(of_others, looked.drawn)
     threshold, drawn_threshold = first.threshold, max(first.threshold, last.threshold)
     bars = np.where(edited_drawn, np.float32(drawn_threshold), np.float32(threshold))
     recall = edited >= bars[:, None]
-    false, true = (
-        np.sum([getattr(kind, name) for kind in kinds], axis=0) for name in ("false", "true")
-    )
+    reached = [
+        _shares(pairs, size, bar, seed)
+        for pairs, bar in zip(kinds, (threshold, drawn_threshold), strict=True)
+    ]
+    false, true = (np.sum(of_kinds, axis=0) for of_kinds in zip(*reached, strict=True))
     right = true / np.maximum(true + false, 1e-12)
     return DedupCalibration(
         threshold=threshold,
@@ -161,19 +171,19 @@ def _different(looked: Looked) -> Float32[np.ndarray, " p"]:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What holds of one kind of pairs at its threshold."""
+class _Choice:
+    """What one kind of pairs needs."""
 
     threshold: float
     at_least: float
-    false: Float64[np.ndarray, " r"]
-    """Share of the images with a false copy: the estimate, then its replicates."""
-    true: Float64[np.ndarray, " r"]
 
 
-def _calibrate_kind(
+def _choose(
     looked: LookedPairs, size: int, precision: float, fewest: float, seed: int
-) -> _Kind:
+) -> _Choice | None:
+    """Return the lowest threshold that keeps `precision`; None of pairs that are too few to tell."""
+    if looked.different < FEWEST_PAIRS:
+        return None
     thresholds = _grid(looked)
     bootstrap = draw_bootstrap(looked, seed)
     false = false_shares(looked, size, thresholds, bootstrap)
@@ -181,12 +191,25 @@ def _calibrate_kind(
     high, low = false.quantile(HIGH), false.quantile(LOW)
     kept = high <= (1 - precision) * np.maximum(true.quantile(LOW), fewest)
     possible = low <= (1 - precision) * np.maximum(true.quantile(HIGH), fewest)
-    chosen = _lowest(kept)
-    return _Kind(
-        float(thresholds[chosen]),
-        float(thresholds[_lowest(possible)]),
-        *(np.append(of.estimate[chosen], of.replicates[:, chosen]) for of in (false, true)),
-    )
+    return _Choice(float(thresholds[_lowest(kept)]), float(thresholds[_lowest(possible)]))
+
+
+def _adopted(choice: _Choice | None, looked: LookedPairs) -> _Choice:
+    """Return another kind's choice for pairs of which nobody looked at any below `lowest`."""
+    assert choice is not None
+    if not len(looked.one):
+        return choice
+    return _Choice(max(choice.threshold, looked.lowest), choice.at_least)
+
+
+def _shares(
+    looked: LookedPairs, size: int, threshold: float, seed: int
+) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, " r"]]:
+    """Return the shares of images with a false and with a true copy: estimates, then replicates."""
+    bootstrap, at = draw_bootstrap(looked, seed), np.array([threshold])
+    found = (of(looked, size, at, bootstrap) for of in (false_shares, true_shares))
+    false, true = (np.append(shares.estimate, shares.replicates[:, 0]) for shares in found)
+    return false, true
 
 
 def _interval(shares: Float64[np.ndarray, " r"]) -> Interval:

@@ -18,6 +18,8 @@ from jaxtyping import Float, Float64
 
 from curate.calibration.near_pairs import LookedPairs
 
+FEWEST_PAIRS = 5
+"""Pairs of different pictures without which there is no tail."""
 REPLICATES = 300
 LOW, HIGH = 0.1, 0.9
 """Quantiles of the bootstrap between which an interval lies."""
@@ -72,7 +74,8 @@ def false_shares(
     Thresholds are none below `looked.lowest`. The pairs inside the sample are counted, and only the
     others expected: a crawl that was sampled whole, and looked at whole, is known. In a replicate a
     pair counts as often as both of its images are drawn together, so that a crowd of alike images
-    counts as one observation.
+    counts as one observation. Of fewer pairs than `FEWEST_PAIRS` there is no tail: beyond the sample
+    they are as frequent as in it.
     """
     other = ~looked.same
     one, two = looked.one[other], looked.other[other]
@@ -87,8 +90,11 @@ def false_shares(
     if seen < 1:
         for at, drawn in enumerate(bootstrap.images):
             pairs = counts[at] * drawn[one] * drawn[two]
-            unseen = 2 * pairs.sum() / looked.images * survival(excess, pairs, beyond)
-            rates[at] += (1 - seen) * unseen
+            if len(pairs) < FEWEST_PAIRS:
+                above = reach @ pairs
+            else:
+                above = pairs.sum() * survival(excess, pairs, beyond)
+            rates[at] += (1 - seen) * 2 * above / looked.images
     shares = 1 - np.exp(-growth * rates)
     return Shares(shares[0], shares[1:])
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 FEW = 20
 """Images of fewer than which no share is odd."""
 NEARLY_ALL, NEARLY_NONE = 0.95, 0.01
+LEAST_LIFT = 1.25
+"""How much more often the seed's own images reach a measured threshold than crawled ones, from which
+that threshold chooses."""
 REMEDIES_FOR_NONE = {
     "knn": "--set {0}.threshold=null, as no image reaches that floor",
     "cluster": "--set {0}.cluster.clusters=... with fewer of them, or a lower "
@@ -54,6 +57,24 @@ def selection_problems(
         f"{section} finds {word} images relevant ({relevant:,} of {judged:,} that could be): say "
         f"--set {section}.threshold=... with something {way} than {threshold:.4g}, "
         f"--set {section}.target=... for so many images, or another retrieve.embedder"
+    ]
+
+
+def lift_problems(
+    seed_share: float, crawl_share: float, threshold: float, section: str = "retrieve"
+) -> list[str]:
+    """Return a line where a measured threshold is reached by the crawl about as often as by the seed.
+
+    `seed_share` of left-out seed images and `crawl_share` of the crawled ones reach it. That of a crawl
+    which reaches it nearly as a whole is told by `selection_problems`.
+    """
+    if crawl_share > NEARLY_ALL or seed_share >= LEAST_LIFT * crawl_share:
+        return []
+    return [
+        f"{section}.threshold {threshold:.4g} was measured, and {seed_share:.0%} of left-out seed images "
+        f"reach it and {crawl_share:.0%} of the crawl: unless most of the crawl is of the seed's kind, the "
+        f"embedder hardly tells it apart: say --set {section}.target=... for the most similar images, or "
+        "another retrieve.embedder"
     ]
 
 

@@ -1,6 +1,7 @@
 """The dedup threshold by precision, against pools whose pairs are counted by brute force."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -280,6 +281,46 @@ def test_drawn_pictures_have_a_threshold_of_their_own():
     only_charts = Looked(none_of(1_000), charts, 1_000)
     apart = calibrate_dedup(only_charts, 1_000, 0.99, edited(1), NAMES, ~PHOTOGRAPHS)
     assert apart.threshold == apart.drawn_threshold
+
+
+def test_pairs_too_few_to_decide_count_in_what_is_stated():
+    """What a kind without a threshold of its own holds is counted, and nothing below its looks is a copy."""
+    looked = with_copies(1_000, 100, 0.9999)
+    without = calibrate_dedup(alone(looked), 1_000, 0.99, edited(1), NAMES, PHOTOGRAPHS)
+    two, three = (
+        replace(
+            none_of(1_000),
+            one=np.arange(count),
+            other=np.arange(count) + 500,
+            cosine=np.full(count, 0.99999, np.float32),
+            weight=np.ones(count),
+            same=np.zeros(count, bool),
+            unsure=np.zeros(count, bool),
+            lowest=0.2,
+        )
+        for count in (2, 3)
+    )
+    stated = [
+        calibrate_dedup(Looked(looked, pairs, 50), size, 0.99, edited(1), NAMES, PHOTOGRAPHS)
+        for pairs, size in ((two, 1_000), (three, 1_000), (three, 2_000))
+    ]
+    assert {each.threshold for each in stated[:2]} == {without.threshold}
+    assert {each.drawn_threshold for each in stated[:2]} == {without.threshold}
+    added = [each.false_per_thousand[0] - without.false_per_thousand[0] for each in stated[:2]]
+    assert added == pytest.approx([4, 6], rel=0.01)  # both images of each pair
+    larger = calibrate_dedup(alone(looked), 2_000, 0.99, edited(1), NAMES, PHOTOGRAPHS)
+    assert stated[2].false_per_thousand[0] - larger.false_per_thousand[0] == pytest.approx(
+        2 * 6, rel=0.02
+    )
+    assert without.precision is not None
+    assert stated[1].precision is not None
+    assert stated[1].precision[0] < without.precision[0]
+    unseen = replace(three, lowest=0.99998)
+    kept_apart = calibrate_dedup(
+        Looked(looked, unseen, 50), 1_000, 0.99, edited(1), NAMES, PHOTOGRAPHS
+    )
+    assert kept_apart.drawn_threshold == 0.99998
+    assert kept_apart.threshold < 0.99998
 
 
 def test_what_cannot_be_read_is_left_out():

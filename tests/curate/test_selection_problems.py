@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from curate.retrieval.settings import RetrieveSettings
-from curate.selection.problems import barred_problems, selection_problems
+from curate.selection.problems import barred_problems, lift_problems, selection_problems
 
 
 def counts(kept: int = 0, over_budget: int = 0, irrelevant: int = 0) -> tuple[int, int]:
@@ -33,6 +33,20 @@ def test_a_threshold_that_sorts_nothing_out_is_told_with_the_remedy(decisions, w
         assert f"{'higher' if word == 'nearly all' else 'lower'} than 0.3172" in line
         for setting in ("retrieve.threshold", "retrieve.target", "retrieve.embedder"):
             assert setting in line
+
+
+@pytest.mark.parametrize(
+    ("seed_share", "crawl_share", "told"),
+    [(0.9, 0.8, True), (0.9, 0.7, False), (0.9, 0.1, False), (0.9, 0.96, False), (0, 0, False)],
+)
+def test_a_measured_threshold_that_hardly_chooses_is_told_with_both_shares(
+    seed_share, crawl_share, told
+):
+    found = lift_problems(seed_share, crawl_share, 0.6488, "seeds.cats")
+    assert len(found) == told
+    for line in found:
+        for said in ("0.6488", "90%", "80%", "seeds.cats.target", "retrieve.embedder"):
+            assert said in line
 
 
 def test_who_asks_for_all_gets_no_warning():
