@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -93,6 +93,8 @@ def recipe_of(chosen: dict) -> dict:
         "parallel": {"device": "cpu", "precision": chosen["precision"]},
         "checkpoints": {"every": 1_000_000, "keep": 1},
         "log": {"every": 5},
+        # Nine times in a run of any length: here that would be every other step.
+        "looks": {"times": 0},
     }
 
 
@@ -115,7 +117,14 @@ main.add_command(multicrop, "loader")
 @shape
 @click.option("--recipe", "name", help="A recipe of pipelines.yaml, in place of these options.")
 @click.option("--set", "overrides", multiple=True, help="Override a setting of the recipe.")
-def step(name: str | None, overrides: Sequence[str], **chosen) -> None:
+@click.option(
+    "--clock",
+    "clock_name",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    help="cpu: CPU seconds of the training process, which other work on the machine leaves alone.",
+)
+def step(name: str | None, overrides: Sequence[str], clock_name: str, **chosen) -> None:
     """Compare the whole training loop with what no step can go without.
 
     After each step of a real run, the same tensors go through the step alone (no data, no
@@ -134,7 +143,8 @@ def step(name: str | None, overrides: Sequence[str], **chosen) -> None:
             overrides = (*overrides, f"steps={chosen['steps']}")
             recipe = read_recipe(Path("pipelines.yaml"), name, overrides)
         make_images(images, max(320, recipe.batch_size))
-        laps = _interleaved(recipe, images, Path(folder) / "run")
+        clock = {"wall": time.perf_counter, "cpu": time.process_time}[clock_name]
+        laps = _interleaved(recipe, images, Path(folder) / "run", clock)
     for what, seconds in laps.items():
         click.echo(f"{what:22} {recipe.batch_size / statistics.median(seconds):9.2f} images/s")
     for limit in ("the step alone", "forward and backward"):
@@ -142,8 +152,10 @@ def step(name: str | None, overrides: Sequence[str], **chosen) -> None:
         click.echo(f"the loop / {limit}: {statistics.median(ratios):.3f}")
 
 
-def _interleaved(recipe: Recipe, images: Path, out: Path) -> dict[str, list[float]]:
-    """Train, and return the seconds of each step behind the first few, in three ways.
+def _interleaved(
+    recipe: Recipe, images: Path, out: Path, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Train, and return the seconds on `clock` of each step behind the first few, in three ways.
 
     The limits come behind the real step: the loader's workers then refill their queue in its time.
     """
@@ -155,20 +167,20 @@ def _interleaved(recipe: Recipe, images: Path, out: Path) -> dict[str, list[floa
 
     def lap(name: str, system: System, function, *arguments):
         _wait_for(system)
-        began = time.perf_counter()
+        began = clock()
         result = function(*arguments)
         _wait_for(system)
-        laps[name].append(time.perf_counter() - began)
+        laps[name].append(clock() - began)
         return result
 
     def stepped(system, micro_batches, values, number, counts):
         report = real(system, micro_batches, values, number, counts)
         _wait_for(system)
         if left:  # from the end of the last step, through its logging and this one's data
-            laps["the loop"].append(time.perf_counter() - left.pop())
+            laps["the loop"].append(clock() - left.pop())
             lap("the step alone", system, real, system, micro_batches, values, number)
             lap("forward and backward", system, _forward_and_backward, system, micro_batches)
-        left[:] = [time.perf_counter()]
+        left[:] = [clock()]
         return report
 
     with mock.patch("train.loop.optimiser_step", stepped):

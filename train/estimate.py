@@ -160,7 +160,34 @@ def _kept_of(frozen: FrozenTeacher, load: Load) -> int:
 
 
 def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:
-    """Return the FLOPs of an image: the backbone's by pass, and those of the heads together."""
+    """Return the FLOPs of an image: the backbone's by pass, and those of the heads together.
+
+    Equal blocks are counted as two and as three, each further one as the third: the counts are the
+    same, and a deep network takes no longer. The networks keep two or three of theirs.
+    """
+    blocks = student.backbone.vit.blocks
+    depth = len(blocks)
+    if depth <= 6 or len({_kind(block) for block in blocks}) > 1:
+        counts = _counts(student, teacher, load)
+    else:
+        three, two = (_counts_of_depth(student, teacher, load, some) for some in (3, 2))
+        counts = {name: of + (depth - 3) * (of - two[name]) for name, of in three.items()}
+    return {name: count / load.images for name, count in counts.items()}
+
+
+def _kind(block: nn.Module) -> tuple:
+    """Return what the FLOPs of a block depend on."""
+    return block.drop_path, *(tuple(weight.shape) for weight in block.parameters())
+
+
+def _counts_of_depth(student: Network, teacher: Network, load: Load, depth: int) -> dict[str, int]:
+    for network in (student, teacher):
+        network.backbone.vit.blocks = network.backbone.vit.blocks[:depth]
+    return _counts(student, teacher, load)
+
+
+def _counts(student: Network, teacher: Network, load: Load) -> dict[str, int]:
+    """Return the FLOPs of a micro-batch."""
     with FlopCounterMode(display=False) as counter:
         if student.dino_head is not None:  # without heads nothing asks the teacher
             _call(teacher, _empty(teacher, "meta"), load, student=False).whole()
@@ -174,14 +201,13 @@ def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:
     if student.dino_head is not None:
         of_teacher, _ = _head_flops(student, GLOBAL_VIEWS * load.images, load.masked)
     of_student = _head_flops(student, load.views * load.images, load.masked)
-    counts = {
+    return {
         "teacher": taught - of_teacher,
         "student forward": forward - of_student[0],
         "student backward": backward - of_student[1],
         "heads": of_teacher + sum(of_student),
         "in all": taught + forward + backward,
     }
-    return {name: count / load.images for name, count in counts.items()}
 
 
 def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import train.estimate
 from train.distributed.parallelise import autocast, parallelise
 from train.distributed.ranks import Ranks
 from train.distributed.settings import ParallelSettings
@@ -95,6 +96,16 @@ def test_flops_are_those_of_the_formulas(plain):
     assert flops["student backward"] == all_patches + 2 * all_blocks  # images need no gradient
     assert flops["heads"] == (2 + 3 * (2 + LOCALS)) * head
     assert flops["in all"] == sum(flops.values()) - flops["in all"]
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "linear"])
+def test_the_flops_of_a_deep_network_are_those_of_all_its_blocks(schedule, monkeypatch):
+    deep = network(depth=8, masked=True, drop_path=0.5, drop_path_schedule=schedule)
+    load = replace(LOAD, masked=20)
+    found = train.estimate.cost_of_image(deep, load)
+    assert len(deep.backbone.vit.blocks) == 8
+    monkeypatch.setattr(train.estimate, "_kind", id)  # no two blocks are equal
+    assert found == train.estimate.cost_of_image(deep, load)
 
 
 def test_without_heads_no_teacher_is_asked():

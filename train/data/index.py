@@ -32,6 +32,7 @@ from shared.shard_folder.shard_ranges import ImageRange, MisfitError, read_range
 from shared.storage.files import fingerprint, is_disk_full, reraise_disk_full, sync
 from shared.storage.remote import is_remote, locate
 from train.data.file_ranges import FileRanges, Range
+from train.data.index_files import note_use, remove_unused
 
 _COLUMNS = pa.schema(
     [
@@ -170,7 +171,8 @@ def read_index(shards: str, folder: Path) -> ShardIndex:
     stopped half-way, listing goes on from there, and of a dataset that changed only the changed
     shards are listed again. Where stage one has written beside a shard what lies where in it, and
     that fits the shard, it is taken; other tars are listed from their headers, remote ones by
-    ranged reads. Runs may share the folder, and use it at once. Raises LvdError where nothing is
+    ranged reads. Runs may share the folder, and use it at once; what none of them has opened for
+    `KEPT_DAYS` is removed from it. Raises LvdError where nothing is
     there, or where a shard's images are not to be read one by one (a compressed tar, Parquet).
     """
     parts = list_parts("--shards", DatasetSettings(path=shards))
@@ -181,6 +183,8 @@ def read_index(shards: str, folder: Path) -> ShardIndex:
             folder.mkdir(parents=True, exist_ok=True)
             _list_new(parts, folder)
             _join(parts, path, shards)
+    note_use([path, *(_listing(part, folder) for part in parts)])
+    remove_unused(folder)
     return ShardIndex(path)
 
 

@@ -24,6 +24,7 @@ from shared.storage.files import fingerprint, reraise_disk_full
 from shared.storage.remote import locate, open_binary
 from train.data.file_ranges import Range
 from train.data.index import MappedIndex, written
+from train.data.index_files import note_use, remove_unused
 from train.data.listed_files import ListedFiles
 from train.data.order import UNIT
 
@@ -111,6 +112,8 @@ def read_selection(select: str, shards: str | None, folder: Path) -> SelectionIn
         with reraise_disk_full(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _write(select, place, files, shards, parts, path)
+    note_use(folder.glob(f"{stamp}.*"))
+    remove_unused(folder)
     return SelectionIndex(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from train.monitoring.metrics import METRICS, read_metrics
+from train.monitoring.pace import pace_of
 from train.persistence.run_folder import RunFolder
 
 SCORES = {
@@ -35,13 +36,8 @@ def summary(folder: RunFolder) -> str:
         said.append(f"  effective rank of the features of a batch: {rank}")
         counted = [f"{last[name]:,} {what}" for name, what in COUNTED.items() if last.get(name)]
         said += [f"  {', '.join(counted)}"] if counted else []
-        scoring = sum(line.get("knn_seconds", 0) for line in lines)
-        if scoring:
-            training, before = 0.0, -1
-            for line in trained:
-                training += (line["step"] - before) * line["step_seconds"]
-                before = line["step"]
-            said.append(f"  {scoring / (scoring + training):.1%} of the time went into the scores")
+        if share := pace_of(lines).share:
+            said.append(f"  {share:.1%} of the time went into the scores")
     out = folder.out
     return "\n".join(
         [

@@ -20,11 +20,13 @@ from train.data.index import SampleIndex
 from train.data.loader import Batch
 from train.distributed.agreement import Agreement
 from train.distributed.parallelise import autocast
+from train.distributed.ranks import any_rank
 from train.monitoring.collapse import CollapseWatch
 from train.monitoring.indicators import indicators
 from train.monitoring.knn import Knn
 from train.monitoring.looks import Looks
-from train.monitoring.metrics import MetricsWriter
+from train.monitoring.metrics import METRICS, MetricsWriter, read_metrics
+from train.monitoring.pace import Pace, pace_of
 from train.monitoring.recognition import recognition
 from train.monitoring.speed import speed_of
 from train.optimisation.schedules import Values
@@ -68,9 +70,12 @@ class Watch:
             features=GLOBAL_VIEWS * self._recipe.micro_batch(system.ranks.world),
         )
         knn = self._recipe.knn
-        self._knn = knn.every and Knn(
-            knn, size=self._recipe.crops.global_size, scratch=folder.out, ranks=self._ranks
+        self._knn = (
+            Knn(knn, size=self._recipe.crops.global_size, scratch=folder.out, ranks=self._ranks)
+            if knn.taken
+            else None
         )
+        self._pace = Pace()
         self.asked = False
         """Whether any process was asked to stop, as far as the steps are read."""
         self._unread: _Taken | None = None
@@ -95,6 +100,7 @@ class Watch:
             return
         recipe = flat(self._recipe.model_dump(mode="json"))
         self._writer = MetricsWriter(self._folder.out, self._recipe.log, start, recipe)
+        self._pace = pace_of(read_metrics(self._folder.out / METRICS))
         try:
             self.score(start)
             with stage_bar("train", self._steps * batch) as self._bar:
@@ -160,11 +166,12 @@ class Watch:
         """
         self._looks.take(done)
         ends = done in (0, self._steps)
-        every = self._recipe.knn.every
-        if self._knn and (ends or (every and done % every == 0)):
+        if self._knn and (ends or self._score_is_due(done)):
             began = monotonic()
             scores = self._knn.scores(self._features, self._autocast())
-            self._tell(done, {**scores, "knn_seconds": monotonic() - began})
+            seconds = monotonic() - began
+            self._pace.score(seconds)
+            self._tell(done, {**scores, "knn_seconds": seconds})
         elif ends and not self._knn:
             known = recognition(
                 lambda images: self._features(images)[0],
@@ -176,6 +183,15 @@ class Watch:
             )
             if known is not None:
                 self._tell(done, {"recognition": known})
+
+    def _score_is_due(self, done: int) -> bool:
+        """Tell, on every process what the first one's clock says, whether to score between the ends."""
+        every = self._recipe.knn.every
+        if every != "auto":
+            return done % every == 0
+        if done % self._recipe.log.every or done != self._logged:
+            return False
+        return any_rank(self._ranks.first and self._pace.affords)
 
     def _tell(self, done: int, scores: dict[str, float]) -> None:
         if not self._ranks.first:
@@ -224,6 +240,7 @@ class Watch:
         """Return the rates and the largest memory since the last line of metrics."""
         steps, seconds = done - self._logged, self._waited + self._worked
         rate = steps * self._recipe.batch_size / seconds
+        self._pace.train(seconds)
         timings = {
             "images_per_second": rate,
             **self._speed.rates(rate),

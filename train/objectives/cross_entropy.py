@@ -80,7 +80,7 @@ class _CrossEntropy(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 to_vectors.append((gradient @ prototypes).unflatten(0, (views, -1)))
             if to_prototypes is not None:
-                to_prototypes.add(gradient.mT @ own)
+                to_prototypes.add_product(gradient.mT, own)
 
         rows = tile_rows(len(prototypes), vectors.device)
         for at in blocks(range(images), max(1, rows // views)):
@@ -160,15 +160,20 @@ def _joined(parts: Sequence[Float[Tensor, "V t d"]], like: Tensor) -> Tensor:
 
 
 class _Sum:
-    """A sum of matrices like one, in float32 at least where there is more than one of them."""
+    """A sum of products like one matrix, in float32 at least where there is more than one of them."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._sum: Tensor | None = None
 
-    def add(self, matrix: Tensor) -> None:
+    def add_product(self, left: Tensor, right: Tensor) -> None:
         wide = working_dtype(self._like)
-        self._sum = matrix if self._sum is None else self._sum.to(wide).add_(matrix)
+        if self._sum is None:
+            self._sum = left @ right
+        elif left.dtype == wide:
+            self._sum.addmm_(left, right)
+        else:
+            self._sum = self._sum.to(wide).add_(left @ right)
 
     def total(self) -> Tensor:
         return torch.zeros_like(self._like) if self._sum is None else self._sum.to(self._like.dtype)

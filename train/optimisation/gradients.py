@@ -46,11 +46,13 @@ def clip_by_module(
     """Scale down, in place, the gradients of each direct child whose L2 norm exceeds `max_norm`.
 
     `norms` are those of all shards by the child's name, on the gradients' device, where the factor
-    stays too: the others are multiplied by 1, which takes less time than asking whether to.
+    stays too: there the others are multiplied by 1, which takes less time than asking whether to.
+    On a CPU, which needs not be waited for, they are left alone.
     """
     for name, gradients in _by_child(network).items():
         factor = (max_norm / (norms[name] + 1e-6)).clamp(max=1).float()
-        torch._foreach_mul_(local_shards(gradients), factor)
+        if factor.device.type != "cpu" or factor != 1:
+            torch._foreach_mul_(local_shards(gradients), factor)
 
 
 def _by_child(network: nn.Module) -> dict[str, list[Tensor]]:

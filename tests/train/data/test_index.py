@@ -349,3 +349,23 @@ def test_what_cannot_be_trained_on_is_refused_in_one_line(tmp_path, make, words)
     make(tmp_path / "data")
     with pytest.raises(LvdError, match=f"^[^\n]*--shards[^\n]*{words}[^\n]*$"):
         read_index(str(tmp_path / "data"), tmp_path / "index")
+
+
+def test_what_no_run_has_opened_for_long_is_removed_and_nothing_of_others(tmp_path):
+    index = tmp_path / "index"
+    shards(tmp_path / "gone")
+    shards(tmp_path / "kept", count=2)
+    read_index(str(tmp_path / "gone"), index)
+    expected = content(read_index(str(tmp_path / "kept"), index))
+    (index / "00000.parquet").touch()  # such as the table beside a shard
+    (index / f".{'0' * 16}.arrow.{'a' * 32}").touch()  # of a killed run
+    (index / f".{'1' * 16}.arrow.{'a' * 32}").touch()
+    for path in index.iterdir():
+        if not path.name.startswith(".1"):
+            os.utime(path, (0, 0))
+    assert content(read_index(str(tmp_path / "kept"), index)) == expected
+    left = sorted(path.name for path in index.iterdir())
+    assert len([name for name in left if name.endswith(".parquet")]) == 2 + 1
+    assert len([name for name in left if name.endswith(".arrow")]) == 1
+    assert "00000.parquet" in left
+    assert len(left) == 2 + 1 + 1 + 1
