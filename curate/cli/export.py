@@ -62,9 +62,9 @@ def export(
     packages than this project does, so give each an environment of its own.
 
     \b
-    lvd-curate export runs/curate/sample --format fiftyone --to runs/fiftyone --vectors
-    lvd-curate export runs/curate/sample --format lightly --to runs/studio --decision kept
-    lvd-curate export runs/curate/sample --format csv --to runs/pictures --limit 100
+    lvd-curate export runs/curate/sample --format fiftyone --to runs/sample-fiftyone --vectors
+    lvd-curate export runs/curate/sample --format lightly --to runs/sample-studio --decision kept
+    lvd-curate export runs/curate/sample --format csv --to runs/sample-csv --limit 100
     """
     from curate.viewers.export import export
     from curate.viewers.images import SHOWN
