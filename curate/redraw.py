@@ -57,16 +57,26 @@ def open_originals(
     None of one that is text, and, with a warning, of one that is not there.
     """
     try:
-        collection = Collection(work / "catalogue" / about["content"] / "all")
-        named = Named(about["name"], DatasetSettings(**about["settings"]))
-        if named.settings.text:
-            return None
-        there = {part.name: part for part in parts_of(named, work)}
-        parts = [there[part.name] for part in collection.parts]
-        originals = stack.enter_context(Originals(collection, parts, scratch))
-        read = read_by_key(originals, collection)
-        read("")
-        return read
+        return read_originals(stack, about, work, scratch)
     except (LvdError, OSError, KeyError) as error:
         warn(f"drawn without the images of the {name} that were not kept: {error}")
         return None
+
+
+def read_originals(
+    stack: ExitStack, about: Mapping[str, Any], work: Path, scratch: Path
+) -> ReadImage | None:
+    """Return what reads the images of a dataset of `run.json`; None of one that is text.
+
+    Raises LvdError, OSError or KeyError where it is not there.
+    """
+    collection = Collection(work / "catalogue" / about["content"] / "all")
+    named = Named(about["name"], DatasetSettings(**about["settings"]))
+    if named.settings.text:
+        return None
+    there = {part.name: part for part in parts_of(named, work)}
+    parts = [there[part.name] for part in collection.parts]
+    originals = stack.enter_context(Originals(collection, parts, scratch))
+    read = read_by_key(originals, collection)
+    read("")
+    return read

@@ -9,6 +9,7 @@ from curate.cli.calibrate import calibrate
 from curate.cli.demo import demo
 from curate.cli.diff import diff
 from curate.cli.explain import explain
+from curate.cli.export import export
 from curate.cli.gc import gc
 from curate.cli.label import label
 from curate.cli.loop import loop
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 main.add_section("Curate", demo, run, calibrate, update, loop, plan)
-main.add_section("See what became of it", status, report, explain, query, search, diff)
+main.add_section("See what became of it", status, report, explain, query, search, diff, export)
 main.add_section("Correct it", label, remove)
 main.add_section("Look after it", audit, verify, gc)
 main.add_command(completion)

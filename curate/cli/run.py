@@ -109,7 +109,7 @@ def run(
     plan, out = make_plan(out=out, **asked)
     writable(out, "--out")
     if live is not None:
-        live.show = live_page(out)
+        live.show = live_page(out, plan)
     also = plan.request.settings.export.also
     require_places(also, out, plan.work)
     if published is not None and also:

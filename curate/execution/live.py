@@ -1,4 +1,5 @@
-"""What the live page of a run shows: its own status file, and pictures of the first whole shard."""
+"""What the live page of a run shows: its status file, and pictures: of the first part that is embedded,
+later of the first whole shard."""
 
 from __future__ import annotations
 
@@ -10,30 +11,52 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.catalogue.content import recall
+from curate.catalogue.part_files import FACTS
 from curate.execution.session import status_file
-from curate.plan import PARTIAL
+from curate.plan import PARTIAL, Plan
+from shared.datasets.parts import Part, direct, fetch
+from shared.errors import LvdError
 from shared.pages.live import LivePage
 from shared.pictures.images import ImageError, decode
 from shared.progress import duration, rate
 from shared.storage.files import read_optional
 
 PICTURES, SIDE = 12, 128
+PARTS_LOOKED_AT = 32
+"""Of the crawl, the first ones: which of them are embedded is asked anew for each page."""
+MOST_BYTES = 20_000_000
+"""Of a crawled image that is shown."""
+Pictures = list[tuple[str, bytes]]
 
 
-def live_page(out: Path) -> Callable[[], LivePage]:
-    """Return what gives the page of the run that builds `out`, whenever it is called."""
+def live_page(out: Path, plan: Plan) -> Callable[[], LivePage]:
+    """Return what gives the page of the run of `plan` that builds `out`, whenever it is called."""
     shards = out.with_name(out.name + PARTIAL) / "shards"
-    pictures: list[tuple[str, bytes]] = []
+    crawled: Pictures = []
+    kept: Pictures = []
 
     def show() -> LivePage:
-        if not pictures:
-            pictures.extend(_first_pictures(shards))
-        return _page(out, read_optional(status_file(out)), pictures)
+        if not kept:
+            kept.extend(_first_kept(shards))
+        if not kept and not crawled and _may_show_crawled(plan):
+            crawled.extend(_first_crawled(plan.work, plan.crawl.parts))
+        return _page(out, read_optional(status_file(out)), kept or crawled)
 
     return show
 
 
-def _page(out: Path, report: dict[str, Any], pictures: list[tuple[str, bytes]]) -> LivePage:
+def _may_show_crawled(plan: Plan) -> bool:
+    """Tell whether nothing in the settings can call an image of the crawl unsafe."""
+    settings = plan.request.settings
+    unsafe = any(each.decision == "unsafe" for each in settings.filters)
+    return not (unsafe or settings.lists or settings.labels)
+
+
+def _page(out: Path, report: dict[str, Any], pictures: Pictures) -> LivePage:
     title = f"Curating into {out}"
     if not report:
         return LivePage(title, [("stage", "starting, or at its end")], pictures=pictures)
@@ -55,7 +78,35 @@ def _page(out: Path, report: dict[str, Any], pictures: list[tuple[str, bytes]]) 
     return LivePage(title, facts, share, pictures)
 
 
-def _first_pictures(shards: Path) -> list[tuple[str, bytes]]:
+def _first_crawled(work: Path, parts: list[Part]) -> Pictures:
+    """Return thumbnails of images of the first part that is embedded, evenly spread; none before.
+
+    Of images that a worker could decode, in parts whose images can be read one by one.
+    """
+    for part in parts[:PARTS_LOOKED_AT]:
+        try:
+            content = recall(work, part)
+            facts = next((work / "facts").glob(f"*/{content}/{FACTS}"), None) if content else None
+            if facts is None or not direct(part):
+                continue
+            table = pq.read_table(facts, columns=["name", "member", "offset", "bytes", "problem"])
+            decoded = pc.equal(pc.fill_null(table["problem"], ""), "")
+            usable = pc.and_(decoded, pc.less(table["bytes"], MOST_BYTES))
+            rows = table.filter(usable).to_pylist()
+            chosen = rows[:: max(1, len(rows) // PICTURES)][:PICTURES]
+            found = [
+                (f"crawled: {row['name']}", small)
+                for row in chosen
+                if (small := _small(fetch(part, row["member"], row["offset"], row["bytes"])))
+            ]
+        except (LvdError, OSError):  # the run itself will say what is wrong
+            continue
+        if found:
+            return found
+    return []
+
+
+def _first_kept(shards: Path) -> Pictures:
     """Return thumbnails of the first images of the first shard that is whole; none before."""
     whole = sorted(shards.glob("*_stats.json"))
     if not whole:
@@ -67,12 +118,18 @@ def _first_pictures(shards: Path) -> list[tuple[str, bytes]]:
         for member in islice(images, PICTURES):
             stream = members.extractfile(member)
             assert stream is not None  # a file has one
-            try:
-                image = decode(stream.read(), reduce_to=SIDE)
-            except ImageError:
-                continue
-            image.thumbnail((SIDE, SIDE))
-            data = io.BytesIO()
-            image.save(data, "JPEG", quality=85)
-            found.append((f"kept: {member.name}", data.getvalue()))
+            if small := _small(stream.read()):
+                found.append((f"kept: {member.name}", small))
     return found
+
+
+def _small(data: bytes) -> bytes | None:
+    """Return a thumbnail as JPEG; None of what is no picture."""
+    try:
+        image = decode(data, reduce_to=SIDE)
+    except ImageError:
+        return None
+    image.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return stream.getvalue()

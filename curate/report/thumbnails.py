@@ -49,15 +49,15 @@ def thumbnails(
             by_shard[tile.shard][tile.shard_key] = name
         else:
             read = read_image if tile.seed is None else read_seeds.get(tile.seed)
-            found[name] = _shrunk(_read(read, tile.key), reduce) if read else None
+            found[name] = _shrunk(read_or_none(read, tile.key), reduce) if read else None
     for shard, names in sorted(by_shard.items()):
         for shard_key, data in _members(out / "shards" / f"{shard}.tar", set(names)).items():
             found[names[shard_key]] = _shrunk(data, reduce)
     return {name: jpeg for name, jpeg in found.items() if jpeg is not None}
 
 
-def _read(read: ReadImage, key: str) -> bytes | None:
-    # The crawl may have moved or changed since the run; the report shows what is left.
+def read_or_none(read: ReadImage, key: str) -> bytes | None:
+    """Return an image's bytes; None where the crawl has moved or changed since the run."""
     try:
         return read(key)
     except (ImageError, LvdError, OSError) as error:

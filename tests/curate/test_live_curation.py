@@ -1,4 +1,4 @@
-"""The live page of a curation says what its status file says, with pictures of the first whole shard."""
+"""The live page of a curation says what its status file says, with the first pictures that there are."""
 
 import io
 import json
@@ -6,12 +6,18 @@ import os
 import socket
 import tarfile
 import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from curate.execution.live import PICTURES, SIDE, live_page
 from curate.execution.session import status_file
+from curate.plan import parts_of
+from shared.datasets.dataset import DatasetSettings
 
 
 @pytest.fixture
@@ -25,6 +31,19 @@ def out(tmp_path):
     }
     status_file(out).write_text(json.dumps(report))
     return out
+
+
+def plan(work=Path("none"), parts=(), **settings):
+    """What the page is told of a run: its work folder, its crawl, and what may call images unsafe."""
+    settings = SimpleNamespace(**{"filters": [], "lists": {}, "labels": None} | settings)
+    crawl = SimpleNamespace(parts=list(parts))
+    return SimpleNamespace(work=work, crawl=crawl, request=SimpleNamespace(settings=settings))
+
+
+def crawled(run):
+    """Return the parts of a run's crawl."""
+    settings = DatasetSettings(path=str(run.data / "crawl"))
+    return parts_of(SimpleNamespace(name="crawl", settings=settings), run.work)
 
 
 def write_shard(shards, *, whole):
@@ -43,7 +62,7 @@ def write_shard(shards, *, whole):
 
 
 def test_what_the_status_file_says_is_shown(out):
-    page = live_page(out)()
+    page = live_page(out, plan())()
     facts = dict(page.facts)
     assert (facts["stage"], facts["done"]) == ("embed", "30 of 100 images")
     assert facts["rate"].startswith("5")
@@ -54,7 +73,7 @@ def test_what_the_status_file_says_is_shown(out):
 
 
 def test_pictures_come_from_the_first_whole_shard_and_are_small(out):
-    show, shards = live_page(out), out.with_name("out.partial") / "shards"
+    show, shards = live_page(out, plan()), out.with_name("out.partial") / "shards"
     write_shard(shards, whole=False)
     assert show().pictures == []
     write_shard(shards, whole=True)
@@ -66,6 +85,34 @@ def test_pictures_come_from_the_first_whole_shard_and_are_small(out):
 
 
 def test_a_run_that_says_nothing_yet_is_starting(tmp_path):
-    page = live_page(tmp_path / "out")()
+    page = live_page(tmp_path / "out", plan())()
     assert page.facts == [("stage", "starting, or at its end")]
     assert page.share is None
+
+
+def test_images_of_an_embedded_part_are_shown_until_some_are_kept(finished_once, out):
+    crawl = crawled(finished_once)
+    page = live_page(out, plan(finished_once.work, crawl))()
+    assert len(page.pictures) == min(PICTURES, 10)
+    assert page.pictures[0][0] == "crawled: 000"
+    with tarfile.open(finished_once.data / "crawl" / "00000.tar") as tar:
+        own = Image.open(tar.extractfile("000.jpg")).convert("RGB")
+    shown = Image.open(io.BytesIO(page.pictures[0][1]))
+    assert shown.size == own.size
+    assert np.abs(np.asarray(shown, int) - np.asarray(own, int)).mean() < 8
+    write_shard(out.with_name("out.partial") / "shards", whole=True)
+    assert live_page(out, plan(finished_once.work, crawl))().pictures[0][0].startswith("kept")
+
+
+def test_no_crawled_image_is_shown_before_it_is_judged_where_some_may_be_unsafe(finished_once, out):
+    crawl = crawled(finished_once)
+    judged = {"filters": [SimpleNamespace(decision="unsafe")]}
+    for settings in (judged, {"lists": {"known": 1}}, {"labels": "said.parquet"}):
+        assert live_page(out, plan(finished_once.work, crawl, **settings))().pictures == []
+
+
+def test_parts_that_are_not_embedded_or_are_gone_show_nothing(finished_once, out, tmp_path):
+    crawl = crawled(finished_once)
+    assert live_page(out, plan(tmp_path, crawl))().pictures == []
+    gone = [replace(part, root=str(tmp_path / "gone")) for part in crawl]
+    assert live_page(out, plan(finished_once.work, gone))().pictures == []
