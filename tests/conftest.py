@@ -1,8 +1,10 @@
 """The one real Ray session that all tests share, and what becomes of tests that need a card."""
 
+import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +25,21 @@ if find_spec("beartype") and find_spec("hypothesis"):  # a bare machine with a c
 NO_CARD = "no CUDA device"
 GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
 """Environment variable: `cpu` runs the tests of a card on the CPU, to try out their own code."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Search nothing for garbage while tests and packages are imported, nor later what they hold."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries complain of what they find alive at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
