@@ -22,6 +22,12 @@ if find_spec("beartype") and find_spec("hypothesis"):  # a bare machine with a c
     settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("any")
 
+DEAREST = (
+    *("e2e/test_demo.py", "e2e/test_docs.py", "train/test_stages.py"),
+    *("train/distributed/test_compiled.py", "train/distributed/test_parallel.py"),
+    *("train/test_runs.py", "curate/test_look_runs.py"),
+)
+"""The files that need most CPU seconds, the dearest first: 53 to 17, one after another on a busy machine."""
 NO_CARD = "no CUDA device"
 GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
 """Environment variable: `cpu` runs the tests of a card on the CPU, to try out their own code."""
@@ -43,9 +49,9 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the files of whole runs first: no process is left alone with a long one at the end."""
-    first = [Path(__file__).parent / name for name in ("e2e", "train")]
-    items.sort(key=lambda item: [not item.path.is_relative_to(folder) for folder in first])
+    """Start the longest files first: no process is left alone with one at the end."""
+    places = [Path(__file__).parent / name for name in (*DEAREST, "e2e", "train")]
+    items.sort(key=lambda item: [not item.path.is_relative_to(place) for place in places])
 
 
 @pytest.fixture(scope="session", autouse=True)
