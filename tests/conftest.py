@@ -27,7 +27,7 @@ DEAREST = (
     *("train/distributed/test_compiled.py", "train/distributed/test_parallel.py"),
     *("train/test_runs.py", "curate/test_look_runs.py"),
 )
-"""The files that need most CPU seconds, the dearest first: 53 to 17, one after another on a busy machine."""
+"""The files that need most CPU seconds, dearest first: 53 to 17, measured on a busy machine."""
 NO_CARD = "no CUDA device"
 GPU_TESTS_ON = "LVD_GPU_TESTS_ON"
 """Environment variable: `cpu` runs the tests of a card on the CPU, to try out their own code."""
