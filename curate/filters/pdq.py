@@ -48,8 +48,8 @@ def _pdqhash() -> Any:
         import pdqhash
     except ImportError:
         raise LvdError(
-            "lists of kind pdq need the package pdqhash: uv pip install -e '.[pdq]' (it compiles "
-            "C++), or use another kind"
+            "lists of kind pdq need the package pdqhash: "
+            "uv pip install -c constraints.txt -e '.[pdq]' (it compiles C++), or use another kind"
         ) from None
     return pdqhash
 

@@ -31,8 +31,8 @@ def _imagehash() -> Any:
         import imagehash
     except ImportError:
         raise LvdError(
-            "dedup.hash=phash needs the package imagehash: uv pip install -e '.[phash]', or set "
-            "dedup.hash=pca"
+            "dedup.hash=phash needs the package imagehash: "
+            "uv pip install -c constraints.txt -e '.[phash]', or set dedup.hash=pca"
         ) from None
     return imagehash
 

@@ -305,7 +305,7 @@ def test_without_the_package_a_hash_is_one_line(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagehash", None)
     _, said = run(root, "never", "--set=dedup.hash=phash", status=2)
     assert said.count("\n") == 1
-    assert "uv pip install -e '.[phash]'" in said
+    assert "uv pip install -c constraints.txt -e '.[phash]'" in said
 
 
 def test_an_update_keeps_what_it_holds_whatever_has_its_hash(tmp_path, monkeypatch):

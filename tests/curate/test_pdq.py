@@ -56,7 +56,7 @@ def test_without_the_package_a_list_is_one_line(small_run, monkeypatch):
     words = f"--set=lists={{bad: {{kind: pdq, path: {bad}}}}}"
     status, said = small_run("run", words, f"--out={small_run.root / 'new'}")
     assert (status, len(said)) == (2, 1)
-    assert "uv pip install -e '.[pdq]'" in said[0]
+    assert "uv pip install -c constraints.txt -e '.[pdq]'" in said[0]
     place = [small_run.out, f"--list={bad}", f"--work={small_run.work}"]
     status, said = small_run("remove", *place, "--kind=pdq")
     assert (status, len(said)) == (2, 1)
