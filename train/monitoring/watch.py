@@ -188,7 +188,7 @@ class Watch:
         """Tell, on every process what the first one's clock says, whether to score between the ends."""
         every = self._recipe.knn.every
         if every != "auto":
-            return done % every == 0
+            return every is not None and done % every == 0
         if done % self._recipe.log.every or done != self._logged:
             return False
         return any_rank(self._ranks.first and self._pace.affords)
