@@ -2,8 +2,8 @@
 
 A product of vectors rounded to bfloat16 and added up in float32 is off by no more than what the
 rounding took away from either (Cauchy and Schwarz) and what the sums lose. All that may be among the
-nearest, or reach a threshold, is proposed, and whoever asks takes the exact cosines of that: no
-result depends on whether this was used. Scores are looked at in groups of `GROUP`, by their largest
+nearest is proposed, and whoever asks takes the exact cosines of that: no result depends on whether
+this was used. Scores are looked at in groups of `GROUP`, by their largest
 first.
 """
 
@@ -70,11 +70,6 @@ class CoarseIndex:
             score = largest.topk(k, dim=1, sorted=False).values.amin(1).float()
             least = score - score.abs() * 2**-8 - error
             yield self._chosen(first, scores, largest, least - error, CROWDED + k)
-
-    def reaching(self, asked: Float32[np.ndarray, "n d"], threshold: float) -> Iterator[Candidates]:
-        """Yield, of some unit vectors after others, all whose cosine may reach the threshold."""
-        for first, scores, largest, error in self._scores(asked):
-            yield self._chosen(first, scores, largest, threshold - error, CROWDED)
 
     def _scores(
         self, asked: Float32[np.ndarray, "n d"]

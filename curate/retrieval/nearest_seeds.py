@@ -29,9 +29,9 @@ from curate.retrieval.seed_index import (
 from curate.stage import Runner, Stage, Unit
 
 VERSION = 2
-IN_CLUSTERS = 16_384
+IN_CLUSTERS = 15_360
 """Images that are searched together in a large seed, at least: the unit vectors of all of its clusters
-are made for each such block, which takes as long as searching some thousands of images there."""
+are made for each such block, which takes as long as searching some thousands of images there. A million images are 66 blocks."""
 
 
 @dataclass(frozen=True)
