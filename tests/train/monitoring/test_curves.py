@@ -6,6 +6,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 
@@ -31,11 +32,26 @@ def records(path: Path) -> Iterator:
 
     data, at = path.read_bytes(), len(":W&B") + 3
     assert len(data) < 2**15
-    while at < len(data):
+    while at + 7 <= len(data):
         _, length, whole = struct.unpack_from("<IHB", data, at)
         assert whole == 1
         at += 7 + length
+        if at > len(data):  # half written yet
+            return
         yield Record.FromString(data[at - length : at])
+
+
+def losses_and_runs(out: Path) -> tuple[dict[int, float], set[tuple[str, str]]]:
+    """What its files hold by now: the losses by step, and the project and identity of each run."""
+    found, identities = {}, set()
+    for path in sorted(out.glob("wandb/offline-run-*/*.wandb")):
+        for record in records(path):
+            if record.HasField("run"):
+                identities.add((record.run.project, record.run.run_id))
+            for item in record.history.item:
+                if "loss" in (item.key, *item.nested_key):
+                    found[record.history.step.num] = float(item.value_json)
+    return found, identities
 
 
 def test_wandb_gets_the_numbers_of_one_run_offline(
@@ -45,15 +61,11 @@ def test_wandb_gets_the_numbers_of_one_run_offline(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     write_twice(tmp_path, LogSettings(tensorboard=False, wandb="lvd-tests"))
-    found, identities = {}, set()
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    for path in files:
-        for record in records(path):
-            if record.HasField("run"):
-                identities.add((record.run.project, record.run.run_id))
-            for item in record.history.item:
-                if "loss" in (item.key, *item.nested_key):
-                    found[record.history.step.num] = float(item.value_json)
+    end = monotonic() + 60
+    found, identities = losses_and_runs(tmp_path)
+    while len(found) < 3 and monotonic() < end:  # its service writes on behind the end of a run
+        sleep(0.1)
+        found, identities = losses_and_runs(tmp_path)
     assert found == {0: 0.0, 1: 0.25, 2: 0.5}
     ((project, identity),) = identities
     assert project == "lvd-tests"
