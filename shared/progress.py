@@ -117,7 +117,11 @@ class StageBar:
         if self._first is None:
             return 0, 0.0
         seconds = monotonic() - self._first[0]
-        return (self.shown - self.skipped - self._first[1], seconds) if seconds >= SETTLED else (0, 0.0)
+        return (
+            (self.shown - self.skipped - self._first[1], seconds)
+            if seconds >= SETTLED
+            else (0, 0.0)
+        )
 
     def _note_work(self) -> None:
         self._shown = max(self._shown, self.done)

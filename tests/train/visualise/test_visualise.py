@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_run import draw, write_shards
 
+from shared.commands import called
 from shared.errors import LvdError
 from train.model.backbone import build_backbone
 from train.model.model_folder import write_model_folder
@@ -93,7 +94,7 @@ def test_the_page_holds_all_its_pictures_and_says_what_they_are_of(model, pictur
     assert "http" not in page.words
     for fact in (str(model), "48 px", "8 px", "6 × 6", "p3.jpg"):
         assert fact in page.words
-    assert f"lvd-train visualise --model {model} --images {pictures}" in page.words
+    assert f"{called('lvd-train')} visualise --model {model} --images {pictures}" in page.words
     assert "60%" in page.words
     cells = re.findall(r"<td>(.*?)</td>", (out / "index.html").read_text())
     assert cells == [str(model), "48 px", "6 × 6 of 8 px", "3", "2", "token"]
