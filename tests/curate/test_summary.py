@@ -100,7 +100,9 @@ def test_many_false_copies_are_told_first_with_what_to_change(tmp_path):
 def test_few_false_copies_are_told_beside_the_thresholds(tmp_path):
     out = finished_run(tmp_path / "out")
     lines, page = told(out, LOOKED | {"precision": 0.99, "low": 0.96, "high": 1.0})
-    said = "about 1% of the copies look false, at most 4% (200 pairs compared again by their pixels)"
+    said = (
+        "about 1% of the copies look false, at most 4% (200 pairs compared again by their pixels)"
+    )
     assert "images kept" in lines[0]
     assert f"  {said}" in lines
     assert f"A{said[1:]}" in page
