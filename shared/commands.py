@@ -1,9 +1,11 @@
-"""How both command lines help, and how they fail: in one line, with a telling exit status."""
+"""How both command lines are called and help, and how they fail: in one line, with a telling exit status."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -25,6 +27,21 @@ STOPPED = 130
 """The exit status after Ctrl-C."""
 STOP_AT_EOF = "LVD_STOP_AT_EOF"
 """Set in the environment of a command whose stdin is a pipe that ends when its parent dies."""
+
+
+def called(program: str) -> str:
+    """Return what calls this installation's `lvd-curate` or `lvd-train` from this folder, as a shell's word.
+
+    `.venv/bin/lvd-curate` where the folder holds the environment, the name alone where PATH finds it,
+    else its whole path; the name where it is not installed.
+    """
+    path = Path(sys.prefix) / "bin" / program
+    if path.is_relative_to(Path.cwd()):
+        return shlex.quote(str(path.relative_to(Path.cwd())))
+    found = shutil.which(program)
+    if not path.exists() or (found is not None and path.samefile(found)):
+        return program
+    return shlex.quote(str(path))
 
 
 class Commands(click.Group):

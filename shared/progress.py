@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL = 30.0  # seconds between the lines of a long stage where there is no terminal
 WIDTH = 100
-SETTLED = 5.0
-"""Seconds behind the first sign of work from which the rate is that of the work alone."""
+SETTLED = 10.0
+"""Seconds behind the first sign of work from which a rate is told: until then it is not known."""
 
 
 class StageBar:
@@ -57,11 +57,12 @@ class StageBar:
             return self._shown
 
     def counts(self) -> dict[str, Any]:
-        """Return `done`, `total` (None where it is not known), `rate` a second and seconds `left`."""
+        """Return `done`, `total`, `rate` a second and seconds `left`; None where that is not known."""
         worked, seconds = self._pace()
         speed = worked / seconds if worked > 0 and seconds > 0 else None
         total = None if self.total is None else max(self.total, self.shown)
-        left = None if speed is None or total is None else (total - self.shown) / speed
+        rest = None if total is None else total - self.shown
+        left = 0.0 if rest == 0 else rest / speed if rest is not None and speed else None
         return {"done": self.shown, "total": total, "rate": speed, "left": left}
 
     def skip(self, n: int) -> None:
@@ -108,14 +109,19 @@ class StageBar:
         return self._line("  ".join([word for word in words if word] + self._noted()))
 
     def _pace(self) -> tuple[int, float]:
-        """Return how much was done in how many seconds, by which the rest is reckoned.
+        """Return how much was done in how many seconds, by which the rest is reckoned; 0 before that
+        is known.
 
         They begin with the first sign of work: models are loaded and processes started only once.
         """
-        worked, now = self.shown - self.skipped, monotonic()
-        if self._first is not None and now - self._first[0] >= SETTLED and worked > self._first[1]:
-            return worked - self._first[1], now - self._first[0]
-        return worked, self.seconds
+        if self._first is None:
+            return 0, 0.0
+        seconds = monotonic() - self._first[0]
+        return (
+            (self.shown - self.skipped - self._first[1], seconds)
+            if seconds >= SETTLED
+            else (0, 0.0)
+        )
 
     def _note_work(self) -> None:
         self._shown = max(self._shown, self.done)

@@ -8,7 +8,7 @@ import click
 
 from curate.cli.answer_files import check_answers, write_batches
 from curate.cli.options import folder
-from shared.commands import LocalFolder
+from shared.commands import LocalFolder, called
 
 
 @click.command()
@@ -54,4 +54,4 @@ def label(out: Path, labels: Path, to: Path | None) -> None:
     counts = Counter(merged["label"].to_pylist())
     told = ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts)) or "none"
     click.echo(f"{len(said):,} labels read; {to} holds {told}")
-    click.echo(f"the next run: lvd-curate run ... --set labels={to} --out ANOTHER")
+    click.echo(f"the next run: {called('lvd-curate')} run ... --set labels={to} --out ANOTHER")

@@ -18,6 +18,7 @@ from curate.cli.options import (
     request_options,
     retry_option,
 )
+from shared.commands import called
 from shared.pages.live import serve_option, serving
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str 
         keep = "; to keep what is exported, stop this run"
         if url is not None:
             return f"{keep}, copy {url} to a folder and name that as --since"
-        return f"{keep} and say lvd-curate update {out} --retry {retry}"
+        return f"{keep} and say {called('lvd-curate')} update {out} --retry {retry}"
     return None
 
 

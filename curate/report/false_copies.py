@@ -9,7 +9,10 @@ MANY = 0.05
 
 
 def false_copies(funnel: dict[str, Any]) -> str | None:
-    """Return what a second look at the near copies told; None where there were none to look at."""
+    """Return what a second look at the near copies told; None where there were none to look at.
+
+    It names the share that looks false, its 95% interval, and what it was judged by.
+    """
     seen = funnel.get("dedup_precision")
     if not seen:
         return None
@@ -17,13 +20,14 @@ def false_copies(funnel: dict[str, Any]) -> str | None:
     if seen["precision"] is None:
         return f"how many of the copies are false is not known: {unread}"
     low, high = (_percent(1 - seen[end], seen["pairs"]) for end in ("high", "low"))
-    looked = [f"{low}-{high}%", f"{seen['pairs']:,} pairs looked at"]
+    ends = f"at most {high}%" if low == "0" else f"{low} to {high}%"
+    looked = [f"{seen['pairs']:,} pairs compared again by their pixels"]
     looked += [f"{seen['unsure']:,} hard to tell"] if seen["unsure"] else []
     looked += [unread] if seen["unreadable"] else []
     if joined := (funnel.get("dedup_looks") or {}).get("joined"):
         looked.append(f"{joined:,} found by such a look left out")
     share = _percent(1 - seen["precision"], seen["pairs"])
-    return f"about {share}% of the copies look false ({', '.join(looked)})"
+    return f"about {share}% of the copies look false, {ends} ({', '.join(looked)})"
 
 
 def advice(funnel: dict[str, Any]) -> str | None:

@@ -7,6 +7,17 @@ for (const root of document.querySelectorAll("[data-slider]")) {
   const say = (name, text) => {
     for (const place of root.querySelectorAll(`[data-say="${name}"]`)) place.textContent = text;
   };
+  // Lines of a command break between its words only, as in the Python that renders the page.
+  const sayCommand = (text) => {
+    const pieces = text.split(/(\s+)/).map((piece) => {
+      if (!piece.trim()) return piece;
+      const word = document.createElement("span");
+      word.className = "word";
+      word.textContent = piece;
+      return word;
+    });
+    for (const place of root.querySelectorAll('[data-say="command"]')) place.replaceChildren(...pieces);
+  };
   const move = () => {
     const at = Number(range.value);
     const value = told.thresholds[at];
@@ -15,7 +26,7 @@ for (const root of document.querySelectorAll("[data-slider]")) {
     }
     say("threshold", String(value));
     const drawn = Math.max(value, told.at_least);
-    say("command", told.command.replaceAll("{}", String(value)).replaceAll("{drawn}", String(drawn)));
+    sayCommand(told.command.replaceAll("{}", String(value)).replaceAll("{drawn}", String(drawn)));
     range.setAttribute("aria-valuetext", `${told.setting} ${value}`);
     if (plot) {
       const share = (value - told.low) / (told.high - told.low);

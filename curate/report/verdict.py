@@ -12,6 +12,7 @@ from curate.report.false_copies import advice, false_copies
 from curate.report.other_thresholds import Counts
 from curate.report.summary import SOURCES, share
 from curate.report.tables import threshold
+from shared.commands import called
 from shared.pages.verdicts import Remedy, Verdict
 
 COMPLETE = 0.99
@@ -50,7 +51,7 @@ def rerun(run: dict[str, Any], *changes: str, folder: str = "") -> str:
     """
     settings = run.get("settings", {})
     seeds = settings.get("seeds") or {run.get("seed", "SEED"): {}}
-    words = ["lvd-curate", "run"]
+    words = ["run"]
     if settings.get("pipeline"):
         words += ["--pipeline", str(settings["pipeline"])]
     words += ["--crawl", str(settings.get("crawl") or run.get("crawl", "CRAWL"))]
@@ -63,7 +64,8 @@ def rerun(run: dict[str, Any], *changes: str, folder: str = "") -> str:
     for change in changes:
         words += ["--set", change]
     later = ("{}", "{drawn}")  # the page's script puts numbers there
-    return " ".join(word if word.endswith(later) else shlex.quote(word) for word in words)
+    quoted = (word if word.endswith(later) else shlex.quote(word) for word in words)
+    return " ".join([called("lvd-curate"), *quoted])
 
 
 def _kept(funnel: dict[str, Any]) -> str:

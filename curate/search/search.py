@@ -14,6 +14,7 @@ from curate.embedding.embed import Forwards, preparation, to_stored
 from curate.neighbours.in_dataset import nearest_images
 from curate.neighbours.search import use_threads
 from curate.search.stored import StoredCrawl, reading
+from shared.commands import called
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 from shared.progress import printable
@@ -106,7 +107,7 @@ def of_keys(stored: StoredCrawl, keys: Sequence[str]) -> Queries:
             if number is None or stored.collection.canonical[number] < 0:
                 kind = "has no vector" if number is not None else "is no key of the crawl"
                 raise LvdError(
-                    f"--key '{printable(key)}' {kind}: see `lvd-curate explain {stored.out} KEY`"
+                    f"--key '{printable(key)}' {kind}: see `{called('lvd-curate')} explain {stored.out} KEY`"
                 )
         return Queries(list(keys), stored.collection.vectors(np.array(numbers, np.int64)))
 

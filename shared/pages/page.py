@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def render_page(template: Path, *, script: str = "", connects: bool = False, **v
     """Return the page that `template`, which extends shared/pages/page.html, makes of `values`.
 
     `title` is text, `figures` are boxes of a large value over its name. The filters `png`, `jpeg`
-    and, for either, `picture` turn a picture's bytes into the `src` of an image. Every other value
+    and, for either, `picture` turn a picture's bytes into the `src` of an image; `words` lets a
+    command break between its words only. Every other value
     becomes escaped text, in which characters that could steer a terminal or reorder a line are
     written out. `script` is the only one that a browser runs on the page; where it `connects`, it
     may ask the page's own server, and nobody else.
@@ -41,6 +43,7 @@ def render_page(template: Path, *, script: str = "", connects: bool = False, **v
     environment.filters["picture"] = lambda data: _embedder(
         "png" if data.startswith(PNG) else "jpeg"
     )(data)
+    environment.filters["words"] = _words
     environment.tests["png"] = lambda data: data.startswith(PNG)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template.name).render(
@@ -55,6 +58,17 @@ def render_page(template: Path, *, script: str = "", connects: bool = False, **v
 
 def _escaped(value: Any) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(printable(str(value))))
+
+
+def _words(command: str) -> Markup:
+    """Return a command each word of which is an element of its own; report.js does the same."""
+    pieces = re.split(r"(\s+)", command)
+    return Markup("").join(
+        Markup('<span class="word">{}</span>').format(_escaped(piece))
+        if piece.strip()
+        else _escaped(piece)
+        for piece in pieces
+    )
 
 
 def _embedder(kind: str) -> Callable[[bytes], Markup]:

@@ -86,7 +86,7 @@ def test_the_estimate_is_the_truth_where_all_copies_are_looked_at(pool):
     for key, representative in found["examples"]:
         assert int(key.rpartition("/")[2][:2]) in range(TRUE, TRUE + FALSE)
         assert representative == key[:-1] + "a"
-    assert sentence({"dedup_precision": found}).startswith("about 36% of the copies look false (")
+    assert sentence({"dedup_precision": found}).startswith("about 36% of the copies look false, ")
 
 
 def test_a_sample_is_drawn_by_its_seed_and_is_the_same_after_a_kill(pool, monkeypatch):
@@ -229,10 +229,12 @@ def test_many_false_copies_come_with_what_to_change():
     said = {"dedup_precision": many_false()}
     assert "--set dedup.threshold=0.8125" in advice(said)
     assert "dedup.embedder" in advice(said)
-    assert sentence(said) == "about 10% of the copies look false (7-15%, 200 pairs looked at)"
+    assert sentence(said) == (
+        "about 10% of the copies look false, 7 to 15% (200 pairs compared again by their pixels)"
+    )
     worse = {"dedup_precision": estimate(pairs(other=20, same=20))}
     assert advice(worse).startswith("Name another dedup.embedder")
     fine = {"dedup_precision": estimate(pairs(other=1, same=199))}
     assert advice(fine) is None
-    assert sentence(fine).startswith("about 0.5% of the copies look false (0.1-3%")
+    assert sentence(fine).startswith("about 0.5% of the copies look false, 0.1 to 3% (200 pairs")
     assert json.loads(json.dumps(fine)) == fine

@@ -113,6 +113,29 @@ def test_the_slider_of_copies_says_what_duckdb_counts(shown):
             assert {name: int(said[name]) for name in expected} == expected
 
 
+def test_a_command_is_copied_as_it_is_and_breaks_between_its_words_only(shown):
+    shown.move("copies", 3)
+    shown.look(360)
+    [copied, text, lines] = shown.page.eval_on_selector(
+        '[data-slider="copies"] .paste',
+        """pre => {
+          getSelection().selectAllChildren(pre);
+          const heights = [...pre.querySelectorAll(".word")].map(word => word.clientHeight);
+          return [getSelection().toString(), pre.textContent, pre.clientHeight / Math.min(...heights)];
+        }""",
+    )
+    assert copied == text
+    assert lines > 3  # it is broken
+    broken = shown.page.eval_on_selector_all(
+        '[data-slider="copies"] .word',
+        "words => words.filter(word => word.clientHeight > words[0].clientHeight"
+        " || word.clientHeight == 0).map(word => word.textContent)",
+    )
+    assert "--set" in text.split()
+    assert [word for word in broken if len(word) < 40] == []
+    shown.look()
+
+
 def test_the_slider_marks_the_bands_and_obeys_keys(shown):
     page = shown.page
     shown.move("relevance", 0)

@@ -16,6 +16,7 @@ from curate.execution import monitor, status
 from curate.execution.monitor import Monitor
 from curate.execution.session import STATUS, status_file
 from curate.execution.status import runs_at_work
+from shared import progress
 from shared.errors import LvdError
 from shared.progress import StageBar
 
@@ -30,11 +31,13 @@ def until(condition):
 
 
 @pytest.fixture
-def bar():
-    """A stage's bar with 30 of 100 images, 10 of them done before."""
+def bar(monkeypatch):
+    """A stage's bar with 30 of 100 images, 10 of them done before, and a rate that is told at once."""
+    monkeypatch.setattr(progress, "SETTLED", 0.0)
     bar = StageBar("embed", 100, "images")
     bar.skip(10)
-    bar.advance(20)
+    bar.advance(5)
+    bar.advance(15)
     return bar
 
 

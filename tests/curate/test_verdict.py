@@ -7,6 +7,7 @@ import pytest
 from curate.cli.run import run as run_command
 from curate.report.other_thresholds import Counts
 from curate.report.verdict import rerun, verdict
+from shared.commands import called
 
 RUN = {
     "crawl": "web pages",
@@ -34,7 +35,7 @@ def told(**changes):
 def options(command):
     """Return what lvd-curate makes of a command."""
     words = shlex.split(command)
-    assert words[:2] == ["lvd-curate", "run"]
+    assert words[:2] == [called("lvd-curate"), "run"]
     return run_command.make_context("run", words[2:], resilient_parsing=True).params
 
 

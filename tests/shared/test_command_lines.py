@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from curate.cli import main as curate
+from shared.commands import called
 from train.cli import main as train
 
 COMMANDS = [(group, name) for group in (curate, train) for name in group.commands]
@@ -126,3 +127,21 @@ def test_ctrl_c_says_what_is_safe_and_ends_without_taking_down_the_interpreter()
     assert done.stderr == (
         "prog: stopped; what was finished is safe: run the same command again to go on\n"
     )
+
+
+def test_a_command_to_paste_is_called_as_it_can_be_from_this_folder(tmp_path, monkeypatch):
+    program = tmp_path / "it's here" / ".venv" / "bin" / "lvd-curate"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "prefix", str(program.parent.parent))
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(called("lvd-curate")) == ["it's here/.venv/bin/lvd-curate"]
+    monkeypatch.chdir(program.parents[2])
+    assert called("lvd-curate") == ".venv/bin/lvd-curate"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert shlex.split(called("lvd-curate")) == [str(program)]
+    assert called("lvd-train") == "lvd-train"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert called("lvd-curate") == "lvd-curate"

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from shared.commands import called
 from shared.errors import LvdError
 from shared.pages.page import render_page
 from shared.storage.files import reraise_disk_full, written_whole
@@ -108,12 +109,12 @@ def _about(run: dict[str, Any]) -> list[str]:
 
 
 def _commands(state: State) -> list[tuple[str, str]]:
-    out = shlex.quote(str(state.out))
-    commands = [("how far it is", f"lvd-train status {out}")]
+    out, train = shlex.quote(str(state.out)), called("lvd-train")
+    commands = [("how far it is", f"{train} status {out}")]
     if state.saved is not None:
-        look = f"lvd-train visualise --model {out} --images PICTURES"
-        score = f"lvd-train eval knn --model {out} --model pixels --train A --test B"
+        look = f"{train} visualise --model {out} --images PICTURES"
+        score = f"{train} eval knn --model {out} --model pixels --train A --test B"
         commands += [("what it sees, head by head", look), ("how good it is", score)]
     if (state.out / "model").exists():
-        commands.append(("curate with it", f"lvd-curate run --embedder {out}/model"))
+        commands.append(("curate with it", f"{called('lvd-curate')} run --embedder {out}/model"))
     return commands

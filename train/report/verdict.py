@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from shared.commands import called
 from shared.pages.verdicts import Remedy, Verdict
 from shared.progress import duration
 from train.monitoring.collapse import WORDS
@@ -148,7 +149,7 @@ def _scores_lost(state: State, curves: dict[str, Curve]) -> Iterator[Remedy]:
             command = ""
             if any((state.out / "checkpoints").glob(f"step-{step:07d}")):
                 source = shlex.quote(f"{state.out}/checkpoints/step-{step:07d}")
-                command = f"lvd-train export {source} --out {shlex.quote(f'{state.out}-best')}"
+                command = f"{called('lvd-train')} export {source} --out {shlex.quote(f'{state.out}-best')}"
             yield Remedy(
                 f"{meaning[0].upper()}{meaning[1:]} was {best:.1%} behind step {step:,} and is "
                 f"{curve.last:.1%} now: train for fewer steps, or lower optimiser.base_lr.",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from shared.commands import called
+
 
 @click.command()
 @click.option(
@@ -110,8 +112,8 @@ def _command(
     name: str, images: str, neighbours: str | None, size: int | None, overrides: Sequence[str]
 ) -> str:
     """Return the call without --out and --cache, which decide nothing of what is drawn."""
-    words = ["lvd-train", "visualise", "--model", name, "--images", images]
+    words = ["visualise", "--model", name, "--images", images]
     words += ["--neighbours", neighbours] if neighbours is not None else []
     words += ["--size", str(size)] if size is not None else []
     words += [word for override in overrides for word in ("--set", override)]
-    return shlex.join(words)
+    return f"{called('lvd-train')} {shlex.join(words)}"

@@ -8,15 +8,17 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from shared.pages.sheets import Strip, Tile
+from shared.pages.sheets import Strip, Tile, with_line_above
 from train.visualise.overlays import blocks, central_square, heat
 from train.visualise.patch_colours import patch_colours
 from train.visualise.seen import Seen
-from train.visualise.sheets import SIDE, Sheet, stacked, under
+from train.visualise.sheets import BETWEEN, SIDE, Sheet, stacked, under
 
 MOST = 6
 """Squares in a line of the sheet, which is what a page of text has room for."""
 NAME = "overview"
+WORDS = {"attention": "attention", "patches": "patch features (PCA)"}
+"""The maps of `glance`, as they are called on the sheet."""
 
 
 def overview(models: Sequence[Seen], pictures: Mapping[str, Image.Image]) -> Sheet | None:
@@ -35,10 +37,14 @@ def overview(models: Sequence[Seen], pictures: Mapping[str, Image.Image]) -> She
         Tile(
             under(
                 central_square(image, SIDE),
-                [stacked([row[place] for row in maps.values()]) for _, maps in drawn],
+                [
+                    _column(
+                        {what: row[place] for what, row in maps.items()}, name if several else ""
+                    )
+                    for name, maps in drawn
+                ],
             ),
             key,
-            " · ".join(names) if several else "",
         )
         for place, (key, image) in enumerate(chosen.items())
     ]
@@ -54,6 +60,12 @@ def overview(models: Sequence[Seen], pictures: Mapping[str, Image.Image]) -> She
         (Strip("", tuple(tiles)),),
         apart=True,
     )
+
+
+def _column(maps: Mapping[str, Image.Image], model: str) -> Image.Image:
+    """Return what a model sees in a picture, each map under its name, all under the model's."""
+    column = stacked([with_line_above(maps[what], WORDS[what], BETWEEN) for what in maps])
+    return with_line_above(column, model, BETWEEN) if model else column
 
 
 def glance(seen: Seen, pictures: Mapping[str, Image.Image]) -> dict[str, list[Image.Image]]:

@@ -13,7 +13,7 @@ from shared.pages.sheets import Strip, draw_sheet, png
 SIDE = 180
 """Pixels of a picture's side, on the page and on a sheet."""
 COLUMNS = 7
-_BETWEEN = "#b8bfc4"
+BETWEEN = "#b8bfc4"
 """The colour between pictures: quiet on white and on black."""
 
 
@@ -54,7 +54,7 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
     """Return pictures of one width, the first on top."""
     width, gap = images[0].width, 4
     height = sum(image.height + gap for image in images) - gap
-    canvas = Image.new("RGB", (width, height), _BETWEEN)
+    canvas = Image.new("RGB", (width, height), BETWEEN)
     top = 0
     for image in images:
         canvas.paste(image, (0, top))
@@ -67,7 +67,7 @@ def under(picture: Image.Image, columns: Sequence[Image.Image]) -> Image.Image:
     gap = 4
     width = sum(column.width + gap for column in columns) - gap
     height = picture.height + gap + max(column.height for column in columns)
-    canvas = Image.new("RGB", (width, height), _BETWEEN)
+    canvas = Image.new("RGB", (width, height), BETWEEN)
     canvas.paste(picture, ((width - picture.width) // 2, 0))
     for place, column in enumerate(columns):
         canvas.paste(column, (place * (picture.width + gap), picture.height + gap))

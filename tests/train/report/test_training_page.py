@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from training_out import BATCH, STEPS, step_line, whole_run, write_out
 
+from shared.commands import called
 from shared.errors import LvdError
 from shared.storage.locks import locked
 from train.cli import main
@@ -118,7 +119,9 @@ def test_a_score_that_fell_names_the_checkpoint_that_was_better(tmp_path):
     assert remedy.command == ""
     (out / "checkpoints" / "step-0000060").mkdir(parents=True)
     _, _, [remedy] = told(out, [step_line(0), *scores, step_line(99)])
-    assert remedy.command.startswith(f"lvd-train export {out}/checkpoints/step-0000060 --out ")
+    assert remedy.command.startswith(
+        f"{called('lvd-train')} export {out}/checkpoints/step-0000060 --out "
+    )
 
 
 def test_what_there_is_nothing_to_draw_of_is_one_line(tmp_path):
