@@ -14,7 +14,12 @@ from curate.results import Results
 from curate.retrieval.answers import Answer
 from curate.selection.balance import balance_problems
 from curate.selection.decide import Selected
-from curate.selection.problems import barred_problems, lift_problems, selection_problems
+from curate.selection.problems import (
+    barred_problems,
+    dropped_problems,
+    lift_problems,
+    selection_problems,
+)
 from curate.selection.top_up import top_up_problems
 from shared.embedders.embedder import identity
 
@@ -100,6 +105,7 @@ def count_funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> d
             *(text for each in embedded for text in each.problems),
             *([hashed.problem] if hashed and hashed.problem else []),
             *(each.problem for each in results.overlaps if each.problem),
+            *dropped_problems(selected.decisions),
             *_selection_problems(plan, results),
             *balance_problems(balanced.told),
             *top_up_problems(topped_up),

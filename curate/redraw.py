@@ -58,6 +58,10 @@ def open_originals(
     """
     try:
         return read_originals(stack, about, work, scratch)
+    except FileNotFoundError as error:
+        where = f"{error.filename or error} is not there (--work names the work folder of the run)"
+        warn(f"drawn without the images of the {name} that were not kept: {where}")
+        return None
     except (LvdError, OSError, KeyError) as error:
         warn(f"drawn without the images of the {name} that were not kept: {error}")
         return None

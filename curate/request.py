@@ -155,10 +155,14 @@ def read_request(
         )
 
 
-def read_names(config: Path) -> Names:
-    """Read and check a configuration, to look up datasets and embedders without a pipeline."""
-    file = with_bundled(load_yaml(config))
-    return Names(config, "", validate(PipelinesFile, expand(file), file=config), file, ())
+def read_names(config: Path | None) -> Names:
+    """Read and check a configuration, to look up datasets and embedders without a pipeline.
+
+    None is `pipelines.yaml` of this folder, where there is one: paths need none.
+    """
+    path = config or Path("pipelines.yaml")
+    file = with_bundled(load_yaml(path) if config or path.exists() else {})
+    return Names(path, "", validate(PipelinesFile, expand(file), file=path), file, ())
 
 
 @contextmanager
@@ -265,9 +269,10 @@ class Names:
         if "/" in name or Path(name).exists() or any(sign in name for sign in "*?[{"):
             return Named(name, DatasetSettings(path=name))
         source = self._source(role)
+        there = f"the file has {', '.join(sorted(known)) or 'none'}"
         raise LvdError(
             f"{source and source + ': '}no dataset {name!r} in {self.config}{nearest(name, known)}, "
-            f"and no such path: the file has {', '.join(sorted(known)) or 'none'}"
+            f"and no such path: {there if self.config.exists() else 'the file is not there'}"
         )
 
     def held(self) -> Named[DatasetSettings] | None:

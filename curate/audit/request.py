@@ -31,7 +31,7 @@ class AuditRequest:
 
 
 def read_audit(
-    config: Path,
+    config: Path | None,
     names: tuple[str, str],
     embedder: str,
     threshold: float | None,
@@ -40,7 +40,8 @@ def read_audit(
 ) -> AuditRequest:
     """Find the datasets (names of the configuration, or paths) and the embedder of an audit.
 
-    Folders in `own` are no part of the datasets. Raises LvdError, in one line, for what is not there.
+    Without a `config` it is `pipelines.yaml`, where there is one. Folders in `own` are no part of the
+    datasets. Raises LvdError, in one line, for what is not there.
     """
     if threshold is not None and not -1 <= threshold <= 1:
         raise LvdError(f"--threshold {threshold}: a cosine lies between -1 and 1")

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 )
 @folder(
     "--config",
-    default=Path("pipelines.yaml"),
-    show_default=True,
-    help="Datasets and embedders.",
+    help="Datasets and embedders, where A, B or --embedder is a name.  [default: pipelines.yaml, if "
+    "there is one]",
 )
 @work_option("Where all runs keep what can be used again.")
 @executor_option()
@@ -46,7 +45,7 @@ def audit(
     threshold: float | None,
     out: Path | None,
     embedder: str,
-    config: Path,
+    config: Path | None,
     work: Path,
     executor: ExecutorName,
 ) -> None:

@@ -102,7 +102,8 @@ def _remedies(
 ) -> Iterator[Remedy]:
     counts, images = funnel["decisions"], funnel["images"]
     if images and not counts["kept"]:
-        yield Remedy("Nothing was kept.", rerun(run, "retrieve.target=0.1"))
+        judged = counts["irrelevant"] + counts["over_budget"]
+        yield Remedy("Nothing was kept.", rerun(run, "retrieve.target=0.1") if judged else "")
     if advice(funnel):
         yield _false_copies(funnel, run, copies)
     recall = funnel.get("dedup_recall") or {}

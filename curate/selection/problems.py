@@ -1,8 +1,8 @@
-"""What is odd about what a seed retrieves, and what to do about it."""
+"""What is odd about what is dropped and what a seed retrieves, and what to do about it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 FEW = 20
 """Images of fewer than which no share is odd."""
@@ -19,6 +19,19 @@ REMEDIES_FOR_ALL = {
     "knn": "--set {0}.knn.neighbours=... with something lower",
     "cluster": "--set {0}.cluster.images=... or {0}.cluster.cap=... with something lower",
 }
+SETTINGS_OF = {"unsafe": "filters and lists", "low_quality": "quality and filters"}
+"""The settings that drop an image with that decision."""
+
+
+def dropped_problems(decisions: Mapping[str, int]) -> list[str]:
+    """Return a line where filters or lists drop nearly all images, by the counts of all decisions."""
+    images = sum(decisions.values())
+    return [
+        f"{decisions[name]:,} of {images:,} images are {name}: `lvd-curate query OUT --named reasons` "
+        f"counts the reasons; look at what the pipeline says under {settings}"
+        for name, settings in SETTINGS_OF.items()
+        if images >= FEW and decisions[name] > NEARLY_ALL * images
+    ]
 
 
 def selection_problems(

@@ -19,7 +19,8 @@ from curate.catalogue.collection import Collection
 from curate.dedup.near import DedupSettings
 from shared.errors import LvdError
 
-PAGE = Path(__file__).parents[2] / "docs" / "curate.md"
+ROOT = Path(__file__).parents[2]
+SHOWN = r"```python\n(from curate import .*?)```"
 
 
 def greedy(cosines: np.ndarray, threshold: float, best: list[int]) -> list[int]:
@@ -242,7 +243,9 @@ def test_nothing_heavy_is_imported_before_it_is_needed_and_ray_never_is():
 
 
 def test_the_docs_show_three_lines_that_work(tmp_path, monkeypatch):
-    [code] = re.findall(r"```python\n(from curate import .*?)```", PAGE.read_text(), re.S)
+    pages = [(ROOT / page).read_text() for page in ("README.md", "docs/curate.md")]
+    [code] = {found for page in pages for found in re.findall(SHOWN, page, re.S)}
+    assert all(code in page for page in pages)
     assert len([line for line in code.splitlines() if line]) == 3
     for name, numbers in (("crawl", range(6)), ("seed", range(4, 8))):
         (tmp_path / name).mkdir()

@@ -100,6 +100,21 @@ def test_a_result_is_compared_by_its_shards_with_what_it_was_made_of(small_run, 
     assert f"{len(kept)} of the {len(kept)} images" in counted
 
 
+def test_paths_need_no_configuration(splits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["audit", f"{splits}/few", "--executor=inline", "--work=work", "--out=out"]
+    words += ["--embedder=descriptor", "--threshold=0.9"]
+    result = CliRunner().invoke(main, [*words, f"{splits}/train"])
+    assert result.exit_code == 0, result.output
+    assert pq.read_table("out/audit.parquet")["key_b"].to_pylist() == ["00.jpg"]
+    result = CliRunner().invoke(main, [*words, "train"])
+    assert result.exit_code == 2
+    said = "no dataset 'train' in pipelines.yaml, and no such path: the file is not there"
+    assert said in result.output
+    result = CliRunner().invoke(main, [*words, f"{splits}/train", "--config=other.yaml"])
+    assert "no configuration file at other.yaml" in result.output
+
+
 def test_two_datasets_without_a_copy_have_an_empty_table_and_no_picture(splits, tmp_path):
     shutil.copytree(splits / "train", tmp_path / "other")
     for name in ("03.jpg", "05.jpg", "07.jpg", "cut.jpg"):

@@ -4,7 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 from curate.retrieval.settings import RetrieveSettings
-from curate.selection.problems import barred_problems, lift_problems, selection_problems
+from curate.selection.problems import (
+    barred_problems,
+    dropped_problems,
+    lift_problems,
+    selection_problems,
+)
 
 
 def counts(kept: int = 0, over_budget: int = 0, irrelevant: int = 0) -> tuple[int, int]:
@@ -33,6 +38,27 @@ def test_a_threshold_that_sorts_nothing_out_is_told_with_the_remedy(decisions, w
         assert f"{'higher' if word == 'nearly all' else 'lower'} than 0.3172" in line
         for setting in ("retrieve.threshold", "retrieve.target", "retrieve.embedder"):
             assert setting in line
+
+
+@pytest.mark.parametrize(
+    ("decisions", "told"),
+    [
+        ({"unsafe": 96, "kept": 4}, "lists"),
+        ({"low_quality": 20}, "quality"),
+        ({"unsafe": 95, "kept": 5}, None),
+        ({"unsafe": 48, "low_quality": 48, "kept": 4}, None),
+        ({"unsafe": 19}, None),
+        ({"corrupt": 96, "kept": 4}, None),
+    ],
+)
+def test_filters_that_drop_nearly_all_are_told_with_where_they_stand(decisions, told):
+    counted = {"unsafe": 0, "low_quality": 0, **decisions}
+    found = dropped_problems(counted)
+    assert len(found) == (told is not None)
+    for line in found:
+        most = max(decisions, key=decisions.__getitem__)
+        assert line.startswith(f"{decisions[most]} of {sum(decisions.values())} images are {most}")
+        assert told in line
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,12 @@ def test_what_looks_wrong_comes_with_a_command_where_one_mends_it(changes, what,
     assert not any("Nothing looks wrong" in sentence for sentence in found.sentences)
 
 
+def test_no_target_is_named_where_nothing_was_judged():
+    dropped = WELL["decisions"] | {"kept": 0, "irrelevant": 0, "unsafe": 700}
+    [remedy] = told(decisions=dropped).remedies
+    assert (remedy.what, remedy.command) == ("Nothing was kept.", "")
+
+
 def test_the_command_names_the_data_of_the_run_and_a_new_folder():
     asked = options(rerun(RUN, "retrieve.threshold=0.5"))
     assert asked["crawl"] == "web pages"
