@@ -23,6 +23,7 @@ from engine_units import (
 from curate.execution.executor import TRIES
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings, Failure, Stage, Unit, Workers
+from shared import progress
 from shared.errors import LvdError
 from shared.storage.commits import UnderWay, building, read_manifest
 
@@ -181,11 +182,14 @@ def test_map_gives_units_the_scratch_and_counts_what_they_say(runner):
     assert runner.monitor.report()["done"] == 10
 
 
-def test_what_is_left_is_known_before_the_first_unit_ends(runner):
+def test_what_is_left_is_known_before_the_first_unit_ends(runner, monkeypatch):
+    monkeypatch.setattr(progress, "SETTLED", 0)
     reports = []
 
     def unit(images, weight, *, scratch):
         with building(scratch / f"unit-{images}", scratch) as beside:
+            UnderWay(images // 4, images, weight).write(beside)  # the first sign of work
+            runner.monitor.report()
             UnderWay(images // 2, images, weight).write(beside)
             reports.append(runner.monitor.report())
         return {"images": images}
