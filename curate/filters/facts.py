@@ -63,7 +63,7 @@ def _find_long(facts: pa.Table, most: float) -> Finding:
     short, long = np.minimum(*sides), np.maximum(*sides)
 
     def reason(row: int) -> str:
-        return f"aspect ratio {long[row] / max(1, short[row]):.1f} is above {most:g}"
+        return f"aspect ratio {long[row] / max(1, short[row]):.5g} is above {most:g}"
 
     return long > most * short, reason
 

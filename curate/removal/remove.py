@@ -79,8 +79,8 @@ def remove(
                 drop(units, scratch)
             verb = "would be" if dry_run else "were"
             yield (
-                f"{len(units):,} units of {size(nbytes)} that hold a vector of what is out {verb} "
-                f"removed from {work}: a run that needs them makes them again"
+                f"{len(units):,} units of {size(nbytes)} that hold a vector or small picture of what "
+                f"is out {verb} removed from {work}: a run that needs them makes them again"
             )
 
 

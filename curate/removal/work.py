@@ -1,8 +1,9 @@
-"""Takes what was computed of images out of a work folder: their vectors, wherever they stand.
+"""Takes what was computed of images out of a work folder: their vectors, wherever they stand, and
+the small grey pictures that `dedup.hash=pca` takes.
 
-A unit is whole or not there, so that one which holds such a vector goes as a whole, and the next
+A unit is whole or not there, so that one which holds such a vector or picture goes as a whole, and the next
 run that needs it makes it again, of what the crawl then holds. Facts stay: key, URL, caption, size
-and hash of an image, by which reports speak of it. Nothing in a work folder holds the bytes of an
+and hashes of an image, by which reports speak of it. Nothing in a work folder holds the bytes of an
 image, but the built-in sample, which is a crawl.
 """
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16, Int64
 
 from curate.catalogue.part_files import FACTS, VECTORS
+from curate.filters import grey
 from shared.storage.commits import committed, discard
 
 ROWS = 65_536
@@ -26,9 +28,9 @@ ROWS = 65_536
 
 
 def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
-    """Return the units of `work` that hold a vector of images of these sha256.
+    """Return the units of `work` that hold a vector or a small picture of images of these sha256.
 
-    These are the vectors of parts, which come last; the clusters that they stand in, of whatever
+    These are the vectors of parts, which come last; the small pictures of parts; the clusters that they stand in, of whatever
     run, and those of them that a search for copies laid aside, found by the vectors' own bytes; and
     the vectors of edited copies of all calibrations, as
     nothing in these tells of which images they are.
@@ -57,7 +59,12 @@ def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
         if vectors.stand_in(path)
     ]
     edited = sorted((work / "calibrate").glob("*/edited-*"))
-    return [*clusters, *searched, *edited, *parts]
+    pictures = [
+        unit
+        for content in sorted(rows)
+        for unit in sorted((work / grey.LOOK.name).glob(f"*/{content}"))
+    ]
+    return [*clusters, *searched, *edited, *pictures, *parts]
 
 
 def drop(units: Iterable[Path], scratch: Path) -> None:

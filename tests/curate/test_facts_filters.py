@@ -35,7 +35,7 @@ def judged(settings, resolved=None, **facts):
 
 EXCLUDED = [
     ({"min_side": 301}, {}, "shorter side 300 px is below 301"),
-    ({"max_aspect": 1.3}, {}, "aspect ratio 1.3 is above 1.3"),
+    ({"max_aspect": 1.3}, {}, "aspect ratio 1.3333 is above 1.3"),
     ({"min_pixels": 120_001}, {}, "area 120,000 px is below 120,001"),
     ({"min_bytes_per_pixel": 0.51}, {}, "0.5 bytes a pixel are below 0.51"),
     ({"formats": ["png", "webp"]}, {}, "format jpeg is none of png, webp"),

@@ -45,7 +45,7 @@ def judged(quality=None, filters=NSFW, valid=True, **facts):
         ({"width": 31}, "low_quality", "shorter side 31 px is below 32"),
         ({"width": 32}, "open", ""),
         ({"width": 0, "height": 0}, "low_quality", "shorter side 0 px is below 32"),
-        ({"width": 513}, "low_quality", "aspect ratio 8.0 is above 8"),
+        ({"width": 513}, "low_quality", "aspect ratio 8.0156 is above 8"),
         ({"width": 512}, "open", ""),
         ({"contrast": 1.5}, "low_quality", "near-blank: contrast 1.5 is below 2"),
         ({"contrast": 2.0}, "open", ""),

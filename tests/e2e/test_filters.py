@@ -88,7 +88,7 @@ def test_a_filter_by_facts_that_is_added_later_changes_no_unit_of_a_part(undistu
     reasons = low_quality(undisturbed.root / "strict")
     assert reasons["00002/png"] == "format png is none of jpeg"
     assert reasons["00003/small"] == "shorter side 19 px is below 32"
-    assert reasons["00003/long"] == "aspect ratio 16.0 is above 8"
+    assert reasons["00003/long"] == "aspect ratio 16 is above 8"
     assert reasons["00003/wave25"] == "domain example.org is denied by example.org"
     assert decisions(undisturbed.root / "strict")["kept"] == 0
 
