@@ -97,7 +97,7 @@ def test_the_page_holds_all_its_pictures_and_says_what_they_are_of(model, pictur
         assert fact in page.words
     assert f"{called('lvd-train')} visualise --model {model} --images {pictures}" in page.words
     assert "60%" in page.words
-    cells = re.findall(r"<td>(.*?)</td>", (out / "index.html").read_text())
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", (out / "index.html").read_text())
     assert cells == [str(model), "48 px", "6 × 6 of 8 px", "3", "2", "token"]
     assert "2304.07193" in page.words
 
