@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import shlex
-import shutil
 import signal
 import sys
 import traceback
@@ -30,18 +29,15 @@ STOP_AT_EOF = "LVD_STOP_AT_EOF"
 
 
 def called(program: str) -> str:
-    """Return what calls this installation's `lvd-curate` or `lvd-train` from this folder, as a shell's word.
+    """Return what calls `lvd-curate` or `lvd-train` from this folder, as a shell's word.
 
-    `.venv/bin/lvd-curate` where the folder holds the environment, the name alone where PATH finds it,
-    else its whole path; the name where it is not installed.
+    `.venv/bin/lvd-curate` where this folder holds the environment, else the name alone: it stands on
+    pages that are sent to others, so no path of this machine is in it.
     """
     path = Path(sys.prefix) / "bin" / program
     if path.is_relative_to(Path.cwd()):
         return shlex.quote(str(path.relative_to(Path.cwd())))
-    found = shutil.which(program)
-    if not path.exists() or (found is not None and path.samefile(found)):
-        return program
-    return shlex.quote(str(path))
+    return program
 
 
 class Commands(click.Group):

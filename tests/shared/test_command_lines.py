@@ -134,14 +134,10 @@ def test_a_command_to_paste_is_called_as_it_can_be_from_this_folder(tmp_path, mo
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
     monkeypatch.setattr(sys, "prefix", str(program.parent.parent))
-    monkeypatch.setenv("PATH", os.defpath)
     monkeypatch.chdir(tmp_path)
     assert shlex.split(called("lvd-curate")) == ["it's here/.venv/bin/lvd-curate"]
     monkeypatch.chdir(program.parents[2])
     assert called("lvd-curate") == ".venv/bin/lvd-curate"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert shlex.split(called("lvd-curate")) == [str(program)]
-    assert called("lvd-train") == "lvd-train"
-    monkeypatch.setenv("PATH", str(program.parent))
     assert called("lvd-curate") == "lvd-curate"
