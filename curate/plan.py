@@ -246,7 +246,10 @@ def comparable(request: Request) -> dict[str, Any]:
             mode="json",
             exclude={
                 **dict.fromkeys(("crawl", "seed", "seeds", "holdouts", "embedder"), True),
-                **{"engine": {"workers", "patience", "copy_bytes"}, "embed": {"decode_threads"}},
+                **{
+                    "engine": {"workers", "patience", "copy_bytes"},
+                    "embed": {"decode_threads", "once"},
+                },
                 **{"dedup": {"embedder"}, "retrieve": {"embedder"}, "export": {"also"}},
                 **{"cluster": {"drift"}},
             },

@@ -28,7 +28,8 @@ from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, SCORES, VALID
 from curate.embedding.decoder import Decoder
 from curate.embedding.journal import FOLDER, Journal
 from curate.embedding.previous import find_previous
-from curate.embedding.reading import Prepared, Reading, Row, read_ahead
+from curate.embedding.reading import Prepared, Reading, Row, once_each, read_ahead
+from curate.embedding.repeats import lent_by
 from curate.embedding.request import EmbedRequest
 from curate.filters.look import Look
 from curate.filters.looks import LOOKS
@@ -70,13 +71,14 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
     """Commit what is missing of a part's facts, scores and vectors; return images and content.
 
     The part is read whole once to learn its content: where that is known, nothing else is done.
-    Images of an earlier state of the part are not decoded again.
+    Images of an earlier state of the part are not decoded again, nor those that another part lends.
     """
     with local_copy(part, scratch) as copy:
         missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
         if missing:
             _make(state, copy, request, missing, scratch, weight_of(part))
-        remember(request.work, part, copy.content, scratch)
+        if not request.lends:
+            remember(request.work, part, copy.content, scratch)
         facts = committed(request.facts / copy.content)
         assert facts is not None  # committed by now
         return {"images": facts["images"], "content": copy.content}
@@ -119,6 +121,7 @@ def _make(
         for place, each in enumerate(request.embedders)
         if request.vectors(each) / content in missing
     ]
+    only = lent_by(request, content) if request.lends else None
     facts, scores = request.facts / content, request.scores / content
     looks = [LOOKS[name] for name in request.looks if request.look(name) / content in missing]
     with ExitStack() as stack:
@@ -136,7 +139,10 @@ def _make(
         outputs = {
             place: _Vectors(
                 stack.enter_context(building(request.vectors(each) / content, scratch)),
-                (len(reader.members), state.call("dim", place).result()),
+                (
+                    len(reader.members) if only is None else len(only),
+                    state.call("dim", place).result(),
+                ),
             )
             for place, each in enumerate(request.embedders)
             if place in wanted
@@ -158,6 +164,7 @@ def _make(
             previous,
             facts in missing,
             tuple(looks),
+            only,
         )
         forward = _Forward(state, request, outputs)
         rows: list[Row] = []
@@ -165,7 +172,10 @@ def _make(
         ahead = 2 * max((request.embedders[place].batch_size for place in wanted), default=16)
         first_of: dict[str, int] = {}
         repeats: list[tuple[int, int]] = []
-        for number, row in enumerate(read_ahead(reader.members, read, ahead, threads)):
+        wanted_rows = read_ahead(reader.members, read, ahead, threads)
+        if only is not None:
+            wanted_rows = once_each(wanted_rows, only)
+        for number, row in enumerate(wanted_rows):
             rows.append(row)
             picture = row.picture
             first = first_of.setdefault(row.sha256, number) if row.sha256 else number

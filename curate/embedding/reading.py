@@ -64,7 +64,8 @@ class Reading:
     """Whether the facts are missing, and so the contrast."""
     looks: tuple[Look, ...]
     """Those whose units are missing."""
-
+    only: frozenset[str] | None = None
+    """The sha256 of those that are wanted; None: all."""
     taken: dict[str, Future[Picture]] = field(default_factory=dict)
     """By the hash of the bytes."""
 
@@ -79,7 +80,8 @@ class Reading:
             row.picture.problem = str(error) or "unreadable"
             return row
         row.size, row.sha256 = len(data), hashlib.sha256(data).hexdigest()
-        row.picture = self._take_once(member.key, row.sha256, data)
+        if self.only is None or row.sha256 in self.only:
+            row.picture = self._take_once(member.key, row.sha256, data)
         return row
 
     def _take_once(self, key: str, sha256: str, data: bytes) -> Picture:
@@ -156,6 +158,15 @@ def _same_scale(header: Header, scales: Iterable[int | None]) -> list[list[int |
                 scale *= 2
         groups[scale].append(side)
     return list(groups.values())
+
+
+def once_each(rows: Iterable[Row], wanted: frozenset[str]) -> Iterator[Row]:
+    """Yield the first row of each of the wanted sha256."""
+    left = set(wanted)
+    for row in rows:
+        if row.sha256 in left:
+            left.remove(row.sha256)
+            yield row
 
 
 def read_ahead(members: list[Member], read: Reading, ahead: int, threads: int) -> Iterator[Row]:

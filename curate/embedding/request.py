@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from shared.embedders.settings import EmbedderSettings
 from shared.storage.files import fingerprint
 
 VERSION = 4
+LENT = "lent-"
+"""What the folders of a request that lends begin with."""
 
 
 class EmbedSettings(BaseModel):
@@ -28,6 +30,10 @@ class EmbedSettings(BaseModel):
     """Images that take longer to decode are `corrupt`."""
     decode_threads: int | None = Field(None, ge=1)
     """Threads that decode ahead of the forward pass; by default the task's threads."""
+
+    once: bool | None = None
+    """Whether images of the same bytes in several parts of a dataset are embedded once, after a pass
+    that reads and hashes the bytes of all parts; by default where they are files of this machine."""
 
     @property
     def limits(self) -> list[float]:
@@ -48,6 +54,10 @@ class EmbedRequest:
     threads: int
     looks: tuple[str, ...] = ()
     """What is taken of the pictures for filters and lists: names of `LOOKS`."""
+    repeats: str = ""
+    """The address of the `repeats.find_repeats` that says what several parts hold, if anything does."""
+    lends: bool = False
+    """Whether a part embeds only what it lends to others, into units of their own."""
 
     @cached_property
     def facts(self) -> Path:
@@ -58,6 +68,10 @@ class EmbedRequest:
     def scores(self) -> Path:
         """The folder of the scores' units."""
         return self._folder("scores", self.columns)
+
+    def lending(self, repeats: str) -> EmbedRequest:
+        """Return the request by which parts embed what they lend to others."""
+        return replace(self, repeats=repeats, lends=True, columns=())
 
     def look(self, name: str) -> Path:
         """Return the folder of a look's units: no embedder has a say in them."""
@@ -86,4 +100,6 @@ class EmbedRequest:
         return [folder / content for folder in folders]
 
     def _folder(self, kind: str, *about: Any) -> Path:
+        if self.lends:
+            kind, about = f"{LENT}{kind}", (*about, self.repeats)
         return self.work / kind / fingerprint([kind, VERSION, *about])

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pyarrow.parquet import read_table
 
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs
-from curate.catalogue.content import key_prefix, place_of, recall
+from curate.catalogue.content import earlier_content, key_prefix, place_of, recall
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import SCORES
 from curate.catalogue.write import VERSION as CATALOGUE_VERSION
 from curate.catalogue.write import catalogue
 from curate.embedding.embed import Forwards, embed_part, weight_of
+from curate.embedding.repeats import REPEATS, STAGE, Lender, commit_repeats, digest_part
+from curate.embedding.repeats import VERSION as DIGESTED
 from curate.embedding.request import EmbedRequest
 from curate.filters.lists import CompiledList
 from curate.filters.looks import LOOKS
@@ -28,9 +31,10 @@ from shared.datasets.parts import PartReader
 from shared.embedders.embedder import may_use_gpu
 from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
-from shared.storage.commits import committed, digest_of
+from shared.storage.commits import committed, digest_of, discard
 from shared.storage.failures import reword
 from shared.storage.files import fingerprint, read_json, write_json
+from shared.storage.remote import is_remote
 from shared.storage.stores import is_there, publish, side_by_side
 
 PARTS_LOOKED_AT = 16
@@ -105,16 +109,23 @@ def embed(
     wanted = _columns_without_values(request.columns, known)
     check_columns(name, todo or parts, wanted, runner.scratch)
     done = sum((committed(request.facts / c) or {})["images"] for c in contents.values() if c)
-    results = runner.map(
-        embed_part,
-        [Unit(unit_name(part), (part, request), weight=weight_of(part)) for part in todo],
-        workers=Workers(
-            Forwards,
-            (request.embedders, request.threads),
-            gpus=any(map(may_use_gpu, request.embedders)),
-        ),
-        done=done,
+    workers = Workers(
+        Forwards,
+        (request.embedders, request.threads),
+        gpus=any(map(may_use_gpu, request.embedders)),
     )
+    is_lent = _is_once(request, parts) and todo
+    embedded_already = filter(None, known_contents)
+    with (
+        _repeats_lent(runner, request, todo, embedded_already, workers)
+        if is_lent
+        else nullcontext((request, set[str]()))
+    ) as (asked, again):
+        todo.sort(key=lambda part: part.name in again)
+        units = [Unit(unit_name(part), (part, asked), weight=weight_of(part)) for part in todo]
+        first = len(todo) - len(again)
+        results = runner.map(embed_part, units[:first], workers=workers, done=done)
+        results += runner.map(embed_part, units[first:], workers=workers)
     for part, result in zip(todo, results, strict=True):
         if not isinstance(result, Failure):
             contents[part.name] = result["content"]
@@ -138,6 +149,73 @@ def embed(
         for unit in request.units(content):
             runner.use(unit)
     return embedded
+
+
+@contextmanager
+def _repeats_lent(
+    runner: Runner,
+    request: EmbedRequest,
+    todo: Sequence[Part],
+    known: Iterable[str],
+    workers: Workers,
+) -> Iterator[tuple[EmbedRequest, set[str]]]:
+    """Embed what several parts hold; give the request by which all of them take it from there.
+
+    And the names of parts that hold all bytes of an earlier one. What fails here fails again, and is
+    told, when its part is embedded whole. What was lent is removed at the end.
+    """
+    units = [Unit(unit_name(part), (part, request.work)) for part in todo]
+    read = runner.map(digest_part, units, workers=workers)
+    parts: dict[str, Part] = {}
+    again = {
+        part.name
+        for part, result in zip(todo, read, strict=True)
+        if not isinstance(result, Failure) and parts.setdefault(result["content"], part) is not part
+    }
+    earlier = (earlier_content(request.work, place_of(part)) for part in parts.values())
+    whole = sorted({*known, *filter(None, earlier)} - parts.keys())
+    lenders = [Lender(content, request.facts) for content in whole if _is_there(request, content)]
+    for folder in sorted((request.work / REPEATS).glob("*/all")):  # of runs that were cut off
+        lending = request.lending(folder.parent.name)
+        lent = (committed(folder) or {"lend": []})["lend"]
+        there = [content for content in lent if _is_there(lending, content)]
+        lenders += [Lender(content, lending.facts, lending.repeats) for content in there]
+    about = [[one.content, one.apart] for one in lenders]
+    address = fingerprint([REPEATS, sorted(parts), about, request.facts.name])
+    folder = request.work / REPEATS / address / "all"
+    [found] = runner.map(
+        commit_repeats, [Unit(REPEATS, (folder, list(parts), lenders))], workers=workers
+    )
+    if isinstance(found, Failure):
+        raise LvdError(found.line)
+    lending = request.lending(address)
+    units = [
+        Unit(unit_name(parts[content]), (parts[content], lending)) for content in found["lend"]
+    ]
+    runner.map(embed_part, units, workers=workers)
+    yield replace(request, repeats=address), again
+    done = [request.work / STAGE / str(DIGESTED) / content for content in parts]
+    mine = parts.keys() | whole
+    lent = [(lending, content) for content in found["lend"]]
+    lent += [
+        (request.lending(x.apart), x.content) for x in lenders if x.apart and x.content in mine
+    ]
+    done += [unit for each, content in lent for unit in each.units(content)]
+    for unit in (*done, folder):
+        if is_there(unit):
+            discard(unit, runner.scratch)
+
+
+def _is_once(request: EmbedRequest, parts: Sequence[Part]) -> bool:
+    """Tell whether what several parts hold is to be embedded once."""
+    once = request.settings.once
+    if once is None:
+        once = not any(is_remote(part.root) for part in parts)
+    return once and len(parts) > 1
+
+
+def _is_there(request: EmbedRequest, content: str) -> bool:
+    return all(committed(unit) is not None for unit in request.units(content))
 
 
 def catalogued(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from curate.embedding.request import LENT
 from curate.execution.output import FILES, RUN, TIMINGS
 from curate.filters.looks import LOOKS
 from shared.datasets.outputs import WORK_MARKER
@@ -15,7 +16,9 @@ from shared.storage.files import digest_file, read_json
 from shared.storage.locks import scratch_folder
 
 STAGES = (
-    *("lists", "facts", "scores", *LOOKS, "vectors", "text", "head", "predict", "catalogue"),
+    *("lists", "digests", "repeats", *(f"{LENT}{kind}" for kind in ("facts", *LOOKS, "vectors"))),
+    *("facts", "scores", *LOOKS, "vectors"),
+    *("text", "head", "predict", "catalogue"),
     *(
         "calibrate",
         "include",

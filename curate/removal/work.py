@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16, Int64
 
 from curate.catalogue.part_files import FACTS, VECTORS
+from curate.embedding.request import LENT
 from curate.filters import grey
 from shared.storage.commits import committed, discard
 
@@ -30,14 +31,15 @@ ROWS = 65_536
 def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
     """Return the units of `work` that hold a vector or a small picture of images of these sha256.
 
-    These are the vectors of parts, which come last; the small pictures of parts; the clusters that they stand in, of whatever
-    run, and those of them that a search for copies laid aside, found by the vectors' own bytes; and
-    the vectors of edited copies of all calibrations, as
-    nothing in these tells of which images they are.
+    These are the vectors of parts, which come last; the small pictures of parts; the clusters that
+    they stand in, of whatever run, and those of them that a search for copies laid aside, found by
+    the vectors' own bytes; and, as nothing in these tells of which images they are, the vectors of
+    edited copies of all calibrations, and all that a run which was cut off had parts lend to others.
     """
     rows = _rows_of(work, pa.array(sorted(set(hashes)), pa.string()))
+    lent = sorted(work.glob(f"{LENT}*/*/*"))
     if not rows:
-        return []
+        return lent
     parts = [
         unit
         for content in sorted(rows)
@@ -64,7 +66,7 @@ def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
         for content in sorted(rows)
         for unit in sorted((work / grey.LOOK.name).glob(f"*/{content}"))
     ]
-    return [*clusters, *searched, *edited, *pictures, *parts]
+    return [*clusters, *searched, *edited, *pictures, *lent, *parts]
 
 
 def drop(units: Iterable[Path], scratch: Path) -> None:
