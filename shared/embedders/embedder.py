@@ -188,7 +188,7 @@ def resolve_device(settings: EmbedderSettings) -> EmbedderSettings:
     if settings.kind == "descriptor":
         device, precision = "cpu", "float32"
     elif settings.kind == "onnx" and device == "auto":
-        from shared.embedders.onnx_embedder import sees_gpu
+        from shared.embedders.onnx_runtime import sees_gpu
 
         device = "cuda" if sees_gpu() else "cpu"
     elif settings.kind != "onnx" and "auto" in (device, precision):

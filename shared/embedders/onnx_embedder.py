@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 from functools import partial
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from torchvision import transforms
 from shared.embedders.batches import BatchedForward, DeviceMemoryError
 from shared.embedders.embedder import graph_file, resolve_device, reword_error
 from shared.embedders.evaluation_transform import EvaluationTransform
+from shared.embedders.onnx_runtime import CUDA, import_onnxruntime
 from shared.embedders.settings import EmbedderSettings, GraphSettings
 from shared.errors import LvdError
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
 
 LIBRARIES = ("numpy", "PIL", "torchvision", "onnxruntime")
-CUDA = "CUDAExecutionProvider"
 PROVIDERS = {"cuda": CUDA, "cpu": "CPUExecutionProvider"}
 
 
@@ -62,11 +61,6 @@ def load_forward(settings: EmbedderSettings, threads: int) -> OnnxForward:
     session = _session(settings, threads)
     with reword_error(settings.model):
         return OnnxForward(session, settings)
-
-
-def sees_gpu() -> bool:
-    """Tell whether graphs can run on a GPU: there is one, and onnxruntime is a build for it."""
-    return torch.cuda.is_available() and CUDA in _onnxruntime().get_available_providers()
 
 
 class OnnxForward(BatchedForward):
@@ -133,7 +127,7 @@ class OnnxForward(BatchedForward):
 
 
 def _session(settings: EmbedderSettings, threads: int) -> InferenceSession:
-    onnxruntime = _onnxruntime()
+    onnxruntime = import_onnxruntime()
     provider = PROVIDERS[settings.device]
     if provider not in onnxruntime.get_available_providers():
         raise LvdError(
@@ -159,17 +153,6 @@ def _session(settings: EmbedderSettings, threads: int) -> InferenceSession:
             "device=cpu"
         )
     return session
-
-
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise LvdError(
-            "embedders of kind onnx need onnxruntime: install the extra, as in "
-            "`uv pip install -c constraints.txt -e '.[onnx]'`"
-        ) from None
-    return onnxruntime
 
 
 def _named(candidates: list[NodeArg], name: str | None, what: str, model: str) -> NodeArg:
