@@ -24,7 +24,7 @@ from shared.config import flat
 from shared.progress import printable, size
 from shared.storage.files import read_json
 
-VERSION = 2
+VERSION = 3
 DATASHEET = "datasheet.md"
 QUARTILES = ("smallest", "first quartile", "median", "third quartile", "largest")
 PROBLEMS = 20  # lines; the rest is in funnel.json
@@ -170,11 +170,18 @@ def _process(run: dict[str, Any], funnel: dict[str, Any]) -> Iterator[str]:
     measured = run["calibration"].get("dedup")
     if measured:
         yield ""
-        yield (
-            f"For a precision of {measured['precision_asked']} of the copies, {measured['sampled']:,} of "
-            f"{measured['size']:,} different images were sampled, and {measured['looked_at']:,} pairs "
-            "of them looked at again by their pixels."
+        sampled = (
+            f"{measured['sampled']:,} of {measured['size']:,} different images were sampled, and "
+            f"{measured['looked_at']:,} pairs of them looked at again by their pixels"
         )
+        asked, source = measured["precision_asked"], known["dedup"]["source"]
+        if source in ("calibrated", "kept"):
+            yield f"For a precision of {asked} of the copies, {sampled}."
+        else:
+            yield (
+                f"{sampled}: a precision of {asked} of the copies would be had from cosine "
+                f"{measured['threshold']:.4f} on, which is not the threshold that was used."
+            )
     yield ""
     yield "Seeds:"
     yield ""

@@ -219,6 +219,10 @@ def test_the_datasheet_counts_what_the_tables_hold(finished):
     assert "https://example.org/held" in sources["holdout"]
     assert r"as \| asked" in said
     assert cells(said, "of").keys() >= {"dedup"}
+    measured = json.loads((finished.out / "run.json").read_text())["calibration"]["dedup"]
+    # the threshold of this run is a number of the pipeline
+    assert f"from cosine {measured['threshold']:.4f} on, which is not the threshold" in said
+    assert "For a precision of" not in said
 
 
 def test_a_result_of_resized_pictures_is_not_replaced_unasked(copied):
