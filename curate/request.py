@@ -100,7 +100,7 @@ class Request:
 
 
 def read_request(
-    config: Path,
+    config: Path | None,
     pipeline: str,
     *,
     embedder: str | None,
@@ -112,10 +112,11 @@ def read_request(
 ) -> Request:
     """Read and check the configuration of a run; LvdError, in one line, for all that is wrong.
 
-    With `settings` these are the pipeline's, whatever the file has. An override counts for the pipeline unless it begins with `datasets.`, `embedders.` or
-    `pipelines.`.
+    With `settings` these are the pipeline's, whatever the file has. Without `config` it is
+    `pipelines.yaml` of this folder, where there is one. An override counts for the pipeline unless it
+    begins with `datasets.`, `embedders.` or `pipelines.`.
     """
-    file = with_bundled(load_yaml(config))
+    config, file = _read_file(config)
     pipelines = file.get("pipelines")
     known = pipelines if isinstance(pipelines, dict) else {}
     if settings is not None:
@@ -155,13 +156,18 @@ def read_request(
         )
 
 
+def _read_file(config: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Return the path of a configuration, and what stands in it with what is built in."""
+    path = config or Path("pipelines.yaml")
+    return path, with_bundled(load_yaml(path) if config or path.exists() else {})
+
+
 def read_names(config: Path | None) -> Names:
     """Read and check a configuration, to look up datasets and embedders without a pipeline.
 
     None is `pipelines.yaml` of this folder, where there is one: paths need none.
     """
-    path = config or Path("pipelines.yaml")
-    file = with_bundled(load_yaml(path) if config or path.exists() else {})
+    path, file = _read_file(config)
     return Names(path, "", validate(PipelinesFile, expand(file), file=path), file, ())
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("out", metavar="OUT", type=LocalFolder())
 @folder(
-    "--config", default=Path("pipelines.yaml"), show_default=True, help="Datasets and embedders."
+    "--config",
+    help="Datasets and embedders; by default pipelines.yaml, if it is there: paths need none.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET)
 @work_option("Where all runs keep what can be used again.")
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @retry_option()
 def update(
     out: Path,
-    config: Path,
+    config: Path | None,
     overrides: tuple[str, ...],
     work: Path,
     executor: ExecutorName,

@@ -422,6 +422,18 @@ def test_other_settings_and_what_is_no_result_are_one_line(site):
     assert "earlier version" in site("update", site.out, status=2)
 
 
+def test_a_result_of_paths_is_updated_without_a_configuration(site):
+    paths = (f"--crawl={site.data}/crawl", f"--seed={site.data}/seed")
+    site("run", *paths)
+    (site.root / "pipelines.yaml").rename(site.root / "mine.yaml")
+    site.grow()
+    site("update", site.out)
+    site.require_whole()
+    assert len(site.rows()) == 39
+    said = site("update", site.out, "--config=pipelines.yaml", status=2)
+    assert "pipelines.yaml" in said
+
+
 def test_a_list_is_updated_too(site):
     site("run", "--set=export.format=list")
     before = pq.read_table(site.out / "selection.parquet").to_pylist()
