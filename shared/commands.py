@@ -187,7 +187,7 @@ class LocalFolder(click.ParamType):  # type: ignore[type-arg]  # generic in newe
             said = param.opts[0]
         command = f"{ctx.info_name}: " if ctx is not None else ""
         raise LvdError(
-            f"{command}{said} {url}: only the --work and --out of lvd-curate run may be URLs: name "
+            f"{command}{said} {url}: only the --work, --out and --since of lvd-curate run may be URLs: name "
             "a folder of this machine, with a copy of what is there"
         )
 

@@ -41,6 +41,7 @@ for parts that were set aside."""
 )
 @folder(
     "--since",
+    kind=OutFolder,
     metavar="OLD",
     help="A finished result to go on from: what it exported stays. With --replace OUT itself.",
 )
@@ -57,7 +58,7 @@ for parts that were set aside."""
 @serve_option()
 def run(
     out: Path | str | None,
-    since: Path | None,
+    since: Path | str | None,
     executor: ExecutorName,
     dry_run: bool,
     replace: bool,
@@ -89,7 +90,7 @@ def run(
     from curate.execution.copies import require_places
     from curate.execution.live import live_page
     from curate.execution.output import SINCE, Output, finish_swap
-    from curate.execution.published import open_published
+    from curate.execution.published import fetched, open_published
     from curate.execution.session import is_on_cluster, require_reach
     from curate.increment import read_run
     from curate.plan import check_export, comparable, pinned, writable
@@ -99,6 +100,9 @@ def run(
     published = None
     live = click.get_current_context().with_resource(serving(serve))
     require_reach(executor, asked["work"], out if isinstance(out, str) else None)
+    old_name = str(since)
+    if isinstance(since, str):
+        since = click.get_current_context().with_resource(fetched(since))
     if since is not None and isinstance(out, str) and is_on_cluster(executor):
         raise LvdError(
             f"--since {since}: the machines of a Ray cluster with --work on a store do not see that "
@@ -137,7 +141,10 @@ def run(
         warn(line)
     how = (plan, output, out, executor, retry, published)
     if since is not None:
-        go_on_from(since, *how, adds=False, dry_run=dry_run)
+        try:
+            go_on_from(since, *how, adds=False, dry_run=dry_run)
+        except LvdError as error:  # the user calls it otherwise where it is on a store
+            raise LvdError(str(error).replace(str(since), old_name)) from error
     elif dry_run:
         click.echo(describe(plan, out, name or ""))
         if held := output.count_images(plan.crawl.name):
@@ -158,7 +165,7 @@ def _why_anew(plan: Plan, out: Path, url: str | None, retry: str | None) -> str 
         # what a part has that failed for a while is judged as if it never had
         keep = "; to keep what is exported, stop this run"
         if url is not None:
-            return f"{keep}, copy {url} to a folder and name that as --since"
+            return f"{keep} and say --since {url} with another --out"
         return f"{keep} and say {called('lvd-curate')} update {out} --retry {retry}"
     return None
 

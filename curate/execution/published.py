@@ -100,6 +100,24 @@ def open_published(url: str) -> Iterator[Published]:
         yield Published(url, local, lease, store, is_whole)
 
 
+@contextmanager
+def fetched(url: str) -> Iterator[Path]:
+    """Give a folder with what a run reads of the finished result `url` that it goes on from.
+
+    Raises LvdError, in one line, where there is none.
+    """
+    parent, _, name = url.rstrip("/").rpartition("/")
+    with new_copy() as folder:
+        store, local = Store(parent, folder), folder / name
+        with reword_store("--since", url):
+            if not all(store.fetch(local / file) for file in (RUN, FILES)):
+                raise LvdError(f"--since {url} is no finished run: name the --out of one")
+            known = read_json(local / FILES)
+            for file in files_read(known):
+                store.fetch_whole(local / file, local / file, known[file]["sha256"])
+        yield local
+
+
 def _earlier(local: Path) -> Path:
     """Return where lies what is kept of an earlier result, here and at the store."""
     return local.with_name(f".{local.name}.earlier")

@@ -102,3 +102,21 @@ def test_machines_that_see_nothing_but_the_store_are_given_what_it_exported(
     assert stored(s3) == (site.files(), set())
     assert not made.strayed
     assert not [path for path in s3.get("work") if path.startswith(("output/", "scratch/"))]
+
+
+def test_another_out_goes_on_from_a_result_on_a_store(s3, grown, tmp_path):
+    site, first = grown
+    put(s3, first)
+    for name, data in first.items():
+        (tmp_path / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "old" / name).write_bytes(data)
+    made = []
+    for since in (tmp_path / "old", "s3://bucket/runs/out"):
+        out = tmp_path / f"out{len(made)}"
+        site("run", f"--since={since}", f"--out={out}")
+        files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != TIMINGS)
+        made.append({path.relative_to(out): path.read_bytes() for path in files})
+    assert made[0] == made[1]
+    assert stored(s3)[0] == {name: data for name, data in first.items() if name != TIMINGS}
+    said = site("run", "--since=s3://bucket/runs/none", f"--out={tmp_path / 'x'}", status=2)
+    assert "--since s3://bucket/runs/none is no finished run" in " ".join(said.split())
