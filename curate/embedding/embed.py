@@ -77,7 +77,7 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
         if missing:
             _make(state, copy, request, missing, scratch, weight_of(part))
-        if not request.lends:
+        if request.lends is None:
             remember(request.work, part, copy.content, scratch)
         facts = committed(request.facts / copy.content)
         assert facts is not None  # committed by now
@@ -121,7 +121,7 @@ def _make(
         for place, each in enumerate(request.embedders)
         if request.vectors(each) / content in missing
     ]
-    only = lent_by(request, content) if request.lends else None
+    only = lent_by(request, content) if request.lends is not None else None
     facts, scores = request.facts / content, request.scores / content
     looks = [LOOKS[name] for name in request.looks if request.look(name) / content in missing]
     with ExitStack() as stack:

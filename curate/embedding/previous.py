@@ -57,7 +57,7 @@ def _sources(
     earlier = earlier_content(request.work, copy.place)
     if earlier is not None and earlier != copy.content:
         yield request, earlier, None
-    if request.repeats and not request.lends:
+    if request.repeats and request.lends is None:
         yield from lenders_of(request, copy.content)
 
 

@@ -53,11 +53,16 @@ class Lender:
     """The address of the `find_repeats` by which it lent them, in units of their own."""
 
 
-def digest_part(state: State, part: Part, work: Path, *, scratch: Path) -> dict[str, Any]:
-    """Commit the distinct digests of a part's images, `S32` in their order; return its content."""
+def digest_part(
+    state: State, part: Part, request: EmbedRequest, *, scratch: Path
+) -> dict[str, Any]:
+    """Commit the distinct digests of a part's images, `S32` in their order; return its content.
+
+    Without them where that is embedded already.
+    """
     with local_copy(part, scratch) as copy:
-        out = work / STAGE / str(VERSION) / copy.content
-        if committed(out) is None:
+        out = request.work / STAGE / str(VERSION) / copy.content
+        if request.lacking(copy.content) and committed(out) is None:
             with building(out, scratch) as beside, PartReader(copy.part, scratch) as reader:
                 found = set()
                 for member in reader.members:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curate.filters.looks import LOOKS
 from shared.embedders.embedder import identity
 from shared.embedders.settings import EmbedderSettings
+from shared.storage.commits import committed
 from shared.storage.files import fingerprint
 
 VERSION = 4
@@ -56,8 +58,8 @@ class EmbedRequest:
     """What is taken of the pictures for filters and lists: names of `LOOKS`."""
     repeats: str = ""
     """The address of the `repeats.find_repeats` that says what several parts hold, if anything does."""
-    lends: bool = False
-    """Whether a part embeds only what it lends to others, into units of their own."""
+    lends: tuple[EmbedderSettings, ...] | None = None
+    """By which embedders a part embeds only what it lends to others, into units of their own."""
 
     @cached_property
     def facts(self) -> Path:
@@ -69,9 +71,9 @@ class EmbedRequest:
         """The folder of the scores' units."""
         return self._folder("scores", self.columns)
 
-    def lending(self, repeats: str) -> EmbedRequest:
-        """Return the request by which parts embed what they lend to others."""
-        return replace(self, repeats=repeats, lends=True, columns=())
+    def lending(self, repeats: str, lends: Iterable[EmbedderSettings] = ()) -> EmbedRequest:
+        """Return the request by which parts embed, by some embedders, what they lend to others."""
+        return replace(self, repeats=repeats, lends=tuple(lends), columns=())
 
     def look(self, name: str) -> Path:
         """Return the folder of a look's units: no embedder has a say in them."""
@@ -92,14 +94,21 @@ class EmbedRequest:
     def _vectors_of(self, embedder: EmbedderSettings) -> Path:
         return self._folder("vectors", self.settings.limits, identity(embedder))
 
+    def lacking(self, content: str | None) -> list[EmbedderSettings]:
+        """Return by which embedders a content is not embedded; all where it is not known."""
+        if content is None or committed(self.facts / content) is None:
+            return list(self.embedders)
+        return [x for x in self.embedders if committed(self.vectors(x) / content) is None]
+
     def units(self, content: str) -> list[Path]:
         """Return the units of a content: facts, scores and looks where asked for, and vectors."""
         folders = [self.facts, *([self.scores] if self.columns else [])]
         folders += map(self.look, self.looks)
-        folders += [self.vectors(embedder) for embedder in self.embedders]
+        asked = self.embedders if self.lends is None else self.lends
+        folders += [self.vectors(embedder) for embedder in asked]
         return [folder / content for folder in folders]
 
     def _folder(self, kind: str, *about: Any) -> Path:
-        if self.lends:
+        if self.lends is not None:
             kind, about = f"{LENT}{kind}", (*about, self.repeats)
         return self.work / kind / fingerprint([kind, VERSION, *about])

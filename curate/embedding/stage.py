@@ -164,46 +164,61 @@ def _repeats_lent(
     And the names of parts that hold all bytes of an earlier one. What fails here fails again, and is
     told, when its part is embedded whole. What was lent is removed at the end.
     """
-    units = [Unit(unit_name(part), (part, request.work)) for part in todo]
-    read = runner.map(digest_part, units, workers=workers)
+    new = [part for part in todo if request.lacking(recall(request.work, part))]
+    units = [Unit(unit_name(part), (part, request)) for part in new]
     parts: dict[str, Part] = {}
     again = {
         part.name
-        for part, result in zip(todo, read, strict=True)
+        for part, result in zip(new, runner.map(digest_part, units, workers=workers), strict=True)
         if not isinstance(result, Failure) and parts.setdefault(result["content"], part) is not part
     }
-    earlier = (earlier_content(request.work, place_of(part)) for part in parts.values())
-    whole = sorted({*known, *filter(None, earlier)} - parts.keys())
-    lenders = [Lender(content, request.facts) for content in whole if _is_there(request, content)]
+    by_content = {content: request.lacking(content) for content in parts}
+    parts = {content: part for content, part in parts.items() if by_content[content]}
+    digests = [request.work / STAGE / str(DIGESTED) / content for content in by_content]
+    if not parts:  # the others lack something else
+        _discard_all(digests, runner.scratch)
+        yield request, again
+        return
+    lacking = [each for each in request.embedders if any(each in x for x in by_content.values())]
+    there = [earlier_content(request.work, place_of(part)) for part in todo]
+    there += [*known, *by_content, *(recall(request.work, part) for part in todo)]
+    whole = {content for content in there if content and content not in parts}
+    lenders = [Lender(x, request.facts) for x in sorted(whole) if not request.lacking(x)]
     for folder in sorted((request.work / REPEATS).glob("*/all")):  # of runs that were cut off
-        lending = request.lending(folder.parent.name)
-        lent = (committed(folder) or {"lend": []})["lend"]
-        there = [content for content in lent if _is_there(lending, content)]
-        lenders += [Lender(content, lending.facts, lending.repeats) for content in there]
+        lending = request.lending(folder.parent.name, lacking)
+        for content in (committed(folder) or {"lend": []})["lend"]:
+            if all(committed(unit) is not None for unit in lending.units(content)):
+                lenders.append(Lender(content, lending.facts, lending.repeats))
     about = [[one.content, one.apart] for one in lenders]
-    address = fingerprint([REPEATS, sorted(parts), about, request.facts.name])
+    by = [request.vectors(each).name for each in lacking]
+    address = fingerprint([REPEATS, sorted(parts), about, request.facts.name, by])
     folder = request.work / REPEATS / address / "all"
     [found] = runner.map(
         commit_repeats, [Unit(REPEATS, (folder, list(parts), lenders))], workers=workers
     )
     if isinstance(found, Failure):
         raise LvdError(found.line)
-    lending = request.lending(address)
+    lending = request.lending(address, lacking)
     units = [
         Unit(unit_name(parts[content]), (parts[content], lending)) for content in found["lend"]
     ]
     runner.map(embed_part, units, workers=workers)
     yield replace(request, repeats=address), again
-    done = [request.work / STAGE / str(DIGESTED) / content for content in parts]
     mine = parts.keys() | whole
     lent = [(lending, content) for content in found["lend"]]
     lent += [
-        (request.lending(x.apart), x.content) for x in lenders if x.apart and x.content in mine
+        (request.lending(x.apart, lacking), x.content)
+        for x in lenders
+        if x.apart and x.content in mine
     ]
-    done += [unit for each, content in lent for unit in each.units(content)]
-    for unit in (*done, folder):
-        if is_there(unit):
-            discard(unit, runner.scratch)
+    units_lent = [unit for each, content in lent for unit in each.units(content)]
+    _discard_all([*digests, *units_lent, folder], runner.scratch)
+
+
+def _discard_all(units: Iterable[Path], scratch: Path) -> None:
+    for unit in units:
+        if committed(unit) is not None:
+            discard(unit, scratch)
 
 
 def _is_once(request: EmbedRequest, parts: Sequence[Part]) -> bool:
@@ -212,10 +227,6 @@ def _is_once(request: EmbedRequest, parts: Sequence[Part]) -> bool:
     if once is None:
         once = not any(is_remote(part.root) for part in parts)
     return once and len(parts) > 1
-
-
-def _is_there(request: EmbedRequest, content: str) -> bool:
-    return all(committed(unit) is not None for unit in request.units(content))
 
 
 def catalogued(

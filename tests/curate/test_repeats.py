@@ -47,10 +47,10 @@ def seen(monkeypatch):
     return seen
 
 
-def made(crawl, work, once=None):
+def made(crawl, work, once=None, by=DESCRIPTORS, looks=LOOKS):
     """Embed a crawl; return the files of all its units, by where they lie."""
     parts = list_parts("crawl", DatasetSettings(path=str(crawl)))
-    asked = EmbedRequest(work, EmbedSettings(once=once), DESCRIPTORS, (), 1, LOOKS)
+    asked = EmbedRequest(work, EmbedSettings(once=once), by, (), 1, looks)
     with open_runner(work, EngineSettings(), "inline") as runner, runner.at_work("embed"):
         done = embed(runner, "crawl", "crawl", parts, asked)
         assert list(runner.used) == [
@@ -84,6 +84,15 @@ def test_of_a_part_that_comes_first_only_what_is_new_is_embedded(tmp_path, crawl
     write_tar(crawl / "f.tar", members | {"6.jpg": IMAGES[6]})
     after = made(crawl, tmp_path / "work")
     assert [len(images) for images in seen] == [2, 2]
+    assert after == made(crawl, tmp_path / "plain", once=False)
+
+
+def test_another_look_embeds_nothing_and_another_embedder_all_once(tmp_path, crawl, seen):
+    made(crawl, tmp_path / "work", by=DESCRIPTORS[:1], looks=LOOKS[:1])
+    made(crawl, tmp_path / "work", by=DESCRIPTORS[:1])
+    assert [len(images) for images in seen] == [5, 0]
+    after = made(crawl, tmp_path / "work")
+    assert [len(images) for images in seen] == [5, 5]
     assert after == made(crawl, tmp_path / "plain", once=False)
 
 
