@@ -181,9 +181,9 @@ def _repeats_lent(
         return
     lacking = [each for each in request.embedders if any(each in x for x in by_content.values())]
     there = [earlier_content(request.work, place_of(part)) for part in todo]
-    there += [*known, *by_content, *(recall(request.work, part) for part in todo)]
-    whole = {content for content in there if content and content not in parts}
-    lenders = [Lender(x, request.facts) for x in sorted(whole) if not request.lacking(x)]
+    there += [*by_content, *(recall(request.work, part) for part in todo)]
+    whole = {x for x in there if x and x not in parts and not request.lacking(x)} | set(known)
+    lenders = [Lender(content, request.facts) for content in sorted(whole)]
     for folder in sorted((request.work / REPEATS).glob("*/all")):  # of runs that were cut off
         lending = request.lending(folder.parent.name, lacking)
         for content in (committed(folder) or {"lend": []})["lend"]:
