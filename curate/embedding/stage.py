@@ -114,11 +114,10 @@ def embed(
         (request.embedders, request.threads),
         gpus=any(map(may_use_gpu, request.embedders)),
     )
-    is_lent = _is_once(request, parts) and todo
     embedded_already = filter(None, known_contents)
     with (
         _repeats_lent(runner, request, todo, embedded_already, workers)
-        if is_lent
+        if todo and _is_once(request, parts)
         else nullcontext((request, set[str]()))
     ) as (asked, again):
         todo.sort(key=lambda part: part.name in again)

@@ -1,4 +1,4 @@
-"""What a work folder holds of a removed image besides vectors: the pictures that hashes are made of."""
+"""What a work folder holds of a removed image besides vectors of parts: small pictures, what was lent."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,3 +28,9 @@ def test_the_small_pictures_of_a_part_go_with_an_image_of_it(tmp_path):
     assert not units[0].exists()
     assert (tmp_path / grey.LOOK.name / "v1" / "other" / grey.LOOK.file).exists()
     assert units_with(tmp_path, ["d"]) == []
+
+
+def test_what_parts_lend_goes_whatever_is_removed(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    make_unit(tmp_path, "lent-vectors/v1/one", pa.table({"sha256": ["b"]}), FACTS)
+    assert units_with(tmp_path, ["a"]) == [tmp_path / "lent-vectors" / "v1" / "one"]
