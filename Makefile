@@ -84,8 +84,12 @@ proof: setup
 gpu-check: $(if $(wildcard $(BIN)/python),,setup)
 	@PYTHON='$(BIN)/python' benchmarks/gpu.sh --out '$(or $(OUT),runs/gpu)' $(ARGS)
 
+# The tests' many small files are in memory, where there is room for them.
+MEMORY := $(shell test -w /dev/shm && df --output=avail -k /dev/shm | awk 'END { if ($$1 > 8 * 2^20) print "/dev/shm" }')
+
 test: setup
-	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses '$(TESTERS)' --dist loadfile --no-loadscope-reorder
+	@export TMPDIR=$$(mktemp -d $(MEMORY:%=--tmpdir=%)) && trap 'rm -rf "$$TMPDIR"' EXIT && \
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses '$(TESTERS)' --dist loadfile --no-loadscope-reorder
 
 # What reads files, images and settings, the searches, one whole run, and steps of training.
 FAST = tests/shared tests/curate/test_collection.py tests/curate/test_content.py \

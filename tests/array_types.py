@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import reduce, wraps
+from inspect import isfunction
+from itertools import count
 from typing import Any, TypeVar, get_args
 
 import jaxtyping
@@ -20,18 +22,38 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """Checks the arguments and the result of a function; an int is a float too."""
 
 
+FIRST, EACH = 100, 16
+"""Of a function's calls these many are checked, then one in so many."""
+
+
 def check_arrays_only() -> None:
     """Let the import hook wrap what declares an array; a call of anything else costs nothing more.
 
-    The rest is for the type checker: tests give it stand-ins of many kinds.
+    The rest is for the type checker: tests give it stand-ins of many kinds. A function that is
+    called a thousand times is checked in some of the calls: a check is dearer than a small one.
     """
     wrap = jaxtyping.jaxtyped
 
     def jaxtyped(*, typechecker: Callable[[Defined], Defined]) -> Callable[[Defined], Defined]:
         check = wrap(typechecker=typechecker)
-        return lambda defined: check(defined) if _declares_array(defined) else defined
+        return lambda defined: _sampled(check, defined) if _declares_array(defined) else defined
 
     jaxtyping.jaxtyped = jaxtyped
+
+
+def _sampled(check: Callable[[Defined], Defined], defined: Defined) -> Defined:
+    checked = check(defined)
+    if not isfunction(defined):  # a class, a property
+        return checked
+    calls = count()
+
+    @wraps(defined)
+    def sampled(*arguments: Any, **named: Any) -> Any:
+        call = next(calls)
+        seen = call < FIRST or call % EACH == 0
+        return (checked if seen else defined)(*arguments, **named)
+
+    return sampled
 
 
 def _declares_array(defined: Callable) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64
 from PIL import Image
 
-VERSION = 1
+VERSION = 2
 
 SIDE = 64
 """Longer side of what is compared: small enough for a third of a thumbnail to hold it all."""
@@ -38,6 +38,8 @@ _LEFT = 0.25
 
 Grey = Float32[np.ndarray, "h w"]
 Other = Float32[np.ndarray, "i j"]
+Points = Float32[np.ndarray, "2 h w"]
+"""The y of points, and their x."""
 Matrix = Float32[np.ndarray, "2 2"]
 Vector = Float32[np.ndarray, "2"]
 
@@ -189,14 +191,9 @@ def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:
     """Return the affine map near `start` under which the edges are most alike."""
     points = _points(edges.shape)
     radius = max(edges.shape) / 2
-    across = np.stack(np.gradient(edges), -1)
-    change = np.concatenate(
-        [
-            (across[..., :, None] * points[..., None, :] / radius).reshape(*edges.shape, 4),
-            across,
-        ],
-        -1,
-    )
+    across = np.stack(np.gradient(edges))
+    along = (across[:, None] * points / radius).reshape(4, *edges.shape)
+    change = np.concatenate([along, across]).astype(np.float64)
     best, found, now = -1.0, start, start
     for _ in range(_STEPS):
         values, there = _sampled(others, _mapped(points, now))
@@ -210,11 +207,11 @@ def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:
             best, found = correlation, now
         if gain <= 0.05:
             break
-        directions = change[there]
+        directions = change[:, there]
         # Not by a matrix product: its order of summation depends on the number of threads.
-        normal = np.einsum("ni,nj->ij", directions, directions, dtype=np.float64)
+        normal = np.einsum("in,jn->ij", directions, directions)
         error = lain / max(gain, 0.2) - own
-        side = np.einsum("ni,n->i", directions, error, dtype=np.float64)
+        side = np.einsum("in,n->i", directions, error.astype(np.float64))
         step = np.linalg.solve(normal + 1e-3 * len(own) * np.eye(6), side)
         if np.abs(step).max() < 0.01:
             break
@@ -250,34 +247,32 @@ def _middle(shape: tuple[int, ...]) -> Vector:
     return (np.array(shape, np.float32) - 1) / 2
 
 
-def _points(shape: tuple[int, ...]) -> Float32[np.ndarray, "h w 2"]:
+def _points(shape: tuple[int, ...]) -> Points:
     """Return (y, x) of every pixel from the middle."""
-    rows, columns = np.indices(shape, np.float32)
-    points: np.ndarray = np.stack([rows, columns], -1) - _middle(shape)
+    points: np.ndarray = np.indices(shape, np.float32) - _middle(shape)[:, None, None]
     return points
 
 
-def _mapped(
-    points: Float32[np.ndarray, "h w 2"], alignment: Alignment
-) -> Float32[np.ndarray, "h w 2"]:
-    (a, b), (c, d) = alignment.matrix
-    y, x = points[..., 0], points[..., 1]
-    mapped: np.ndarray = np.stack([a * y + b * x, c * y + d * x], -1) + alignment.shift
-    return mapped
+def _mapped(points: Points, alignment: Alignment) -> Points:
+    y, x = points
+    rows = zip(alignment.matrix, alignment.shift, strict=True)
+    return np.stack([a * y + b * x + shift for (a, b), shift in rows])
 
 
-def _sampled(
-    picture: Other, points: Float32[np.ndarray, "h w 2"]
-) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
+def _sampled(picture: Other, points: Points) -> tuple[Grey, Bool[np.ndarray, "h w"]]:
     """Return values between pixels (bilinear), and which of the points lie on the picture."""
     height, width = picture.shape
-    points = points + _middle(picture.shape)
-    last = np.array([height - 1, width - 1], np.float32)
-    there = np.all((points >= 0) & (points <= last), axis=-1)
-    points = points.clip(0, last - np.float32(1e-3))
-    corner = np.floor(points)
-    down, right = np.moveaxis(points - corner, -1, 0)
-    at = (corner[..., 0] * width + corner[..., 1]).astype(np.int32)
+    middle = _middle(picture.shape)
+    lasts = np.float32(height - 1), np.float32(width - 1)
+    y, x = (values + half for values, half in zip(points, middle, strict=True))
+    there = (y >= 0) & (y <= lasts[0]) & (x >= 0) & (x <= lasts[1])
+    inside = [
+        np.minimum(np.maximum(values, np.float32(0)), last - np.float32(1e-3))
+        for values, last in zip((y, x), lasts, strict=True)
+    ]
+    (top, left) = corner = [np.floor(values) for values in inside]
+    down, right = (values - whole for values, whole in zip(inside, corner, strict=True))
+    at = (top * width + left).astype(np.int32)
     flat = picture.ravel()
     above = flat[at] * (1 - right) + flat[at + 1] * right
     below = flat[at + width] * (1 - right) + flat[at + width + 1] * right
