@@ -68,6 +68,16 @@ def test_of_a_finished_run_all_steps_are_said(out):
     assert said(main, "status", out) == (0, [f"{out}: finished: 100 steps", LEARNED])
 
 
+def test_behind_the_first_step_of_a_start_no_time_left_is_said(out):
+    starting = {"step": 48, "loss": 2.0, "broken": 0, "skipped": 0}
+    with (out / "metrics.jsonl").open("w") as lines:
+        print(json.dumps({"step": 47, **LINE}), json.dumps(starting), sep="\n", file=lines)
+    with locked(out / ".lock", "busy"):
+        told = status(out).splitlines()
+    assert told[0].endswith("49 of 100 steps")
+    assert told[1:] == ["  loss 2"]
+
+
 def test_a_run_that_has_measured_nothing_yet_says_so(out):
     (out / "metrics.jsonl").unlink()
     with locked(out / ".lock", "busy"):
