@@ -64,6 +64,8 @@ class Configuration:
     overrides: tuple[str, ...]
     """With their whole keys."""
     whole: PipelinesFile
+    options: tuple[str, ...]
+    """The `--embedder` and `--set` that made the settings, as words of a command."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,12 @@ def read_request(
     holdouts: Sequence[str],
     overrides: Sequence[str],
     settings: Mapping[str, Any] | None = None,
+    options: Sequence[str] = (),
 ) -> Request:
     """Read and check the configuration of a run; LvdError, in one line, for all that is wrong.
 
-    With `settings` these are the pipeline's, whatever the file has. An override counts for the pipeline unless it begins with `datasets.`, `embedders.` or
+    With `settings` these are the pipeline's, whatever the file has, and `options` are those that made
+    them. An override counts for the pipeline unless it begins with `datasets.`, `embedders.` or
     `pipelines.`.
     """
     file = with_bundled(load_yaml(config))
@@ -151,8 +155,21 @@ def read_request(
                 names.dataset("holdouts", name) for name in holdouts or validated.holdouts
             ),
             held=names.held(),
-            configuration=Configuration(config, expand(file), tuple(absolute), whole),
+            configuration=Configuration(
+                config,
+                expand(file),
+                tuple(absolute),
+                whole,
+                (*options, *_words(embedder, overrides)),
+            ),
         )
+
+
+def _words(embedder: str | None, overrides: Sequence[str]) -> Iterator[str]:
+    if embedder is not None:
+        yield from ("--embedder", embedder)
+    for text in overrides:
+        yield from ("--set", text)
 
 
 def read_names(config: Path | None) -> Names:
