@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -57,6 +58,8 @@ def worker_context(preload: Sequence[str]) -> BaseContext:
     for the training process, which finishes its step and saves. The server and its workers are
     therefore born with these signals blocked; a worker obeys SIGTERM from the training process.
     """
+    atexit.unregister(kill_workers)
+    atexit.register(kill_workers)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     _choose_socket_folder()
@@ -67,6 +70,16 @@ def worker_context(preload: Sequence[str]) -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def kill_workers() -> None:
+    """Kill the workers that are left at the end of this process.
+
+    It comes before multiprocessing takes down its semaphores: a worker that is starting would miss
+    them, and say so by a traceback.
+    """
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _choose_socket_folder() -> None:
