@@ -67,7 +67,13 @@ class StageBar:
         total = None if self.total is None else max(self.total, self.shown)
         rest = None if total is None else total - self.shown
         left = 0.0 if rest == 0 else rest / speed if rest is not None and speed else None
-        return {"done": self.shown, "total": total, "rate": speed, "left": left, "is_guess": self.is_guess}
+        return {
+            "done": self.shown,
+            "total": total,
+            "rate": speed,
+            "left": left,
+            "is_guess": self.is_guess,
+        }
 
     def skip(self, n: int) -> None:
         """Count `n` units as done by an earlier run: they enter neither the rate nor the ETA."""
