@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -73,11 +74,15 @@ def worker_context(preload: Sequence[str]) -> BaseContext:
 
 
 def kill_workers() -> None:
-    """Kill the workers that are left at the end of this process.
+    """Kill the server and the workers that are left at the end of this process.
 
-    It comes before multiprocessing takes down its semaphores: a worker that is starting would miss
-    them, and say so by a traceback.
+    A worker that is starting, or that the server still has to start, would miss the semaphores that
+    go with this process, and say so by a traceback.
     """
+    server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if server is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
     for worker in multiprocessing.active_children():
         worker.kill()
 
