@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from click.testing import CliRunner
+from small_run import write_config
 
 from curate.cli import main as curate_main
 from shared.errors import LvdError
@@ -61,6 +62,24 @@ def test_of_a_run_that_was_cut_off_the_whole_checkpoint_is_said(out):
     remedy = "run the same command to go on"
     cut = f"{out}: cut off behind 41 of 100 steps (safe up to step 40): {remedy}"
     assert said(main, "status", out) == (0, [cut, LEARNED])
+
+
+def test_ctrl_c_says_up_to_which_checkpoint_a_run_is_safe(out, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.loop.train", stopped)
+    config = tmp_path / "pipelines.yaml"
+    write_config(tmp_path)
+    words = ("run", "--recipe", "small", "--config", config, "--shards", tmp_path, "--out")
+    assert said(main, *words, out) == (
+        130,
+        ["lvd-train: stopped; safe up to step 40: run the same command to go on"],
+    )
+    assert said(main, *words, tmp_path / "new") == (
+        130,
+        ["lvd-train: stopped; no checkpoint yet: the same command begins again"],
+    )
 
 
 def test_of_a_finished_run_all_steps_are_said(out):
