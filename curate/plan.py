@@ -258,6 +258,17 @@ def comparable(request: Request) -> dict[str, Any]:
     }
 
 
+def options_of(request: Request) -> list[str]:
+    """Return the `--embedder` and `--set` of a run as words, but for what `comparable` leaves out."""
+    said = request.configuration.options
+    pairs = zip(said[::2], said[1::2], strict=True)
+    aside = (
+        *("engine.workers", "engine.patience", "engine.copy_bytes"),
+        *("embed.decode_threads", "export.also", "cluster.drift"),
+    )
+    return [word for pair in pairs if not pair[1].startswith(aside) for word in pair]
+
+
 def pipeline_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the pipeline that a result was made by, from its `run.json`."""
     settings = run["settings"]

@@ -8,7 +8,7 @@ from typing import Any
 from curate.dedup.looks import LOOK_COUNTS
 from curate.execution.output import versions
 from curate.export.bounds import ShardBounds
-from curate.plan import Plan, seed_roles
+from curate.plan import Plan, options_of, seed_roles
 from curate.report.seeds import describe_seeds
 from curate.results import Results
 from curate.retrieval.answers import Answer
@@ -50,6 +50,7 @@ def describe_run(
             for stage, each in plan.embedders.items()
         },
         "settings": settings,
+        "options": options_of(request),
         "inputs": datasets.inputs(plan),
         "clusters": {**results.clustered.fitted, "drift": request.settings.cluster.drift},
         "shards": bounds.taken,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from curate.catalogue.collection import Collection
@@ -21,6 +22,9 @@ from shared.progress import warn
 from shared.storage.files import read_json
 from shared.storage.locks import scratch_folder
 
+UNREADABLE = (LvdError, OSError, KeyError)
+"""What `read_originals` raises where a dataset is not there."""
+
 
 def picture_files(out: Path) -> list[str]:
     """Return the names of the page of a result and of the pictures beside it; none if none is drawn."""
@@ -30,20 +34,36 @@ def picture_files(out: Path) -> list[str]:
     return [f"reports/{path.name}" for path in drawn]
 
 
-def redraw(out: Path, work: Path) -> None:
+def redraw(out: Path, work: Path, *, keep: bool = False) -> None:
     """Write the page of `out` and its further pages anew.
 
-    Without the crawl, the seed or `work`, a warning says which images are missing from them.
+    Without the crawl, the seed or `work`, a warning says which images are missing from them; with
+    `keep`, a page that is there then stays as it is.
     """
     path = out / RUN
     if not path.exists():
         raise LvdError(f"no run in {out}: name the --out of one")
+    page = out / "reports" / "index.html"
     readers: dict[str, dict[str, ReadImage]] = {"crawl": {}, "seed": {}}
     with ExitStack() as stack:
-        scratch = stack.enter_context(scratch_folder(work / "scratch"))
+        parent = Path(stack.enter_context(TemporaryDirectory())) if not work.exists() else work
+        scratch = stack.enter_context(scratch_folder(parent / "scratch"))
         for name, about in read_json(path)["datasets"].items():
             role = name.partition(" ")[0]
-            if role in readers and (read := open_originals(stack, name, about, work, scratch)):
+            if role not in readers:
+                continue
+            try:
+                read = read_originals(stack, about, work, scratch)
+            except UNREADABLE as error:
+                if keep and page.exists():
+                    warn(
+                        f"{page} stays as it is: the images of the {name} cannot be read: "
+                        f"{why_unreadable(error)}; remove the page to have it drawn without them"
+                    )
+                    return
+                warn_without(name, error)
+                continue
+            if read is not None:
                 readers[role][about["name"]] = read
         [read_crawl] = readers["crawl"].values() or [lambda key: None]
         pictures(out, read_crawl, readers["seed"])
@@ -58,13 +78,22 @@ def open_originals(
     """
     try:
         return read_originals(stack, about, work, scratch)
-    except FileNotFoundError as error:
-        where = f"{error.filename or error} is not there (--work names the work folder of the run)"
-        warn(f"drawn without the images of the {name} that were not kept: {where}")
+    except UNREADABLE as error:
+        warn_without(name, error)
         return None
-    except (LvdError, OSError, KeyError) as error:
-        warn(f"drawn without the images of the {name} that were not kept: {error}")
-        return None
+
+
+def warn_without(name: str, error: Exception) -> None:
+    """Warn that pictures are drawn without the images of a dataset."""
+    why = why_unreadable(error)
+    warn(f"drawn without the images of the {name} that were not kept: {why}")
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return why `read_originals` failed, with a remedy where a file is missing."""
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename or error} is not there (--work names the work folder of the run)"
+    return str(error)
 
 
 def read_originals(

@@ -64,6 +64,8 @@ class Configuration:
     overrides: tuple[str, ...]
     """With their whole keys."""
     whole: PipelinesFile
+    options: tuple[str, ...]
+    """The `--embedder` and `--set` that made the settings, as words of a command."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,13 @@ def read_request(
     holdouts: Sequence[str],
     overrides: Sequence[str],
     settings: Mapping[str, Any] | None = None,
+    options: Sequence[str] = (),
 ) -> Request:
     """Read and check the configuration of a run; LvdError, in one line, for all that is wrong.
 
-    With `settings` these are the pipeline's, whatever the file has. Without `config` it is
-    `pipelines.yaml` of this folder, where there is one. An override counts for the pipeline unless it
-    begins with `datasets.`, `embedders.` or `pipelines.`.
+    With `settings` these are the pipeline's, whatever the file has, and `options` are those that made
+    them. Without `config` it is `pipelines.yaml` of this folder, where there is one. An override
+    counts for the pipeline unless it begins with `datasets.`, `embedders.` or `pipelines.`.
     """
     config, file = _read_file(config)
     pipelines = file.get("pipelines")
@@ -152,7 +155,13 @@ def read_request(
                 names.dataset("holdouts", name) for name in holdouts or validated.holdouts
             ),
             held=names.held(),
-            configuration=Configuration(config, expand(file), tuple(absolute), whole),
+            configuration=Configuration(
+                config,
+                expand(file),
+                tuple(absolute),
+                whole,
+                (*options, *_words(embedder, overrides)),
+            ),
         )
 
 
@@ -160,6 +169,13 @@ def _read_file(config: Path | None) -> tuple[Path, dict[str, Any]]:
     """Return the path of a configuration, and what stands in it with what is built in."""
     path = config or Path("pipelines.yaml")
     return path, with_bundled(load_yaml(path) if config or path.exists() else {})
+
+
+def _words(embedder: str | None, overrides: Sequence[str]) -> Iterator[str]:
+    if embedder is not None:
+        yield from ("--embedder", embedder)
+    for text in overrides:
+        yield from ("--set", text)
 
 
 def read_names(config: Path | None) -> Names:

@@ -100,12 +100,10 @@ class Commands(click.Group):
             _trace(context)
             click.echo(f"{self.prog}: {error}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             _trace(context)
-            click.echo(
-                f"{self.prog}: stopped; what was finished is safe: run the same command again to go on",
-                err=True,
-            )
+            safe = "what was finished is safe: run the same command again to go on"
+            click.echo(f"{self.prog}: stopped; {str(stopped) or safe}", err=True)
             sys.exit(STOPPED)
 
 

@@ -27,6 +27,8 @@ class StageBar:
     def __init__(self, title: str, total: int | None, unit: str) -> None:
         self.title, self.total, self.unit = printable(title), total, unit
         self.done = self.skipped = 0
+        self.is_guess = False
+        """Whether `total` is only guessed so far."""
         self._shown = 0
         """The most that was ever done, units at work counted: progress never runs backwards."""
         self._note = ""
@@ -57,13 +59,21 @@ class StageBar:
             return self._shown
 
     def counts(self) -> dict[str, Any]:
-        """Return `done`, `total`, `rate` a second and seconds `left`; None where that is not known."""
+        """Return `done`, `total`, `rate` a second and seconds `left`, None where that is not known, and
+        whether the total `is_guess`.
+        """
         worked, seconds = self._pace()
         speed = worked / seconds if worked > 0 and seconds > 0 else None
         total = None if self.total is None else max(self.total, self.shown)
         rest = None if total is None else total - self.shown
         left = 0.0 if rest == 0 else rest / speed if rest is not None and speed else None
-        return {"done": self.shown, "total": total, "rate": speed, "left": left}
+        return {
+            "done": self.shown,
+            "total": total,
+            "rate": speed,
+            "left": left,
+            "is_guess": self.is_guess,
+        }
 
     def skip(self, n: int) -> None:
         """Count `n` units as done by an earlier run: they enter neither the rate nor the ETA."""
@@ -84,7 +94,7 @@ class StageBar:
         """Return count, rate and the time left, of a stage that is still at work."""
         counts = self.counts()
         done, total, left = counts["done"], counts["total"], counts["left"]
-        of = f"/{total:,}" if total is not None else ""
+        of = f"/{'~' * self.is_guess}{total:,}" if total is not None else ""
         words = [f"{done:,}{of} {self.unit}" if done or total else ""]
         words.append(rate(*self._pace()))
         if left:
@@ -95,7 +105,8 @@ class StageBar:
         """Return the stage's one final line."""
         worked, seconds = self.done - self.skipped, self.seconds
         if not finished:
-            of = f" of {self.total:,}" if self.total is not None else ""
+            about = "about " if self.is_guess else ""
+            of = f" of {about}{self.total:,}" if self.total is not None else ""
             counted = f"{self.done:,}{of} {self.unit}, " if self.shown or self.total else ""
             begun = f", {self.shown - self.done:,} more under way" if self.shown > self.done else ""
             return self._line(f"stopped after {counted}{duration(seconds)}{begun}")

@@ -140,18 +140,22 @@ def run(
         click.echo(preview(recipe, name, shards, select))
         return
     from train.loop import train
+    from train.monitoring.status import safe_after_stop
 
-    with reraise_disk_full(out):
-        train(
-            recipe,
-            shards,
-            out,
-            select=select,
-            resume=resume,
-            start_from=start_from,
-            profiled=steps,
-            origin=describe_origin(config, name, overrides),
-        )
+    try:
+        with reraise_disk_full(out):
+            train(
+                recipe,
+                shards,
+                out,
+                select=select,
+                resume=resume,
+                start_from=start_from,
+                profiled=steps,
+                origin=describe_origin(config, name, overrides),
+            )
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(safe_after_stop(out)) from stopped
 
 
 @main.command()

@@ -42,6 +42,7 @@ def label(out: Path, labels: Path, to: Path | None) -> None:
     from collections import Counter
 
     from curate.catalogue.labels import read_labels
+    from curate.report.contact_sheets import count
     from curate.report.label import merge_labels, read_said
     from curate.report.tables import read_funnel
 
@@ -53,5 +54,5 @@ def label(out: Path, labels: Path, to: Path | None) -> None:
     write_batches(to, merged.schema, merged.to_batches())
     counts = Counter(merged["label"].to_pylist())
     told = ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts)) or "none"
-    click.echo(f"{len(said):,} labels read; {to} holds {told}")
+    click.echo(f"{count(len(said), 'label')} read; {to} holds {told}")
     click.echo(f"the next run: {called('lvd-curate')} run ... --set labels={to} --out ANOTHER")

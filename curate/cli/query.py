@@ -22,11 +22,26 @@ SHOWN = 100
 """Rows of a table on the terminal."""
 
 
+def _list_questions(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    from curate.report.named_queries import QUERIES
+
+    if is_asked:
+        click.echo("\n\n".join(f"{n}: {each.about}\n{each.sql}" for n, each in QUERIES.items()))
+        context.exit()
+
+
 @click.command()
 @click.argument("out", metavar="OUT", type=LocalFolder())
 @click.argument("sql", metavar="[SQL]", required=False)
 @click.option("--named", metavar="NAME", help="Ask a question that has a name: see --list.")
-@click.option("--list", "listed", is_flag=True, help="List the names, with their SQL.")
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_questions,
+    help="List the names, with their SQL; OUT need not be said.",
+)
 @click.option(
     "--format",
     "kind",
@@ -36,9 +51,7 @@ SHOWN = 100
     help=f"table: aligned, the first {SHOWN} rows. csv and parquet: all of them.",
 )
 @folder("--to", "file", metavar="FILE", help="Write there, which parquet needs, and not to stdout.")
-def query(
-    out: Path, sql: str | None, named: str | None, listed: bool, kind: str, file: Path | None
-) -> None:
+def query(out: Path, sql: str | None, named: str | None, kind: str, file: Path | None) -> None:
     """Ask the reports of a finished run in SQL.
 
     Tables: images, copies (or duplicates), retrieval, groups, and what else is in OUT/reports as
@@ -52,9 +65,6 @@ def query(
     from curate.report.named_queries import QUERIES
     from curate.report.query import asked
 
-    if listed:
-        click.echo("\n\n".join(f"{n}: {each.about}\n{each.sql}" for n, each in QUERIES.items()))
-        return
     if (sql is None) == (named is None):
         raise LvdError("query: say SQL, or --named NAME (--list lists them)")
     if named is not None and named not in QUERIES:

@@ -17,6 +17,8 @@ from shared.commands import LocalFolder
 def report(out: Path, work: Path) -> None:
     """Print the summary of a finished run, and draw its pictures again.
 
+    Where the crawl, the seed or --work is not there any more, the page stays as it is.
+
     \b
     lvd-curate report runs/curate/sample
     """
@@ -24,6 +26,6 @@ def report(out: Path, work: Path) -> None:
     from curate.redraw import picture_files, redraw
     from curate.report.summary import summary
 
-    redraw(out, work.absolute())
+    redraw(out, work.absolute(), keep=True)
     note_hashes(out, picture_files(out))
     click.echo(summary(out, colour=sys.stdout.isatty()), nl=False)

@@ -68,6 +68,7 @@ def update(
         holdouts=(),
         overrides=overrides,
         settings=pipeline_of(run),
+        options=run.get("options", ()),
     )
     for name, value in flat(comparable(request)).items():
         if flat(settings).get(name) != value:

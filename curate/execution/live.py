@@ -64,7 +64,8 @@ def _page(out: Path, report: dict[str, Any], pictures: Pictures) -> LivePage:
     done, total = report.get("done"), report.get("total")
     facts = [("stage", report["stage"] or "starting")]
     if done is not None:
-        of = "" if total is None else f" of {total:,}"
+        about = "about " if report.get("is_guess") else ""
+        of = "" if total is None else f" of {about}{total:,}"
         facts.append(("done", f"{done:,}{of} images"))
     if report.get("rate"):
         facts.append(("rate", rate(1, 1 / report["rate"])))

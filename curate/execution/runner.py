@@ -68,6 +68,7 @@ class _Tally:
         if self.whole and (weight := self._weight + at_work.weight):
             images = self.bar.done - self.before + at_work.of
             self.bar.total = self.before + round(images * self.whole / weight)
+            self.bar.is_guess = weight < self.whole
 
 
 @dataclass

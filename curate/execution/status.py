@@ -74,7 +74,8 @@ def _at_work(report: dict[str, Any]) -> list[str]:
     done, total = report.get("done"), report.get("total")
     words = [f"{report['stage'] or 'starting'}"]
     if done is not None:
-        words.append(f"{done:,}" + (f" of {total:,} images" if total is not None else " images"))
+        about = "about " if report.get("is_guess") else ""
+        words.append(f"{done:,}{f' of {about}{total:,}' if total is not None else ''} images")
     if report.get("rate"):
         words.append(rate(1, 1 / report["rate"]))
     if report.get("left"):

@@ -116,7 +116,7 @@ def _count_axis(axes: Axes, most: int, unit: str, log: bool) -> None:
         axes.set_ylim(0, 1.08 * max(most, 1))
         axes.locator_params(axis="y", integer=True, nbins=5)
     axes.yaxis.set_major_formatter(short)
-    axes.set_title(f"{unit}, log scale" if log else unit, loc="left", fontsize=9)
+    axes.set_title(f"{unit}, log scale" if log else unit, loc="left", fontsize=9, pad=9)
 
 
 def _chart(name: str, draw: Callable[[Axes], None], low: float, high: float) -> Chart:

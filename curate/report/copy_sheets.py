@@ -25,12 +25,12 @@ def nearest_to_threshold(tables: duckdb.DuckDBPyConnection, threshold: float | N
     ):
         query = f"""
             WITH apart AS (
-                SELECT pairs.*, own."group" IS NOT DISTINCT FROM other."group" AS together
+                SELECT pairs.*, coalesce(own."group" = other."group", FALSE) AS together
                 FROM pairs JOIN images AS own ON own.key = pairs.key
                 JOIN images AS other ON other.key = pairs.better
             ), one AS (
                 SELECT key, better, similarity FROM apart WHERE similarity {side} ?::FLOAT
-                AND ('{side}' = '>=' OR NOT together)
+                AND together = ('{side}' = '>=')
                 QUALIFY row_number() OVER (
                     PARTITION BY better ORDER BY similarity {order}, key
                 ) = 1

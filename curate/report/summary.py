@@ -16,6 +16,7 @@ from curate.dedup.hashes import METHODS
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.balance import balance_table, describe_balance
+from curate.report.contact_sheets import count
 from curate.report.false_copies import advice, false_copies
 from curate.report.seeds import seed_table
 from curate.report.tables import read_funnel
@@ -231,7 +232,7 @@ def _file_table(out: Path) -> Table:
         )
     else:
         tars = sum(1 for _ in (out / "shards").glob("*.tar"))
-        table.add_row("shards/", f"{tars:,} WebDataset shards, to train on")
+        table.add_row("shards/", f"{count(tars, 'WebDataset shard')}, to train on")
     if (out / "reports" / "index.html").exists():
         table.add_row("reports/index.html", "pictures: open it in a browser")
     table.add_row("reports/images.parquet", "what became of every crawled image, and why")

@@ -118,8 +118,29 @@ def relevance_section(
         sheet=relevance_bands(tables, value),
         query=query,
         headings=["threshold", "reach it", "kept now", "irrelevant now"],
-        command=rerun(run, "retrieve.threshold={}", folder="relevance-at-{}"),
+        command=command_by_relevance(run),
     )
+
+
+def command_by_relevance(run: dict[str, Any]) -> str:
+    """Return the command of a run at another threshold of relevance, in place of a target.
+
+    It names the sections of seeds that say theirs themselves, and is "" where no `--set` can.
+    """
+    settings = run.get("settings", {})
+    common = settings.get("retrieve", {})
+    sections = {"retrieve": common}
+    for name, seed in settings.get("seeds", {}).items():
+        own = any(seed.get(key) != common.get(key) for key in ("threshold", "target"))
+        if own and not seed.get("negative"):
+            if "." in name:
+                return ""
+            sections[f"seeds.{name}"] = seed
+    changes = []
+    for name, section in sections.items():
+        changes += [f"{name}.target=null"] if section.get("target") is not None else []
+        changes.append(f"{name}.threshold={{}}")
+    return rerun(run, *changes, folder="relevance-at-{}")
 
 
 def copies_section(
@@ -170,7 +191,9 @@ def copies_section(
         sentence += [("", "undecided"), (" images are undecided.", "")]
         headings.append("undecided")
     if counts is not None and "would_keep" in counts.columns:
-        sentence += [(" A run at it would keep ", "would_keep"), (".", "")]
+        looked = (funnel.get("settings", {}).get("dedup") or {}).get("looks")
+        about = "about " if looked or any(counts.columns["undecided"]) else ""
+        sentence += [(f" A run at it would keep {about}", "would_keep"), (".", "")]
         headings.append("would be kept")
         note += " What would be kept is counted likewise, by the thresholds of this run's seeds."
     of_drawn = (funnel.get("thresholds", {}).get("dedup") or {}).get("drawn")

@@ -47,7 +47,8 @@ def verdict(funnel: dict[str, Any], run: dict[str, Any], copies: Counts | None) 
 def rerun(run: dict[str, Any], *changes: str, folder: str = "") -> str:
     """Return the command of a run with changed settings, into a folder of its own.
 
-    It is called by the changes, or `folder`. Other `--set` of the run are not known to its result.
+    It is called by the changes, or `folder`. Of the run's own options it has those that its result
+    knows: all that decide it, but for `--config`.
     """
     settings = run.get("settings", {})
     seeds = settings.get("seeds") or {run.get("seed", "SEED"): {}}
@@ -61,6 +62,11 @@ def rerun(run: dict[str, Any], *changes: str, folder: str = "") -> str:
         words += ["--holdout", str(holdout)]
     by_change = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(changes)).strip("-")
     words += ["--out", f"runs/curate/{folder or by_change or 'again'}"]
+    said = run.get("options") or []
+    changed = {change.partition("=")[0] for change in changes}
+    for option, value in zip(said[::2], said[1::2], strict=True):
+        if option != "--set" or value.partition("=")[0].strip() not in changed:
+            words += [option, value]
     for change in changes:
         words += ["--set", change]
     later = ("{}", "{drawn}")  # the page's script puts numbers there
@@ -103,7 +109,7 @@ def _remedies(
     counts, images = funnel["decisions"], funnel["images"]
     if images and not counts["kept"]:
         judged = counts["irrelevant"] + counts["over_budget"]
-        yield Remedy("Nothing was kept.", rerun(run, "retrieve.target=0.1") if judged else "")
+        yield Remedy("Nothing was kept.", _kept_by_target(run) if judged else "")
     if advice(funnel):
         yield _false_copies(funnel, run, copies)
     recall = funnel.get("dedup_recall") or {}
@@ -123,6 +129,15 @@ def _remedies(
     yield from (Remedy(_sentence(problem)) for problem in problems[:SAID])
     if len(problems) > SAID:
         yield Remedy(f"{len(problems) - SAID:,} more problems stand under Settings.")
+
+
+def _kept_by_target(run: dict[str, Any]) -> str:
+    """Return the command that keeps a tenth; none where a strategy takes no target."""
+    retrieve = run.get("settings", {}).get("retrieve", {})
+    if retrieve.get("strategy", "threshold") != "threshold":
+        return ""
+    given = retrieve.get("threshold") is not None
+    return rerun(run, *(["retrieve.threshold=null"] if given else []), "retrieve.target=0.1")
 
 
 def _false_copies(funnel: dict[str, Any], run: dict[str, Any], copies: Counts | None) -> Remedy:

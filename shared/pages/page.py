@@ -25,8 +25,8 @@ def render_page(template: Path, *, script: str = "", connects: bool = False, **v
 
     `title` is text, `figures` are boxes of a large value over its name. The filters `png`, `jpeg`
     and, for either, `picture` turn a picture's bytes into the `src` of an image; `words` lets a
-    command break between its words only. Every other value
-    becomes escaped text, in which characters that could steer a terminal or reorder a line are
+    command break between its words only, `name` lets a long name break at its marks first. Every
+    other value becomes escaped text, in which characters that could steer a terminal or reorder a line are
     written out. `script` is the only one that a browser runs on the page; where it `connects`, it
     may ask the page's own server, and nobody else.
     """
@@ -44,6 +44,7 @@ def render_page(template: Path, *, script: str = "", connects: bool = False, **v
         "png" if data.startswith(PNG) else "jpeg"
     )(data)
     environment.filters["words"] = _words
+    environment.filters["name"] = _name
     environment.tests["png"] = lambda data: data.startswith(PNG)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template.name).render(
@@ -69,6 +70,12 @@ def _words(command: str) -> Markup:
         else _escaped(piece)
         for piece in pieces
     )
+
+
+def _name(text: str) -> Markup:
+    """Return a name or path with places to break behind its marks, before any letter breaks."""
+    pieces = re.split(r"(?<=\w[/_-])(?=\w)|(?<=\w)(?=\.[A-Za-z])", text)
+    return Markup("<wbr>").join(map(_escaped, pieces))
 
 
 def _embedder(kind: str) -> Callable[[bytes], Markup]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from curate.plan import options_of
 from curate.request import read_request
 from shared.embedders.settings import BUNDLED, bundled_settings
 from shared.errors import LvdError
@@ -78,6 +79,19 @@ def test_the_shipped_pipelines_find_copies_and_judge_meaning_with_models_of_thei
     assert named(SHIPPED, "default", "retrieve.embedder=bundled") == ["bundled-copies", "bundled"]
     assert named(SHIPPED, "sample") == ["bundled-copies", "bundled"]
     assert named(SHIPPED, "sample", embedder="sscd") == ["sscd", "sscd"]
+
+
+def test_a_result_knows_the_options_that_decide_it_and_no_others(config):
+    """So that it is the same bytes by another number of workers."""
+    said = ["report.top_k=3", "engine.workers=1", "export.also=[there]", "engine.threads=2"]
+    empty = {"crawl": None, "seeds": [], "holdouts": []}
+    request = read_request(config, "all", embedder="one", overrides=said, **empty)
+    words = ["--embedder", "one", "--set", "report.top_k=3", "--set", "engine.threads=2"]
+    assert options_of(request) == words
+    again = read_request(
+        config, "all", embedder=None, overrides=["estimate.pairs=5"], options=words, **empty
+    )
+    assert options_of(again) == [*words, "--set", "estimate.pairs=5"]
 
 
 def test_a_bundled_model_is_its_entry_where_the_file_has_one_of_its_name(config):

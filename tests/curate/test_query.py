@@ -66,6 +66,7 @@ def test_kept_by_source_counts_hosts(ask, images):
 def test_every_named_question_has_an_answer(ask, name):
     assert len(ask(f"--named={name}").splitlines()) > 1
     assert QUERIES[name].sql in ask("--list")
+    assert CliRunner().invoke(main, ["query", "--list"]).output == ask("--list")
 
 
 def test_parquet_holds_what_the_table_cuts(ask, tmp_path, monkeypatch, images):

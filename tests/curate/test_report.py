@@ -149,6 +149,19 @@ def test_sheets_show_what_is_closest_to_a_threshold(run):
         assert [tile.mark for tile in strip.tiles] == ["reference", ""] * (len(strip.tiles) // 2)
 
 
+def test_pairs_above_the_threshold_are_of_one_group_and_those_below_of_none_or_two(run):
+    with open_tables(run) as tables:
+        alone = rows(tables, 'SELECT key FROM images WHERE "group" IS NULL ORDER BY key LIMIT 4')
+        a, b, c, d = (row["key"] for row in alone)
+        tables.execute(
+            "CREATE OR REPLACE TEMP TABLE pairs (key TEXT, better TEXT, similarity FLOAT)"
+        )
+        tables.execute("INSERT INTO pairs VALUES (?, ?, ?), (?, ?, ?)", [a, b, 0.79, c, d, 0.81])
+        [below] = nearest_to_threshold(tables, DEDUP).strips
+    assert below.heading.startswith("Below")
+    assert [tile.key for tile in below.tiles] == [b, a]
+
+
 @pytest.mark.parametrize(
     ("bands", "threshold", "table", "column"),
     [

@@ -202,7 +202,9 @@ def test_what_is_left_is_known_before_the_first_unit_ends(runner, monkeypatch):
         (7 + 80, 7 + 100),
     ]
     assert all(report["left"] > 0 for report in reports)
+    assert [report["is_guess"] for report in reports] == [True, True, False]
     last = runner.monitor.report()
+    assert not last["is_guess"]
     assert (last["done"], last["total"]) == (107, 107)
 
 

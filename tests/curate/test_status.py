@@ -182,3 +182,5 @@ def test_progress_never_falls(bar):
     bar.total = 40  # a guess that was too low
     counts = bar.counts()
     assert (counts["done"], counts["total"], counts["left"]) == (44, 44, 0)
+    bar.total, bar.is_guess = 60, True
+    assert bar.status().startswith("44/~60 images")

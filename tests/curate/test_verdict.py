@@ -6,6 +6,7 @@ import pytest
 
 from curate.cli.run import run as run_command
 from curate.report.other_thresholds import Counts
+from curate.report.threshold_section import command_by_relevance
 from curate.report.verdict import rerun, verdict
 from shared.commands import called
 
@@ -101,6 +102,50 @@ def test_the_command_names_the_data_of_the_run_and_a_new_folder():
     assert tuple(asked["holdouts"]) == ("test set",)
     assert asked["pipeline"] == "default"
     assert str(asked["out"]) == "runs/curate/retrieve.threshold-0.5"
+
+
+def test_the_command_has_the_options_of_the_run_but_for_what_it_changes():
+    said = ["--embedder", "bundled", "--set", "retrieve.threshold = 0.7", "--set", "report.top_k=3"]
+    asked = options(rerun(RUN | {"options": said}, "retrieve.threshold=0.5"))
+    assert asked["embedder"] == "bundled"
+    assert asked["overrides"] == ("report.top_k=3", "retrieve.threshold=0.5")
+
+
+@pytest.mark.parametrize(
+    ("retrieve", "changes"),
+    [
+        ({"threshold": 0.9}, ("retrieve.threshold=null", "retrieve.target=0.1")),
+        ({"threshold": None}, ("retrieve.target=0.1",)),
+        ({"strategy": "knn"}, None),
+    ],
+)
+def test_a_target_takes_the_place_of_a_threshold_where_the_strategy_has_one(retrieve, changes):
+    run = RUN | {"settings": RUN["settings"] | {"retrieve": retrieve}}
+    [remedy] = verdict(WELL | {"decisions": WELL["decisions"] | {"kept": 0}}, run, None).remedies
+    assert (options(remedy.command)["overrides"] if remedy.command else None) == changes
+
+
+@pytest.mark.parametrize(
+    ("retrieve", "seeds", "changes"),
+    [
+        ({"threshold": 0.6}, {"web": {"threshold": 0.6}}, ("retrieve.threshold=0.5",)),
+        (
+            {"target": 60},
+            {"web": {"target": 60}},
+            ("retrieve.target=null", "retrieve.threshold=0.5"),
+        ),
+        (
+            {},
+            {"web": {"threshold": 0.7}, "adult": {"threshold": 0.4, "negative": True}},
+            ("retrieve.threshold=0.5", "seeds.web.threshold=0.5"),
+        ),
+        ({}, {"a.tar": {"threshold": 0.7}}, None),
+    ],
+)
+def test_the_command_of_relevance_names_what_says_the_threshold(retrieve, seeds, changes):
+    run = RUN | {"settings": {"pipeline": "default", "retrieve": retrieve, "seeds": seeds}}
+    command = command_by_relevance(run).replace("{}", "0.5")
+    assert (options(command)["overrides"] if command else None) == changes
 
 
 def test_the_command_of_a_slider_leaves_drawn_pictures_their_threshold():

@@ -137,8 +137,25 @@ def test_the_units_of_every_stage_are_known(small_run):
 def test_pictures_that_are_drawn_again_are_known(small_run, pictures):
     out = small_run.root / "drawn"
     assert small_run("run", f"--out={out}", f"--set=report.pictures={pictures}")[0] == 0
-    assert small_run("report", out, f"--work={small_run.root / 'none'}")[0] == 0
+    assert small_run("report", out, f"--work={small_run.work}")[0] == 0
     assert small_run("verify", out)[0] == 0
+
+
+def test_a_page_stays_as_it_is_where_the_work_folder_is_not_that_of_the_run(small_run):
+    out, none = small_run.root / "drawn-once", small_run.root / "none"
+    assert small_run("run", f"--out={out}", "--set=report.pictures=true")[0] == 0
+    page = out / "reports" / "index.html"
+    before = page.read_bytes()
+    status, said = small_run("report", out, f"--work={none}")
+    assert status == 0
+    assert f"{page} stays as it is" in said[0]
+    assert "--work names the work folder of the run" in said[0]
+    assert page.read_bytes() == before
+    assert not none.exists()
+    page.unlink()
+    assert small_run("report", out, f"--work={none}")[0] == 0
+    assert page.exists()
+    assert page.read_bytes() != before
 
 
 def test_a_damaged_manifest_is_one_line_in_a_run(small_run):

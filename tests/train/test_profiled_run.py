@@ -39,7 +39,10 @@ def test_a_run_leaves_a_trace_of_the_named_steps_and_says_its_speed(
     }
     assert {"aten::_fused_adamw_", "aten::scaled_dot_product_attention"} <= names
     measured = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
-    of_steps = [line for line in measured if "loss" in line]
+    starting, *of_steps = [line for line in measured if "loss" in line]
+    rates = {"images_per_second", "tokens_per_second", "tflops", "step_seconds", "data_wait"}
+    assert not rates & set(starting), "the first step holds the start of the loader"
+    assert rates <= set(of_steps[0])
     for line in of_steps:
         assert line["tokens_per_second"] == pytest.approx(78 * line["images_per_second"])
         assert line["tflops"] > 0

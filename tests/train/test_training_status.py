@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from click.testing import CliRunner
+from small_run import write_config
 
 from curate.cli import main as curate_main
 from shared.errors import LvdError
@@ -63,9 +64,37 @@ def test_of_a_run_that_was_cut_off_the_whole_checkpoint_is_said(out):
     assert said(main, "status", out) == (0, [cut, LEARNED])
 
 
+def test_ctrl_c_says_up_to_which_checkpoint_a_run_is_safe(out, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.loop.train", stopped)
+    config = tmp_path / "pipelines.yaml"
+    write_config(tmp_path)
+    words = ("run", "--recipe", "small", "--config", config, "--shards", tmp_path, "--out")
+    assert said(main, *words, out) == (
+        130,
+        ["lvd-train: stopped; safe up to step 40: run the same command to go on"],
+    )
+    assert said(main, *words, tmp_path / "new") == (
+        130,
+        ["lvd-train: stopped; no checkpoint yet: the same command begins again"],
+    )
+
+
 def test_of_a_finished_run_all_steps_are_said(out):
     RunFolder(out).finish(100)
     assert said(main, "status", out) == (0, [f"{out}: finished: 100 steps", LEARNED])
+
+
+def test_behind_the_first_step_of_a_start_no_time_left_is_said(out):
+    starting = {"step": 48, "loss": 2.0, "broken": 0, "skipped": 0}
+    with (out / "metrics.jsonl").open("w") as lines:
+        print(json.dumps({"step": 47, **LINE}), json.dumps(starting), sep="\n", file=lines)
+    with locked(out / ".lock", "busy"):
+        told = status(out).splitlines()
+    assert told[0].endswith("49 of 100 steps")
+    assert told[1:] == ["  loss 2"]
 
 
 def test_a_run_that_has_measured_nothing_yet_says_so(out):

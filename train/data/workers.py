@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -57,6 +59,8 @@ def worker_context(preload: Sequence[str]) -> BaseContext:
     for the training process, which finishes its step and saves. The server and its workers are
     therefore born with these signals blocked; a worker obeys SIGTERM from the training process.
     """
+    atexit.unregister(kill_workers)
+    atexit.register(kill_workers)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     _choose_socket_folder()
@@ -67,6 +71,20 @@ def worker_context(preload: Sequence[str]) -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def kill_workers() -> None:
+    """Kill the server and the workers that are left at the end of this process.
+
+    A worker that is starting, or that the server still has to start, would miss the semaphores that
+    go with this process, and say so by a traceback.
+    """
+    server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if server is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _choose_socket_folder() -> None:

@@ -91,6 +91,14 @@ def safe(state: State) -> str:
     return "no checkpoint yet" if state.saved is None else f"safe up to step {state.saved:,}"
 
 
+def safe_after_stop(out: Path) -> str:
+    """Return what is safe of a run that was stopped at once, and what the same command does."""
+    saved = _checkpoint(out / "checkpoints")
+    if saved is None:
+        return "no checkpoint yet: the same command begins again"
+    return f"safe up to step {saved:,}: {REMEDY}"
+
+
 def _last(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the last line of a step, and the last scores."""
     last: dict[str, Any] = {}

@@ -84,7 +84,9 @@ class Watch:
         self._skipped_in_a_row = 0
         self._named = 0
         self._waited = self._worked = 0.0
-        self._logged = 0
+        self._logged = self._timed = 0
+        """The steps behind the last line of metrics, and those behind which times count."""
+        self._is_started = False
 
     @contextmanager
     def following(self, start: int) -> Iterator[None]:
@@ -93,7 +95,7 @@ class Watch:
         The first score comes before the bar, whose rate and time left it would spoil.
         """
         batch = self._recipe.batch_size
-        self._logged = start
+        self._logged = self._timed = start
         if not self._ranks.first:
             self.score(start)
             yield
@@ -133,6 +135,9 @@ class Watch:
         self._worked += monotonic() - self._began
         if self._ranks.first:
             self._bar.advance(self._recipe.batch_size)
+        if not self._is_started:
+            self._is_started = True
+            self._begin_timing(done)
         if not logged:
             return
         metrics = {
@@ -237,19 +242,28 @@ class Watch:
             )
 
     def _timings(self, done: int) -> dict[str, float]:
-        """Return the rates and the largest memory since the last line of metrics."""
-        steps, seconds = done - self._logged, self._waited + self._worked
-        rate = steps * self._recipe.batch_size / seconds
-        self._pace.train(seconds)
-        timings = {
-            "images_per_second": rate,
-            **self._speed.rates(rate),
-            "step_seconds": seconds / steps,
-            "data_wait": self._waited / seconds,
-            "memory_gib": _largest_memory(self._ranks.device) / 2**30,
-        }
-        self._logged, self._waited, self._worked = done, 0.0, 0.0
+        """Return the largest memory and the rates since the last line of metrics.
+
+        The first step of a process enters no rate, and has none by itself: its batch waits for the
+        loader to start, and it compiles.
+        """
+        steps, seconds = done - self._timed, self._waited + self._worked
+        timings = {"memory_gib": _largest_memory(self._ranks.device) / 2**30}
+        if steps:
+            rate = steps * self._recipe.batch_size / seconds
+            timings |= {
+                "images_per_second": rate,
+                **self._speed.rates(rate),
+                "step_seconds": seconds / steps,
+                "data_wait": self._waited / seconds,
+            }
+            self._pace.train((done - self._logged) * seconds / steps)
+        self._logged = done
+        self._begin_timing(done)
         return timings
+
+    def _begin_timing(self, done: int) -> None:
+        self._timed, self._waited, self._worked = done, 0.0, 0.0
 
     def _short(self, metrics: dict[str, float]) -> str:
         names = ("loss", "dino", "ibot", "infonce", "koleo")

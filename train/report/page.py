@@ -116,5 +116,6 @@ def _commands(state: State) -> list[tuple[str, str]]:
         score = f"{train} eval knn --model {out} --model pixels --train A --test B"
         commands += [("what it sees, head by head", look), ("how good it is", score)]
     if (state.out / "model").exists():
-        commands.append(("curate with it", f"{called('lvd-curate')} run --embedder {out}/model"))
+        judge = f"--set retrieve.embedder={out}/model --crawl CRAWL --seed SEED"
+        commands.append(("curate with it", f"{called('lvd-curate')} run {judge}"))
     return commands

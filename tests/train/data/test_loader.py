@@ -390,10 +390,14 @@ process = context.Process(target=print, args=("a worker at work",))
 process.start()
 process.join(60)
 assert process.exitcode == 0, process.exitcode
+late = context.Process(target=print, args=(context.Semaphore(),), daemon=True)
+late.start()
 """
 
 
-def test_workers_start_where_the_path_of_temporary_files_is_too_long_for_sockets(tmp_path):
+def test_workers_start_where_the_path_of_temporary_files_is_too_long_and_end_without_a_word(
+    tmp_path,
+):
     folder = tmp_path / ("long-" * 20)
     folder.mkdir()
     said = subprocess.run(
@@ -405,4 +409,5 @@ def test_workers_start_where_the_path_of_temporary_files_is_too_long_for_sockets
         check=False,
     )
     assert (said.returncode, said.stdout) == (0, "a worker at work\n"), said.stderr
+    assert said.stderr == "", "the worker that was starting complains"
     assert not [*folder.iterdir()]
