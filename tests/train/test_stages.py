@@ -23,6 +23,8 @@ SHORT = (
     "steps=3",
     "parallel.precision=float32",
     "data.workers=0",
+    "looks.times=0",
+    "knn.every=null",
 )
 STILL = ("steps=1", "optimiser.base_lr=1.0e-12", "optimiser.min_lr=0", "teacher.momentum=[1,1]")
 
