@@ -39,6 +39,7 @@ RECIPE = {
     "checkpoints": {"every": 4, "keep": 2},
     "log": {"every": 1},
     "looks": {"times": 0},
+    "knn": {"every": None},
 }
 IMAGES, SHARDS = 36, 3
 

@@ -100,10 +100,10 @@ def test_flops_are_those_of_the_formulas(plain):
 
 @pytest.mark.parametrize("schedule", ["uniform", "linear"])
 def test_the_flops_of_a_deep_network_are_those_of_all_its_blocks(schedule, monkeypatch):
-    deep = network(depth=8, masked=True, drop_path=0.5, drop_path_schedule=schedule)
+    deep = network(depth=7, masked=True, drop_path=0.5, drop_path_schedule=schedule)
     load = replace(LOAD, masked=20)
     found = train.estimate.cost_of_image(deep, load)
-    assert len(deep.backbone.vit.blocks) == 8
+    assert len(deep.backbone.vit.blocks) == 7
     monkeypatch.setattr(train.estimate, "_kind", id)  # no two blocks are equal
     assert found == train.estimate.cost_of_image(deep, load)
 
@@ -174,12 +174,12 @@ def test_activations_are_the_bytes_that_a_real_forward_pass_saves(precision, set
 
 
 def test_memory_follows_checkpointing_shards_and_accumulation():
-    plain = estimate(network(depth=6), LOAD).memory
+    plain = estimate(network(depth=4), LOAD).memory
     changed = {
-        name: estimate(network(depth=6), replace(LOAD, **{name: value})).memory
+        name: estimate(network(depth=4), replace(LOAD, **{name: value})).memory
         for name, value in {"checkpointing": True, "shards": 2, "accumulate": 3}.items()
     }
-    selective = estimate(network(depth=6), replace(LOAD, checkpointing="selective")).memory
+    selective = estimate(network(depth=4), replace(LOAD, checkpointing="selective")).memory
     kept = [m["activations"] for m in (changed["checkpointing"], selective, plain)]
     assert kept == sorted(kept)
     assert len(set(kept)) == 3

@@ -42,20 +42,28 @@ WITHOUT_TEACHER = {
 }
 STUDENTS = {
     "published": {},
-    "EMA centre": {"objectives": {"centering": {"kind": "ema"}}},
-    "squared cosines": {"objectives": {"koleo_estimator": "squared_cosine"}},
+    "EMA centre, DINOv2's positions": {
+        "objectives": {"centering": {"kind": "ema"}},
+        "model": MODEL | {"position_offset": 0.1, "position_antialias": False},
+    },
+    "squared cosines, explicit attention, never clipped": {
+        "objectives": {"koleo_estimator": "squared_cosine"},
+        "model": MODEL | {"attention": "explicit"},
+        "optimiser": {"clip": None},
+    },
     "shared head": {"heads": {"dino": HEAD, "shared": True}},
     "DINO alone": {"masks": None, "objectives": {"ibot": 0}, "heads": {"dino": HEAD}},
     "iBOT alone": {"objectives": {"dino": 0, "koleo": 0}},
     "InfoNCE alone": WITHOUT_TEACHER,
-    "InfoNCE beside": {"objectives": {"infonce": 0.5}},
-    "no local views": {"crops": {"global_size": 32, "local_views": 0}},
+    "InfoNCE beside, float32": {
+        "objectives": {"infonce": 0.5},
+        "parallel": {"precision": "float32"},
+    },
+    "no local views, two micro-batches": {
+        "crops": {"global_size": 32, "local_views": 0},
+        "accumulate": 2,
+    },
     "recomputed": {"parallel": {"activation_checkpointing": True, "precision": "bfloat16"}},
-    "float32": {"parallel": {"precision": "float32"}},
-    "explicit attention": {"model": MODEL | {"attention": "explicit"}},
-    "DINOv2's positions": {"model": MODEL | {"position_offset": 0.1, "position_antialias": False}},
-    "never clipped": {"optimiser": {"clip": None}},
-    "two micro-batches": {"accumulate": 2},
 }
 
 

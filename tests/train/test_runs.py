@@ -66,6 +66,7 @@ def test_a_run_leaves_what_the_contract_says(undisturbed: Path) -> None:
     assert steps == list(range(STEPS))
     names = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
     assert names == ["step-0000008", "step-0000012"]
+    assert not any("recognition" in line for line in lines(undisturbed))  # knn.every is null
     assert (undisturbed / "run.json").is_file()
     assert list((undisturbed / "tensorboard").glob("events*"))
     first = lines(undisturbed)[1]
@@ -142,9 +143,11 @@ def test_a_run_goes_on_with_another_number_of_processes(place: Path, tmp_path: P
 def test_broken_samples_are_counted_named_and_do_no_harm(place: Path, tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", {4: b"\xff\xd8\xffno picture", 9: b"", 10: b"text"})
     out = tmp_path / "out"
-    said = run_command(command(place / "pipelines.yaml", shards, out))
+    asked = command(place / "pipelines.yaml", shards, out, "--set", "knn.every=auto")
+    said = run_command(asked)
     assert "000000004" in said
     assert "broken images left out" in said
+    assert [line["step"] for line in lines(out) if "recognition" in line] == [0, STEPS]
     last = lines(out)[-1] if "broken" in lines(out)[-1] else lines(out)[-2]
     assert last["broken"] > 0
     named = (out / "broken-0.txt").read_text()

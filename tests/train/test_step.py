@@ -24,7 +24,7 @@ from train.system import System, build_system
 IMAGES, LOCAL_VIEWS, SIDE, LOCAL_SIDE, PATCH = 8, 3, 32, 16, 8
 VALUES = Values(1e-3, 0.04, 0.9, 0.04, last_layer_frozen=False)
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
-STEPS = 3
+STEPS = 2
 
 
 def recipe(**changes) -> Recipe:

@@ -30,9 +30,9 @@ class KnnSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     every: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
-    """Optimiser steps from one score to the next, beside those at both ends; null takes none. `auto`
-    takes one with a line of metrics whenever all scores are at most 2 % of the run's time, if data
-    is named: so when it comes depends on the machine's speed."""
+    """Optimiser steps from one score to the next, beside those at both ends; null takes none, nor the
+    score without labels. `auto` takes one with a line of metrics whenever all scores are at most 2 %
+    of the run's time, if data is named: so when it comes depends on the machine's speed."""
     train: str | None = None
     """The images that vote: WebDataset shards with a `.cls` member, or a `cls` or `label` in the
     `.json`, beside each; Parquet files with such a column; or a folder of ROOT/CLASS/IMAGE."""

@@ -177,7 +177,7 @@ class Watch:
             seconds = monotonic() - began
             self._pace.score(seconds)
             self._tell(done, {**scores, "knn_seconds": seconds})
-        elif ends and not self._knn:
+        elif ends and self._recipe.knn.every is not None:
             known = recognition(
                 lambda images: self._features(images)[0],
                 self._index,

@@ -31,7 +31,9 @@ SHARED_OUT = {"strategy": "hsdp", "shard_group": 2, "device": "cpu", "precision"
 
 
 def recipe(seed: int = 0, **changes: object) -> Recipe:
-    return Recipe.model_validate(RECIPE | {"parallel": SHARED_OUT, "seed": seed} | changes)
+    model = RECIPE["model"] | {"options": RECIPE["model"]["options"] | {"depth": 1}}
+    own = {"model": model, "parallel": SHARED_OUT, "seed": seed}
+    return Recipe.model_validate(RECIPE | own | changes)
 
 
 @pytest.mark.parametrize(

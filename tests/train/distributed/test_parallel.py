@@ -53,12 +53,12 @@ CASES = {
 }
 
 
-def new_networks(drop_path: float = 0.0) -> tuple[Network, Network]:
+def new_networks(drop_path: float = 0.0, depth: int = 2) -> tuple[Network, Network]:
     head = HeadSettings(prototypes=49, hidden=32, bottleneck=16)
     model = ModelSettings(
         name="vit_tiny_patch16_224",
         patch_size=PATCH,
-        options={"embed_dim": 24, "depth": 2, "num_heads": 2, "reg_tokens": 1},
+        options={"embed_dim": 24, "depth": depth, "num_heads": 2, "reg_tokens": 1},
         layer_scale=0.1,
         drop_path=drop_path,
     )
@@ -104,9 +104,10 @@ def backward(called: torch.nn.Module, cuts: list[slice], precision: torch.dtype)
 def compare(settings: ParallelSettings, ranks: Ranks, parts: int = 1) -> dict:
     """How far student and teacher are from plain ones on the whole batch, and where they lie."""
     precision = resolve_precision(settings, CPU)
-    plain, plain_teacher = new_networks()
+    depth = 1 if settings.compile else 2  # seconds a block
+    plain, plain_teacher = new_networks(depth=depth)
     expected = backward(plain, [slice(0, IMAGES)], precision)
-    student, teacher = new_networks()
+    student, teacher = new_networks(depth=depth)
     names = list(dict(student.named_parameters()))
     called, called_teacher = parallelise(student, teacher, settings, ranks)
     size = IMAGES // (ranks.world * parts)
