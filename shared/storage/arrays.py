@@ -31,7 +31,7 @@ def read_array_rows(path: Path, start: int, stop: int) -> np.ndarray:
         first, shape, dtype = _described(file.read(_BEGINS + 512), path)
         row = dtype.itemsize * int(np.prod(shape[1:]))
         file.seek(first + start * row)
-        return np.frombuffer(file.read((stop - start) * row), dtype).reshape(-1, *shape[1:])
+        return np.ndarray((stop - start, *shape[1:]), dtype, file.read((stop - start) * row))
 
 
 def _described(begin: bytes, path: Path) -> tuple[int, tuple[int, ...], np.dtype]:
