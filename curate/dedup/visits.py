@@ -84,9 +84,9 @@ def questions(
         members = loaded.side_by_side(start, stop)
         asks = np.zeros(len(members), bool)
         asks[rows] = True
-        if state is not None:
-            asks &= state[members.numbers] != COVERED
         asking = np.flatnonzero(asks)
+        if state is not None:
+            asking = asking[state[members.numbers[asking]] != COVERED]
         place = np.full(len(members), -1, np.int32)
         place[asking] = np.arange(len(asking), dtype=np.int32)
         visits.add(visited[here], np.diff(starts), place[rows], len(asking))
