@@ -198,7 +198,8 @@ class Collection:
 
     def keys(self, numbers: Numbers) -> list[str]:
         """Return the keys of images, in the order of `numbers`."""
-        return self.key_array(numbers).to_pylist()
+        keys: list[str] = self.key_array(numbers).to_pylist()
+        return keys
 
     def key_array(self, numbers: Numbers) -> pa.StringArray:
         """Return the keys of images, in the order of `numbers`, in Arrow's memory."""

@@ -308,7 +308,9 @@ def members(
     centers: Path, assigned: list[Path], first: int, last: int, *, out: Path
 ) -> dict[str, Any]:
     """Write vectors, heads and numbers of the clusters `first` to `last`, by cluster and number."""
-    offsets = np.stack([read_array_rows(each / "offsets.npy", first, last + 1) for each in assigned])
+    offsets = np.stack(
+        [read_array_rows(each / "offsets.npy", first, last + 1) for each in assigned]
+    )
     sizes = np.diff(offsets)
     starts = np.concatenate([[0], np.cumsum(sizes.sum(0))]).astype(np.int64)
     dim = np.load(assigned[0] / "vectors.npy", mmap_mode="r").shape[1]
