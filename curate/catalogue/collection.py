@@ -25,6 +25,7 @@ from curate.catalogue.digests import Digests, digests_of
 from curate.catalogue.exported import Places
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
 from shared.datasets.dataset import Part
+from shared.storage.arrays import map_array
 from shared.storage.files import read_json
 
 PARTS = "parts.json"
@@ -197,12 +198,19 @@ class Collection:
 
     def keys(self, numbers: Numbers) -> list[str]:
         """Return the keys of images, in the order of `numbers`."""
+        keys: list[str] = self.key_array(numbers).to_pylist()
+        return keys
+
+    def key_array(self, numbers: Numbers) -> pa.StringArray:
+        """Return the keys of images, in the order of `numbers`, in Arrow's memory."""
         numbers = np.asarray(numbers, np.int64)
-        result = np.empty(len(numbers), object)
+        keys, places = [pa.array([], KEY)], [np.empty(0, np.int64)]
         for batch, where in _groups(numbers // KEYS_TOGETHER):
             column = self._keys.get_batch(batch).column(0)
-            result[where] = column.take(pa.array(numbers[where] % KEYS_TOGETHER)).to_pylist()
-        return result.tolist()
+            keys.append(column.take(pa.array(numbers[where] % KEYS_TOGETHER)))
+            places.append(where)
+        order = np.argsort(np.concatenate(places))
+        return pa.concat_arrays(keys).take(pa.array(order)).cast(pa.string())
 
     def find(self, key: str) -> int | None:
         """Return the number of the image with this key, or None."""
@@ -226,9 +234,7 @@ class Collection:
         return pa.ipc.open_file(pa.memory_map(os.fspath(self.folder / KEYS)))
 
     def _vectors_of(self, part: int) -> Float16[np.ndarray, "rows d"]:
-        file = self._work / self.parts[part].vectors / VECTORS
-        vectors: np.ndarray = np.load(file, mmap_mode="r")
-        return vectors
+        return map_array(self._work / self.parts[part].vectors / VECTORS)
 
     def _rows(self, numbers: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
         """Yield each part with the places in `numbers` that name it, and its rows there."""

@@ -35,6 +35,7 @@ from curate.neighbours.search import (
 )
 from shared.embedders.settings import Threshold
 from shared.errors import LvdError
+from shared.storage.arrays import map_array
 
 VERSION = 7
 ABSURD_NEIGHBOURS = 5
@@ -160,7 +161,7 @@ def ask(
     """
     use_threads(threads)
     loaded = clusters.load()
-    state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    state = map_array(status / "status.npy") if status else None
     probes = probes_of(loaded, heaps, threshold, settings)
     return write_visits(loaded, first, last, probes, state, out)
 
@@ -186,8 +187,8 @@ def search(
     """
     use_threads(threads)
     expect_products(clusters.images * count_compared(clusters.images))
-    loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
-    state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    loaded, rank = clusters.load(), map_array(ranks / RANK)
+    state = map_array(status / "status.npy") if status else None
     edges = EdgeBuffer(settings.groups, settings.edges_per_image)
     for queries, visits in questions(clusters, asked, first, last, state):
         for visited, rows in visits:
@@ -215,8 +216,8 @@ def search_pool(
     As `search`, but for the bound on `neighbours`: one unit has to see all answers of a vector.
     """
     use_threads(threads)
-    loaded, rank = clusters.load(), np.load(ranks / RANK, mmap_mode="r")
-    state = np.load(status / "status.npy", mmap_mode="r") if status else None
+    loaded, rank = clusters.load(), map_array(ranks / RANK)
+    state = map_array(status / "status.npy") if status else None
     expect_products(clusters.images * POOL_COMPARED)
     members = loaded.side_by_side(first, last)
     own = np.repeat(np.arange(first, last), np.diff(loaded.offsets(first, last)))

@@ -18,6 +18,7 @@ from curate.dedup.groups import COVERED
 from curate.dedup.probes import Probes
 from curate.neighbours.clusters import Clusters, LoadedClusters
 from curate.neighbours.search import Rows, Searchable, unit
+from shared.storage.arrays import map_array
 
 VERSION = 2
 VISITED, STARTS, ROWS = "visited.npy", "starts.npy", "rows.npy"
@@ -74,18 +75,18 @@ def questions(
     """
     loaded, held, visits = clusters.load(), [], _Visits()
     for (start, stop), folder in zip(clusters.ranges, asked, strict=True):
-        visited = np.load(folder / VISITED)
+        visited = map_array(folder / VISITED)
         here = slice(*np.searchsorted(visited, (first, last)))
         if here.start == here.stop:
             continue
-        starts = np.load(folder / STARTS)[here.start : here.stop + 1]
-        rows = np.load(folder / ROWS, mmap_mode="r")[starts[0] : starts[-1]]
+        starts = map_array(folder / STARTS)[here.start : here.stop + 1]
+        rows = map_array(folder / ROWS)[starts[0] : starts[-1]]
         members = loaded.side_by_side(start, stop)
         asks = np.zeros(len(members), bool)
         asks[rows] = True
-        if state is not None:
-            asks &= state[members.numbers] != COVERED
         asking = np.flatnonzero(asks)
+        if state is not None:
+            asking = asking[state[members.numbers[asking]] != COVERED]
         place = np.full(len(members), -1, np.int32)
         place[asking] = np.arange(len(asking), dtype=np.int32)
         visits.add(visited[here], np.diff(starts), place[rows], len(asking))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
@@ -77,20 +78,21 @@ class ShardBounds:
         """Return the places of a shard's images."""
         return slice(*self.edges[shard : shard + 2].tolist())
 
-    def outputs(self, places: Int64[np.ndarray, " n"]) -> list[tuple[str, str] | tuple[None, None]]:
-        """Return shard and key of the images at `places`; None twice where that is -1."""
-        shards = np.searchsorted(self.edges, places, side="right") - 1
-        result: list[tuple[str, str] | tuple[None, None]] = [(None, None)] * len(places)
-        for row in np.flatnonzero(shards >= 0).tolist():
-            name, first = self.name(shards[row]), int(self.edges[shards[row]])
-            result[row] = name, output_key(name, int(places[row]) - first)
-        there = np.flatnonzero((shards < 0) & (places >= 0))
+    def outputs(self, places: Int64[np.ndarray, " n"]) -> tuple[pa.StringArray, pa.StringArray]:
+        """Return shards and keys of the images at `places`; nulls where that is -1."""
+        shard = np.searchsorted(self.edges, places, side="right") - 1
+        outputs = np.full((2, len(places)), None, object)
+        new = np.flatnonzero(shard >= 0)
+        shards, of = np.unique(shard[new], return_inverse=True)
+        names = np.array([self.name(each) for each in shards.tolist()], object)[of]
+        index = (places[new] - self.edges[shards][of]).tolist()
+        outputs[0, new] = names
+        outputs[1, new] = [output_key(*each) for each in zip(names, index, strict=True)]
+        there = np.flatnonzero((shard < 0) & (places >= 0))
         if self.written is not None and len(there):
             known = pq.read_table(self.written.outputs, memory_map=True).take(places[there])
-            named = zip(*(column.to_pylist() for column in known.columns), strict=True)
-            for row, output in zip(there.tolist(), named, strict=True):
-                result[row] = output
-        return result
+            outputs[:, there] = [column.to_pylist() for column in known.columns]
+        return pa.array(outputs[0], pa.string()), pa.array(outputs[1], pa.string())
 
 
 def bound_shards(

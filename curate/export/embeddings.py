@@ -100,8 +100,8 @@ def write_embeddings(
                 np.array(np.load(selected / name, mmap_mode="r")[places])
                 for name in ("source.npy", "order.npy")
             )
-            outputs = bounds.outputs(np.arange(places.start, places.stop))
-            rows: list[dict[str, Any]] = [{"image_path": key} for _, key in outputs]
+            _, keys = bounds.outputs(np.arange(places.start, places.stop))
+            rows: list[dict[str, Any]] = [{"image_path": key} for key in keys.to_pylist()]
             for source in np.unique(sources).tolist():
                 where = np.flatnonzero(sources == source)
                 data, own = datasets[source], numbers[where]

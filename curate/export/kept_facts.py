@@ -67,7 +67,7 @@ def sort_facts(
     else:
         near = nearest.find(numbers)
         keys = nearest.keys(near.places[:, 0], near.images[:, 0])
-        values["nearest_seed"] = pa.array(keys, _TEXT)
+        values["nearest_seed"] = keys.cast(_TEXT)
         values["seed_similarity"] = near.similarity[:, 0]
     _write(pa.table([values[name] for name in KEPT.names], schema=KEPT), out / FILE)
     return {"images": len(rows)}

@@ -149,7 +149,7 @@ def list_images(
         np.array(np.load(selected / name, mmap_mode="r")[start:stop])
         for name in ("source.npy", "order.npy")
     )
-    outputs = [key for _, key in bounds.outputs(np.arange(start, stop))]
+    outputs = bounds.outputs(np.arange(start, stop))[1].to_pylist()
     tables, rows = [SCHEMA.empty_table()], [np.empty(0, np.int64)]
     for place in np.unique(places).tolist():
         where = np.flatnonzero(places == place)

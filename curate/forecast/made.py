@@ -41,28 +41,30 @@ class Made:
 
 def make(runner: Runner, images: int, seeds: int) -> Made:
     """Make a crawl of `images` in which every 20th is in a planted pair, and a seed of it."""
-    vectors, pairs = clumps(images + seeds, planted=images // 20 + seeds, threshold=THRESHOLD)
+    planted = images // 20 + seeds
+    stored, pairs = clumps(images + seeds, planted=planted, threshold=THRESHOLD, dtype=np.float16)
     of_seed = pairs[-seeds:, 1]
-    in_crawl = np.ones(len(vectors), bool)
+    in_crawl = np.ones(len(stored), bool)
     in_crawl[of_seed] = False
     number = np.cumsum(in_crawl) - 1
     order = np.sort(of_seed)
     related = np.stack([number[pairs[-seeds:, 0]], np.searchsorted(order, of_seed)], 1)
-    stored = vectors.astype(np.float16)
-    del vectors
-    crawl = catalogued(runner, "crawl", stored[in_crawl])
-    seed = catalogued(runner, "seed", stored[order])
+    crawl = catalogued(runner, "crawl", stored, np.flatnonzero(in_crawl))
+    seed = catalogued(runner, "seed", stored, order)
     return Made(crawl, seed, number[pairs[:-seeds]], related)
 
 
-def catalogued(runner: Runner, name: str, stored: np.ndarray) -> Catalogued:
-    """Return a dataset with these vectors, whose image number n has the n-th, and made-up facts."""
+def catalogued(
+    runner: Runner, name: str, stored: np.ndarray, rows: np.ndarray | slice = slice(None)
+) -> Catalogued:
+    """Return a dataset with these rows of vectors, whose image number n has the n-th, and made-up facts."""
     work, outputs, parts = runner.work, [], []
-    for at in range(0, len(stored), PART):
+    rows = np.arange(len(stored))[rows]
+    for at in range(0, len(rows), PART):
         part = f"{at // PART:06d}"
         folder = work / "made" / name / part
         folder.mkdir(parents=True)
-        own = stored[at : at + PART]
+        own = stored[rows[at : at + PART]]
         np.save(folder / VECTORS, own)
         np.save(folder / VALID, np.ones(len(own), bool))
         facts = _facts(name, at, len(own))
@@ -74,7 +76,7 @@ def catalogued(runner: Runner, name: str, stored: np.ndarray) -> Catalogued:
         args: tuple[Any, ...] = (outputs, work, QualitySettings(), [])
         runner.run(work / "catalogue" / name, catalogue, [Unit("all", args)])
     home = work / "catalogue" / name / "all"
-    address = hashlib.sha256(f"{name}{len(stored)}".encode()).hexdigest()[:16]
+    address = hashlib.sha256(f"{name}{len(rows)}".encode()).hexdigest()[:16]
     return Catalogued(name, parts, Collection(home), address)
 
 

@@ -31,6 +31,7 @@ from curate.neighbours.search import (
     use_threads,
 )
 from curate.stage import Runner, Stage, Unit
+from shared.storage.arrays import read_array_rows
 
 VERSION = 8
 GROUPS = "groups.npz"
@@ -303,21 +304,13 @@ def buckets(assigned: list[Path], together: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def read_rows(path: Path, start: int, stop: int) -> np.ndarray:
-    """Return the rows `start` to `stop` of a .npy file in C order; opens it once and maps nothing."""
-    with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        row = dtype.itemsize * int(np.prod(shape[1:]))
-        file.seek(start * row, 1)
-        return np.frombuffer(file.read((stop - start) * row), dtype).reshape(-1, *shape[1:])
-
-
 def members(
     centers: Path, assigned: list[Path], first: int, last: int, *, out: Path
 ) -> dict[str, Any]:
     """Write vectors, heads and numbers of the clusters `first` to `last`, by cluster and number."""
-    offsets = np.stack([read_rows(each / "offsets.npy", first, last + 1) for each in assigned])
+    offsets = np.stack(
+        [read_array_rows(each / "offsets.npy", first, last + 1) for each in assigned]
+    )
     sizes = np.diff(offsets)
     starts = np.concatenate([[0], np.cumsum(sizes.sum(0))]).astype(np.int64)
     dim = np.load(assigned[0] / "vectors.npy", mmap_mode="r").shape[1]
@@ -329,8 +322,8 @@ def members(
     for folder, offset, size in zip(assigned, offsets, sizes, strict=True):
         rows = int(offset[0]), int(offset[-1])
         where = np.repeat(free - (offset[:-1] - offset[0]), size) + np.arange(rows[1] - rows[0])
-        vectors[where] = read_rows(folder / "vectors.npy", *rows)
-        numbers[where] = read_rows(folder / "numbers.npy", *rows)
+        vectors[where] = read_array_rows(folder / "vectors.npy", *rows)
+        numbers[where] = read_array_rows(folder / "numbers.npy", *rows)
         free += size
     axes = np.load(centers / AXES)
     head = np.lib.format.open_memmap(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from curate.neighbours.search import Searchable
+from shared.storage.arrays import map_array
 
 CENTROIDS, AXES = "centroids.npy", "axes.npy"
 MAPPED = 4
@@ -75,11 +76,7 @@ class LoadedClusters:
     def _map(self, part: int) -> tuple[np.ndarray, ...]:
         arrays = self.mapped.pop(part, None)
         if arrays is None:
-            # Slices of a plain array cost a tenth of those of a np.memmap.
-            arrays = tuple(
-                np.load(self._folders[part] / f"{name}.npy", mmap_mode="r").view(np.ndarray)
-                for name in _ARRAYS
-            )
+            arrays = tuple(map_array(self._folders[part] / f"{name}.npy") for name in _ARRAYS)
         self.mapped[part] = arrays
         if len(self.mapped) > MAPPED:
             del self.mapped[next(iter(self.mapped))]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int32, Shaped
 
@@ -41,8 +42,11 @@ from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
 from curate.selection.top_up import TopUp
+from shared.storage.arrays import map_array
 
 VERSION = 8
+_SAID_BY_JUDGE = [CODE[name] for name in ("corrupt", "unsafe", "low_quality", "kept")]
+"""Decisions whose reason needs no other image."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,10 @@ class _Block:
         self.decided = decided
         self.numbers = np.array(crawl.order[start:stop])
         self.facts = crawl.facts(self.numbers)
-        self.keys = self.facts["key"].to_pylist()
+        self.keys = self.facts["key"].combine_chunks()
 
         def of(path: Path) -> Shaped[np.ndarray, " n"]:
-            return np.load(path, mmap_mode="r")[self.numbers]
+            return map_array(path)[self.numbers]
 
         self.decision = of(decided.selected / "decision.npy")
         self.position = of(decided.selected / "position-0.npy")
@@ -114,13 +118,13 @@ class _Block:
         if decided.topped_up is not None:
             self.top_up_similarity = of(decided.selected / "top_up_similarity.npy")
             self.left = of(decided.selected / "top_up_left.npy")
-        self.missed = np.load(decided.selected / "missed.npy", mmap_mode="r")[:, self.numbers]
+        self.missed = map_array(decided.selected / "missed.npy")[:, self.numbers]
         self.representative = of(decided.groups / "representative.npy")
         self.grouped = of(decided.groups / "grouped.npy")
         self.cluster = self._of_blocks(decided.assigned, "cluster.npy")
         self.canonical = crawl.canonical[self.numbers]
         chosen = np.where(self.grouped, self.representative, 0)
-        self.representative_key = crawl.keys(chosen)
+        self.representative_key = crawl.key_array(chosen)
         self.group = crawl.place[chosen]
         self.similarity = self._similarity_in_group()
         listed = np.isin(self.decision, [CODE[x] for x in ("irrelevant", "over_budget", "kept")])
@@ -141,9 +145,8 @@ class _Block:
         result = np.empty(len(self.numbers), np.int32)
         for block in np.unique(blocks).tolist():
             here = blocks == block
-            result[here] = np.load(folders[block] / name, mmap_mode="r")[
-                self.numbers[here] - block * block_size
-            ]
+            own = self.numbers[here] - block * block_size
+            result[here] = map_array(folders[block] / name)[own]
         return result
 
     def _similarity_in_group(self) -> Float32[np.ndarray, " n"]:
@@ -188,21 +191,21 @@ class _Block:
     def _images(self) -> pa.Table:
         kept = self.decision == CODE["kept"]
         duplicate = self.decision == CODE["duplicate"]
-        outputs = self.decided.bounds.outputs(self.position)
+        shards, keys = self.decided.bounds.outputs(self.position)
         assert np.array_equal(kept, self.position >= 0)
         values = {
             **{name: self.facts[name] for name in FROM_FACTS},
-            "decision": pa.array([DECISIONS[code] for code in self.decision], pa.string()),
+            "decision": pa.array(DECISIONS, pa.string()).take(pa.array(self.decision)),
             "reason": pa.array(self._reasons(), pa.string()),
             "cluster": pa.array(self.cluster, pa.int32(), mask=self.cluster < 0),
             "group": pa.array(self.group, pa.int64(), mask=~self.grouped),
-            "duplicate_of": _masked(self._duplicate_of(), duplicate, pa.string()),
+            "duplicate_of": pc.if_else(duplicate, self._duplicate_of(), None),
             "duplicate_similarity": pa.array(
                 self._duplicate_similarity(), pa.float32(), mask=~duplicate
             ),
-            "nearest_seed": _masked(self._nearest_seed(), self.listed, pa.string()),
+            "nearest_seed": self._nearest_seed(),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
-            "seeds": _masked(self._seeds_that_want(), self.listed, pa.list_(pa.string())),
+            "seeds": self._seeds_that_want(),
             "weight": pa.array(self.weight, pa.int32(), mask=~kept),
             "balance_cluster": pa.array(
                 self.balance_cluster, pa.int32(), mask=self.balance_cluster < 0
@@ -210,31 +213,34 @@ class _Block:
             "top_up_similarity": pa.array(
                 self.top_up_similarity, pa.float32(), mask=np.isnan(self.top_up_similarity)
             ),
-            "output_shard": pa.array([shard for shard, _ in outputs], pa.string()),
-            "output_key": pa.array([key for _, key in outputs], pa.string()),
-            "scores": pa.array(self._scores(), IMAGES.field("scores").type),
+            "output_shard": shards,
+            "output_key": keys,
+            "scores": self._scores(),
             **{field.name: self._look(field) for field in LOOKED},
         }
         return pa.table([values[name] for name in IMAGES.names], schema=IMAGES)
 
-    def _scores(self) -> list[list[tuple[str, float | None]] | None]:
-        """Return for each image what the filters looked at, by their names; None without filters."""
+    def _scores(self) -> pa.MapArray:
+        """Return for each image what the filters looked at, by their names; null without filters."""
+        kind = IMAGES.field("scores").type
         columns = {each.name: self.facts[each.score].to_pylist() for each in self.decided.filters}
         if not columns:
-            return [None] * len(self.facts)
+            return pa.nulls(len(self.facts), kind)
         rows = zip(*columns.values(), strict=True)
-        return [list(zip(columns, row, strict=True)) for row in rows]
+        return pa.array([list(zip(columns, row, strict=True)) for row in rows], kind)
 
     def _look(self, field: pa.Field) -> pa.Array | pa.ChunkedArray:
         if field.name in self.facts.column_names:
             return self.facts[field.name]
         return pa.nulls(len(self.facts), field.type)
 
-    def _duplicate_of(self) -> list[str]:
-        keys = list(self.representative_key)
+    def _duplicate_of(self) -> pa.StringArray:
+        if not self.included:
+            return self.representative_key
+        keys = self.representative_key.to_pylist()
         for row, hit in self.included.items():
             keys[row] = hit.key
-        return keys
+        return pa.array(keys, pa.string())
 
     def _duplicate_similarity(self) -> Float32[np.ndarray, " n"]:
         result = self.similarity.copy()
@@ -246,20 +252,25 @@ class _Block:
         none = np.full(len(self.numbers), np.nan, np.float32)
         return self.nearest.similarity[:, 0] if self.nearest.images.shape[1] else none
 
-    def _nearest_seed(self) -> list[str]:
-        keys = [""] * len(self.numbers)
+    def _nearest_seed(self) -> pa.StringArray:
+        """Return the key of each image's nearest seed image, null where none is listed."""
         rows = np.flatnonzero(self.listed)
         found = self.decided.answers.nearest.keys(
             self.nearest.places[rows, 0], self.nearest.images[rows, 0]
         )
-        for row, key in zip(rows.tolist(), found, strict=True):
-            keys[row] = key
-        return keys
+        place = np.cumsum(self.listed) - 1
+        return found.take(pa.array(place, mask=~self.listed))
 
-    def _seeds_that_want(self) -> list[list[str]]:
-        names = [each.name for each in self.decided.answers.wanted]
-        wants = (self.missed == 0) & (self.barred < 0)
-        return [[name for name, yes in zip(names, row, strict=True) if yes] for row in wants.T]
+    def _seeds_that_want(self) -> pa.ListArray:
+        """Return the names of the seeds that want each image, null where no nearest one is listed."""
+        names = pa.array([each.name for each in self.decided.answers.wanted], pa.string())
+        wants = ((self.missed == 0) & (self.barred < 0) & self.listed).T
+        ends = np.cumsum(wants.sum(1), dtype=np.int32)
+        return pa.ListArray.from_arrays(
+            pa.array(np.insert(ends, 0, 0)),
+            names.take(pa.array(np.nonzero(wants)[1])),
+            mask=pa.array(~self.listed),
+        )
 
     def _reasons(self) -> list[str]:
         decided, valid = self.decided, self.facts["valid"].to_numpy()
@@ -272,7 +283,9 @@ class _Block:
             *(decided.answers, self.missed, self._first_similarity(), self.balance_cluster),
             *(decided.max_images, decided.balanced, self.left, decided.topped_up),
         )
-        for row, code in enumerate(self.decision):
+        represented = self.representative_key.to_pylist()
+        later = np.flatnonzero(~np.isin(self.decision, _SAID_BY_JUDGE))
+        for row, code in zip(later.tolist(), self.decision[later].tolist(), strict=True):
             name = DECISIONS[code]
             if name == "holdout":
                 result[row] = self._why_held(row)
@@ -280,16 +293,16 @@ class _Block:
                 hit = self.included[row]
                 result[row] = f"{hit} {of_included(hit.name)}"
             elif name == "duplicate" and self.exact[row]:
-                result[row] = f"the same bytes as {self.representative_key[row]}"
+                result[row] = f"the same bytes as {represented[row]}"
             elif name == "duplicate" and self.looked[row] != NOT:
                 how = "by its pixels" if self.looked[row] == DIRECTLY else "through others"
-                result[row] = f"the same picture as {self.representative_key[row]}, {how}"
+                result[row] = f"the same picture as {represented[row]}, {how}"
             elif name == "duplicate" and self.hashed[row]:
                 assert decided.hashed is not None
                 title = decided.hashed.title
-                result[row] = f"the same {title} as {self.representative_key[row]}"
+                result[row] = f"the same {title} as {represented[row]}"
             elif name == "duplicate":
-                said = f"cosine {self.similarity[row]:.4f} with {self.representative_key[row]}"
+                said = f"cosine {self.similarity[row]:.4f} with {represented[row]}"
                 short = self.similarity[row] < np.float32(decided.dedup_threshold)
                 result[row] = said + (", through others" if short else "")
             elif name == "irrelevant":
@@ -313,13 +326,19 @@ class _Block:
     def _why_irrelevant(self) -> Callable[[int], str]:
         """Return what says why no seed wants an image, or which negative seed bars it."""
         wanted = self.decided.answers.wanted
-        barred, nearest, similarity = self._barred(), self._nearest_seed(), self._first_similarity()
+        barred, nearest = self._barred(), self._nearest_seed().to_pylist()
+        similarity = self._first_similarity().tolist()
+        rows = np.flatnonzero(self.listed)
+        nearest_of = np.zeros(len(self.numbers), np.int64)
+        nearest_of[rows] = self.nearest.places[rows, 0]
+        places, missed = nearest_of.tolist(), np.zeros(len(self.numbers), np.int8)
+        missed[rows] = self.missed[nearest_of[rows], rows]
 
         def say(row: int) -> str:
             if row in barred:
                 return barred[row]
-            place = int(self.nearest.places[row, 0])
-            miss = wanted[place].chosen.misses[self.missed[place, row] - 1]
+            place = places[row]
+            miss = wanted[place].chosen.misses[missed[row] - 1]
             said = f"cosine {similarity[row]:.4f} with its nearest seed {nearest[row]}"
             if len(wanted) == 1:
                 return said + miss
@@ -334,7 +353,7 @@ class _Block:
             rows = np.flatnonzero(self.barred == place)
             near = NearestSeeds((answer.retrieved,), 1)
             found = near.find(self.numbers[rows])
-            keys = near.keys(found.places[:, 0], found.images[:, 0])
+            keys = near.keys(found.places[:, 0], found.images[:, 0]).to_pylist()
             for row, key, cosine_ in zip(rows.tolist(), keys, found.similarity[:, 0], strict=True):
                 said[row] = (
                     f"cosine {cosine_:.4f} with {key} of negative seed {answer.name} reaches "
@@ -347,16 +366,15 @@ class _Block:
         places, images = (
             found[rows].reshape(-1) for found in (self.nearest.places, self.nearest.images)
         )
-        wanted, of = self.decided.answers.wanted, places.tolist()
-        keys = [self.keys[row] for row in rows for _ in range(k)]
+        wanted, of = self.decided.answers.wanted, pa.array(places)
         return pa.table(
             [
-                pa.array(keys, pa.string()),
+                self.keys.take(pa.array(np.repeat(rows, k))),
                 pa.array(np.tile(np.arange(k), len(rows)), pa.int16()),
-                pa.array(self.decided.answers.nearest.keys(places, images), pa.string()),
+                self.decided.answers.nearest.keys(places, images),
                 pa.array(self.nearest.similarity[rows].reshape(-1), pa.float32()),
-                pa.array([wanted[place].settings.strategy for place in of], pa.string()),
-                pa.array([wanted[place].name for place in of], pa.string()),
+                pa.array([each.settings.strategy for each in wanted], pa.string()).take(of),
+                pa.array([each.name for each in wanted], pa.string()).take(of),
             ],
             schema=RETRIEVAL,
         )
@@ -371,14 +389,10 @@ class _Block:
         return pa.table(
             [
                 pa.array(self.group[rows], pa.int64()),
-                pa.array([self.keys[row] for row in rows], pa.string()),
+                self.keys.take(pa.array(rows)),
                 pa.array(own, pa.bool_()),
                 pa.array(self.similarity[rows], pa.float32()),
                 pa.array(methods.tolist(), pa.string()),
             ],
             schema=DUPLICATES,
         )
-
-
-def _masked(values: list[Any], keep: Bool[np.ndarray, " n"], kind: pa.DataType) -> pa.Array:
-    return pa.array([value if yes else None for value, yes in zip(values, keep, strict=True)], kind)

@@ -42,7 +42,7 @@ def table(decided: Decided, place: int, start: int, stop: int, *, out: Path) -> 
     facts = seed.facts(numbers)
     decision = np.load(included.folders[place] / "decision.npy", mmap_mode="r")[numbers]
     positions = np.load(decided.selected / f"position-{behind}.npy", mmap_mode="r")[numbers]
-    outputs = decided.bounds.outputs(positions)
+    shards, keys = decided.bounds.outputs(positions)
     _, reasons = judge(facts, None, facts["valid"].to_numpy(), None, lists=decided.removed)
     chains = find_chains(decided.dropped, decided.holdouts, numbers, behind)
     first = int(Several(tuple(data for _, data in decided.exported)).starts[behind])
@@ -57,8 +57,8 @@ def table(decided: Decided, place: int, start: int, stop: int, *, out: Path) -> 
         **{column: facts[column] for column in FACTS},
         "decision": [DECISIONS[code] for code in decision],
         "reason": reasons,
-        "output_shard": [shard for shard, _ in outputs],
-        "output_key": [key for _, key in outputs],
+        "output_shard": shards,
+        "output_key": keys,
     }
     written = pa.table([values[column] for column in SCHEMA.names], schema=SCHEMA)
     pq.write_table(written, out / f"{NAME}.parquet", compression="zstd")

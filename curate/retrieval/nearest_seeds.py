@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
 from curate.catalogue.collection import Catalogued, Collection, Numbers
@@ -27,6 +28,7 @@ from curate.retrieval.seed_index import (
     nearest_in_clusters,
 )
 from curate.stage import Runner, Stage, Unit
+from shared.storage.arrays import map_array
 
 VERSION = 2
 IN_CLUSTERS = 15_360
@@ -162,13 +164,16 @@ class NearestSeeds:
             seen, *(np.take_along_axis(x, order, 1) for x in (similarity, places, images))
         )
 
-    def keys(self, places: Int64[np.ndarray, " n"], images: Int64[np.ndarray, " n"]) -> list[str]:
+    def keys(
+        self, places: Int64[np.ndarray, " n"], images: Int64[np.ndarray, " n"]
+    ) -> pa.StringArray:
         """Return the keys of seed images: the seed of each, and its number there."""
-        result = np.empty(len(places), object)
+        keys, order = [pa.array([], pa.string())], [np.empty(0, np.int64)]
         for place in np.unique(places).tolist():
-            mine = places == place
-            result[mine] = self.seeds[place].seed.keys(images[mine])
-        return result.tolist()
+            mine = np.flatnonzero(places == place)
+            keys.append(self.seeds[place].seed.key_array(images[mine]))
+            order.append(mine)
+        return pa.concat_arrays(keys).take(pa.array(np.argsort(np.concatenate(order))))
 
 
 @dataclass(frozen=True)
@@ -191,18 +196,18 @@ def found(
 
     The rows are similarities and seed numbers, nan and -1 where unseen.
     """
-    k = np.load(folders[0] / "seeds.npy", mmap_mode="r").shape[1] if folders else 0
+    k = map_array(folders[0] / "seeds.npy").shape[1] if folders else 0
     seen = np.zeros(len(numbers), bool)
     similarity = np.full((len(numbers), k), np.nan, np.float32)
     seeds = np.full((len(numbers), k), -1, np.int64)
     blocks = numbers // block_size
     for block in np.unique(blocks).tolist():
         where = np.flatnonzero(blocks == block)
-        searched = np.load(folders[block] / "numbers.npy", mmap_mode="r")
+        searched = map_array(folders[block] / "numbers.npy")
         row = np.searchsorted(searched, numbers[where])
         row[row == len(searched)] = 0
         hit = searched[row] == numbers[where] if len(searched) else np.zeros(len(where), bool)
         seen[where] = hit
-        similarity[where[hit]] = np.load(folders[block] / "similarity.npy", mmap_mode="r")[row[hit]]
-        seeds[where[hit]] = np.load(folders[block] / "seeds.npy", mmap_mode="r")[row[hit]]
+        similarity[where[hit]] = map_array(folders[block] / "similarity.npy")[row[hit]]
+        seeds[where[hit]] = map_array(folders[block] / "seeds.npy")[row[hit]]
     return seen, similarity, seeds

@@ -10,8 +10,10 @@ from made_collection import clumps, clustered, exact_cosines, from_vectors
 
 from curate.catalogue import collection as module
 from curate.catalogue.collection import block_size, read_rows
+from curate.neighbours import clusters as mapped_clusters
 from curate.neighbours import in_dataset
 from curate.neighbours.clusters import MAPPED
+from shared.storage.arrays import map_array
 
 
 def test_files_opened_by_all_blocks_of_all_blocks_grow_as_the_images():
@@ -57,15 +59,16 @@ def test_few_ranges_of_clusters_are_mapped_at_a_time(tmp_path, monkeypatch):
     clusters, _ = clustered(collection, tmp_path, bucket=1)
     assert len(clusters.ranges) > 3 * MAPPED
     opened = []
-    load = np.load
-    monkeypatch.setattr(np, "load", lambda path, **how: opened.append(path) or load(path, **how))
+    monkeypatch.setattr(
+        mapped_clusters, "map_array", lambda path: opened.append(path) or map_array(path)
+    )
     loaded = clusters.load()
     held = 0
     for cluster in range(len(loaded)):
         held += len(loaded.of(cluster))
         assert len(loaded.mapped) <= MAPPED
     assert held == clusters.images == len(collection)
-    assert len(opened) == 2 + 4 * len(clusters.ranges)
+    assert len(opened) == 4 * len(clusters.ranges)
 
 
 def test_the_memory_of_a_search_among_seeds_does_not_grow_with_them(tmp_path, monkeypatch):

@@ -135,5 +135,5 @@ def test_the_nearest_images_over_several_seeds_are_those_of_all_of_them(tmp_path
     np.testing.assert_array_equal(starts[found.places] + found.images, best)
     np.testing.assert_array_equal(found.similarity, np.take_along_axis(pooled, best, 1))
     assert found.seen.all()
-    keys = NearestSeeds(tuple(near), 4).keys(found.places[0], found.images[0])
+    keys = NearestSeeds(tuple(near), 4).keys(found.places[0], found.images[0]).to_pylist()
     assert keys == [f"s/{row}" for row in found.images[0]]
