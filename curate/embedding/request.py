@@ -33,9 +33,9 @@ class EmbedSettings(BaseModel):
     decode_threads: int | None = Field(None, ge=1)
     """Threads that decode ahead of the forward pass; by default the task's threads."""
 
-    once: bool | None = None
+    once: bool = False
     """Whether images of the same bytes in several parts of a dataset are embedded once, after a pass
-    that reads and hashes the bytes of all parts; by default where they are files of this machine."""
+    that reads and hashes the bytes of all new parts."""
 
     @property
     def limits(self) -> list[float]:

@@ -34,7 +34,6 @@ from shared.errors import LvdError
 from shared.storage.commits import committed, digest_of, discard
 from shared.storage.failures import reword
 from shared.storage.files import fingerprint, read_json, write_json
-from shared.storage.remote import is_remote
 from shared.storage.stores import is_there, publish, side_by_side
 
 PARTS_LOOKED_AT = 16
@@ -117,7 +116,7 @@ def embed(
     embedded_already = filter(None, known_contents)
     with (
         _repeats_lent(runner, request, todo, embedded_already, workers)
-        if todo and _is_once(request, parts)
+        if todo and len(parts) > 1 and request.settings.once
         else nullcontext((request, set[str]()))
     ) as (asked, again):
         todo.sort(key=lambda part: part.name in again)
@@ -218,14 +217,6 @@ def _discard_all(units: Iterable[Path], scratch: Path) -> None:
     for unit in units:
         if committed(unit) is not None:
             discard(unit, scratch)
-
-
-def _is_once(request: EmbedRequest, parts: Sequence[Part]) -> bool:
-    """Tell whether what several parts hold is to be embedded once."""
-    once = request.settings.once
-    if once is None:
-        once = not any(is_remote(part.root) for part in parts)
-    return once and len(parts) > 1
 
 
 def catalogued(

@@ -1,6 +1,5 @@
 """Images of the same bytes in several parts are embedded once; what is made of parts stays the same."""
 
-from dataclasses import replace
 
 import pytest
 from made_collection import files_of
@@ -47,7 +46,7 @@ def seen(monkeypatch):
     return seen
 
 
-def made(crawl, work, once=None, by=DESCRIPTORS, looks=LOOKS):
+def made(crawl, work, once=True, by=DESCRIPTORS, looks=LOOKS):
     """Embed a crawl; return the files of all its units, by where they lie."""
     parts = list_parts("crawl", DatasetSettings(path=str(crawl)))
     asked = EmbedRequest(work, EmbedSettings(once=once), by, (), 1, looks)
@@ -129,20 +128,3 @@ def test_a_part_that_fails_to_lend_costs_the_others_nothing(tmp_path, crawl, mon
     plain = made(crawl, tmp_path / "plain", once=False)
     monkeypatch.setattr(embedding, "_make", fail)
     assert made(crawl, tmp_path / "work") == plain
-
-
-def test_parts_of_a_store_are_read_once_unless_asked(tmp_path, crawl, monkeypatch):
-    from curate.embedding.stage import _is_once
-
-    parts = list_parts("crawl", DatasetSettings(path=str(crawl)))
-    far = [replace(part, root="memory://crawl") for part in parts]
-
-    def is_once(once, parts):
-        return _is_once(EmbedRequest(tmp_path, EmbedSettings(once=once), (), (), 1), parts)
-
-    assert [is_once(None, parts), is_once(None, parts[:1]), is_once(False, parts)] == [
-        True,
-        False,
-        False,
-    ]
-    assert [is_once(None, far), is_once(True, far)] == [False, True]

@@ -47,12 +47,14 @@ def content(out: Path) -> dict[str, bytes]:
 
 
 def result(out: Path, *places: str | Path) -> dict[str, bytes]:
-    """Return `content` but for where the datasets lay, at `places`: run.json says so."""
+    """Return `content` but for where the datasets lay, at `places`, and how that was said."""
     files = content(out)
     del files["files.json"]
     for place in places:
         files["run.json"] = files["run.json"].replace(str(place).encode(), b"")
-    return files
+    record = json.loads(files["run.json"])
+    del record["options"]
+    return files | {"run.json": json.dumps(record).encode()}
 
 
 def units(site: Site, stage: str) -> dict[str, tuple[int, int]]:
