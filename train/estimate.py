@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +175,7 @@ def _flops(student: Network, teacher: Network, load: Load) -> dict[str, float]:
     return {name: count / load.images for name, count in counts.items()}
 
 
-def _kind(block: nn.Module) -> tuple:
+def _kind(block: nn.Module) -> tuple[Any, ...]:
     """Return what the FLOPs of a block depend on."""
     return block.drop_path, *(tuple(weight.shape) for weight in block.parameters())
 
@@ -294,7 +294,9 @@ def _activations(student: Network, load: Load) -> int:
     class Products(TorchDispatchMode):
         """Counts what selective checkpointing keeps of a block."""
 
-        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, arguments: Any = (), options: Any = None
+        ) -> Any:
             result = function(*arguments, **(options or {}))
             if inside and function in KEPT_BY_SELECTIVE:
                 outputs = result if isinstance(result, tuple) else (result,)

@@ -1,6 +1,5 @@
 """Images of the same bytes in several parts are embedded once; what is made of parts stays the same."""
 
-
 import pytest
 from made_collection import files_of
 from pictures import encoded, picture, write_tar

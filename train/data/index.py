@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +129,7 @@ class MappedIndex:
         part = int(np.searchsorted(self._ends, number, side="right"))
         return part, int(number) - int(self._ends[part] - self.sizes[part])
 
-    def _row(self, number: int, *columns: str) -> list:
+    def _row(self, number: int, *columns: str) -> list[Any]:
         """Return what stands in columns of a sample's row."""
         part, row = self._place(number)
         rows = self._table.get_batch(part)
@@ -204,7 +204,7 @@ def _list_new(parts: Sequence[Part], folder: Path) -> None:
 
 
 @contextmanager
-def _mapper(parts: Sequence[Part]) -> Iterator[Callable]:
+def _mapper(parts: Sequence[Part]) -> Iterator[Callable[..., Iterator[Any]]]:
     """Yield a `map` that works on several parts at a time, under a bar, where that is faster."""
     pool: Executor
     if is_remote(parts[0].root):
@@ -217,7 +217,7 @@ def _mapper(parts: Sequence[Part]) -> Iterator[Callable]:
         yield map
         return
 
-    def mapped(function: Callable, over: Sequence[Part]) -> Iterator:
+    def mapped(function: Callable[[Part], Any], over: Sequence[Part]) -> Iterator[Any]:
         with stage_bar("index", len(over), "shards") as bar:
             for result in pool.map(function, over):
                 bar.advance()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def reduced_side(settings: DataSettings, views: Views) -> int | None:
 
 
 @dataclass
-class _MicroBatches(Dataset):
+class _MicroBatches(Dataset[Any]):
     """The micro-batches of one process by number, counted from the first of its first step."""
 
     index: SampleIndex

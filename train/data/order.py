@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,7 +174,7 @@ def _joined(places: Sequence[Places]) -> Places:
     return Places(*(np.concatenate(values) for values in zip(*places, strict=True)))
 
 
-def _make_room(kept: dict) -> None:
+def _make_room(kept: dict[Any, Any]) -> None:
     while len(kept) >= _KEPT:
         del kept[next(iter(kept))]
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ class _Block:
 
 
 @dataclass
-class _Blocks(Dataset):
+class _Blocks(Dataset[Any]):
     index: SampleIndex
     reduce_to: int | None
     samples: range
@@ -215,10 +216,10 @@ def _own(block: _Block) -> _Block:
     return _Block(block.pixels.clone(), block.shapes, block.broken)
 
 
-def _gather(mine: list, ranks: Ranks) -> list[list]:
+def _gather(mine: list[Any], ranks: Ranks) -> list[list[Any]]:
     if ranks.world == 1:
         return [mine]
-    of_all: list[list] = [[]] * ranks.world
+    of_all: list[list[Any]] = [[]] * ranks.world
     dist.all_gather_object(of_all, mine)
     return of_all
 

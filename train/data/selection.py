@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -238,7 +239,7 @@ def _weights(select: str, group: pa.Table) -> NDArray[np.int64]:
     return np.rint(weights * UNIT).astype(np.int64)
 
 
-def _write_files(path: Path, locations: Sequence[str], about: dict) -> None:
+def _write_files(path: Path, locations: Sequence[str], about: dict[str, Any]) -> None:
     schema = _FILES.with_metadata({_ABOUT: json.dumps(about)})
     batch = pa.record_batch([pa.array(map(_encoded, locations), pa.binary())], schema=schema)
     with written(path) as beside, pa.ipc.new_file(str(beside), schema) as file:

@@ -70,7 +70,9 @@ class DeferredInit(TorchDispatchMode):
 
         return {name: value(parameter) for name, parameter in network.named_parameters()}
 
-    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
         options = options or {}
         tensors = [x for x in tree_leaves((arguments, options)) if isinstance(x, Tensor)]
         creates = (

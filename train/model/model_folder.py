@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -66,7 +67,7 @@ def write_model_folder(
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _config(weights: Mapping[str, Tensor], settings: ModelSettings, size: int) -> dict:
+def _config(weights: Mapping[str, Tensor], settings: ModelSettings, size: int) -> dict[str, Any]:
     return {
         "architecture": settings.name.partition(".")[0],
         "num_classes": 0,

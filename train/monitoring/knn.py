@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,12 @@ class Knn:
             world=self._ranks.world,
         )
 
-    def score(self, features: Features, autocast: AbstractContextManager) -> float:
+    def score(self, features: Features, autocast: AbstractContextManager[Any]) -> float:
         """Return the share of test images that k-NN classifies rightly, as `scores`."""
         return self.scores(features, autocast)["knn"]
 
     @torch.no_grad()
-    def scores(self, features: Features, autocast: AbstractContextManager) -> dict[str, float]:
+    def scores(self, features: Features, autocast: AbstractContextManager[Any]) -> dict[str, float]:
         """Return the shares of test images classified rightly; NaN where features are not finite.
 
         `knn` is that of the neighbours, `linear` that of `train.monitoring.probe.linear_score`.

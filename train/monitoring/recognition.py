@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def recognition(
     crops: CropSettings,
     seed: int,
     device: torch.device,
-    autocast: AbstractContextManager,
+    autocast: AbstractContextManager[Any],
 ) -> float | None:
     """Return the share of pictures whose second view is nearest to their own first view.
 

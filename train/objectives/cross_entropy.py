@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,15 +58,21 @@ def cross_entropy(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, vectors, prototypes, targets, pairings, weights, temperature):
+    def forward(
+        ctx: Any,
+        vectors: Tensor,
+        prototypes: Tensor,
+        targets: Targets,
+        pairings: Sequence[ViewPairs],
+        weights: Tensor,
+        temperature: float,
+    ) -> Tensor:
         views, images, _ = vectors.shape
         to_vectors: list[Tensor] = []
         to_prototypes = _Sum(prototypes) if ctx.needs_input_grad[1] else None
         loss = vectors.new_zeros((), dtype=working_dtype(vectors))
 
-        def add(
-            at: slice,
-        ) -> None:  # whose matrices are gone before those of the next tile are made
+        def add(at: slice) -> None:  # its matrices are gone before those of the next tile are made
             own = vectors[:, at].flatten(0, 1)
             logits = (own @ prototypes.mT).unflatten(0, (views, -1))
             taught = [
@@ -93,7 +100,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         # Asking an accelerator for a value would wait for it.
         if upstream.device.type != "cpu" or upstream != 1:

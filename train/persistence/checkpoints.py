@@ -169,7 +169,7 @@ def _described(tensor: Tensor) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _shape(described: dict[str, dict], name: str) -> str:
+def _shape(described: dict[str, dict[str, Any]], name: str) -> str:
     return f"{name} {described[name]['shape']}" if name in described else f"no {name}"
 
 
@@ -189,7 +189,7 @@ def _files(folder: Path, ranks: Ranks) -> dict[str, dict[str, Any]]:
     }
     if ranks.world == 1:
         return mine
-    of_all: list[dict] = [{}] * ranks.world
+    of_all: list[dict[str, Any]] = [{}] * ranks.world
     dist.all_gather_object(of_all, mine)
     return {name: known for files in of_all for name, known in files.items()}
 

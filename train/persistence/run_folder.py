@@ -75,7 +75,7 @@ class RunFolder:
         if before["data"] != data:
             raise LvdError(f"--out {self.out} holds a run on other images: {remedy}")
 
-    def _refuse_others(self, run: dict) -> None:
+    def _refuse_others(self, run: dict[str, Any]) -> None:
         if "recipe" not in run:
             whose = describe_folder(self.out) or "no run of lvd-train"
             raise LvdError(f"--out {self.out} is {whose}; name another --out")
@@ -134,7 +134,7 @@ def _shared_index(out: Path) -> Path:
     return out / "index"
 
 
-def _whole(recipe: dict) -> dict:
+def _whole(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of an earlier run, with the defaults of those that came since."""
     try:
         return Recipe.model_validate(recipe).model_dump(mode="json")
