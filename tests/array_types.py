@@ -22,7 +22,7 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """Checks the arguments and the result of a function; an int is a float too."""
 
 
-FIRST, EACH = 100, 16
+FIRST, EACH = 32, 32
 """Of a function's calls these many are checked, then one in so many."""
 
 
@@ -42,16 +42,19 @@ def check_arrays_only() -> None:
 
 
 def _sampled(check: Callable[[Defined], Defined], defined: Defined) -> Defined:
-    checked = check(defined)
     if not isfunction(defined):  # a class, a property
-        return checked
+        return check(defined)
     calls = count()
+    checked: Callable[..., Any] | None = None  # made for the first call: many have none
 
     @wraps(defined)
     def sampled(*arguments: Any, **named: Any) -> Any:
+        nonlocal checked
         call = next(calls)
-        seen = call < FIRST or call % EACH == 0
-        return (checked if seen else defined)(*arguments, **named)
+        if call >= FIRST and call % EACH:
+            return defined(*arguments, **named)
+        checked = checked or check(defined)
+        return checked(*arguments, **named)
 
     return sampled
 

@@ -105,6 +105,7 @@ def ray_environment():
         ),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_prestart_worker_first_driver": "0",  # engines ask for workers of their own
         "RAY_worker_niceness": "0",  # a busy machine would starve them
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": "1",
