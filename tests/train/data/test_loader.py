@@ -390,7 +390,7 @@ process = context.Process(target=print, args=("a worker at work",))
 process.start()
 process.join(60)
 assert process.exitcode == 0, process.exitcode
-late = context.Process(target=print, args=(context.Semaphore(),), daemon=True)
+late = context.Process(target=repr, args=(context.Semaphore(),), daemon=True)
 late.start()
 """
 
