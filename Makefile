@@ -85,7 +85,7 @@ gpu-check: $(if $(wildcard $(BIN)/python),,setup)
 	@PYTHON='$(BIN)/python' benchmarks/gpu.sh --out '$(or $(OUT),runs/gpu)' $(ARGS)
 
 # The tests' many small files are in memory, where there is room for them.
-MEMORY := $(shell test -w /dev/shm && df --output=avail -k /dev/shm | awk 'END { if ($$1 > 8 * 2^20) print "/dev/shm" }')
+MEMORY = $(shell test -w /dev/shm && df --output=avail -k /dev/shm | awk 'END { if ($$1 > 8 * 2^20) print "/dev/shm" }')
 
 test: setup
 	@export TMPDIR=$$(mktemp -d $(MEMORY:%=--tmpdir=%)) && trap 'rm -rf "$$TMPDIR"' EXIT && \
