@@ -22,7 +22,7 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """Checks the arguments and the result of a function; an int is a float too."""
 
 
-FIRST, EACH = 32, 32
+FIRST, EACH = 16, 64
 """Of a function's calls these many are checked, then one in so many."""
 
 
@@ -35,7 +35,11 @@ def check_arrays_only() -> None:
     wrap = jaxtyping.jaxtyped
 
     def jaxtyped(*, typechecker: Callable[[Defined], Defined]) -> Callable[[Defined], Defined]:
-        check = wrap(typechecker=typechecker)
+        def check(defined: Defined) -> Defined:
+            if isfunction(defined):  # checked once; `typechecker` makes a check of arguments besides
+                return wrap(typechecker=None)(typechecker(defined))
+            return wrap(typechecker=typechecker)(defined)
+
         return lambda defined: _sampled(check, defined) if _declares_array(defined) else defined
 
     jaxtyping.jaxtyped = jaxtyped

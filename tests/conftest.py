@@ -16,8 +16,10 @@ from s3_server import serve
 if find_spec("beartype") and find_spec("hypothesis"):  # a bare machine with a card has neither
     from array_types import check_arrays_only
     from hypothesis import HealthCheck, settings
+    from remembered import remember_looks
 
     check_arrays_only()  # before anything imports the packages
+    remember_looks()
     # No example has a time to keep: a busy machine would fail what is right.
     settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("any")

@@ -219,7 +219,7 @@ def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:
     return found
 
 
-def _before(step: Float64[np.ndarray, 6], radius: float, now: Alignment) -> Alignment:
+def _before(step: Float64[np.ndarray, " 6"], radius: float, now: Alignment) -> Alignment:
     """Return `now` behind the inverse of a small step."""
     matrix = now.matrix @ np.linalg.inv(np.eye(2) + step[:4].reshape(2, 2) / radius)
     shift = now.shift - matrix @ step[4:]
