@@ -134,12 +134,12 @@ def edit(
     prepared: list[UInt8[np.ndarray, "h w 3"]] = []
     read: list[int] = []
     names: tuple[str, ...] = ()
+    hashes = collection.facts(numbers, ["sha256"])["sha256"].to_pylist()
     with Originals(collection, load_parts(parts), out.parent) as originals:
-        for number in numbers.tolist():
+        for number, sha256 in zip(numbers.tolist(), hashes, strict=True):
             picture = _decoded(originals, number, max_pixels)
             if picture is not None:
-                [fact] = collection.facts(np.array([number]), ["sha256"]).to_pylist()
-                copies = edits_of(picture, fact["sha256"], seed)
+                copies = edits_of(picture, sha256, seed)
                 names = tuple(copies)
                 prepared += [prepare(copy) for copy in copies.values()]
                 read.append(number)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from curate.catalogue.collection import Collection
 from shared.datasets.dataset import Part
@@ -19,6 +20,8 @@ from shared.storage.files import read_json, write_json
 from shared.storage.stores import publish
 
 FACTS = ("member", "offset", "bytes", "sha256")
+_ROWS, _BLOCKS = 1_024, 32
+"""Of so many rows of a part the facts are read at once, and so many such blocks are kept."""
 
 
 def save_parts(parts: list[Part], path: Path) -> Path:
@@ -79,6 +82,7 @@ class Originals:
         self._collection = collection
         self._parts = parts
         self._bytes = PartBytes(parts, scratch)
+        self._block = lru_cache(_BLOCKS)(self._read_block)
 
     def __enter__(self) -> Originals:
         return self
@@ -93,11 +97,17 @@ class Originals:
         """
         index = int(self._collection.part_of(np.array([number]))[0])
         row = number - int(self._collection.starts[index])
-        [fact] = self._collection.facts_of_part(index, FACTS, np.array([row])).to_pylist()
+        [fact] = self._block(index, row // _ROWS).slice(row % _ROWS, 1).to_pylist()
         data = self._bytes.read(index, fact["key"], fact["member"], fact["offset"], fact["bytes"])
         if hashlib.sha256(data).hexdigest() != fact["sha256"]:
             raise changed(self._parts[index].name)
         return data
+
+    def _read_block(self, index: int, block: int) -> pa.Table:
+        """Return the facts of the rows of a part from `block * _ROWS` on."""
+        size = int(self._collection.starts[index + 1] - self._collection.starts[index])
+        rows = np.arange(block * _ROWS, min(size, (block + 1) * _ROWS))
+        return self._collection.facts_of_part(index, FACTS, rows)
 
 
 def changed(part: str) -> LvdError:
