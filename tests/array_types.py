@@ -36,7 +36,9 @@ def check_arrays_only() -> None:
 
     def jaxtyped(*, typechecker: Callable[[Defined], Defined]) -> Callable[[Defined], Defined]:
         def check(defined: Defined) -> Defined:
-            if isfunction(defined):  # checked once; `typechecker` makes a check of arguments besides
+            if isfunction(
+                defined
+            ):  # checked once; `typechecker` makes a check of arguments besides
                 return wrap(typechecker=None)(typechecker(defined))
             return wrap(typechecker=typechecker)(defined)
 

@@ -44,8 +44,8 @@ class Histograms:
 
 def compare(
     threshold: float,
-    positives: tuple[str, Float[np.ndarray, "..."]],
-    negatives: tuple[str, Float[np.ndarray, "..."]],
+    positives: tuple[str, Float[np.ndarray, " ..."]],
+    negatives: tuple[str, Float[np.ndarray, " ..."]],
 ) -> Histograms:
     """Return the named cosines in bins around the threshold; the lowest twentieth is in the first."""
     both = np.concatenate([values.ravel() for _, values in (positives, negatives)])
@@ -70,7 +70,7 @@ def draw(histograms: Histograms, threshold: float) -> list[str]:
 
 
 def _distribution(
-    name: str, cosines: Float[np.ndarray, "..."], bins: Float64[np.ndarray, " edges"]
+    name: str, cosines: Float[np.ndarray, " ..."], bins: Float64[np.ndarray, " edges"]
 ) -> Distribution:
     values = np.asarray(cosines, np.float64).ravel()
     counts, _ = np.histogram(values.clip(bins[0], bins[-1]), bins)

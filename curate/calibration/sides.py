@@ -119,7 +119,7 @@ def retrieve_sides(
 
 
 def nearest(
-    cosines: Float32[np.ndarray, "..."], threshold: float, most: int = MOST
+    cosines: Float32[np.ndarray, " ..."], threshold: float, most: int = MOST
 ) -> dict[str, Places]:
     """Return the places of the `most` cosines nearest to a threshold on each of its sides.
 

@@ -17,30 +17,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from curate.catalogue.collection import Collection
 from curate.dedup.bar import Bar, copies
 from curate.dedup.below import set_floor
 from curate.dedup.groups import (
     COVERED,
-    REPRESENTATIVE,
-    REPRESENTATIVES,
     UNDECIDED,
-    decide,
-    follow,
     load_groups,
-    sorted_edges,
 )
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.most_similar import MostSimilar
 from curate.dedup.near import DedupSettings, ask
 from curate.dedup.probes import find_heaps
 from curate.dedup.visits import alive, questions
-from curate.filters.decisions import CODE
 from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import cosines, use_threads
 from curate.report.relevance import RELEVANT, Relevance, find_relevant
+from curate.report.tried import read_decided, try_threshold
 from curate.stage import Runner, Unit
 
 VERSION = 3
@@ -232,8 +227,12 @@ def regroup(
     edges, similarity = np.stack([worse, better], 1)[order], similarity[order]
     _write_pairs(pool, edges, similarity, out / f"{PAIRS}.parquet")
     wanted = None if relevant is None else np.concatenate([np.load(path) for path in relevant])
+    taking_part = np.load(prepared / STATUS, mmap_mode="r")
+    folders = pool.ranks, pool.groups, pool.covered, pool.selected
+    decided = read_decided(*folders, taking_part, wanted)
+    how = pool.settings.groups, pool.per_image, pool.stays
     tried = [
-        _try(pool, prepared, edges, similarity, wanted, value)
+        try_threshold(decided, edges, similarity, value, pool.threshold, *how)
         for value in grid(floor, pool.threshold)
     ]
     table = pa.Table.from_pylist(tried, TRIED)
@@ -246,70 +245,6 @@ def grid(floor: float, threshold: float) -> list[float]:
     step = next((step for step in STEPS if (1 - floor) / step <= MOST_STEPS), STEPS[-1])
     steps = np.arange(int(np.ceil(round(floor / step, 9))), round(1 / step) + 1)
     return sorted({*(round(float(n) * step, 3) for n in steps), threshold})
-
-
-def _try(
-    pool: Pool,
-    prepared: Path,
-    edges: Int64[np.ndarray, "e 2"],
-    similarity: Float32[np.ndarray, " e"],
-    relevant: Bool[np.ndarray, " n"] | None,
-    threshold: float,
-) -> dict[str, Any]:
-    """Return the counts by one threshold, a row of `TRIED`."""
-    number_of, rank = np.load(pool.ranks / NUMBER), np.load(pool.ranks / RANK, mmap_mode="r")
-    images = np.bincount(rank[rank >= 0], minlength=len(number_of))
-    ranks = np.arange(len(number_of))
-    status = np.full(len(number_of), UNDECIDED, np.int8)
-    chosen = np.full(len(number_of), -1, np.int64)
-    if pool.covered:
-        status, chosen = load_groups(pool.ranks, pool.covered)
-    left = np.load(prepared / STATUS, mmap_mode="r")[number_of] == COVERED
-    left &= status != COVERED
-    own = load_groups(pool.ranks, pool.groups)[1]
-    status[left], chosen[left] = COVERED, own[left]
-    of_heap = np.flatnonzero((status == UNDECIDED) & np.isin(own, own[left]) & (own < ranks))
-    near = edges[similarity >= np.float32(threshold)]
-    asked, listed = np.unique(near[:, 0], return_counts=True)
-    cut = asked[listed == pool.per_image]
-    greedy = pool.settings.groups == "greedy"
-    raised = threshold > pool.threshold
-    if not greedy and not raised:  # what was connected through those left out
-        near = sorted_edges([near, np.stack([of_heap, own[of_heap]], 1)])
-    decide(near, cut, pool.settings.groups, pool.per_image, status, chosen, pool.stays)
-    status[: pool.stays], chosen[: pool.stays] = REPRESENTATIVE, np.arange(pool.stays)
-    # One left out stays a copy where what stands for it stays what it was, and no threshold is raised.
-    lost = left & (status == COVERED)
-    if not raised:
-        lost &= greedy & (status[chosen] != REPRESENTATIVE)
-    status[lost] = UNDECIDED
-    if not greedy and raised:
-        status[of_heap] = np.where(status[of_heap] == COVERED, COVERED, UNDECIDED)
-    alone = status == UNDECIDED
-    chosen = np.where(alone, ranks, follow(chosen))
-    sizes = np.bincount(chosen, weights=images, minlength=len(chosen)).astype(np.int64)
-    standing = status == REPRESENTATIVE
-    return {
-        "threshold": threshold,
-        "copies": int(images.sum() - standing.sum() - alone.sum()),
-        "groups": int((sizes > 1).sum()),
-        "members": int(sizes[sizes > 1].sum()),
-        "standing": int(standing.sum()),
-        "undecided": int(alone.sum()) + (0 if greedy else len(cut)),
-        **_count_decisions(pool, number_of[standing]),
-        "would_keep": None if relevant is None else int(relevant[number_of[standing]].sum()),
-    }
-
-
-def _count_decisions(pool: Pool, standing: Int64[np.ndarray, " n"]) -> dict[str, int]:
-    decision = np.load(pool.selected / "decision.npy", mmap_mode="r")
-    stands_for = np.load(pool.groups / REPRESENTATIVES, mmap_mode="r")
-    released = standing[decision[standing] == CODE["duplicate"]]
-    return {
-        "kept": int((decision[standing] == CODE["kept"]).sum()),
-        "released": len(released),
-        "of_kept": int((decision[stands_for[released]] == CODE["kept"]).sum()),
-    }
 
 
 def _write_pairs(
