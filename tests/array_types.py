@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import reduce, wraps
-from inspect import isfunction
+from inspect import isfunction, isgeneratorfunction
 from itertools import count
 from typing import Any, TypeVar, get_args
 
@@ -42,7 +42,13 @@ def check_arrays_only() -> None:
                 return wrap(typechecker=None)(typechecker(defined))
             return wrap(typechecker=typechecker)(defined)
 
-        return lambda defined: _sampled(check, defined) if _declares_array(defined) else defined
+        def of(defined: Defined) -> Defined:
+            # A generator is checked once it runs, when the sizes are those of who asks it.
+            if isgeneratorfunction(defined) or not _declares_array(defined):
+                return defined
+            return _sampled(check, defined)
+
+        return of
 
     jaxtyping.jaxtyped = jaxtyped
 
