@@ -36,17 +36,19 @@ def check_arrays_only() -> None:
 
     def jaxtyped(*, typechecker: Callable[[Defined], Defined]) -> Callable[[Defined], Defined]:
         def check(defined: Defined) -> Defined:
-            if isfunction(
-                defined
-            ):  # checked once; `typechecker` makes a check of arguments besides
-                return wrap(typechecker=None)(typechecker(defined))
-            return wrap(typechecker=typechecker)(defined)
+            # With `typechecker` arguments would be checked twice.
+            return wrap(typechecker=None)(typechecker(defined))
 
         def of(defined: Defined) -> Defined:
             # A generator is checked once it runs, when the sizes are those of who asks it.
             if isgeneratorfunction(defined) or not _declares_array(defined):
                 return defined
-            return _sampled(check, defined)
+            if isinstance(defined, type):
+                defined.__init__ = _sampled(check, defined.__init__)
+                return defined
+            if isfunction(defined):
+                return _sampled(check, defined)
+            return wrap(typechecker=typechecker)(defined)
 
         return of
 
@@ -54,8 +56,6 @@ def check_arrays_only() -> None:
 
 
 def _sampled(check: Callable[[Defined], Defined], defined: Defined) -> Defined:
-    if not isfunction(defined):  # a class, a property
-        return check(defined)
     calls = count()
     checked: Callable[..., Any] | None = None  # made for the first call: many have none
 

@@ -1,5 +1,6 @@
 """The one real Ray session that all tests share, and what becomes of tests that need a card."""
 
+import atexit
 import gc
 import logging
 import os
@@ -44,10 +45,8 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or libraries complain of what they find alive at the end
+        # Or libraries complain of what they find alive; not before pytest has searched all of it twice.
+        atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
