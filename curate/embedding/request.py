@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from curate.filters.looks import LOOKS
+from shared.datasets.dataset import Part
 from shared.embedders.embedder import identity
 from shared.embedders.settings import EmbedderSettings
 from shared.storage.commits import committed
@@ -112,3 +113,9 @@ class EmbedRequest:
         if self.lends is not None:
             kind, about = f"{LENT}{kind}", (*about, self.repeats)
         return self.work / kind / fingerprint([kind, VERSION, *about])
+
+
+def unit_name(part: Part) -> str:
+    """Return a name of a part that is fit for a file, readable and its own."""
+    readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in part.name)[-48:]
+    return f"{readable}-{fingerprint([part.root, part.name])}"

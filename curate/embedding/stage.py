@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyarrow.parquet import read_table
 
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs
-from curate.catalogue.content import earlier_content, key_prefix, place_of, recall
+from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import SCORES
 from curate.catalogue.write import VERSION as CATALOGUE_VERSION
 from curate.catalogue.write import catalogue
 from curate.embedding.embed import Forwards, embed_part, weight_of
-from curate.embedding.repeats import REPEATS, STAGE, Lender, commit_repeats, digest_part
-from curate.embedding.repeats import VERSION as DIGESTED
-from curate.embedding.request import EmbedRequest
+from curate.embedding.lend_repeats import lend_repeats
+from curate.embedding.request import EmbedRequest, unit_name
 from curate.filters.lists import CompiledList
 from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
@@ -31,7 +30,7 @@ from shared.datasets.parts import PartReader
 from shared.embedders.embedder import may_use_gpu
 from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
-from shared.storage.commits import committed, digest_of, discard
+from shared.storage.commits import committed, digest_of
 from shared.storage.failures import reword
 from shared.storage.files import fingerprint, read_json, write_json
 from shared.storage.stores import is_there, publish, side_by_side
@@ -115,7 +114,7 @@ def embed(
     )
     embedded_already = filter(None, known_contents)
     with (
-        _repeats_lent(runner, request, todo, embedded_already, workers)
+        lend_repeats(runner, request, todo, embedded_already, workers)
         if todo and len(parts) > 1 and request.settings.once
         else nullcontext((request, set[str]()))
     ) as (asked, again):
@@ -147,76 +146,6 @@ def embed(
         for unit in request.units(content):
             runner.use(unit)
     return embedded
-
-
-@contextmanager
-def _repeats_lent(
-    runner: Runner,
-    request: EmbedRequest,
-    todo: Sequence[Part],
-    known: Iterable[str],
-    workers: Workers,
-) -> Iterator[tuple[EmbedRequest, set[str]]]:
-    """Embed what several parts hold; give the request by which all of them take it from there.
-
-    And the names of parts that hold all bytes of an earlier one. What fails here fails again, and is
-    told, when its part is embedded whole. What was lent is removed at the end.
-    """
-    new = [part for part in todo if request.lacking(recall(request.work, part))]
-    units = [Unit(unit_name(part), (part, request)) for part in new]
-    parts: dict[str, Part] = {}
-    again = {
-        part.name
-        for part, result in zip(new, runner.map(digest_part, units, workers=workers), strict=True)
-        if not isinstance(result, Failure) and parts.setdefault(result["content"], part) is not part
-    }
-    by_content = {content: request.lacking(content) for content in parts}
-    parts = {content: part for content, part in parts.items() if by_content[content]}
-    digests = [request.work / STAGE / str(DIGESTED) / content for content in by_content]
-    if not parts:  # the others lack something else
-        _discard_all(digests, runner.scratch)
-        yield request, again
-        return
-    lacking = [each for each in request.embedders if any(each in x for x in by_content.values())]
-    there = [earlier_content(request.work, place_of(part)) for part in todo]
-    there += [*by_content, *(recall(request.work, part) for part in todo)]
-    whole = {x for x in there if x and x not in parts and not request.lacking(x)} | set(known)
-    lenders = [Lender(content, request.facts) for content in sorted(whole)]
-    for folder in sorted((request.work / REPEATS).glob("*/all")):  # of runs that were cut off
-        lending = request.lending(folder.parent.name, lacking)
-        for content in (committed(folder) or {"lend": []})["lend"]:
-            if all(committed(unit) is not None for unit in lending.units(content)):
-                lenders.append(Lender(content, lending.facts, lending.repeats))
-    about = [[one.content, one.apart] for one in lenders]
-    by = [request.vectors(each).name for each in lacking]
-    address = fingerprint([REPEATS, sorted(parts), about, request.facts.name, by])
-    folder = request.work / REPEATS / address / "all"
-    [found] = runner.map(
-        commit_repeats, [Unit(REPEATS, (folder, list(parts), lenders))], workers=workers
-    )
-    if isinstance(found, Failure):
-        raise LvdError(found.line)
-    lending = request.lending(address, lacking)
-    units = [
-        Unit(unit_name(parts[content]), (parts[content], lending)) for content in found["lend"]
-    ]
-    runner.map(embed_part, units, workers=workers)
-    yield replace(request, repeats=address), again
-    mine = parts.keys() | whole
-    lent = [(lending, content) for content in found["lend"]]
-    lent += [
-        (request.lending(x.apart, lacking), x.content)
-        for x in lenders
-        if x.apart and x.content in mine
-    ]
-    units_lent = [unit for each, content in lent for unit in each.units(content)]
-    _discard_all([*digests, *units_lent, folder], runner.scratch)
-
-
-def _discard_all(units: Iterable[Path], scratch: Path) -> None:
-    for unit in units:
-        if committed(unit) is not None:
-            discard(unit, scratch)
 
 
 def catalogued(
@@ -274,12 +203,6 @@ def catalogued(
     runner.run(stage, catalogue, [Unit("all", args)])
     collection = Collection(runner.folder(stage) / "all")
     return Catalogued(embedded.name, embedded.parts, collection, stage.address)
-
-
-def unit_name(part: Part) -> str:
-    """Return a name of a part that is fit for a file, readable and its own."""
-    readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in part.name)[-48:]
-    return f"{readable}-{fingerprint([part.root, part.name])}"
 
 
 def set_aside_parts(request: EmbedRequest, parts: Sequence[Part]) -> list[Path]:
