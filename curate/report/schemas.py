@@ -28,6 +28,7 @@ IMAGES = pa.schema(
         ("duplicate_similarity", pa.float32()),
         ("nearest_seed", pa.string()),
         ("seed_similarity", pa.float32()),
+        ("lent", pa.bool_()),
         ("seeds", pa.list_(pa.string())),
         ("weight", pa.int32()),
         ("balance_cluster", pa.int32()),
