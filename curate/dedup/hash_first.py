@@ -44,7 +44,7 @@ from curate.filters.decisions import CODE
 from curate.stage import Failure, Runner, Stage, Unit
 from shared.datasets.dataset import Part
 from shared.errors import LvdError
-from shared.storage.commits import committed
+from shared.storage.commits import committed, digest_of
 from shared.storage.files import fingerprint, read_json, write_json
 from shared.storage.stores import is_there, publish
 
@@ -71,7 +71,8 @@ def embed_by_hash(
         crawl = catalogued(runner, seen, None, *judged)
         stage = hash_stage(crawl.address, settings)
         counts = find_lenders(runner, stage, crawl.collection, settings)
-        lent = request.lent(stage.address, _earlier(request, name, stage.address))
+        lent = _lent(request, stage)
+        lent = replace(lent, earlier=_earlier(lent, name))
         _note(runner, lent, name)
         failed = _embed_lenders(runner, seen, lent)
         if not failed:
@@ -99,7 +100,7 @@ def known_lenders(
     catalogue, _ = catalogue_stage(seen, None, *judged)
     stage = hash_stage(catalogue.address, settings)
     counts = committed(request.work / stage.name / stage.address / UNIT)
-    return None if counts is None else (request.lent(stage.address), counts)
+    return None if counts is None else (_lent(request, stage), counts)
 
 
 def hash_stage(crawl: str, settings: DedupSettings) -> Stage:
@@ -148,6 +149,12 @@ def write_lenders(
     is_lent[moved[order]] = lent[order]
     Lenders(distinct, starts, of_content, is_lent).save(out)
     return {"images": len(lender), "lent": int(lent.sum())}
+
+
+def _lent(request: EmbedRequest, stage: Stage) -> EmbedRequest:
+    """Return the request for lent vectors: settings that change no lender change no address of theirs."""
+    unit = request.work / stage.name / stage.address / UNIT
+    return request.lent(digest_of(unit), stage.address)
 
 
 def _embed_lenders(runner: Runner, seen: EmbeddedParts, lent: EmbedRequest) -> list[SetAside]:
@@ -206,11 +213,11 @@ def _without(seen: EmbeddedParts, failed: Sequence[SetAside]) -> EmbeddedParts:
     )
 
 
-def _earlier(request: EmbedRequest, name: str, address: str) -> list[str]:
-    """Return the addresses of other lenders that the crawl of that name has had, the newest last."""
-    path = _note_file(request, name)
+def _earlier(lent: EmbedRequest, name: str) -> tuple[str, ...]:
+    """Return the other lenders that the crawl of that name has had, the newest last."""
+    path = _note_file(lent, name)
     found = read_json(path)["lenders"] if is_there(path) else []
-    return [each for each in found if each != address]
+    return tuple(each for each in found if each != lent.lenders)
 
 
 def _note(runner: Runner, lent: EmbedRequest, name: str) -> None:

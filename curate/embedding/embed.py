@@ -209,7 +209,7 @@ def _make(
             if request.own and only is not None:
                 own = np.array([row.sha256 in only for row in rows], bool)
                 np.save(output.folder / LENT, ~own)
-                counts["own"] = int(own.sum())
+                counts["own"] = len(only)
             commit(output.folder, folder, counts, used)
         for look in looks:
             unit = request.look(look.name) / content

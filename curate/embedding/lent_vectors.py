@@ -55,7 +55,7 @@ class Lenders:
 
 def load_lenders(request: EmbedRequest) -> Lenders:
     """Return who lends to whom by a request; the arrays are memory-mapped."""
-    folder = request.work / STAGE / request.lenders / UNIT
+    folder = request.work / STAGE / request.lenders_at / UNIT
     names = [field.name for field in fields(Lenders)]
     return Lenders(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 

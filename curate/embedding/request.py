@@ -70,11 +70,13 @@ class EmbedRequest:
     by: tuple[EmbedderSettings, ...] | None = None
     """By which embedders parts are embedded; None: by all."""
     lenders: str = ""
-    """The address of the `dedup.hash_first` that says which images are lent the vector of another."""
+    """What stands for who lends a vector to whom, which `dedup.hash_first` says."""
+    lenders_at: str = ""
+    """The address of the stage that says it."""
     own: bool = False
     """Whether a part embeds only what no unit holds of its images that lend, into units of their own."""
     earlier: tuple[str, ...] = ()
-    """Addresses of earlier `lenders`, by which some images may be embedded already."""
+    """Earlier `lenders`, by which some images may be embedded already."""
 
     @cached_property
     def facts(self) -> Path:
@@ -94,9 +96,10 @@ class EmbedRequest:
         """Return the request for all but vectors."""
         return replace(self, by=())
 
-    def lent(self, lenders: str, earlier: Iterable[str] = ()) -> EmbedRequest:
+    def lent(self, lenders: str, at: str = "", earlier: Iterable[str] = ()) -> EmbedRequest:
         """Return the request for the vectors that images have, or are lent by others of their hash."""
-        return replace(self, by=None, lenders=lenders, own=False, earlier=tuple(earlier))
+        names = {"lenders": lenders, "lenders_at": at, "earlier": tuple(earlier)}
+        return replace(self, by=None, own=False, **names)
 
     def owning(self, by: Iterable[EmbedderSettings]) -> EmbedRequest:
         """Return the request by which parts embed, by some embedders, what lends and is in no unit."""

@@ -21,6 +21,7 @@ from curate.embedding.embed import Forwards
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.embedding.stage import embed
 from curate.execution.session import open_runner
+from curate.filters.quality import QualitySettings
 from curate.removal.work import units_with
 from curate.stage import EngineSettings
 from shared.datasets.dataset import DatasetSettings, list_parts
@@ -73,14 +74,14 @@ def seen(monkeypatch):
     return seen
 
 
-def made(crawl, work, once="hash", by=DESCRIPTORS):
+def made(crawl, work, once="hash", by=DESCRIPTORS, judged=NOTHING):
     """Embed a crawl; return what was embedded."""
     parts = list_parts("crawl", DatasetSettings(path=str(crawl)))
     asked = EmbedRequest(work, EmbedSettings(once=once), by, (), 1, ("phash", "luminance"))
     with open_runner(work, EngineSettings(), "inline") as runner, runner.at_work("embed"):
         if once != "hash":
             return embed(runner, "crawl", "crawl", parts, asked)
-        done = embed_by_hash(runner, "crawl", parts, asked, HASH, NOTHING)
+        done = embed_by_hash(runner, "crawl", parts, asked, HASH, judged)
         units = {
             str(unit.relative_to(work)) for x in done.contents for unit in done.request.units(x)
         }
@@ -168,6 +169,18 @@ def test_units_that_hold_lent_vectors_never_pass_for_those_that_hold_none(tmp_pa
     fresh = files(made(crawl, tmp_path / "fresh", once=False))
     assert plain == fresh
     assert files(made(crawl, tmp_path / "fresh")) == lent  # after the other
+
+
+def test_settings_that_change_no_lender_change_no_unit_and_what_is_decided_lends_nothing(
+    tmp_path, crawl
+):
+    done, looser, stricter = (
+        made(crawl, tmp_path / "work", judged=(QualitySettings(min_side=side), *NOTHING[1:]))
+        for side in (16, 32, 100)
+    )
+    assert files(looser) == files(done)
+    lent = {key for key, (_, each) in images(stricter).items() if each[0][1] and each[0][2]}
+    assert lent == {"d/0", "e/0"}  # what is smaller is embedded, and lends nothing
 
 
 @pytest.mark.parametrize("batches", [0, 1, 3, 5])
