@@ -5,6 +5,8 @@ these need. Then the hash, its groups and the best of each, by the units and the
 (`hashes.py`, `keep.py`), over the images that nothing is decided about by facts, lists and columns. The
 best are embedded, part by part, and lend their vectors (`embedding.lent_vectors`).
 
+Units: those of `catalogue` and `hash_pass.py`, and `write_lenders` (a reduce of some 110 bytes an image).
+
 What is lent depends on all parts, so that a grown crawl may have other lenders: what was embedded by
 earlier ones is taken from there. A part that fails to embed is set aside, and all begins anew without it.
 """
