@@ -12,7 +12,9 @@ from __future__ import annotations
 import resource
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -20,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.labelled import write_table
 from curate.dedup.hash_first import embed_by_hash
+from curate.dedup.hashes import METHODS, HashName
 from curate.dedup.near import DedupSettings
 from curate.embedding.request import EmbedRequest, EmbedSettings
-from curate.embedding.stage import EmbeddedParts, embed
+from curate.embedding.stage import embed
 from curate.execution.session import open_runner
 from curate.filters.quality import QualitySettings
 from curate.stage import EngineSettings
@@ -45,7 +48,7 @@ WAYS = {
 
 @click.command()
 @click.option("--images", "path", required=True, help="A dataset.")
-@click.option("--hash", "names", multiple=True, default=["pca", "phash"], show_default=True)
+@click.option("--hash", "names", multiple=True, default=list(METHODS), show_default=True)
 @click.option(
     "--by", multiple=True, default=list(WAYS), show_default=True, type=click.Choice(list(WAYS))
 )
@@ -56,37 +59,42 @@ def main(path: str, names: tuple[str, ...], by: tuple[str, ...], rounds: int) ->
     rows = []
     for way in by:
         embedders = tuple(resolve(each) for each in WAYS[way])
-        plain = min(time_embedding(parts, embedders, "none")[0] for _ in range(rounds))
         for name in names:
-            taken = [time_embedding(parts, embedders, name) for _ in range(rounds)]
-            seconds, done = min(taken, key=lambda each: each[0])
-            images, lent = done.lent["images"], done.lent["lent"]
-            told = f"{plain:.1f}", f"{seconds:.1f}", f"{1 - seconds / plain:+.3f}"
-            rows.append([f"`{way}`", f"`{name}`", f"{images:,}", f"{lent:,}", *told])
+            taken = [
+                [time_embedding(parts, embedders, name, once) for once in (False, "hash")]
+                for _ in range(rounds)
+            ]
+            plain, first = (min(seconds for seconds, _ in way) for way in zip(*taken, strict=True))
+            _, counts = taken[0][1]
+            told = f"{plain:.1f}", f"{first:.1f}", f"{1 - first / plain:+.3f}"
+            rows.append([f"`{way}`", f"`{name}`", counts["images"], counts["lent"], *told])
     header = ("meaning by", "hash", "images", "lent", "without, CPU s", "with, CPU s", "saved")
     click.echo(write_table(header, rows))
 
 
 def time_embedding(
-    parts: list[Part], embedders: tuple[EmbedderSettings, ...], name: str
-) -> tuple[float, EmbeddedParts]:
-    """Return the processor's seconds that a crawl takes, and what was made; `none`: without a hash."""
-    settings = EmbedSettings(once=False if name == "none" else "hash")
-    looks = ("luminance", *({"pca": ["grey"], "phash": ["phash"]}.get(name, [])))
-    with tempfile.TemporaryDirectory() as folder:
-        request = EmbedRequest(Path(folder), settings, embedders, (), 1, looks)
-        with (
-            open_runner(Path(folder), EngineSettings(), "inline") as runner,
-            runner.at_work("embed"),
-        ):
-            before = _seconds()
-            if name == "none":
-                done = embed(runner, "crawl", "crawl", parts, request)
-            else:
-                judged = (QualitySettings(), [], (), None, None)
-                how = DedupSettings(hash=name)
-                done = embed_by_hash(runner, "crawl", parts, request, how, judged)
-            return _seconds() - before, done
+    parts: list[Part],
+    embedders: tuple[EmbedderSettings, ...],
+    name: HashName,
+    once: Literal[False, "hash"],
+) -> tuple[float, dict[str, int]]:
+    """Return the processor's seconds until a crawl is embedded, and how many images are lent a vector.
+
+    What a hash is made of is taken of all pictures, whether it comes before embedding or after.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        work, looks = Path(folder), ("luminance", METHODS[name].look)
+        request = EmbedRequest(work, EmbedSettings(once=once), embedders, (), 1, looks)
+        runner = stack.enter_context(open_runner(work, EngineSettings(), "inline"))
+        stack.enter_context(runner.at_work("embed"))
+        before = _seconds()
+        if once == "hash":
+            judged = (QualitySettings(), [], (), None, None)
+            how = DedupSettings(hash=name)
+            done = embed_by_hash(runner, "crawl", parts, request, how, judged)
+        else:
+            done = embed(runner, "crawl", "crawl", parts, request)
+        return _seconds() - before, done.lent
 
 
 def _seconds() -> float:
