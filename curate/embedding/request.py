@@ -98,8 +98,8 @@ class EmbedRequest:
 
     def lent(self, lenders: str, at: str = "", earlier: Iterable[str] = ()) -> EmbedRequest:
         """Return the request for the vectors that images have, or are lent by others of their hash."""
-        names = {"lenders": lenders, "lenders_at": at, "earlier": tuple(earlier)}
-        return replace(self, by=None, own=False, **names)
+        known = tuple(earlier)
+        return replace(self, by=None, own=False, lenders=lenders, lenders_at=at, earlier=known)
 
     def owning(self, by: Iterable[EmbedderSettings]) -> EmbedRequest:
         """Return the request by which parts embed, by some embedders, what lends and is in no unit."""

@@ -211,7 +211,8 @@ def _why(
     if similarity is None:
         return reason or "no reason is recorded"
     wanted = thresholds["retrieve"]
-    nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
+    lent = " (by a lent vector)" if image.get("lent") else ""
+    nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}{lent}"
     if wanted is not None and decision == "kept":
         if np.float32(similarity) < np.float32(wanted):
             return f"kept from an earlier result, or by a label; the threshold is {wanted:.6g}: {nearest}"
