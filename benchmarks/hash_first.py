@@ -1,123 +1,106 @@
-"""What a pass by hashes before embedding would save: the share of copies, and the seconds of each step.
+"""What hashes before embedding save: the processor's seconds of stage embed with and without them.
 
-Embedding in one pass decodes a picture once. A pass by hashes before it decodes every picture to hash it,
-and those that stand for a hash once more: it saves time only where the share of copies is above that of
-decoding. Seconds are of the processor, of one thread, and of the fastest of several rounds.
+Embedding in one pass decodes a picture once. With `embed.once: hash` every picture is decoded for its
+hash, and those that are embedded once more: that saves time where the share of copies is above that of
+decoding. Each way runs whole, in a work folder of its own; loading the networks counts in both.
 
-    .venv/bin/python benchmarks/hash_first.py --images DATA/crawl-small/crawl --limit 6000
+    .venv/bin/python benchmarks/hash_first.py --images DATA/crawl-small/crawl
 """
 
 from __future__ import annotations
 
-import hashlib
+import resource
 import sys
 import tempfile
-from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import click
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.filters import Work, measure, read_images
 from benchmarks.labelled import write_table
-from curate.dedup.hashes import METHODS, principal_directions
-from curate.embedding.embed import preparation
-from curate.filters import grey
-from curate.filters.looks import LOOKS
-from shared.embedders.embedder import load_forward, resolve_device
+from curate.dedup.hash_first import embed_by_hash
+from curate.dedup.hashes import METHODS, HashName
+from curate.dedup.near import DedupSettings
+from curate.embedding.request import EmbedRequest, EmbedSettings
+from curate.embedding.stage import embed
+from curate.execution.session import open_runner
+from curate.filters.quality import QualitySettings
+from curate.stage import EngineSettings
+from shared.datasets.dataset import DatasetSettings, Part, list_parts
+from shared.embedders.embedder import resolve
 from shared.embedders.settings import EmbedderSettings, bundled_settings
-from shared.pictures.images import decode
 
-BUNDLED = ("bundled-copies", "bundled")
-UNTRAINED = EmbedderSettings(
-    kind="timm", model="vit_small_patch14_dinov2", pretrained=False, image_size=224
-)
+UNTRAINED = {
+    "kind": "timm",
+    "model": "vit_small_patch14_dinov2",
+    "pretrained": False,
+    "image_size": 224,
+}
 """The network of `dinov2-s`; what it has learned does not matter to its speed."""
+WAYS = {
+    "bundled": [bundled_settings("bundled-copies"), bundled_settings("bundled")],
+    "dinov2-s": [bundled_settings("bundled-copies"), EmbedderSettings(**UNTRAINED)],
+}
 
 
 @click.command()
-@click.option("--images", "path", help="A dataset; by default the built-in sample's crawl.")
-@click.option("--limit", default=6_000, show_default=True, help="Images, at most.")
-@click.option("--timed", default=100, show_default=True, help="Of these, by which steps are timed.")
-@click.option("--rounds", default=3, show_default=True)
-def main(path: str | None, limit: int, timed: int, rounds: int) -> None:
-    """Print the shares of copies, and what a pass before embedding would save."""
-    with tempfile.TemporaryDirectory() as scratch:
-        found = read_images(path, limit, Path(scratch))
-    data = list({hashlib.sha256(each).digest(): each for each in found}.values())
-    click.echo(f"{len(found)} images that can be decoded, {len(data)} of other bytes\n")
-    shares = {name: count_copies(name, data) / len(data) for name in METHODS}
-    some = data[:: max(1, len(data) // timed)][:timed]
-    bundled = [resolve_device(bundled_settings(name)) for name in BUNDLED]
+@click.option("--images", "path", required=True, help="A dataset.")
+@click.option("--hash", "names", multiple=True, default=list(METHODS), show_default=True)
+@click.option(
+    "--by", multiple=True, default=list(WAYS), show_default=True, type=click.Choice(list(WAYS))
+)
+@click.option("--rounds", default=1, show_default=True, help="Of each way; the fastest counts.")
+def main(path: str, names: tuple[str, ...], by: tuple[str, ...], rounds: int) -> None:
+    """Print what stage embed takes with each hash before it, and without."""
+    parts = list_parts("crawl", DatasetSettings(path=path))
     rows = []
-    for name, embedders in (
-        ("bundled", bundled),
-        ("dinov2-s", [bundled[0], resolve_device(UNTRAINED)]),
-    ):
-        decoding, forward = time_embedding(embedders, some, rounds)
-        for method, share in shares.items():
-            look = LOOKS[METHODS[method].look]
-            first, hashing = (
-                each / len(some)
-                for each in measure(Work("", look.side, look.take), some, rounds)[:2]
-            )
-            once = decoding + hashing + forward
-            twice = first + hashing + (1 - share) * (decoding + forward)
-            rows.append(
-                [
-                    *(f"`{BUNDLED[0]}` and `{name}`", f"`{method}`", f"{share:.3f}"),
-                    *(f"{1000 * each:.2f}" for each in (decoding, hashing, forward)),
-                    *(f"{first / (decoding + forward):.3f}", f"{1 - twice / once:+.3f}"),
-                ]
-            )
-    header = (
-        "embedders",
-        "hash",
-        "copies",
-        "decode",
-        "hash, ms",
-        "forward, ms",
-        "pays above",
-        "saved",
-    )
+    for way in by:
+        embedders = tuple(resolve(each) for each in WAYS[way])
+        for name in names:
+            taken = [
+                [time_embedding(parts, embedders, name, once) for once in (False, "hash")]
+                for _ in range(rounds)
+            ]
+            plain, first = (min(seconds for seconds, _ in way) for way in zip(*taken, strict=True))
+            _, counts = taken[0][1]
+            told = f"{plain:.1f}", f"{first:.1f}", f"{1 - first / plain:+.3f}"
+            rows.append([f"`{way}`", f"`{name}`", counts["images"], counts["lent"], *told])
+    header = ("meaning by", "hash", "images", "lent", "without, CPU s", "with, CPU s", "saved")
     click.echo(write_table(header, rows))
 
 
-def count_copies(name: str, data: Sequence[bytes]) -> int:
-    """Return how many pictures have a hash that another one has, which would stand for them."""
-    look = LOOKS[METHODS[name].look]
-    taken = [look.take(decode(one, reduce_to=look.side))[look.name] for one in data]
-    kept = [each for each in taken if each is not None]
-    if name == "pca":
-        pictures = np.frombuffer(b"".join(kept), np.uint8).reshape(-1, grey.SIDE**2)
-        directions, middle = principal_directions(pictures)
-        if not directions.size:
-            return 0
-        kept = [bits.tobytes() for bits in np.packbits(pictures @ directions > middle, axis=1)]
-    return len(kept) - len(set(kept))
-
-
 def time_embedding(
-    embedders: Sequence[EmbedderSettings], data: Sequence[bytes], rounds: int
-) -> tuple[float, float]:
-    """Return the seconds that an image takes to be decoded, at each scale once, and to be embedded."""
-    decoding, forward = 0.0, 0.0
-    for side in {preparation(each).reduce_to for each in embedders}:
-        mine = [each for each in embedders if preparation(each).reduce_to == side]
-        for place, each in enumerate(mine):
-            network, size = load_forward(each, 1), each.batch_size
+    parts: list[Part],
+    embedders: tuple[EmbedderSettings, ...],
+    name: HashName,
+    once: Literal[False, "hash"],
+) -> tuple[float, dict[str, int]]:
+    """Return the processor's seconds until a crawl is embedded, and how many images are lent a vector.
 
-            def judge(seen: Sequence, network=network, size=size) -> None:
-                for at in range(0, len(seen), size):
-                    network.embed(seen[at : at + size])
+    What a hash is made of is taken of all pictures, whether it comes before embedding or after.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        work, looks = Path(folder), ("luminance", METHODS[name].look)
+        request = EmbedRequest(work, EmbedSettings(once=once), embedders, (), 1, looks)
+        runner = stack.enter_context(open_runner(work, EngineSettings(), "inline"))
+        stack.enter_context(runner.at_work("embed"))
+        before = _seconds()
+        if once == "hash":
+            judged = (QualitySettings(), [], (), None, None)
+            how = DedupSettings(hash=name)
+            done = embed_by_hash(runner, "crawl", parts, request, how, judged)
+        else:
+            done = embed(runner, "crawl", "crawl", parts, request)
+        return _seconds() - before, done.lent
 
-            work = Work("", side, preparation(each).prepare, judge)
-            first, second, _ = measure(work, data, rounds)
-            decoding += 0 if place else first / len(data)
-            forward += second / len(data)
-    return decoding, forward
+
+def _seconds() -> float:
+    """Return the user's time of this process and of those it has started and that have ended."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime for each in used)
 
 
 if __name__ == "__main__":

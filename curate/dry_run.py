@@ -14,6 +14,8 @@ from curate.calibration.thresholds import (
     known_thresholds,
 )
 from curate.catalogue.content import recall
+from curate.dedup.hash_first import known_lenders
+from curate.dedup.hashes import METHODS
 from curate.embedding.stage import is_embedded
 from curate.plan import Plan, parent_of, written
 from curate.request import Seed
@@ -48,12 +50,20 @@ def describe(plan: Plan, out: Path, place: str = "") -> str:
     plan = _at_commits(plan, commits)
     # of what the hub cannot tell now nothing was ever downloaded, so nothing is embedded with it
     is_pinned = commits.keys() == found.keys()
-    missing = 0
+    missing, lends = 0, settings.embed.once == "hash"
+    known = None
+    if lends and is_pinned:
+        known = known_lenders(
+            *(plan.crawl.name, plan.crawl.parts, plan.embed_request(plan.crawl)),
+            *(settings.dedup, plan.judged_by_facts),
+        )
     for dataset in plan.datasets:
         if dataset.texts:
             lines.append(f"{dataset.role:<9}  {dataset.name}: {len(dataset.texts):,} captions")
             continue
         asked = plan.embed_request(dataset) if is_pinned else None
+        if lends and dataset is plan.crawl:
+            asked = known and known[0]
         todo = [part for part in dataset.parts if asked is None or not is_embedded(asked, part)]
         nbytes = sum(part.nbytes for part in dataset.parts)
         missing += sum(part.nbytes for part in todo)
@@ -61,14 +71,19 @@ def describe(plan: Plan, out: Path, place: str = "") -> str:
             f"{dataset.role:<9}  {dataset.name}: {len(dataset.parts):,} {dataset.parts[0].format} "
             f"parts, {size(nbytes)}; {len(dataset.parts) - len(todo):,} embedded, {len(todo):,} to do"
         )
+    if settings.dedup.hash != "none" and lends:
+        after = ", after a pass that decodes all parts"
+        if known is not None:
+            after = f": {known[1]['lent']:,} of {known[1]['images']:,} images are not embedded"
+        lines.append(f"embed      once for each {METHODS[settings.dedup.hash].title}{after}")
     lines += [
         f"list       {each.name}: {each.entries:,} of kind {each.kind}" for each in plan.lists
     ]
-    known = known_thresholds(settings, plan.embedders)
-    kept = plan.before.keep_dedup(known.get("dedup")) if plan.before else None
-    known |= {"dedup": kept} if kept else {}
-    value = _inclusive(known.get("dedup"))
-    if kept is None and "dedup" in known and known["dedup"].source == "embedder":
+    thresholds = known_thresholds(settings, plan.embedders)
+    kept = plan.before.keep_dedup(thresholds.get("dedup")) if plan.before else None
+    thresholds |= {"dedup": kept} if kept else {}
+    value = _inclusive(thresholds.get("dedup"))
+    if kept is None and "dedup" in thresholds and thresholds["dedup"].source == "embedder":
         value += ", unless this crawl contradicts it"
     lines.append(f"dedup      threshold {value}")
     for seed in request.seeds:

@@ -10,6 +10,7 @@ from curate.catalogue.collection import Catalogued
 from curate.dedup.bar import Bar
 from curate.dedup.chains import Dropped, follow_copies
 from curate.dedup.false_copies import estimate_false_copies
+from curate.dedup.hash_first import embed_by_hash
 from curate.dedup.holdout import find_copies
 from curate.dedup.overlap import Overlap, find_overlaps
 from curate.dedup.stage import Deduplicated, dedup
@@ -49,17 +50,17 @@ def curate(plan: Plan, output: Output, runner: StageRunner) -> bool:
 
     Raises LvdError, in one line, for whatever the user can mend.
     """
-    started = time.monotonic()
+    started, settings = time.monotonic(), plan.request.settings
     with runner.at_work("embed"):
         embedded = embed_parts(plan, runner)
         if output.is_up_to_date(plan.before, inputs_of(plan, embedded)):
             return False
         if plan.before is None and output.has_grown(plan.crawl.name, embedded[0].images):
             plan = go_on(plan, output, runner)
-            embedded = embed_parts(plan, runner) if plan.removed else embedded
+            lends = settings.embed.once == "hash"  # what was exported lends
+            embedded = embed_parts(plan, runner) if plan.removed or lends else embedded
         before, datasets = plan.before, catalogue_datasets(plan, runner, embedded)
     results = decide_all(plan, runner, datasets)
-    settings = plan.request.settings
     seeds = [seed.address for seed in datasets.seeds]
     address = Stage(
         "output",
@@ -128,7 +129,8 @@ def decide_all(plan: Plan, runner: Runner, datasets: Datasets) -> Results:
     clustered = cluster(runner, crawl, settings.cluster, threads, before)
     max_pixels = settings.embed.max_pixels
     bar = Bar(thresholds.dedup.value, thresholds.dedup.of_drawn)
-    copies = dedup(*(runner, crawl, clustered, bar, settings.dedup, max_pixels, threads))
+    how = bar, settings.dedup, max_pixels, threads
+    copies = dedup(runner, crawl, clustered, *how, datasets.embedded[0].fitted)
     false_copies = estimate_false_copies(runner, crawl, copies, settings.estimate, max_pixels)
     dropped, overlaps = apply_holdouts(plan, runner, datasets, thresholds, clustered, copies)
     included = include(
@@ -209,11 +211,18 @@ def embed_datasets(plan: Plan, runner: Runner) -> Datasets:
 
 def embed_parts(plan: Plan, runner: Runner) -> list[EmbeddedParts]:
     """Embed crawl, seeds and holdouts, and what is held, where all that scores them is there."""
-    compile_predictors(runner, plan.predictors, plan.request.settings.engine.threads)
+    settings = plan.request.settings
+    compile_predictors(runner, plan.predictors, settings.engine.threads)
+    crawl, lends = plan.crawl, settings.embed.once == "hash"
+    asked = (crawl.name, crawl.parts, plan.embed_request(crawl))
+    first = embed_by_hash(runner, *asked, settings.dedup, plan.judged_by_facts) if lends else None
     return [
-        embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
-        for data in plan.datasets
-        if not data.texts
+        first or embed(runner, crawl.role, *asked),
+        *(
+            embed(runner, data.role, data.name, data.parts, plan.embed_request(data))
+            for data in plan.datasets[1:]
+            if not data.texts
+        ),
     ]
 
 
@@ -222,8 +231,7 @@ def catalogue_datasets(plan: Plan, runner: Runner, done: list[EmbeddedParts]) ->
     settings = plan.request.settings
     predictors = compile_predictors(runner, plan.predictors, settings.engine.threads)
     crawl = predict(runner, done[0], predictors)
-    lists = (*plan.lists, *plan.removed)
-    judged = (settings.quality, settings.filters, lists, plan.stays.get(None), plan.labels)
+    judged = plan.judged
     datasets = Datasets(
         embedded=done,
         crawl=catalogued(runner, crawl, plan.copies, *judged),

@@ -9,21 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curate.catalogue.content import forget, place_of, recall
+from curate.catalogue.content import place_of
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels, compile_labels
 from curate.dedup.hashes import METHODS
 from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
-from curate.embedding.stage import set_aside_parts
 from curate.export.hook import load_hook
 from curate.export.selection_list import require_direct
 from curate.filters import luminance
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.phash import require_imagehash
-from curate.filters.quality import needs_measures
-from curate.filters.scores import Source
+from curate.filters.quality import QualitySettings, needs_measures
+from curate.filters.scores import FilterSettings, Source
 from curate.increment import Before
 from curate.request import Named, Request
 from curate.retrieval.settings import OF_NEGATIVE
@@ -34,14 +33,22 @@ from shared.embedders.embedder import identity, resolve, resolve_identity
 from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.progress import warn
-from shared.storage.commits import committed, discard
 from shared.storage.files import fingerprint
 from shared.storage.locks import scratch_folder
-from shared.storage.stores import remove
 
 BUILT_IN = "builtin:"
 PARTIAL = ".partial"
 """What a result is called, behind its name, while it is built."""
+
+
+Judged = tuple[
+    QualitySettings,
+    list[FilterSettings],
+    tuple[CompiledList, ...],
+    Exported | None,
+    CompiledLabels | None,
+]
+"""Arguments of `catalogued`, behind the embedder."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,22 @@ class Plan:
             threads=settings.engine.threads,
             looks=self._looks if dataset.role == "crawl" else (),
         )
+
+    @property
+    def judged(self) -> Judged:
+        """What the crawl's images are judged by."""
+        return self._judged(self.request.settings.filters)
+
+    @property
+    def judged_by_facts(self) -> Judged:
+        """What of it asks for no vectors."""
+        filters = self.request.settings.filters
+        return self._judged([each for each in filters if each.asks is None])
+
+    def _judged(self, filters: list[FilterSettings]) -> Judged:
+        lists = (*self.lists, *self.removed)
+        quality = self.request.settings.quality
+        return quality, filters, lists, self.stays.get(None), self.labels
 
     @property
     def predictors(self) -> list[Predictor]:
@@ -248,7 +271,7 @@ def comparable(request: Request) -> dict[str, Any]:
                 **dict.fromkeys(("crawl", "seed", "seeds", "holdouts", "embedder"), True),
                 **{
                     "engine": {"workers", "patience", "copy_bytes"},
-                    "embed": {"decode_threads", "once"},
+                    "embed": {"decode_threads", *_once_if_exact(request)},
                 },
                 **{"dedup": {"embedder"}, "retrieve": {"embedder"}, "export": {"also"}},
                 **{"cluster": {"drift"}},
@@ -256,6 +279,11 @@ def comparable(request: Request) -> dict[str, Any]:
         ),
         "seeds": {seed.name: seed.settings.model_dump(mode="json") for seed in request.seeds},
     }
+
+
+def _once_if_exact(request: Request) -> set[str]:
+    """Return the setting that lends vectors, where it changes no result."""
+    return set() if request.settings.embed.once == "hash" else {"once"}
 
 
 def options_of(request: Request) -> list[str]:
@@ -360,38 +388,3 @@ def writable(folder: Path, option: str) -> None:
     there = parent_of(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise LvdError(f"{option} {folder}: cannot write below {there}: name another folder")
-
-
-def forget_corrupt(plan: Plan) -> int:
-    """Let the parts that hold corrupt images or problems be read anew; return how many.
-
-    What was made of them is removed unit by unit, the way back to it first: a kill in between loses
-    no more than a computation.
-    """
-    count = 0
-    with scratch_folder(plan.work / "scratch") as scratch:
-        for dataset in plan.datasets:
-            asked = plan.embed_request(dataset)
-            for part in dataset.parts:
-                content = recall(plan.work, part)
-                if content is None:
-                    continue
-                stats = committed(asked.facts / content)
-                if stats and (stats["corrupt"] or stats["problems"]):
-                    forget(plan.work, part)
-                    for unit in asked.units(content):
-                        discard(unit, scratch)
-                    count += 1
-    return count
-
-
-def forget_set_aside(plan: Plan) -> int:
-    """Let the parts that were set aside be tried again; return how many."""
-    notes = [
-        note
-        for dataset in plan.datasets
-        for note in set_aside_parts(plan.embed_request(dataset), dataset.parts)
-    ]
-    for note in notes:
-        remove(note)
-    return len(notes)

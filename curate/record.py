@@ -86,6 +86,7 @@ def count_funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> d
     selected, balanced = results.selected, results.balanced
     hashed, looked = results.copies.hashed, results.copies.looked
     topped_up = results.topped_up.told if results.topped_up else None
+    lent = {"lent": embedded[0].lent["lent"]} if embedded[0].lent else {}
     return {
         "images": len(results.datasets.crawl.collection),
         "decisions": selected.decisions,
@@ -94,7 +95,7 @@ def count_funnel(plan: Plan, results: Results, settings: Mapping[str, Any]) -> d
             "members": counts["members"],
             "chains": counts["chains"],
         },
-        "dedup_hash": hashed and {"method": hashed.name, **hashed.counts},
+        "dedup_hash": hashed and {"method": hashed.name, **hashed.counts, **lent},
         "dedup_looks": looked and {name: looked.counts[name] for name in LOOK_COUNTS},
         "dedup_recall": results.copies.completeness,
         "dedup_precision": results.false_copies.found,

@@ -76,6 +76,15 @@ class PipelineSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _names_the_hash_of_what_is_embedded_once(self) -> PipelineSettings:
+        if self.embed.once == "hash" and self.dedup.hash == "none":
+            raise ValueError(
+                "embed.once=hash: dedup.hash names no hash: set it to pca or phash, or embed.once to "
+                "false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _draws_in_one_way(self) -> PipelineSettings:
         if self.balance.target is not None and self.top_up.target is not None:
             raise ValueError(

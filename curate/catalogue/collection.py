@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float16, Int64, Integer
+from jaxtyping import Bool, Float16, Int64, Integer
 
 from curate.catalogue.digests import Digests, digests_of
 from curate.catalogue.exported import Places
-from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, LENT, SCORES, VALID, VECTORS
 from shared.datasets.dataset import Part
 from shared.storage.arrays import map_array
 from shared.storage.files import read_json
@@ -51,11 +51,14 @@ class PartOutputs:
     """What stands before a name in its key."""
     facts: str
     scores: str | None
-    vectors: str
+    vectors: str | None
+    """None before anything is embedded."""
     interleaves: bool
     """Whether keys of other parts may stand between its own."""
     looks: Sequence[str] = ()
     """The files of what was taken of pictures, and of scores that were computed of vectors."""
+    lent: bool = False
+    """Whether vectors may be those of other images of a hash."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,16 @@ class Collection:
             result[where] = self._vectors_of(part)[rows]
         return result
 
+    def lent(self, numbers: Numbers) -> Bool[np.ndarray, " n"]:
+        """Tell which images have the vector of another image of their hash."""
+        result = np.zeros(len(numbers), bool)
+        for part, where, rows in self._rows(numbers):
+            vectors = self.parts[part].vectors
+            if self.parts[part].lent and vectors is not None:
+                without, valid = (np.load(self._work / vectors / x)[rows] for x in (LENT, VALID))
+                result[where] = without & valid
+        return result
+
     def facts(self, numbers: Numbers, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the facts of images, in their order, with `key`, `part`, `valid`, all scores and looks."""
         tables, places = [], []
@@ -174,8 +187,12 @@ class Collection:
         table = table.drop_columns(["name"]).add_column(0, "key", keys)
         table = table.append_column("part", pa.array([outputs.name] * len(table), pa.string()))
         if columns is None:
-            valid = np.load(work / outputs.vectors / VALID, mmap_mode="r")
-            table = table.append_column("valid", pa.array(valid if rows is None else valid[rows]))
+            if outputs.vectors is None:
+                valid = pc.equal(table["problem"], "").to_numpy()
+            else:
+                valid = np.load(work / outputs.vectors / VALID, mmap_mode="r")
+                valid = valid if rows is None else valid[rows]
+            table = table.append_column("valid", pa.array(valid))
             scores = [] if outputs.scores is None else [f"{outputs.scores}/{SCORES}"]
             for file in (*scores, *outputs.looks):
                 more = read_rows(work / file, None, rows)
@@ -234,7 +251,9 @@ class Collection:
         return pa.ipc.open_file(pa.memory_map(os.fspath(self.folder / KEYS)))
 
     def _vectors_of(self, part: int) -> Float16[np.ndarray, "rows d"]:
-        return map_array(self._work / self.parts[part].vectors / VECTORS)
+        vectors = self.parts[part].vectors
+        assert vectors is not None  # embedded by now
+        return map_array(self._work / vectors / VECTORS)
 
     def _rows(self, numbers: Numbers) -> Iterator[tuple[int, Numbers, Numbers]]:
         """Yield each part with the places in `numbers` that name it, and its rows there."""

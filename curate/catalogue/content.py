@@ -62,10 +62,10 @@ def recall(work: Path, part: Part) -> str | None:
     return _kept_content(_stamp_file(work, part)) if part.stamp else None
 
 
-def remember(work: Path, part: Part, content: str, scratch: Path) -> None:
-    """Keep the content of a part under its stamp, and as the newest of its place."""
+def remember(work: Path, part: Part, content: str, scratch: Path, is_newest: bool = True) -> None:
+    """Keep the content of a part under its stamp, and, where it is, as the newest of its place."""
     stamps = [_stamp_file(work, part)] if part.stamp else []
-    for path in [work / PLACES / place_of(part), *stamps]:
+    for path in [*([work / PLACES / place_of(part)] if is_newest else []), *stamps]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"content": content}, scratch)
         publish(path)

@@ -7,6 +7,8 @@ import pyarrow as pa
 FACTS, SCORES = "facts.parquet", "scores.parquet"
 VECTORS, VALID = "vectors.npy", "valid.npy"
 """float16 [n, d], zeros where an image has none; bool [n], whether it has one."""
+LENT = "lent.npy"
+"""bool [n], of units with vectors that are lent: which of the images have none of their own there."""
 
 ROW_GROUP = 1_024
 """Rows of a Parquet file that are read together, so that a few images cost no whole part."""

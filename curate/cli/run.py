@@ -217,7 +217,7 @@ def carry_out(
     from curate.execution.copies import note_places
     from curate.execution.output import name_latest
     from curate.execution.session import is_on_cluster, open_runner, require_seen
-    from curate.plan import forget_corrupt, forget_set_aside
+    from curate.retry import forget_corrupt, forget_set_aside
     from shared.progress import say, warn
     from shared.storage.files import reraise_disk_full
 

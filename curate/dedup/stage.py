@@ -22,7 +22,8 @@ from curate.dedup import (
     visits,
 )
 from curate.dedup.bar import Bar, mark_drawn
-from curate.dedup.hashes import STANDS, Hashed
+from curate.dedup.hash_pass import RANKS, cover_by_hash, rank_images
+from curate.dedup.hashes import Hashed
 from curate.dedup.looks import Looked, look_below
 from curate.dedup.near import DedupSettings
 from curate.neighbours.cluster import Clustered
@@ -63,8 +64,12 @@ def dedup(
     settings: DedupSettings,
     max_pixels: int,
     threads: int,
+    fitted: Path | None = None,
 ) -> Deduplicated:
-    """Group copies: every image gets the one that stands for it. In `bar` nothing is marked yet."""
+    """Group copies: every image gets the one that stands for it. In `bar` nothing is marked yet.
+
+    `fitted` is what a pass by hashes before embedding went by.
+    """
     versions = [
         each.VERSION
         for each in (
@@ -74,6 +79,7 @@ def dedup(
     ]
     asked = settings.model_dump(exclude={"embedder", "looks", "look_floor"})
     asked |= {"threshold": bar.threshold, "drawn_threshold": bar.of_drawn}
+    asked |= {"fitted": fitted.parent.name} if fitted is not None else {}
     stage = Stage("dedup", versions, clustered.address, asked)
     with runner.at_work("dedup"):
         if bar.of_drawn > bar.threshold:
@@ -82,9 +88,9 @@ def dedup(
         work = _Dedup(runner, stage, crawl.collection, clustered, bar, settings, threads)
         args: tuple[Any, ...] = (crawl.collection, bar.threshold, settings)
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
-        hashed = work.cover_copies()
+        ranks = rank_images(runner, stage, crawl.collection, settings)
+        hashed = cover_by_hash(runner, stage, crawl.collection, settings, ranks, fitted)
         found, counts = work.group(hashed)
-        ranks = work.ranks
         if work.settles:
             found, counts = work.settle(found, hashed)
         complete = work.measure_completeness()
@@ -114,7 +120,7 @@ class _Dedup:
     @property
     def ranks(self) -> Path:
         """Where the images are ranked."""
-        return self.runner.folder(self.stage) / "ranks"
+        return self.runner.folder(self.stage) / RANKS
 
     @property
     def stays(self) -> int:
@@ -126,28 +132,6 @@ class _Dedup:
         """Whether components are looked at as a whole, when all of them are known."""
         central = keep.POLICIES[self.settings.keep].central
         return central or self.settings.chain_floor is not None
-
-    def cover_copies(self) -> Hashed | None:
-        """Rank the images, and cover copies by their hashes, if asked to."""
-        settings, home = self.settings, self.runner.folder(self.stage)
-        args: tuple[Any, ...] = (self.collection, settings.keep, settings.seed)
-        self.runner.run(self.stage, keep.rank_contents, [Unit("ranks", args)])
-        if settings.hash == "none":
-            return None
-        args = (self.collection, settings.hash, settings.seed)
-        self.runner.run(self.stage, hashes.fit, [Unit("fit", args)])
-        units = [
-            Unit(
-                f"hash-{start:012d}",
-                (self.collection, settings.hash, home / "fit", start, stop),
-                stop - start,
-            )
-            for start, stop in self.collection.blocks()
-        ]
-        self.runner.run(self.stage, hashes.hash_pictures, units, note="hashing")
-        args = (self.ranks, [home / unit.name for unit in units], self.stays)
-        [counts] = self.runner.run(self.stage, hashes.cover_copies, [Unit("hashed", args)])
-        return Hashed(settings.hash, home / "hashed" / STANDS, counts)
 
     def group(self, hashed: Hashed | None) -> tuple[Path, dict[str, int]]:
         """Search and group what is not covered by hashes until all is decided."""

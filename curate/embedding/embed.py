@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float16, Float32
 
 from curate.catalogue.content import Copy, local_copy, name_of, remember
-from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, SCORES, VALID, VECTORS
+from curate.catalogue.part_files import COLUMNS, FACTS, LENT, ROW_GROUP, SCORES, VALID, VECTORS
 from curate.embedding.decoder import Decoder
 from curate.embedding.journal import FOLDER, Journal
+from curate.embedding.lent_vectors import lacking_sha256
 from curate.embedding.previous import find_previous
 from curate.embedding.reading import Prepared, Reading, Row, once_each, read_ahead
 from curate.embedding.repeats import lent_by
@@ -77,11 +78,16 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         missing = [unit for unit in request.units(copy.content) if committed(unit) is None]
         if missing:
             _make(state, copy, request, missing, scratch, weight_of(part))
-        if request.lends is None:
-            remember(request.work, part, copy.content, scratch)
-        facts = committed(request.facts / copy.content)
-        assert facts is not None  # committed by now
-        return {"images": facts["images"], "content": copy.content}
+        if request.lends is None and not request.own:
+            is_newest = (
+                request.by is None
+            )  # else the vectors of what was there are still to be found
+            remember(request.work, part, copy.content, scratch, is_newest)
+        made = committed(
+            request.units(copy.content)[-1] if request.own else request.facts / copy.content
+        )
+        assert made is not None  # committed by now
+        return {"images": made["own" if request.own else "images"], "content": copy.content}
 
 
 def weight_of(part: Part) -> int:
@@ -122,6 +128,7 @@ def _make(
         if request.vectors(each) / content in missing
     ]
     only = lent_by(request, content) if request.lends is not None else None
+    only = lacking_sha256(request, content) if request.own else only
     facts, scores = request.facts / content, request.scores / content
     looks = [LOOKS[name] for name in request.looks if request.look(name) / content in missing]
     with ExitStack() as stack:
@@ -140,7 +147,7 @@ def _make(
             place: _Vectors(
                 stack.enter_context(building(request.vectors(each) / content, scratch)),
                 (
-                    len(reader.members) if only is None else len(only),
+                    len(reader.members) if request.lends is None else len(only or ()),
                     state.call("dim", place).result(),
                 ),
             )
@@ -173,7 +180,7 @@ def _make(
         first_of: dict[str, int] = {}
         repeats: list[tuple[int, int]] = []
         wanted_rows = read_ahead(reader.members, read, ahead, threads)
-        if only is not None:
+        if only is not None and not request.own:
             wanted_rows = once_each(wanted_rows, only)
         for number, row in enumerate(wanted_rows):
             rows.append(row)
@@ -198,7 +205,12 @@ def _make(
             valid = output.close()
             folder = request.vectors(request.embedders[place]) / content
             used = state.call("runtime", place).result()
-            commit(output.folder, folder, {"images": len(rows), "vectors": valid}, used)
+            counts = {"images": len(rows), "vectors": valid}
+            if request.own and only is not None:
+                own = np.array([row.sha256 in only for row in rows], bool)
+                np.save(output.folder / LENT, ~own)
+                counts["own"] = len(only)
+            commit(output.folder, folder, counts, used)
         for look in looks:
             unit = request.look(look.name) / content
             with building(unit, scratch) as beside:

@@ -17,6 +17,7 @@ from jaxtyping import Float16
 
 from curate.catalogue.content import Copy, earlier_content
 from curate.catalogue.part_files import FACTS, VECTORS
+from curate.embedding.lent_vectors import own_sha256
 from curate.embedding.repeats import lenders_of
 from curate.embedding.request import EmbedRequest
 from curate.filters.looks import LOOKS
@@ -44,19 +45,22 @@ def find_previous(
     """Return what there is of the part's images, of each source where all that is wanted of it is there."""
     found = [
         each
-        for whence, content, only in _sources(request, copy)
+        for whence, content, only in _sources(request, copy, wanted)
         if (each := _read(whence, content, only, wanted)) is not None
     ]
     return _joined(found, len(wanted)) if found else None
 
 
 def _sources(
-    request: EmbedRequest, copy: Copy
+    request: EmbedRequest, copy: Copy, wanted: Sequence[EmbedderSettings]
 ) -> Iterator[tuple[EmbedRequest, str, set[str] | None]]:
     """Yield requests, contents that were embedded by them, and the sha256 to take; None: all."""
     earlier = earlier_content(request.work, copy.place)
     if earlier is not None and earlier != copy.content:
-        yield request, earlier, None
+        yield request.lent("") if request.own else request, earlier, None
+        for lent in map(request.lent, request.earlier):
+            if (own := own_sha256(lent, wanted, earlier)) is not None:
+                yield lent, earlier, own
     if request.repeats and request.lends is None:
         yield from lenders_of(request, copy.content)
 

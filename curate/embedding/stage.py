@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyarrow.parquet import read_table
 
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs
-from curate.catalogue.content import earlier_content, key_prefix, place_of, recall
+from curate.catalogue.content import key_prefix, place_of, recall
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import SCORES
 from curate.catalogue.write import VERSION as CATALOGUE_VERSION
 from curate.catalogue.write import catalogue
 from curate.embedding.embed import Forwards, embed_part, weight_of
-from curate.embedding.repeats import REPEATS, STAGE, Lender, commit_repeats, digest_part
-from curate.embedding.repeats import VERSION as DIGESTED
-from curate.embedding.request import EmbedRequest
+from curate.embedding.lend_repeats import lend_repeats
+from curate.embedding.request import EmbedRequest, unit_name
 from curate.filters.lists import CompiledList
 from curate.filters.looks import LOOKS
 from curate.filters.quality import QualitySettings
@@ -31,7 +30,7 @@ from shared.datasets.parts import PartReader
 from shared.embedders.embedder import may_use_gpu
 from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
-from shared.storage.commits import committed, digest_of, discard
+from shared.storage.commits import committed, digest_of
 from shared.storage.failures import reword
 from shared.storage.files import fingerprint, read_json, write_json
 from shared.storage.stores import is_there, publish, side_by_side
@@ -61,6 +60,10 @@ class EmbeddedParts:
     request: EmbedRequest
     predicted: dict[str, list[Path]] = field(default_factory=dict)
     """By content, the files of what stage predict computed of its vectors."""
+    lent: dict[str, int] = field(default_factory=dict)
+    """How many `images` there are, and how many of them are `lent` the vector of another of their hash."""
+    fitted: Path | None = None
+    """Where the hash was fitted by which vectors are lent."""
 
     @property
     def images(self) -> int:
@@ -94,7 +97,7 @@ def embed(
     A part of the crawl that fails again and again for its own reasons is set aside, and stays so
     until it changes or is retried. Raises LvdError where that happens to a seed or a holdout.
     """
-    known_contents = side_by_side(lambda part: _known(request, part), parts, request.facts)
+    known_contents = side_by_side(lambda part: known_content(request, part), parts, request.facts)
     contents = dict(zip([part.name for part in parts], known_contents, strict=True))
     notes = {part.name: _aside_note(request, part) for part in parts}
     aside = [
@@ -108,20 +111,21 @@ def embed(
     wanted = _columns_without_values(request.columns, known)
     check_columns(name, todo or parts, wanted, runner.scratch)
     done = sum((committed(request.facts / c) or {})["images"] for c in contents.values() if c)
-    workers = Workers(
-        Forwards,
-        (request.embedders, request.threads),
-        gpus=any(map(may_use_gpu, request.embedders)),
-    )
+    is_embedding = request.by is None
+    workers = embed_workers(request)
     embedded_already = filter(None, known_contents)
     with (
-        _repeats_lent(runner, request, todo, embedded_already, workers)
-        if todo and len(parts) > 1 and request.settings.once
+        lend_repeats(runner, request, todo, embedded_already, workers)
+        if todo and len(parts) > 1 and request.settings.once == "bytes"
         else nullcontext((request, set[str]()))
     ) as (asked, again):
         todo.sort(key=lambda part: part.name in again)
-        units = [Unit(unit_name(part), (part, asked), weight=weight_of(part)) for part in todo]
+        units = [
+            Unit(unit_name(part), (part, asked), weight=weight_of(part) if is_embedding else 0)
+            for part in todo
+        ]
         first = len(todo) - len(again)
+        done = done if is_embedding else 0
         results = runner.map(embed_part, units[:first], workers=workers, done=done)
         results += runner.map(embed_part, units[first:], workers=workers)
     for part, result in zip(todo, results, strict=True):
@@ -130,10 +134,7 @@ def embed(
             continue
         if role != "crawl":
             raise LvdError(f"{role} {name}: {result.line}: mend or leave out that part")
-        notes[part.name].parent.mkdir(parents=True, exist_ok=True)
-        write_json(notes[part.name], {"part": part.name, "line": result.line}, runner.scratch)
-        publish(notes[part.name])
-        aside.append(SetAside(part.name, result.line))
+        aside.append(set_aside(request, part, result.line, runner.scratch))
     there = [part for part in parts if contents[part.name] is not None]
     embedded = EmbeddedParts(
         role,
@@ -149,80 +150,32 @@ def embed(
     return embedded
 
 
-@contextmanager
-def _repeats_lent(
-    runner: Runner,
-    request: EmbedRequest,
-    todo: Sequence[Part],
-    known: Iterable[str],
-    workers: Workers,
-) -> Iterator[tuple[EmbedRequest, set[str]]]:
-    """Embed what several parts hold; give the request by which all of them take it from there.
-
-    And the names of parts that hold all bytes of an earlier one. What fails here fails again, and is
-    told, when its part is embedded whole. What was lent is removed at the end.
-    """
-    new = [part for part in todo if request.lacking(recall(request.work, part))]
-    units = [Unit(unit_name(part), (part, request)) for part in new]
-    parts: dict[str, Part] = {}
-    again = {
-        part.name
-        for part, result in zip(new, runner.map(digest_part, units, workers=workers), strict=True)
-        if not isinstance(result, Failure) and parts.setdefault(result["content"], part) is not part
-    }
-    by_content = {content: request.lacking(content) for content in parts}
-    parts = {content: part for content, part in parts.items() if by_content[content]}
-    digests = [request.work / STAGE / str(DIGESTED) / content for content in by_content]
-    if not parts:  # the others lack something else
-        _discard_all(digests, runner.scratch)
-        yield request, again
-        return
-    lacking = [each for each in request.embedders if any(each in x for x in by_content.values())]
-    there = [earlier_content(request.work, place_of(part)) for part in todo]
-    there += [*by_content, *(recall(request.work, part) for part in todo)]
-    whole = {x for x in there if x and x not in parts and not request.lacking(x)} | set(known)
-    lenders = [Lender(content, request.facts) for content in sorted(whole)]
-    for folder in sorted((request.work / REPEATS).glob("*/all")):  # of runs that were cut off
-        lending = request.lending(folder.parent.name, lacking)
-        for content in (committed(folder) or {"lend": []})["lend"]:
-            if all(committed(unit) is not None for unit in lending.units(content)):
-                lenders.append(Lender(content, lending.facts, lending.repeats))
-    about = [[one.content, one.apart] for one in lenders]
-    by = [request.vectors(each).name for each in lacking]
-    address = fingerprint([REPEATS, sorted(parts), about, request.facts.name, by])
-    folder = request.work / REPEATS / address / "all"
-    [found] = runner.map(
-        commit_repeats, [Unit(REPEATS, (folder, list(parts), lenders))], workers=workers
-    )
-    if isinstance(found, Failure):
-        raise LvdError(found.line)
-    lending = request.lending(address, lacking)
-    units = [
-        Unit(unit_name(parts[content]), (parts[content], lending)) for content in found["lend"]
-    ]
-    runner.map(embed_part, units, workers=workers)
-    yield replace(request, repeats=address), again
-    mine = parts.keys() | whole
-    lent = [(lending, content) for content in found["lend"]]
-    lent += [
-        (request.lending(x.apart, lacking), x.content)
-        for x in lenders
-        if x.apart and x.content in mine
-    ]
-    units_lent = [unit for each, content in lent for unit in each.units(content)]
-    _discard_all([*digests, *units_lent, folder], runner.scratch)
+def embed_workers(request: EmbedRequest) -> Workers:
+    """Return what holds the networks of a request."""
+    embedders = request.embedders if request.by != () else ()
+    gpus = any(map(may_use_gpu, embedders))
+    return Workers(Forwards, (embedders, request.threads), gpus=gpus)
 
 
-def _discard_all(units: Iterable[Path], scratch: Path) -> None:
-    for unit in units:
-        if committed(unit) is not None:
-            discard(unit, scratch)
+def set_aside(request: EmbedRequest, part: Part, line: str, scratch: Path) -> SetAside:
+    """Note that a part failed for its own reasons, until it changes or is retried."""
+    note = _aside_note(request, part)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, {"part": part.name, "line": line}, scratch)
+    publish(note)
+    return SetAside(part.name, line)
+
+
+def aside_line(request: EmbedRequest, part: Part) -> str | None:
+    """Return how a part failed that is set aside; None of any other."""
+    note = _aside_note(request, part)
+    return read_json(note)["line"] if is_there(note) else None
 
 
 def catalogued(
     runner: Runner,
     embedded: EmbeddedParts,
-    embedder: EmbedderSettings,
+    embedder: EmbedderSettings | None,
     quality: QualitySettings | None = None,
     filters: Sequence[FilterSettings] = (),
     lists: Sequence[CompiledList] = (),
@@ -231,12 +184,36 @@ def catalogued(
 ) -> Catalogued:
     """Return a dataset as an embedder sees it, with what facts, scores and lists decide of its images.
 
+    Without an embedder it has no vectors yet.
+
     `exported` are those of its images that the result to add to holds, or that are labelled to be kept.
     """
+    judged = quality, filters, lists, exported, labels
+    stage, outputs = catalogue_stage(embedded, embedder, *judged)
+    for folder in (*(each.folder for each in lists), *([labels.folder] if labels else [])):
+        runner.use(folder)
+    args = (outputs, embedded.request.work, quality, list(filters), tuple(lists), exported, labels)
+    runner.run(stage, catalogue, [Unit("all", args)])
+    collection = Collection(runner.folder(stage) / "all")
+    return Catalogued(embedded.name, embedded.parts, collection, stage.address)
+
+
+def catalogue_stage(
+    embedded: EmbeddedParts,
+    embedder: EmbedderSettings | None,
+    quality: QualitySettings | None = None,
+    filters: Sequence[FilterSettings] = (),
+    lists: Sequence[CompiledList] = (),
+    exported: Exported | None = None,
+    labels: CompiledLabels | None = None,
+) -> tuple[Stage, list[PartOutputs]]:
+    """Return the stage that catalogues a dataset, and where the units of its parts lie."""
     request, work = embedded.request, embedded.request.work
     outputs, digests = [], []
     for part, content in zip(embedded.parts, embedded.contents, strict=True):
-        units = [request.facts / content, request.vectors(embedder) / content]
+        units = [request.facts / content]
+        vectors = request.vectors(embedder) / content if embedder is not None else None
+        units += [] if vectors is None else [vectors]
         scores = request.scores / content if request.columns else None
         looks = {name: request.look(name) / content for name in request.looks}
         units += [*([] if scores is None else [scores]), *looks.values()]
@@ -249,9 +226,10 @@ def catalogued(
             prefix,
             str(units[0].relative_to(work)),
             None if scores is None else str(scores.relative_to(work)),
-            str(units[1].relative_to(work)),
+            None if vectors is None else str(vectors.relative_to(work)),
             interleaves,
             [str(file.relative_to(work)) for file in files],
+            bool(request.lenders),
         )
         outputs.append(output)
         # The places too: a catalogue must not lean on units of other settings, which gc may remove.
@@ -268,18 +246,7 @@ def catalogued(
             *([[labels.content]] if labels else []),
         ],
     )
-    for folder in (*(each.folder for each in lists), *([labels.folder] if labels else [])):
-        runner.use(folder)
-    args = (outputs, work, quality, list(filters), tuple(lists), exported, labels)
-    runner.run(stage, catalogue, [Unit("all", args)])
-    collection = Collection(runner.folder(stage) / "all")
-    return Catalogued(embedded.name, embedded.parts, collection, stage.address)
-
-
-def unit_name(part: Part) -> str:
-    """Return a name of a part that is fit for a file, readable and its own."""
-    readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in part.name)[-48:]
-    return f"{readable}-{fingerprint([part.root, part.name])}"
+    return stage, outputs
 
 
 def set_aside_parts(request: EmbedRequest, parts: Sequence[Part]) -> list[Path]:
@@ -290,7 +257,7 @@ def set_aside_parts(request: EmbedRequest, parts: Sequence[Part]) -> list[Path]:
 
 def is_embedded(request: EmbedRequest, part: Part) -> bool:
     """Tell whether a part is known, and all that the request asks of it is there."""
-    return _known(request, part) is not None
+    return known_content(request, part) is not None
 
 
 def check_columns(name: str, parts: Sequence[Part], columns: Sequence[str], scratch: Path) -> None:
@@ -334,7 +301,7 @@ def _columns_without_values(columns: Sequence[str], scores: Iterable[Path]) -> l
     return missing
 
 
-def _known(request: EmbedRequest, part: Part) -> str | None:
+def known_content(request: EmbedRequest, part: Part) -> str | None:
     """Return the content of a part whose units are all there; None otherwise."""
     content = recall(request.work, part)
     if content is None or any(committed(unit) is None for unit in request.units(content)):
@@ -343,9 +310,8 @@ def _known(request: EmbedRequest, part: Part) -> str | None:
 
 
 def _aside_note(request: EmbedRequest, part: Part) -> Path:
-    about = [
-        place_of(part),
-        part.stamp,
-        *(str(u.relative_to(request.work)) for u in request.units("x")),
-    ]
+    units = request.units("x")
+    if request.by is not None:  # the part that fails is the same
+        units += [request.vectors_by(each, "") / "x" for each in request.embedders]
+    about = [place_of(part), part.stamp, *(str(unit.relative_to(request.work)) for unit in units)]
     return request.work / ASIDE / f"{fingerprint(about)}.json"

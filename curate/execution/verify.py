@@ -18,7 +18,7 @@ from shared.storage.locks import scratch_folder
 STAGES = (
     *("lists", "digests", "repeats", *(f"{LENT}{kind}" for kind in ("facts", *LOOKS, "vectors"))),
     *("facts", "scores", *LOOKS, "vectors"),
-    *("text", "head", "predict", "catalogue"),
+    *("text", "head", "predict", "catalogue", "hash"),
     *(
         "calibrate",
         "include",

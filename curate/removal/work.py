@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16, Int64
 
 from curate.catalogue.part_files import FACTS, VECTORS
+from curate.catalogue.part_files import LENT as LENT_ROWS
 from curate.embedding.request import LENT
 from curate.filters import grey
 from shared.storage.commits import committed, discard
@@ -31,7 +32,7 @@ ROWS = 65_536
 def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
     """Return the units of `work` that hold a vector or a small picture of images of these sha256.
 
-    These are the vectors of parts, which come last; the small pictures of parts; the clusters that
+    These are the vectors of parts, which come last, those of other parts that they are lent to; the small pictures of parts; the clusters that
     they stand in, of whatever run, and those of them that a search for copies laid aside, found by
     the vectors' own bytes; and, as nothing in these tells of which images they are, the vectors of
     edited copies of all calibrations, and all that a run which was cut off had parts lend to others.
@@ -49,6 +50,11 @@ def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
     vectors = _Vectors()
     for unit in parts:
         vectors.add(np.load(unit / VECTORS, mmap_mode="r")[rows[unit.name]])
+    borrowers = [
+        path.parent
+        for path in sorted((work / "vectors").glob(f"*/*/{LENT_ROWS}"))
+        if path.parent not in parts and vectors.stand_in(path.with_name(VECTORS))
+    ]
     clusters = [
         unit
         for stage in sorted((work / "cluster").glob("*"))
@@ -66,7 +72,7 @@ def units_with(work: Path, hashes: Iterable[str]) -> list[Path]:
         for content in sorted(rows)
         for unit in sorted((work / grey.LOOK.name).glob(f"*/{content}"))
     ]
-    return [*clusters, *searched, *edited, *pictures, *lent, *parts]
+    return [*clusters, *searched, *edited, *pictures, *lent, *borrowers, *parts]
 
 
 def drop(units: Iterable[Path], scratch: Path) -> None:

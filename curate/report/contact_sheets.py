@@ -107,7 +107,13 @@ def member_tile(row: dict[str, Any]) -> Tile:
     if row["representative"]:
         return copy_tile(row, framed=True)
     method = row["method"]
-    return copy_tile(row, fact=method if method == "exact" else f"{row['similarity']:.4f} {method}")
+    compared = describe_similarity(row["similarity"])
+    return copy_tile(row, fact=method if method == "exact" else f"{compared} {method}")
+
+
+def describe_similarity(similarity: float | None) -> str:
+    """Return the cosine of a copy with what stands for it; null of one whose vector is lent."""
+    return "lent" if similarity is None else f"{similarity:.4f}"
 
 
 def rejected_tile(row: dict[str, Any]) -> Tile:

@@ -118,6 +118,11 @@ def _composition(out: Path, funnel: dict[str, Any]) -> Iterator[str]:
             f"Before any vector was compared, {by_hash(hashed)} were found among the "
             f"{hashed['hashed']:,} distinct images that have one."
         )
+        if hashed.get("lent") is not None:
+            yield (
+                f"{hashed['lent']:,} images were not embedded, but lent the vector of the best of their "
+                "hash."
+            )
     if looks := funnel.get("dedup_looks"):
         yield (
             f"Below the threshold of copies, from cosine {looks['floor']:.4f}, {by_look(looks)} by a "

@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 
 from curate.export.selection_list import list_files
+from curate.report.contact_sheets import describe_similarity
 from curate.report.hits import of_included
 from curate.report.tables import (
     SEED_IMAGES,
@@ -210,7 +211,8 @@ def _why(
     if similarity is None:
         return reason or "no reason is recorded"
     wanted = thresholds["retrieve"]
-    nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}"
+    lent = " (by a lent vector)" if image.get("lent") else ""
+    nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}{lent}"
     if wanted is not None and decision == "kept":
         if np.float32(similarity) < np.float32(wanted):
             return f"kept from an earlier result, or by a label; the threshold is {wanted:.6g}: {nearest}"
@@ -231,7 +233,9 @@ def _why_duplicate(
     if method == "exact" and similarity == 1.0:
         copy = f"the same bytes as {of}"
     elif method not in ("exact", "near"):
-        copy = f"{image['reason']} (cosine {similarity:.4f})"
+        copy = image["reason"] + ("" if similarity is None else f" (cosine {similarity:.4f})")
+    elif similarity is None:
+        copy = image["reason"]
     else:
         # Members of a connected component may be further from its representative.
         reached = "" if wanted is None or similarity < wanted else f", threshold {wanted:.6g}"
@@ -248,7 +252,7 @@ def _group_lines(told: dict[str, Any]) -> list[str]:
     lines += _table(
         [
             (
-                f"{member['similarity']:.4f}",
+                describe_similarity(member["similarity"]),
                 f"{member['method']:<6} {member['decision']:<11}"
                 f" {member['key']}" + ("  (this one)" if member["key"] == told["key"] else ""),
             )
@@ -265,7 +269,9 @@ def _copy_lines(told: dict[str, Any]) -> list[str]:
     if not copies or not copies["size"]:
         return []
     lines = ["", f"Crawled copies of it, {copies['size']:,}"]
-    lines += _table([(f"{one['similarity']:.4f}", one["key"]) for one in copies["most_similar"]])
+    lines += _table(
+        [(describe_similarity(one["similarity"]), one["key"]) for one in copies["most_similar"]]
+    )
     if copies["size"] > len(copies["most_similar"]):
         lines.append(f"  and {copies['size'] - len(copies['most_similar']):,} more")
     return lines

@@ -44,7 +44,9 @@ from curate.selection.include import Included
 from curate.selection.top_up import TopUp
 from shared.storage.arrays import map_array
 
-VERSION = 8
+VERSION = 9
+LENT = ", by a lent vector"
+"""What a reason ends with where no vector of the image itself was compared."""
 _SAID_BY_JUDGE = [CODE[name] for name in ("corrupt", "unsafe", "low_quality", "kept")]
 """Decisions whose reason needs no other image."""
 
@@ -102,6 +104,7 @@ class _Block:
         self.numbers = np.array(crawl.order[start:stop])
         self.facts = crawl.facts(self.numbers)
         self.keys = self.facts["key"].combine_chunks()
+        self.lent = crawl.lent(self.numbers)
 
         def of(path: Path) -> Shaped[np.ndarray, " n"]:
             return map_array(path)[self.numbers]
@@ -201,10 +204,11 @@ class _Block:
             "group": pa.array(self.group, pa.int64(), mask=~self.grouped),
             "duplicate_of": pc.if_else(duplicate, self._duplicate_of(), None),
             "duplicate_similarity": pa.array(
-                self._duplicate_similarity(), pa.float32(), mask=~duplicate
+                self._duplicate_similarity(), pa.float32(), mask=~duplicate | self.lent
             ),
             "nearest_seed": self._nearest_seed(),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
+            "lent": pa.array(self.lent, pa.bool_()),
             "seeds": self._seeds_that_want(),
             "weight": pa.array(self.weight, pa.int32(), mask=~kept),
             "balance_cluster": pa.array(
@@ -309,6 +313,8 @@ class _Block:
                 result[row] = irrelevant(row)
             elif name == "over_budget":
                 result[row] = over_budget(row)
+            if self.lent[row]:
+                result[row] += LENT
         return result
 
     def _why_held(self, row: int) -> str:
@@ -391,7 +397,7 @@ class _Block:
                 pa.array(self.group[rows], pa.int64()),
                 self.keys.take(pa.array(rows)),
                 pa.array(own, pa.bool_()),
-                pa.array(self.similarity[rows], pa.float32()),
+                pa.array(self.similarity[rows], pa.float32(), mask=self.lent[rows] & ~own),
                 pa.array(methods.tolist(), pa.string()),
             ],
             schema=DUPLICATES,

@@ -9,6 +9,7 @@ from curate.report.contact_sheets import (
     Strip,
     copy_tile,
     count,
+    describe_similarity,
     judged_tiles,
     near_tile,
     rejected_tile,
@@ -132,7 +133,7 @@ def _copies(tables: duckdb.DuckDBPyConnection) -> Strip:
     for row in found:
         tiles += [
             copy_tile(row["stands"], framed=True),
-            copy_tile(row, fact=f"{row['duplicate_similarity']:.4f}"),
+            copy_tile(row, fact=describe_similarity(row["duplicate_similarity"])),
         ]
     return Strip("", tuple(tiles))
 

@@ -34,6 +34,7 @@ IMAGES = pa.schema(
         ("top_up_similarity", pa.float32()),
         ("output_shard", pa.string()),
         ("output_key", pa.string()),
+        ("lent", pa.bool_()),
         ("scores", pa.map_(pa.string(), pa.float64())),
         *LOOKED,
     ]

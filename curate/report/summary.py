@@ -189,6 +189,9 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
         table.add_row("groups", members, f"{chains:,} of them chains" if chains else "")
     if hashed := funnel.get("dedup_hash"):
         table.add_row("dedup hash", by_hash(hashed), f"of {hashed['hashed']:,} that have one")
+        if hashed.get("lent") is not None:
+            lent = f"{hashed['lent']:,} images not embedded"
+            table.add_row("embed once", lent, "but lent the vector of the best of their hash")
     if looks := funnel.get("dedup_looks"):
         table.add_row(
             "dedup looks", by_look(looks), f"below the threshold, from {looks['floor']:.4f}"

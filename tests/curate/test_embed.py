@@ -23,8 +23,7 @@ from PIL import Image
 from curate.catalogue.part_files import FACTS, SCORES, VALID, VECTORS
 from curate.embedding import embed
 from curate.embedding.decoder import Decoder
-from curate.embedding.request import EmbedRequest, EmbedSettings
-from curate.embedding.stage import unit_name
+from curate.embedding.request import EmbedRequest, EmbedSettings, unit_name
 from curate.filters.decisions import CODE
 from curate.filters.judge import judge
 from curate.filters.quality import QualitySettings

@@ -315,7 +315,7 @@ def test_an_update_keeps_what_it_holds_whatever_has_its_hash(tmp_path, monkeypat
     (tmp_path / "seed").mkdir()
     (tmp_path / "seed" / "0.jpg").write_bytes(encoded(picture(1_000)))
     (tmp_path / "pipelines.yaml").write_text(CONFIG.replace("ROOT", str(tmp_path)))
-    out, _ = run(tmp_path, "out", "--set=dedup.hash=phash")
+    out, _ = run(tmp_path, "out", "--set=dedup.hash=phash", "--set=embed.once=hash")
     new = {f"{n}large.png": encoded(detailed(n, 192), "PNG") for n in (1, 2, 3, 4, 40)}
     write_tar(tmp_path / "crawl" / "00000.tar", new)
     words = ["update", str(out), f"--work={tmp_path}/work", "--executor=inline"]
@@ -330,3 +330,5 @@ def test_an_update_keeps_what_it_holds_whatever_has_its_hash(tmp_path, monkeypat
         assert images[f"{n}large"]["duplicate_of"] == f"00001/{n}"
         assert duplicates[f"{n}large"]["method"] == "phash"
         assert duplicates[str(n)]["representative"]
+    lent = {key for key, row in images.items() if row["lent"]}
+    assert lent == {f"{n}large" for n in covered}  # what is held has its own vector

@@ -76,6 +76,7 @@ def test_lvd142m_asks_for_what_the_paper_says():
     assert own["mapillary"]["strategy"] == "none"
     assert (pipeline["dedup"]["threshold"], pipeline["dedup"]["groups"]) == (0.6, "components")
     assert pipeline["dedup"]["hash"] == "pca"
+    assert pipeline["embed"]["once"] == "hash"  # the paper's order
     assert pipeline["holdout"]["threshold"] == 0.45
     assert pipeline["retrieve"]["strategy"] == "auto"
     assert pipeline["retrieve"]["cluster"]["clusters"] == 100_000
