@@ -108,17 +108,7 @@ def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) 
     modules = {name: module for name, module in network.named_children() if module is not None}
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
     tokens, seen, flops = cost_of_image(network, load, frozen)
-    memory = _memory(copy.deepcopy(network).train(), load, sum(parameters.values()))
-    if frozen is not None:
-        kept = _kept_of(frozen, load)
-        memory = {"frozen teacher": kept, **memory, "in all": memory["in all"] + kept}
-    return Estimate(
-        parameters,
-        tokens,
-        seen,
-        flops,
-        memory,
-    )
+    return Estimate(parameters, tokens, seen, flops, memory_of_step(network, load, frozen))
 
 
 def cost_of_image(
@@ -138,6 +128,24 @@ def cost_of_image(
         seen["teacher"] = GLOBAL_VIEWS * tokens["global"]
     flops = _flops(student, teacher, load)
     return tokens, seen, flops if frozen is None else _with_frozen(frozen, load, flops)
+
+
+def memory_of_step(
+    network: Network, load: Load, frozen: FrozenTeacher | None = None
+) -> dict[str, int]:
+    """Return the `memory` of an `Estimate`, which see."""
+    student = copy.deepcopy(network).train()
+    weights = 4 * sum(p.numel() for p in student.parameters()) // load.shards
+    memory = {} if frozen is None else {"frozen teacher": _kept_of(frozen, load)}
+    memory |= {
+        "weights": weights,
+        "teacher": weights,
+        "optimiser": 2 * weights,
+        "gradients": weights,
+        "activations": _activations(student, load),
+        "logits": _logits(student, load),
+    }
+    return memory | {"in all": sum(memory.values())}
 
 
 def _with_frozen(frozen: FrozenTeacher, load: Load, flops: dict[str, float]) -> dict[str, float]:
@@ -233,19 +241,6 @@ def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
         forward = counter.get_total_flops()
         reduce(torch.add, [some.sum() for some in logits]).backward()
         return forward, counter.get_total_flops() - forward
-
-
-def _memory(student: Network, load: Load, parameters: int) -> dict[str, int]:
-    weights = 4 * parameters // load.shards
-    memory = {
-        "weights": weights,
-        "teacher": weights,
-        "optimiser": 2 * weights,
-        "gradients": weights,
-        "activations": _activations(student, load),
-        "logits": _logits(student, load),
-    }
-    return memory | {"in all": sum(memory.values())}
 
 
 def _logits(student: Network, load: Load) -> int:
