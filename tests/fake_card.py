@@ -72,7 +72,7 @@ class FakeCard(TorchDispatchMode):
                 return self._read(source, dtype)
             if not isinstance(source, FakeTensor):
                 shape = source.shape, source.stride()
-                return self._faked(torch.empty_strided, *shape, dtype=dtype, device=CUDA)
+                return self._faked(_aten.empty_strided.default, *shape, dtype=dtype, device=CUDA)
         if function in (_aten._local_scalar_dense.default, _aten.item.default):
             self._note()
             return (
@@ -84,7 +84,7 @@ class FakeCard(TorchDispatchMode):
             return self._places(args[0])
         if function is _aten.bincount.default:
             self._note()
-            return self._faked(torch.empty, args[2], dtype=torch.int64, device=CUDA)
+            return self._places_of(args[2])
         if function in _INDEXED:
             _refuse_mixture(args[0], [index for index in args[1] if index is not None])
             args = (args[0], self._indices(args[1]), *args[2:])
@@ -93,8 +93,7 @@ class FakeCard(TorchDispatchMode):
         return self._faked(function, *args, **kwargs)
 
     def _faked(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._fake:
-            made = function(*args, **kwargs)
+        made = self._fake.dispatch(function, (), args, kwargs)
         # It holds weak references, which forbid nn.Module.to() to replace a parameter.
         self._fake.fake_tensor_converter.tensor_memo.clear()
         return made
@@ -106,8 +105,10 @@ class FakeCard(TorchDispatchMode):
 
     def _places(self, mask: Tensor) -> Tensor:
         self._note()
-        shape = mask.numel(), mask.dim()
-        return self._faked(torch.empty, shape, dtype=torch.int64, device=CUDA)
+        return self._places_of(mask.numel(), mask.dim())
+
+    def _places_of(self, *shape: int) -> Tensor:
+        return self._faked(_aten.empty.memory_format, shape, dtype=torch.int64, device=CUDA)
 
     def _indices(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the indices of a device's tensor with masks as places, all of which are set."""

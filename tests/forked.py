@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -19,15 +20,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from train.data.workers import worker_context
+from train.data import workers
+from train.data.workers import start_worker, worker_context
 
 IMPORTED = (
     *("pytest", "hypothesis", "train.data.loader", "train.cli", "train.loop", "train.launch"),
     *("curate.pipeline", "curate.cli.run", "curate.report.summary", "faiss", "skimage.feature"),
     *("pandas", "torch.utils.tensorboard", "torch.distributed.checkpoint", "train.preview"),
-    *("train.evaluation.evaluate", "train.visualise.album", "train.export.formats"),
 )
-"""What the server imports: the commands of both stages, and what they import when they are run."""
+"""What the server imports: two commands, and what they import when they are run.
+
+Not what a command takes that only one test runs like this, as evaluation and its scikit-learn.
+"""
 _started: list[int] = []
 
 
@@ -117,17 +121,23 @@ def _call(
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ |= environment
     os.fsync = lambda descriptor: None  # as in the process of the tests
-    if not environment:  # which the server does not know
-        _share_server()
+    _share_server(environment)
     function(*arguments)
 
 
-def _share_server() -> None:
+def _share_server(environment: dict[str, str]) -> None:
     """Let workers of this process come from the server that it comes from itself.
 
     As `ensure_running` says of itself; but it starts another, which would import everything again.
+    The server does not know this environment: a loader's workers are given it.
     """
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
+    workers.start_worker = partial(_start_worker, environment)
+
+
+def _start_worker(environment: dict[str, str], number: int) -> None:
+    os.environ |= environment
+    start_worker(number)
 
 
 def run_main(module: str, arguments: list[str]) -> None:

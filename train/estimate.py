@@ -24,7 +24,6 @@ from train.data.crops import GLOBAL_VIEWS
 from train.distillation.frozen_teacher import FrozenTeacher
 from train.distributed.parallelise import KEPT_BY_SELECTIVE, autocast, roundable
 from train.model.heads import ProjectionHead
-from train.model.logits import Logits
 from train.model.network import Network, Outputs, make_teacher
 from train.objectives.tiles import step_bytes
 
@@ -108,17 +107,7 @@ def estimate(network: Network, load: Load, frozen: FrozenTeacher | None = None) 
     modules = {name: module for name, module in network.named_children() if module is not None}
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
     tokens, seen, flops = cost_of_image(network, load, frozen)
-    memory = _memory(copy.deepcopy(network).train(), load, sum(parameters.values()))
-    if frozen is not None:
-        kept = _kept_of(frozen, load)
-        memory = {"frozen teacher": kept, **memory, "in all": memory["in all"] + kept}
-    return Estimate(
-        parameters,
-        tokens,
-        seen,
-        flops,
-        memory,
-    )
+    return Estimate(parameters, tokens, seen, flops, memory_of_step(network, load, frozen))
 
 
 def cost_of_image(
@@ -138,6 +127,24 @@ def cost_of_image(
         seen["teacher"] = GLOBAL_VIEWS * tokens["global"]
     flops = _flops(student, teacher, load)
     return tokens, seen, flops if frozen is None else _with_frozen(frozen, load, flops)
+
+
+def memory_of_step(
+    network: Network, load: Load, frozen: FrozenTeacher | None = None
+) -> dict[str, int]:
+    """Return the `memory` of an `Estimate`, which see."""
+    student = copy.deepcopy(network).train()
+    weights = 4 * sum(p.numel() for p in student.parameters()) // load.shards
+    memory = {} if frozen is None else {"frozen teacher": _kept_of(frozen, load)}
+    memory |= {
+        "weights": weights,
+        "teacher": weights,
+        "optimiser": 2 * weights,
+        "gradients": weights,
+        "activations": _activations(student, load),
+        "logits": _logits(student, load),
+    }
+    return memory | {"in all": sum(memory.values())}
 
 
 def _with_frozen(frozen: FrozenTeacher, load: Load, flops: dict[str, float]) -> dict[str, float]:
@@ -191,61 +198,24 @@ def _counts(student: Network, teacher: Network, load: Load) -> dict[str, int]:
     with FlopCounterMode(display=False) as counter:
         if student.dino_head is not None:  # without heads nothing asks the teacher
             _call(teacher, _empty(teacher, "meta"), load, student=False).whole()
-        taught = counter.get_total_flops()
+        taught = _of_backbone(counter)
         outputs = _call(student, _empty(student, "meta"), load, student=True)
         products = outputs.whole()
-        forward = counter.get_total_flops() - taught
+        forward = _of_backbone(counter) - taught
         reduce(torch.add, [some.sum() for some in (outputs.cls, *products)]).backward()
-        backward = counter.get_total_flops() - taught - forward
-    of_teacher = 0
-    if student.dino_head is not None:
-        of_teacher, _ = _head_flops(student, GLOBAL_VIEWS * load.images, load.masked)
-    of_student = _head_flops(student, load.views * load.images, load.masked)
+    both = _of_backbone(counter)
     return {
-        "teacher": taught - of_teacher,
-        "student forward": forward - of_student[0],
-        "student backward": backward - of_student[1],
-        "heads": of_teacher + sum(of_student),
-        "in all": taught + forward + backward,
+        "teacher": taught,
+        "student forward": forward,
+        "student backward": both - taught - forward,
+        "heads": counter.get_total_flops() - both,
+        "in all": counter.get_total_flops(),
     }
 
 
-def _head_flops(network: Network, views: int, masked: int) -> tuple[int, int]:
-    """Return the FLOPs of the heads' forward and backward pass on so many tokens of each kind."""
-    with FlopCounterMode(display=False) as counter:
-        logits = [
-            _whole(
-                functional_call(
-                    head,
-                    _empty(head, "meta"),
-                    torch.zeros(rows, network.backbone.dim, device="meta", requires_grad=True),
-                )
-            )
-            for head, rows in (
-                (network.dino_head, views),
-                (_patch_head(network), masked),
-                (network.projector, views),
-            )
-            if rows and head is not None
-        ]
-        if not logits:
-            return 0, 0
-        forward = counter.get_total_flops()
-        reduce(torch.add, [some.sum() for some in logits]).backward()
-        return forward, counter.get_total_flops() - forward
-
-
-def _memory(student: Network, load: Load, parameters: int) -> dict[str, int]:
-    weights = 4 * parameters // load.shards
-    memory = {
-        "weights": weights,
-        "teacher": weights,
-        "optimiser": 2 * weights,
-        "gradients": weights,
-        "activations": _activations(student, load),
-        "logits": _logits(student, load),
-    }
-    return memory | {"in all": sum(memory.values())}
+def _of_backbone(counter: FlopCounterMode) -> int:
+    """Return what has been counted in backbones until now."""
+    return sum(counter.get_flop_counts().get("Network.backbone", {}).values())
 
 
 def _logits(student: Network, load: Load) -> int:
@@ -350,10 +320,6 @@ def _call(network: Network, tensors: dict[str, Tensor], load: Load, *, student: 
             load.local_views * load.images, *_shape(load.local_size), device=device
         )
     return functional_call(network, tensors, kwargs=arguments)
-
-
-def _whole(outputs: Logits | Tensor) -> Tensor:
-    return outputs.whole() if isinstance(outputs, Logits) else outputs
 
 
 def _shape(size: int) -> tuple[int, int, int]:

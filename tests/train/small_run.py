@@ -12,9 +12,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import yaml
+from click.testing import CliRunner
 from forked import Forked, forked_command, run_main, run_ranks
 from PIL import Image
 
+from train.cli import main
 from train.monitoring.metrics import TIMINGS, read_metrics
 
 HEAD = {"prototypes": 32, "hidden": 32, "bottleneck": 16}
@@ -100,6 +102,13 @@ def run_command(arguments: list[str], code: int = 0, **environment: str) -> str:
         return stack.enter_context(
             forked_command("train.cli", arguments, log=log, **environment)
         ).said(code)
+
+
+def run_here(arguments: list[str]) -> str:
+    """Run the command in this process, which starts sooner, and return what it said."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def run_twofold(arguments: list[str], logs: Path) -> None:

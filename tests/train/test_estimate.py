@@ -10,7 +10,7 @@ import train.estimate
 from train.distributed.parallelise import autocast, parallelise
 from train.distributed.ranks import Ranks
 from train.distributed.settings import ParallelSettings
-from train.estimate import Load, estimate
+from train.estimate import Load, cost_of_image, estimate, memory_of_step
 from train.model.network import build_network, make_teacher
 from train.model.settings import HeadSettings, HeadsSettings, ModelSettings, ProjectorSettings
 from train.objectives import tiles
@@ -55,6 +55,11 @@ def network(
         seed=0,
         device=device,
     )
+
+
+def flops_of(network, load=LOAD):
+    _, _, flops = cost_of_image(network, load)
+    return flops
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +107,10 @@ def test_flops_are_those_of_the_formulas(plain):
 def test_the_flops_of_a_deep_network_are_those_of_all_its_blocks(schedule, monkeypatch):
     deep = network(depth=7, masked=True, drop_path=0.5, drop_path_schedule=schedule)
     load = replace(LOAD, masked=20)
-    found = train.estimate.cost_of_image(deep, load)
+    found = cost_of_image(deep, load)
     assert len(deep.backbone.vit.blocks) == 7
     monkeypatch.setattr(train.estimate, "_kind", id)  # no two blocks are equal
-    assert found == train.estimate.cost_of_image(deep, load)
+    assert found == cost_of_image(deep, load)
 
 
 def test_without_heads_no_teacher_is_asked():
@@ -118,9 +123,7 @@ def test_without_heads_no_teacher_is_asked():
 @pytest.mark.parametrize("headless", [True, False])
 def test_a_projector_counts_as_a_head(headless):
     settings = ProjectorSettings(hidden=HIDDEN, width=BOTTLENECK, layers=2)
-    plain, found = (
-        estimate(network(headless=headless, projector=of), LOAD).flops for of in (None, settings)
-    )
+    plain, found = (flops_of(network(headless=headless, projector=of)) for of in (None, settings))
     passes = (0 if headless else 2) + 3 * (2 + LOCALS)  # without heads no teacher is asked
     projector = 2 * (WIDTH * HIDDEN + HIDDEN * BOTTLENECK)
     assert found["heads"] - plain["heads"] == passes * projector
@@ -130,12 +133,12 @@ def test_a_projector_counts_as_a_head(headless):
 
 def test_stochastic_depth_and_masked_patches_change_the_flops(plain):
     plain = plain.flops
-    deep = estimate(network(drop_path=0.5), LOAD).flops
+    deep = flops_of(network(drop_path=0.5))
     assert deep["student forward"] < 0.7 * plain["student forward"]
     assert deep["teacher"] == plain["teacher"]
     head = 2 * (WIDTH * HIDDEN + HIDDEN**2 + HIDDEN * BOTTLENECK + BOTTLENECK * 256)
     load = replace(LOAD, masked=20)
-    masked = estimate(network(masked=True), load).flops
+    masked = flops_of(network(masked=True), load)
     assert masked["heads"] - plain["heads"] == pytest.approx(4 * head * 20 / IMAGES)
 
 
@@ -169,17 +172,18 @@ def test_activations_are_the_bytes_that_a_real_forward_pass_saves(precision, set
         autocast(precision, torch.device("cpu")),
     ):
         real(*views(load, masks))
-    memory = estimate(network(masked=True, **settings), load).memory
+    memory = memory_of_step(network(masked=True, **settings), load)
     assert memory["activations"] == sum(storages.values())
 
 
 def test_memory_follows_checkpointing_shards_and_accumulation():
-    plain = estimate(network(depth=4), LOAD).memory
+    deep = network(depth=4)
+    plain = memory_of_step(deep, LOAD)
     changed = {
-        name: estimate(network(depth=4), replace(LOAD, **{name: value})).memory
+        name: memory_of_step(deep, replace(LOAD, **{name: value}))
         for name, value in {"checkpointing": True, "shards": 2, "accumulate": 3}.items()
     }
-    selective = estimate(network(depth=4), replace(LOAD, checkpointing="selective")).memory
+    selective = memory_of_step(deep, replace(LOAD, checkpointing="selective"))
     kept = [m["activations"] for m in (changed["checkpointing"], selective, plain)]
     assert kept == sorted(kept)
     assert len(set(kept)) == 3
@@ -251,7 +255,7 @@ def test_memory_is_near_the_measured_peak_of_a_step(precision, checkpointing, ti
     load = replace(LOAD, images=32, precision=precision, checkpointing=checkpointing)
     masks = some_masks(load)
     load = replace(load, masked=int(masks.sum()))
-    guessed = estimate(network(masked=True), load).memory["in all"]
+    guessed = memory_of_step(network(masked=True), load)["in all"]
     assert 0.9 < guessed / measured_peak(load, masks) < 1.25
 
 
@@ -263,7 +267,7 @@ def test_a_distilled_student_with_twelve_micro_batches_fits_eight_cards_of_80_gb
     assert (load.images, load.masked) == (32, 2 * 32 * 256)
     whole = 2 * 2 * 131_072 * (12 * (64 + load.masked) + 32 * 10 + load.masked)
     assert whole > 104 * 2**30
-    memory = estimate(student, load).memory
+    memory = memory_of_step(student, load)
     assert memory["logits"] < 4 * 2**30
     giant = 4 * 1.14e9  # the frozen teacher's weights
     assert memory["in all"] + giant < 0.25 * 80e9

@@ -185,24 +185,45 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize("teacher", WITH_TOKENS)
-def test_a_distillation_stays_on_the_card(
-    card: FakeCard, models: dict[str, str], teacher: str
-) -> None:
+def distilled(teacher: str) -> System:
+    """A student of other patches than its teacher, and the anchors of a teacher without heads."""
     student = MODEL | {"drop_path": 0, "patch_size": 16}
     student["options"] = student["options"] | {"embed_dim": 16}
     system = build_system(
-        recipe(model=student, masks=None, distillation={"teacher": models[teacher]}), THERE
+        recipe(model=student, masks=None, distillation={"teacher": teacher}), THERE
     )
     frozen = system.frozen_teacher
     assert on_card(frozen)
-    assert frozen.has_anchors == (teacher != "run")
-    batches = micro_batches(system)
-    assert len(batches[0].index) == 2 * IMAGES * 4
     if frozen.has_anchors:
+        views = micro_batches(system)[0].global_views.repeat(3, 1, 1, 1)  # two batches are enough
         with autocast(system.precision, CUDA):
-            frozen.take_anchors(repeat(batches[0].global_views), 0, THERE)
+            frozen.take_anchors(repeat(views), 0, THERE)
         assert on_card(frozen)
+    return system
+
+
+@pytest.mark.parametrize("teacher", WITH_TOKENS)
+def test_what_a_frozen_teacher_says_stays_on_the_card(
+    card: FakeCard, models: dict[str, str], teacher: str
+) -> None:
+    system = distilled(models[teacher])
+    assert system.frozen_teacher.has_anchors == (teacher != "run")
+    (views,) = micro_batches(system)
+    assert len(views.index) == 2 * IMAGES * 4
+    card.reads.clear()
+    with autocast(system.precision, CUDA):
+        found = system.frozen_teacher(views.global_views, masked_index=views.index)
+    assert {some.device for some in (found.cls, *found.whole())} == {CUDA}
+    assert [len(logits) for logits in found.whole()] == [2 * IMAGES, len(views.index)]
+    assert card.reads == {}
+
+
+@pytest.mark.parametrize("teacher", ["run", "vit"])
+def test_a_distillation_by_heads_or_anchors_stays_on_the_card(
+    card: FakeCard, models: dict[str, str], teacher: str
+) -> None:
+    system = distilled(models[teacher])
+    batches = micro_batches(system)
     card.reads.clear()
     optimiser_step(system, batches, VALUES, 0)
     assert card.reads == {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
-from shared.config import flat
+from shared.config import flat, load_yaml
 from shared.errors import LvdError
 from train.recipe import read_recipe
 from train.recipe_tree import describe_origin
@@ -17,6 +19,14 @@ SHIPPED = Path(__file__).parents[2] / "pipelines.yaml"
 NAMES = sorted(yaml.safe_load(SHIPPED.read_text())["recipes"])
 PUBLISHED = ["dino-vits16", "ibot-vits16", "vitg14", "vitl14", "vitl16-short"]
 RELEASED = ["vitl14-released", "vitl16-short-released"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once() -> Iterator[None]:
+    """Parse each file once: the shipped one takes longer than most tests of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.recipe_tree.load_yaml", cache(load_yaml))
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)

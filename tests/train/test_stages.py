@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from small_run import lines, run_command, write_shards
+from small_run import lines, run_here, write_shards
 from timm.layers import resample_abs_pos_embed
 
 from train.frozen.loading import load_models
@@ -20,7 +20,8 @@ SHORT = (
     "group_size=8",
     "crops.local_views=2",
     "accumulate=1",
-    "steps=3",
+    "model.options.depth=1",
+    "steps=2",
     "parallel.precision=float32",
     "data.workers=0",
     "looks.times=0",
@@ -32,7 +33,7 @@ STILL = ("steps=1", "optimiser.base_lr=1.0e-12", "optimiser.min_lr=0", "teacher.
 def stage(recipe: str, shards: Path, out: Path, *changes: str) -> Path:
     given = [text for change in (*SHORT, *changes) for text in ("--set", change)]
     asked = ["run", "--config", str(SHIPPED), "--recipe", recipe]
-    run_command([*asked, "--shards", str(shards), "--out", str(out), *given])
+    run_here([*asked, "--shards", str(shards), "--out", str(out), *given])
     return out
 
 
@@ -86,7 +87,7 @@ def test_position_embeddings_are_resized_alike_in_training_eval_export_and_timm(
     for source in (before, before / "model"):
         (found,) = load_models([str(source)], size=size, device="cpu")
         torch.testing.assert_close(found.parts[0].vit.pos_embed, model.pos_embed)
-    run_command(["export", str(before), "--out", str(tmp_path / "export"), "--size", str(size)])
+    run_here(["export", str(before), "--out", str(tmp_path / "export"), "--size", str(size)])
     exported = load_file(tmp_path / "export" / "model.safetensors")
     torch.testing.assert_close(exported["pos_embed"], model.state_dict()["pos_embed"])
 

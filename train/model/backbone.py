@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from shared.errors import LvdError, nearest
-from train.model.blocks import Shapes, SparseBlock
+from train.model.blocks import Shapes, make_sparse
 from train.model.positions import resample_positions
 from train.model.settings import ModelSettings
 
@@ -175,16 +175,14 @@ def build_backbone(settings: ModelSettings, *, image_size: int, masked: bool) ->
     Raises LvdError when timm has no such Vision Transformer or the settings don't fit together.
     """
     size = settings.image_size or image_size
-    with torch.device("meta"):
-        draft = _create(settings, size)
-    _check(draft, settings, size)
-    vit = _create(settings, size, block_fn=SparseBlock)
-    assert isinstance(vit, VisionTransformer)  # as the draft
+    vit = _create(settings, size)
+    _check(vit, settings, size)
+    assert isinstance(vit, VisionTransformer)
     count = len(vit.blocks)
     for i, block in enumerate(vit.blocks):
         linear = settings.drop_path_schedule == "linear"
-        assert isinstance(block, SparseBlock)
-        block.drop_path = settings.drop_path * (i / max(1, count - 1) if linear else 1)
+        share = settings.drop_path * (i / max(1, count - 1) if linear else 1)
+        make_sparse(block, share)
     return Backbone(vit, settings, masked=masked)
 
 
@@ -198,14 +196,12 @@ def model_arguments(settings: ModelSettings, size: int) -> dict[str, bool | int 
     return {**arguments, **{str(key): value for key, value in settings.options.items()}}
 
 
-def _create(settings: ModelSettings, size: int, block_fn: type[Block] | None = None) -> nn.Module:
+def _create(settings: ModelSettings, size: int) -> nn.Module:
     architecture = settings.name.partition(".")[0]
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models("*vit*"))
         raise LvdError(f"model.name: timm has no model {architecture!r}{hint}")
     arguments: dict[str, Any] = dict(model_arguments(settings, size))
-    if block_fn is not None:
-        arguments["block_fn"] = block_fn
     try:
         return timm.create_model(architecture, num_classes=0, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:

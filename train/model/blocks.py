@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 Shapes = tuple[tuple[int, int], ...]
@@ -90,6 +90,14 @@ class SparseBlock(Block):
         return drawn
 
 
+def make_sparse(block: nn.Module, drop_path: float) -> None:
+    """Make a plain `Block` of timm, where it is, a `SparseBlock` of the same parameters."""
+    assert type(block) is Block
+    block.__class__ = SparseBlock
+    assert isinstance(block, SparseBlock)
+    block.drop_path = drop_path
+
+
 Branch = Callable[[Tensor, Shapes], Tensor]
 
 
@@ -108,7 +116,7 @@ def _add_branch(x: Tensor, branch: Branch, shapes: Shapes, kept: list[Kept] | No
 
 
 def _attention(
-    attention: torch.nn.Module, x: Float[Tensor, "all d"], shapes: Shapes
+    attention: nn.Module, x: Float[Tensor, "all d"], shapes: Shapes
 ) -> Float[Tensor, "all d"]:
     """Return a module's attention within each sample, its linear layers called once for all sizes.
 

@@ -385,7 +385,7 @@ def test_a_batch_that_is_not_cut_evenly_is_refused_in_one_line(index):
 IN_A_LONG_FOLDER = """
 from train.data.workers import worker_context
 
-context = worker_context(["train.data.workers"])
+context = worker_context(["json"])
 process = context.Process(target=print, args=("a worker at work",))
 process.start()
 process.join(60)

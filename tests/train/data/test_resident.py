@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from small_run import command, lines, run_command, run_twofold, write_config, write_shards
+from small_run import (
+    command,
+    lines,
+    run_command,
+    run_here,
+    run_twofold,
+    write_config,
+    write_shards,
+)
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
@@ -322,8 +331,7 @@ def test_runs_are_the_same_whether_images_are_resident_or_not(tmp_path):
     said = run_command(command(config, shards, tmp_path / "resident", *resident))
     assert "broken images left out" in said
     # Stopped in the middle of an epoch, by the loader, and gone on with by resident images.
-    half = tmp_path / "half"
-    run_command(command(config, shards, half, *more))
+    half = Path(shutil.copytree(tmp_path / "loader", tmp_path / "half"))
     (half / "done.json").unlink()
     for path in (half / "checkpoints" / "step-0000006").iterdir():
         path.unlink()
@@ -342,7 +350,7 @@ def test_two_processes_share_the_decoding_and_see_what_one_sees(tmp_path):
         write_shards(tmp_path / "shards", {4: b"", 35: b"text"}),
     )
     more = changed("steps=2", "data.workers=0", "data.resident=true", "model.drop_path=0")
-    run_command(command(config, shards, tmp_path / "one", *more, *changed("accumulate=2")))
+    run_here(command(config, shards, tmp_path / "one", *more, *changed("accumulate=2")))
     run_twofold(command(config, shards, tmp_path / "two", *more), tmp_path)
     for ours, theirs in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
         if "loss" in ours:

@@ -18,7 +18,16 @@ from click.testing import CliRunner
 from given_logits import given
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from small_run import command, lines, run_command, run_twofold, started, write_config, write_shards
+from small_run import (
+    command,
+    lines,
+    run_command,
+    run_here,
+    run_twofold,
+    started,
+    write_config,
+    write_shards,
+)
 
 from shared.storage.files import read_json
 from train.cli import main
@@ -64,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "distillation": {"teacher": str(folder / "teacher")},
         },
     )
-    run_command(command(folder / "pipelines.yaml", folder / "shards", folder / "teacher"))
+    run_here(command(folder / "pipelines.yaml", folder / "shards", folder / "teacher"))
     return folder
 
 
@@ -288,7 +297,7 @@ def test_a_killed_distillation_goes_on_as_if_nothing_had_been(
 
 def test_two_processes_distil_as_one(place: Path, tmp_path: Path) -> None:
     told = []
-    run_command(distil(place, tmp_path / "one", "--set", "steps=3"))
+    run_here(distil(place, tmp_path / "one", "--set", "steps=3"))
     run_twofold(distil(place, tmp_path / "two", "--set", "steps=3"), tmp_path)
     for name in ("one", "two"):
         told.append([line["loss"] for line in lines(tmp_path / name) if "loss" in line])
@@ -299,7 +308,7 @@ def test_another_teacher_is_refused_on_resuming(place: Path, tmp_path: Path) -> 
     teacher = tmp_path / "teacher"
     shutil.copytree(place / "teacher", teacher)
     asked = distil(place, tmp_path / "out", "--set", f"distillation.teacher={teacher}")
-    run_command([*asked, "--set", "steps=4"])
+    run_here([*asked, "--set", "steps=4"])
     shutil.rmtree(teacher / "checkpoints" / "step-0000012")  # step 8 is now its newest
     for more, said in (
         (["--set", "steps=6"], "other weights"),
@@ -348,12 +357,12 @@ def test_a_model_without_heads_teaches_by_anchors(place: Path, foreign: Path) ->
 
 def test_anchors_are_kept_with_the_run(place: Path, foreign: Path, tmp_path: Path) -> None:
     shorter = [*distil(place, tmp_path / "out"), "--set", f"distillation.teacher={foreign}"]
-    run_command([*shorter, "--set", "steps=4"])
+    run_here([*shorter, "--set", "steps=4"])
     folder = tmp_path / "out" / "checkpoints"
     anchors = read_network(folder / "step-0000004", "distillation/anchors/dino")
     assert anchors["anchors"].shape == (32, 24)
     assert anchors["anchors"].abs().sum() > 0
-    run_command([*shorter, "--set", "steps=8"])
+    run_here([*shorter, "--set", "steps=8"])
     later = read_network(folder / "step-0000008", "distillation/anchors/dino")
     assert all(torch.equal(later[name], anchors[name]) for name in anchors)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +52,28 @@ WITHOUT_CLS = ("vit without CLS", "convolutional", "clip, convolutional", "pixel
 DENSE = {"steps": 3, "points": 16, "learning_rates": (0.003, 0.03), "workers": 1}
 
 
-@pytest.fixture
-def card() -> Iterator[FakeCard]:
-    with fake_card() as card:
-        yield card
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-def load(name: str, precision: str = "float16") -> JoinedModel:
-    (model,) = load_models([name], precision=precision, device="cuda")
+@pytest.fixture(scope="module")
+def same_card(models: dict[str, str]) -> Iterator[FakeCard]:
+    """The card of all tests, on which each model is loaded once."""
+    with fake_card() as card:
+        yield card
+    load.cache_clear()
+
+
+@pytest.fixture
+def card(same_card: FakeCard) -> FakeCard:
+    same_card.reads.clear()
+    return same_card
+
+
+@cache
+def load(name: str) -> JoinedModel:
+    (model,) = load_models([name], precision="float16", device="cuda")
     assert all(on_card(part.module) for part in model.parts)
     return model
 
@@ -130,7 +140,7 @@ def test_a_fingerprint_reads_weights_from_the_card(card: FakeCard, models: dict[
 def banks(card: FakeCard, models: dict[str, str], tmp_path: Path) -> list[Bank]:
     """Training and test images of three classes through two models on the card, side by side."""
     shards, model = write_shards(tmp_path / "shards"), load(f"{models['vit']}+{models['clip']}")
-    told = {"cache": tmp_path / "cache", "batch_size": 5, "workers": 1}
+    told = {"cache": tmp_path / "cache", "batch_size": 20, "workers": 1}
     return [bank(model, str(shards), role=role, **told) for role in ("--train", "--test")]
 
 
@@ -139,7 +149,7 @@ def test_features_are_kept_and_scored_from_the_card(card: FakeCard, banks: list[
     assert train.pooled.shape == (36, 44)
     assert train.pooled.device.type == "cpu"
     assert train.cls.shape == (36, 2, 24 + 64)
-    quick = LinearSettings(learning_rates=(0.01, 0.1), epochs=1, least_steps=3, batch_size=8)
+    quick = LinearSettings(learning_rates=(0.01, 0.1), epochs=1, least_steps=3, batch_size=20)
     assert linear_probe(train, test, quick, CUDA)
     assert knn(train, test, KnnEvalSettings(k=(3, 50)), CUDA)
     assert logistic(train, test, LogregSettings(c=(1.0,), max_iter=2))
@@ -183,9 +193,11 @@ def test_retrieval_ranks_on_the_card(
 
 
 def test_a_run_scores_its_teacher_on_the_card(card: FakeCard, tmp_path: Path) -> None:
-    system = build_system(Recipe.model_validate(RECIPE), THERE)
+    options = RECIPE["model"]["options"] | {"depth": 1}
+    recipe = RECIPE | {"model": RECIPE["model"] | {"options": options}}
+    system = build_system(Recipe.model_validate(recipe), THERE)
     shards = write_shards(tmp_path / "shards")
-    told = KnnSettings(train=str(shards), test=str(shards), batch_size=7)
+    told = KnnSettings(train=str(shards), test=str(shards), batch_size=20)
 
     def features(images: torch.Tensor) -> tuple[torch.Tensor, None]:
         assert images.device == CUDA

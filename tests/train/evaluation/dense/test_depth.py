@@ -11,7 +11,7 @@ from train.evaluation.dense.images import dense_images
 from train.evaluation.dense.pairs import find_pairs
 from train.evaluation.settings import DenseSettings, DepthSettings
 
-QUICK = {"steps": 75, "points": 64, "learning_rates": (0.003, 0.03), "workers": 1}
+QUICK = {"steps": 75, "points": 64, "learning_rates": (0.03,), "workers": 1}
 NAN = float("nan")
 
 
@@ -78,7 +78,7 @@ def test_the_loss_forgives_a_common_factor_in_part():
 
 
 def test_a_head_learns_depth_that_is_a_colour(tmp_path):
-    found = scores(tmp_path)
+    found = scores(tmp_path, learning_rates=(0.003, 0.03))
     assert found["RMSE"] < 0.6
     assert found["abs-rel"] < 0.1
     assert found["delta1"] > 0.9

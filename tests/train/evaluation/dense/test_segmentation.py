@@ -21,7 +21,7 @@ from train.evaluation.settings import DenseSettings, SegmentSettings
 from train.frozen.loading import load_models
 
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
-QUICK = {"steps": 60, "points": 64, "learning_rates": (0.003, 0.03), "workers": 1}
+QUICK = {"steps": 60, "points": 64, "learning_rates": (0.03,), "workers": 1}
 
 
 def picture(generator, rows=3, columns=6, cell=8):
