@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.optimize import nnls
 
 from curate.catalogue.collection import block_size
+from curate.neighbours.cluster import ClusterSettings, count_clusters
 from shared.errors import LvdError
 
 SHIPPED = Path(__file__).with_name("constants.json")
@@ -27,9 +28,11 @@ Terms = dict[str, float]
 def quantities(images: float) -> dict[str, float]:
     """Return what costs are made of, for so many images.
 
-    A run cuts a crawl of n images into sqrt(n) clusters, and into blocks of about 4 sqrt(n) images.
+    A run cuts a crawl of n images into as many clusters as `count_clusters` says, and into blocks of
+    about 4 sqrt(n) images.
     """
-    clusters, block = images**0.5, float(block_size(int(images)))
+    clusters = float(count_clusters(int(images), ClusterSettings()))
+    block = float(block_size(int(images)))
     blocks = images / block
     return {
         "one": 1.0,
