@@ -40,6 +40,7 @@ def count_axes(dim: int) -> int:
     return min(dim, AXES)
 
 
+@cache
 def turn(width: int) -> Float32[np.ndarray, "width width"]:
     """Return the orthonormal matrix of the discrete cosine transform (DCT-II), whose entries are small."""
     place = np.arange(width)
