@@ -23,6 +23,7 @@ from curate.catalogue.collection import PARTS, Catalogued, Collection, PartOutpu
 from curate.catalogue.part_files import VECTORS
 from curate.execution.session import open_runner
 from curate.forecast.clumps import clump_pieces
+from curate.retrieval import nearest_seeds
 from curate.retrieval.nearest_seeds import retrieve
 from curate.retrieval.seed_index import SeedIndexSettings, index_seed
 from curate.stage import EngineSettings
@@ -63,6 +64,12 @@ def write_dataset(work: Path, name: str, pieces: Iterator[np.ndarray]) -> Catalo
 @click.option("--probes", default=[SeedIndexSettings().probes], multiple=True, help="Repeatable.")
 @click.option("--sample", default=256, help="Images that are compared with the whole seed.")
 @click.option(
+    "--together",
+    default=nearest_seeds.IN_CLUSTERS,
+    show_default=True,
+    help="Images that are searched together.",
+)
+@click.option(
     "--work", type=click.Path(path_type=Path), required=True, help="Remove it afterwards."
 )
 def main(
@@ -73,9 +80,11 @@ def main(
     clusters: int | None,
     probes: tuple[int, ...],
     sample: int,
+    together: int,
     work: Path,
 ) -> None:
     """Print what each step took; what an earlier call has left in WORK is not done again."""
+    nearest_seeds.IN_CLUSTERS = together
     rows: dict[str, Row] = {}
     settings = SeedIndexSettings(exact=min(seeds - 1, 1_000_000), clusters=clusters or "auto")
 

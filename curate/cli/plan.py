@@ -94,7 +94,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 @click.option(
     "--sizes",
     type=Counts(),
-    default="31250,62500,125000",
+    default="125000,250000,1000000",
     show_default=True,
     help="Images of the made-up crawls that --calibrate measures.",
 )

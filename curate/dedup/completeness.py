@@ -47,15 +47,14 @@ def draw_sample(
     numbers = np.sort(rng.choice(usable, size, replace=False))
     stored = collection.vectors(numbers)
     loaded, vectors = clusters.load(), unit(stored)
-    home = nearest_of(vectors, *load_centroids(clusters.centers))
+    home, head = nearest_of(vectors, *load_centroids(clusters.centers)), heads(vectors, loaded.axes)
     asks = [np.empty((0, 2), np.int64)]
     probes = probes_of(loaded, heaps, bar.threshold, settings) if size else None
     for own in np.unique(home).tolist():
         assert probes is not None
         mine = np.flatnonzero(home == own)
-        row, visited = probes.of(vectors[mine], own)
+        row, visited = probes.of(head[mine], own)
         asks.append(np.stack([mine[row], visited], 1))
-    head = heads(vectors, loaded.axes)
     np.save(out / VECTORS, stored)
     np.savez(out / SAMPLE, home=home, asks=np.concatenate(asks), numbers=numbers, heads=head)
     return {"queries": size}
@@ -110,10 +109,11 @@ def _found_back(
     count: int,
 ) -> int:
     """Return how many of the `rows`, of the cluster `own`, are searched in the clusters `homes`."""
+    assert members.heads is not None
     ends, place = np.unique(rows, return_inverse=True)
     back = 0
     for at in range(0, len(ends), probes.together):
-        row, visited = probes.of(members.unit(ends[at : at + probes.together]), own)
+        row, visited = probes.of(members.heads[ends[at : at + probes.together]], own)
         here = (place >= at) & (place < at + probes.together)
         asked = np.stack([place[here] - at, homes[here]], 1)
         back += int(_among(asked, np.stack([row, visited], 1), count).sum())

@@ -22,7 +22,7 @@ from curate.dedup.groups import COVERED, EdgeBuffer
 from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
-from curate.dedup.probes import HEAPS, Probes
+from curate.dedup.probes import HEAPS, RANKED, Probes
 from curate.dedup.visits import alive, own_visits, questions, thinned, write_visits
 from curate.neighbours.clusters import Clusters, LoadedClusters
 from curate.neighbours.heads import expect_products
@@ -37,13 +37,13 @@ from shared.embedders.settings import Threshold
 from shared.errors import LvdError
 from shared.storage.arrays import map_array
 
-VERSION = 7
+VERSION = 8
 ABSURD_NEIGHBOURS = 5
 COMPARED, POOL_COMPARED = 4_096, 65_536
-OF_A_MILLION, GROWTH = 12_000, 2 / 3
+OF_A_MILLION, GROWTH = 7_000, 0.5
 """Images of a crawl of a million that a vector is compared with, and the power of the number of images
-by which they grow, so that about as much is found: of a million clumped vectors 0.99 of the planted
-copies, of fewer more. By the sixth root more clusters are searched, whose size grows as the root."""
+by which they grow, so that about as much is found: more than 0.99 of the planted copies of clumped
+vectors. By the sixth root more clusters are searched, whose size grows as the cube root."""
 
 
 class DedupSettings(BaseModel):
@@ -87,7 +87,7 @@ class DedupSettings(BaseModel):
     probes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """At most as many clusters are searched for a vector, its own included: of the nearest, those that
     may hold a copy. auto: ten, or as many as hold 4,096 images, so that a small crawl is searched whole,
-    or of n images 12,000 (n / 1,000,000)^(2/3) where that is more; of a pool 65,536."""
+    or of n images 7 sqrt(n) where that is more; of a pool 65,536."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
     looks: float = Field(0.02, ge=0, le=1)
@@ -161,6 +161,7 @@ def ask(
     """
     use_threads(threads)
     loaded = clusters.load()
+    expect_products(clusters.images * min(len(loaded), RANKED))
     state = map_array(status / "status.npy") if status else None
     probes = probes_of(loaded, heaps, threshold, settings)
     return write_visits(loaded, first, last, probes, state, out)

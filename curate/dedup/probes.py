@@ -15,32 +15,40 @@ whose centroids lie within delta / 2 of one another count as one: k-means cuts a
 images into many, and a cap that stopped among them would leave one representative in each. A search of
 the pool has no threshold for clusters: the nearest are searched, all of them.
 
-So that a vector costs the same among any number of clusters, only the `LISTED` ones nearest to its own
-are ranked, or `TIMES` the cap, and by their coordinates along principal axes. What these leave out of
-cos(x, c1) - cos(x, cj) is bounded (Cauchy and Schwarz), so that the rule above excludes none too many.
+Clusters are ranked by products of 8-bit heads (`neighbours/heads.py`), a centroid's without what its axes
+leave out. What that leaves out of cos(x, c1) - cos(x, cj), and what heads round off, is bounded (Cauchy
+and Schwarz), so that the rule above excludes none too many. All clusters are ranked, of more than `RANKED`
+those nearest to the vector's own: what lies far from its centroid is near to others than that is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int8, Int32, Int64
 
 from curate.dedup.groups import UNDECIDED, EdgeBuffer, greedy
 from curate.neighbours.clusters import CENTROIDS, Clusters
+from curate.neighbours.heads import errors, heads_along, product_unit, products_with, rests
 from curate.neighbours.search import Searchable, neighbours, use_threads
 
-VERSION = 2
+VERSION = 3
 HEAPS = "heaps.npy"
 ROUNDING = np.float32(1e-5)
-LISTED, TIMES = 256, 16
-_PAIRS = 1_000_000
+RANKED = 4_096
+TOP = 2**23
+"""More than any product of heads."""
+_PAIRS = 2**19
+"""Vectors times clusters that are ranked together."""
 _LEADERS = 256
 """Earlier centroids that are held for one, to find its leader among them; else it is alone."""
 _TOGETHER = 64
 """Clusters whose nearest ones are found together."""
+
+Products = Int32[np.ndarray, "n l"] | Float32[np.ndarray, "n l"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,64 @@ class _Around:
 
     clusters: Int64[np.ndarray, " l"]
     """In the order of their numbers."""
-    centroids: Float32[np.ndarray, "l h"]
-    """Along the axes."""
+    multiply: Callable[[Int8[np.ndarray, "n w"]], Products]
+    """Gives the products of vectors' heads with those of these clusters."""
     own: int
     """Where among these the vectors' own cluster is."""
-    margin: Float32[np.ndarray, " l"] | None
-    """Half of delta times the distance of the centroids. None: all may be searched."""
-    beside: Float32[np.ndarray, " l"] | None
-    """The part of that distance that the axes leave out."""
-    heap: Int64[np.ndarray, " l"] | None
-    """The heap of each, from 0. None where each is one by itself."""
+    heaps: _Heaps | None
+    """None where each is one by itself."""
+    bounds: _Bounds | None
+    """None: all may be searched."""
+
+
+@dataclass(frozen=True)
+class _Heaps:
+    """The clusters, among some, that count as one with others."""
+
+    places: Int64[np.ndarray, " p"]
+    """Where they are, heap by heap."""
+    starts: Int64[np.ndarray, " g"]
+    """The first of each heap, in `places`."""
+    sizes: Int64[np.ndarray, " g"]
+
+    @classmethod
+    def among(cls, heap: Int64[np.ndarray, " l"]) -> _Heaps | None:
+        """Return those of clusters in these heaps; None where each is one by itself."""
+        _, which, held = np.unique(heap, return_inverse=True, return_counts=True)
+        places = np.flatnonzero(held[which] > 1)
+        if not len(places):
+            return None
+        places = places[np.argsort(heap[places], kind="stable")]
+        _, starts, sizes = np.unique(heap[places], return_index=True, return_counts=True)
+        return cls(places, starts, sizes)
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """By how much a vector may be nearer to its own centroid than to those of others that are searched."""
+
+    margin: Float32[np.ndarray, " l"]
+    """Half of delta times the distance of the centroids."""
+    apart: Float32[np.ndarray, " l"]
+    """That distance."""
+    beside: Float32[np.ndarray, " l"]
+    """The part of it that the axes leave out."""
+    error: Float32[np.ndarray, " l"]
+    """What the heads of both centroids round off, at most."""
+
+    def allow(
+        self,
+        head: Int8[np.ndarray, "n h"],
+        row: Int64[np.ndarray, " p"],
+        place: Int64[np.ndarray, " p"],
+        gap: Float32[np.ndarray, " p"],
+    ) -> Bool[np.ndarray, " p"]:
+        """Return which pairs of a vector and a cluster may reach the margin, by their product's gap."""
+        error, rest = errors(head)[row], rests(head)[row]
+        slack = rest * self.beside[place] + error * self.apart[place]
+        slack += (1 + error) * self.error[place]
+        allowed: Bool[np.ndarray, " p"] = gap <= self.margin[place] + slack + ROUNDING
+        return allowed
 
 
 class Probes:
@@ -76,56 +132,56 @@ class Probes:
         cap: int,
     ) -> None:
         self._centroids = centroids
-        self._axes = axes
         self._along = centroids @ axes
+        self._squared = np.square(self._along).sum(1)
+        self._heads = heads_along(centroids, axes)
+        self._unit = product_unit(self._heads.shape[1] - 1)
         self._heap = heap
         self._delta = None if threshold is None else np.sqrt(max(0.0, 2 - 2 * threshold))
         self._cap = cap
-        self._listed = min(len(centroids), max(LISTED, TIMES * cap))
-        self._block = -1, np.empty((0, 0), np.float32)
+        self._ranked = min(len(centroids), RANKED)
+        everything = np.arange(len(centroids))
+        self._everything = self._among(everything) if len(everything) == self._ranked else None
+        self._block = -1, np.empty((2, 0, 0), np.float32)
         self._last: tuple[int, _Around] | None = None
 
     @property
     def together(self) -> int:
         """For how many vectors the probes are found together, in bounded memory."""
-        return max(1, _PAIRS // max(1, self._listed))
+        return max(1, _PAIRS // max(1, self._ranked))
 
     def of(
-        self, vectors: Float32[np.ndarray, "n d"], own: int
+        self, head: Int8[np.ndarray, "n h"], own: int
     ) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]:
-        """Return where unit vectors of the cluster `own` are searched: rows, and their clusters."""
+        """Return where vectors of the cluster `own`, by their heads, are searched: rows, and clusters."""
         around = self._around(own)
-        along = vectors @ self._axes
-        nearness = along @ around.centroids.T
-        least = nearness[:, around.own] - ROUNDING
-        nearest = nearness.copy()
-        nearest[:, around.own] = 2
-        flat = np.flatnonzero(self._among_nearest(nearest, around.heap))
+        products = around.multiply(head[:, :-1])
+        at_home = products[:, around.own].copy()
+        products[:, around.own] = TOP
+        flat = np.flatnonzero(self._among_nearest(products, around.heaps))
         row, place = np.divmod(flat, len(around.clusters))
-        if around.margin is not None and around.beside is not None:
-            beside = np.sqrt(np.maximum(0, 1 - np.einsum("nh,nh->n", along, along)) + ROUNDING)
-            most = nearness.ravel()[flat] + beside[row] * around.beside[place]
-            may = most + around.margin[place] >= least[row]
-            may |= place == around.own
+        if around.bounds is not None:
+            gap = (at_home[row] - products.ravel()[flat]).astype(np.float32) * self._unit
+            may = around.bounds.allow(head, row, place, gap)
             row, place = row[may], place[may]
         return row, around.clusters[place]
 
-    def _among_nearest(
-        self, nearness: Float32[np.ndarray, "n l"], heap: Int64[np.ndarray, " l"] | None
-    ) -> Bool[np.ndarray, "n l"]:
+    def _among_nearest(self, products: Products, heaps: _Heaps | None) -> Bool[np.ndarray, "n l"]:
         """Return which clusters are, of each row, of the nearest heaps, as many as the cap says."""
-        if heap is not None:
-            order = np.argsort(heap, kind="stable")
-            starts = np.searchsorted(heap[order], np.arange(heap.max() + 1))
-            best = np.maximum.reduceat(nearness[:, order], starts, axis=1)
-            near: Bool[np.ndarray, "n l"] = self._among_nearest(best, None)[:, heap]
+        if heaps is not None:
+            first = heaps.places[heaps.starts]
+            best = np.maximum.reduceat(products[:, heaps.places], heaps.starts, axis=1)
+            lifted = products.copy()
+            lifted[:, heaps.places] = -TOP
+            lifted[:, first] = best
+            near = self._among_nearest(lifted, None)
+            near[:, heaps.places] = np.repeat(near[:, first], heaps.sizes, axis=1)
             return near
-        count = nearness.shape[1]
+        count = products.shape[1]
         if self._cap >= count:
-            return np.ones(nearness.shape, bool)
-        cut = np.partition(nearness, count - self._cap, axis=1)[:, count - self._cap]
-        near = nearness >= cut[:, None]
-        return near
+            return np.ones(products.shape, bool)
+        cut = np.partition(products, count - self._cap, axis=1)[:, count - self._cap]
+        return products >= cut[:, None]
 
     def _around(self, own: int) -> _Around:
         if self._last is None or self._last[0] != own:
@@ -133,26 +189,43 @@ class Probes:
         return self._last[1]
 
     def _find_around(self, own: int) -> _Around:
-        block, row = divmod(own, _TOGETHER)
-        if self._block[0] != block:
-            some = self._centroids[block * _TOGETHER : (block + 1) * _TOGETHER]
-            self._block = block, some @ self._centroids.T
-        nearness = self._block[1][row].copy()
-        nearness[own] = 2
-        clusters = np.arange(len(nearness))
-        if self._listed < len(clusters):
-            clusters = np.sort(np.argpartition(-nearness, self._listed - 1)[: self._listed])
-        place, along = int(np.searchsorted(clusters, own)), self._along[clusters]
+        nearness, kept = self._nearness_of(own)
+        clusters, chosen = np.arange(len(nearness)), self._everything
+        if chosen is None:
+            nearness[own] = 2
+            clusters = np.sort(np.argpartition(-nearness, self._ranked - 1)[: self._ranked])
+            chosen = self._among(clusters)
+        place = int(np.searchsorted(clusters, own))
+        multiply, heaps = chosen
         if self._delta is None:
-            return _Around(clusters, along, place, None, None, None)
+            return _Around(clusters, multiply, place, heaps, None)
         squared = np.maximum(0, 2 - 2 * nearness[clusters])
         squared[place] = 0
-        kept = np.square(along - along[place]).sum(1)
-        beside = np.sqrt(np.maximum(0, squared - kept) + ROUNDING)
-        numbers, heap = np.unique(self._heap[clusters], return_inverse=True)
-        alone = len(numbers) == len(heap)
-        margin = np.float32(self._delta / 2) * np.sqrt(squared)
-        return _Around(clusters, along, place, margin, beside, None if alone else heap)
+        along = self._squared[clusters] + self._squared[own] - 2 * kept[clusters]
+        apart, error = np.sqrt(squared), errors(self._heads[clusters])
+        bounds = _Bounds(
+            np.float32(self._delta / 2) * apart,
+            apart,
+            np.sqrt(np.maximum(0, squared - along) + ROUNDING),
+            error + error[place],
+        )
+        return _Around(clusters, multiply, place, heaps, bounds)
+
+    def _nearness_of(self, own: int) -> tuple[Float32[np.ndarray, " k"], Float32[np.ndarray, " k"]]:
+        """Return the products of a centroid with all, whole and along the axes."""
+        block, row = divmod(own, _TOGETHER)
+        if self._block[0] != block:
+            some = slice(block * _TOGETHER, (block + 1) * _TOGETHER)
+            products = (each[some] @ each.T for each in (self._centroids, self._along))
+            self._block = block, np.stack(list(products))
+        nearness, kept = self._block[1][:, row]
+        return nearness.copy(), kept
+
+    def _among(
+        self, clusters: Int64[np.ndarray, " l"]
+    ) -> tuple[Callable[[Int8[np.ndarray, "n w"]], Products], _Heaps | None]:
+        """Return what multiplies with the heads of some centroids, and their heaps."""
+        return products_with(self._heads[clusters, :-1]), _Heaps.among(self._heap[clusters])
 
 
 def find_heaps(clusters: Clusters, threshold: float, threads: int, *, out: Path) -> dict[str, int]:

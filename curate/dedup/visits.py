@@ -45,10 +45,11 @@ def write_visits(
     clusters, rows, start = [np.empty(0, np.int32)], [np.empty(0, np.int32)], 0
     for own in range(first, last):
         members = loaded.of(own)
+        assert members.heads is not None
         open_ones = alive(members, state)
         for at in range(0, len(open_ones), probes.together):
             some = open_ones[at : at + probes.together]
-            row, visited = probes.of(members.unit(some), own)
+            row, visited = probes.of(members.heads[some], own)
             clusters.append(visited.astype(np.int32))
             rows.append((start + some[row]).astype(np.int32))
         start += len(members)
@@ -174,11 +175,12 @@ def own_visits(
 ) -> Iterator[tuple[int, Integer[np.ndarray, " _"]]]:
     """Yield each visited cluster with the rows of the queries, of clusters `own`, that visit it."""
     clusters, rows = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    assert queries.heads is not None
     for cluster in np.unique(own).tolist():
         home = np.flatnonzero(own == cluster)
         for at in range(0, len(home), probes.together):
             some = home[at : at + probes.together]
-            row, visited = probes.of(queries.unit(some), cluster)
+            row, visited = probes.of(queries.heads[some], cluster)
             clusters.append(visited.astype(np.int32))
             rows.append(some[row].astype(np.int32))
     visited, row = np.concatenate(clusters), np.concatenate(rows)

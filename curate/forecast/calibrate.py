@@ -49,11 +49,20 @@ _TERMS = {
 }
 _OF_MAPS = {
     "units": ("blocks",),
-    "cpu_s": ("images", "images x root of clusters", "images x clusters"),
+    "cpu_s": ("images",),
     "puts": ("one", "blocks"),
     # blocks grow only beyond the sizes that are measured: what a unit of one holds is put down to it
     "memory": ("block",),
 }
+_COMPARING = {
+    "assign": "images x centroids",
+    "ask": "images x ranked",
+    "follow_leaders": "images x leaders",
+    "search": "images x compared",
+    "find_pairs": "images x compared",
+}
+"""What the comparisons grow with, of the maps that compare an image with more in a larger crawl. Other
+maps take as long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
 _OF_REDUCES = {
     "units": ("one",),
     "cpu_s": ("one", "clusters", "images"),
@@ -81,7 +90,8 @@ def calibrate(
     units: dict[str, dict[str, UnitCost]] = {}
     for stage, function in kinds:
         taken = [each.get((stage, function), Taken()) for each in measured]
-        units.setdefault(stage, {})[function] = fit_units(sizes, taken)
+        compared = _COMPARING.get(function) if stage != "retrieve" else None
+        units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared)
     return known.model_copy(
         update={
             "machine": machine(),
@@ -118,11 +128,19 @@ def _least(repeated: Sequence[dict[Kind, Taken]]) -> dict[Kind, Taken]:
     }
 
 
-def fit_units(sizes: Sequence[int], taken: Sequence[Taken]) -> UnitCost:
-    """Return the costs of the units of one kind, of what they took at each size."""
+def fit_units(
+    sizes: Sequence[int], taken: Sequence[Taken], compared: str | None = None
+) -> UnitCost:
+    """Return the costs of the units of one kind, of what they took at each size.
+
+    `compared` is the quantity that their comparisons grow with, if a map has such.
+    """
     counts = [each.units for each in taken]
     is_reduce = max(counts) <= 2 * min(counts) and max(counts) <= 3
-    candidates = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
+    candidates: dict[str, tuple[str, ...]] = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
+    if compared is not None and not is_reduce:
+        # First: where all sizes compare an image with as many, it has the whole cost, so as not to be too low.
+        candidates["cpu_s"] = (compared, *candidates["cpu_s"])
     return UnitCost(
         **{
             name: fit(sizes, [getattr(each, name) for each in taken], terms)

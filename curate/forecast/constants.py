@@ -16,6 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.optimize import nnls
 
 from curate.catalogue.collection import block_size
+from curate.dedup.leaders import count_leaders
+from curate.dedup.near import count_compared
+from curate.dedup.probes import RANKED
+from curate.neighbours.cluster import ClusterSettings, count_clusters
+from curate.neighbours.levels import count_centroids
 from shared.errors import LvdError
 
 SHIPPED = Path(__file__).with_name("constants.json")
@@ -25,11 +30,12 @@ Terms = dict[str, float]
 
 
 def quantities(images: float) -> dict[str, float]:
-    """Return what costs are made of, for so many images.
+    """Return what costs are made of, for so many images, as the stages cut a crawl and search in it.
 
-    A run cuts a crawl of n images into sqrt(n) clusters, and into blocks of about 4 sqrt(n) images.
+    Blocks hold about 4 sqrt(n) images.
     """
-    clusters, block = images**0.5, float(block_size(int(images)))
+    count = int(images)
+    clusters, block = float(count_clusters(count, ClusterSettings())), float(block_size(count))
     blocks = images / block
     return {
         "one": 1.0,
@@ -37,6 +43,10 @@ def quantities(images: float) -> dict[str, float]:
         "clusters": clusters,
         "images x root of clusters": images * clusters**0.5,
         "images x clusters": images * clusters,
+        "images x centroids": images * count_centroids(int(clusters)),
+        "images x ranked": images * min(clusters, RANKED),
+        "images x compared": images * count_compared(count),
+        "images x leaders": images * count_leaders(count),
         "block": block,
         "blocks": blocks,
         "blocks x blocks": blocks**2,

@@ -33,13 +33,16 @@ from curate.neighbours.search import (
 from curate.stage import Runner, Stage, Unit
 from shared.storage.arrays import read_array_rows
 
-VERSION = 8
+VERSION = 9
 GROUPS = "groups.npz"
 SAMPLED = 131_072
 """Vectors that k-means sees, at most, where these are `FEWEST` for each cluster."""
 FEWEST = 12
 ROWS = 2_048
 """Vectors looked at together: few enough for the allocator to give the same memory again."""
+FINER = 62_500
+"""Images from which clusters grow in number by the power 2/3. Of four million clumped vectors a copy is
+found as surely among 16,000 others in 4,000 clusters as among 22,000 in 2,000."""
 BLOCKS_TOGETHER = 3
 """Blocks' worth of vectors in a range of clusters: a search visits nearly all clusters for each range,
 so that fewer ranges cost fewer visits, and more of them share the work out better."""
@@ -51,7 +54,8 @@ class ClusterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     clusters: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of clusters. auto: the square root of the number of distinct images."""
+    """Number of clusters. auto: the square root of the number of distinct images; of more than 62,500
+    it grows by the power 2/3, so that copies are looked for in smaller clusters."""
     points_per_cluster: int = Field(32, ge=1)
     """Size of the k-means sample, in points for each cluster; past 131,072 in all, 12."""
     iterations: int = Field(10, ge=1)
@@ -63,7 +67,7 @@ class ClusterSettings(BaseModel):
 
 
 GROWN = 4
-"""Clusters are then twice as large as a run that finds them would make them."""
+"""Clusters are then about twice as large as a run that finds them would make them."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,10 @@ def load_centroids(folder: Path) -> tuple[Float32[np.ndarray, "k d"], Groups]:
 
 def count_clusters(images: int, settings: ClusterSettings) -> int:
     """Return the number of clusters of so many distinct images."""
-    k = round(images**0.5) if settings.clusters == "auto" else settings.clusters
+    if settings.clusters == "auto":
+        k = round(images**0.5 * max(1.0, images / FINER) ** (1 / 6))
+    else:
+        k = settings.clusters
     return max(1, min(k, images))
 
 

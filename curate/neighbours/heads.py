@@ -40,6 +40,7 @@ def count_axes(dim: int) -> int:
     return min(dim, AXES)
 
 
+@cache
 def turn(width: int) -> Float32[np.ndarray, "width width"]:
     """Return the orthonormal matrix of the discrete cosine transform (DCT-II), whose entries are small."""
     place = np.arange(width)
@@ -54,8 +55,20 @@ def heads(
     """Return the heads of unit vectors along orthonormal axes, the last number of each its error."""
     along = vectors @ axes
     rest = np.sqrt(np.maximum(0, 1 - np.einsum("nh,nh->n", along, along)))
-    width = along.shape[1] + 1
-    turned = np.column_stack([along, rest]) @ turn(width)
+    return _rounded(np.column_stack([along, rest]))
+
+
+def heads_along(
+    vectors: Float32[np.ndarray, "n d"], axes: Float32[np.ndarray, "d h"]
+) -> Int8[np.ndarray, "n h+2"]:
+    """Return heads that lack what the axes leave out: their products are of what lies along these."""
+    along = vectors @ axes
+    return _rounded(np.column_stack([along, np.zeros(len(along), np.float32)]))
+
+
+def _rounded(coordinates: Float32[np.ndarray, "n w"]) -> Int8[np.ndarray, "n w+1"]:
+    width = coordinates.shape[1]
+    turned = coordinates @ turn(width)
     step = _step(width)
     head = np.clip(np.rint(turned / step), -127, 127)
     turned -= head * step
@@ -69,6 +82,18 @@ def errors(head: Int8[np.ndarray, "n h"]) -> Float32[np.ndarray, " n"]:
     return coded * coded
 
 
+def rests(head: Int8[np.ndarray, "n h"]) -> Float32[np.ndarray, " n"]:
+    """Return a bound of the norm of what the axes leave out of each head's vector."""
+    width = head.shape[1] - 1
+    along_last = head[:, :width].astype(np.float32) @ turn(width)[-1]
+    return np.abs(along_last) * np.float32(_step(width)) + errors(head)
+
+
+def product_unit(width: int) -> np.float32:
+    """Return what one of a product of heads of `width` coordinates stands for."""
+    return np.float32(_step(width)) ** 2
+
+
 class HeadIndex:
     """Heads that others are compared with: by 8-bit products of torch, or float32 ones that are equal.
 
@@ -78,7 +103,7 @@ class HeadIndex:
     def __init__(self, base: Int8[np.ndarray, "m h"], card: torch.device | None = None) -> None:
         self._error = errors(base)
         self._width = base.shape[1] - 1
-        self._unit = np.float32(_step(self._width)) ** 2
+        self._unit = product_unit(self._width)
         self._reach = _reach_by(base[:, : self._width], card)
         self._together = max(16, PRODUCTS // max(1, len(base)))
 
@@ -142,19 +167,32 @@ def _reach_by(
 
         return on_card
 
-    multiply = _eight_bit() if "torch" in sys.modules and len(base) else None
-    other = base.copy("C") if multiply else base.astype(np.float32)
+    multiply = products_with(base)
 
     def on_processor(asked: Int8[np.ndarray, "n w"], least: int) -> Reaching:
-        if multiply is not None and len(asked):
-            products = multiply(asked, other)
-        else:
-            products = asked.astype(np.float32) @ other.T
+        products = multiply(asked)
         flat = np.flatnonzero(products >= products.dtype.type(least))
-        row, found = np.divmod(flat, max(1, len(other)))
+        row, found = np.divmod(flat, max(1, len(base)))
         return row, found, products.ravel()[flat]
 
     return on_processor
+
+
+def products_with(
+    base: Int8[np.ndarray, "m w"],
+) -> Callable[[Int8[np.ndarray, "n w"]], Int32[np.ndarray, "n m"] | Float32[np.ndarray, "n m"]]:
+    """Return what multiplies heads, without their errors, with these: whole numbers below 2^23."""
+    multiply = _eight_bit() if "torch" in sys.modules and len(base) else None
+    other = base.copy("C") if multiply else base.astype(np.float32)
+
+    def products(
+        asked: Int8[np.ndarray, "n w"],
+    ) -> Int32[np.ndarray, "n m"] | Float32[np.ndarray, "n m"]:
+        if multiply is not None and len(asked):
+            return multiply(asked, other)
+        return asked.astype(np.float32) @ other.T
+
+    return products
 
 
 @cache

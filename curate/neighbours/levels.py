@@ -66,6 +66,14 @@ def find_groups(centroids: Float32[np.ndarray, "k d"], iterations: int, seed: in
     return Groups(middles, nearest(centroids, middles))
 
 
+def count_centroids(clusters: int) -> float:
+    """Return with how many centroids `nearest_of` compares a vector, about, middles of groups included."""
+    groups = round(clusters**0.5)
+    if clusters <= SINGLE or groups <= LOOKED_INTO:
+        return clusters
+    return groups + LOOKED_INTO * clusters / groups
+
+
 def nearest_of(
     vectors: Float32[np.ndarray, "n d"],
     centroids: Float32[np.ndarray, "k d"],

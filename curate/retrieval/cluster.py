@@ -43,8 +43,7 @@ class FromClustersSettings(BaseModel):
     """Which ones: the most similar to a seed image, ties by key, or some drawn by `seed`."""
     seed: int = 0
     clusters: int | None = Field(None, ge=1)
-    """Number of clusters of the crawl, by the embedder for meaning. Default: `cluster.clusters`; where that
-    is auto, the square root of the number of distinct images."""
+    """Number of clusters of the crawl, by the embedder for meaning. Default: `cluster.clusters`."""
 
     def describe(self) -> str:
         """Return what is retrieved, for people."""

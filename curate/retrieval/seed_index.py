@@ -65,9 +65,11 @@ def index_seed(
     runner: Runner, seed: Catalogued, settings: SeedIndexSettings, threads: int
 ) -> SeedIndex | None:
     """Return the clusters of a seed; None for one that is searched exactly."""
-    if len(seed.collection.usable) <= settings.exact:
+    images = len(seed.collection.usable)
+    if images <= settings.exact:
         return None
-    cut = ClusterSettings(clusters=settings.clusters)
+    auto = round(images**0.5)
+    cut = ClusterSettings(clusters=auto if settings.clusters == "auto" else settings.clusters)
     clustered = cluster_vectors(runner, seed, cut, threads)
     return SeedIndex(clustered.clusters, settings.probes, clustered.address)
 

@@ -105,8 +105,10 @@ def test_the_same_collection_gives_the_same_bytes_and_another_seed_others(tmp_pa
     assert first != other
 
 
-@pytest.mark.parametrize(("images", "count"), [(1, 1), (900, 30), (10**6, 1_000), (10**10, 10**5)])
-def test_clusters_are_as_many_as_the_root_of_the_images(images, count):
+@pytest.mark.parametrize(
+    ("images", "count"), [(1, 1), (900, 30), (62_500, 250), (500_000, 1_000), (32 * 10**6, 16_000)]
+)
+def test_clusters_are_as_many_as_the_root_of_the_images_and_more_of_many(images, count):
     assert count_clusters(images, ClusterSettings()) == count
     assert count_clusters(images, ClusterSettings(clusters=7)) == min(images, 7)
 

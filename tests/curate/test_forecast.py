@@ -20,6 +20,9 @@ from curate.forecast.constants import (
     write_constants,
 )
 from curate.forecast.measure import MeasuringExecutor, Taken
+from curate.neighbours import levels
+from curate.neighbours.levels import find_groups
+from curate.neighbours.search import unit
 from curate.stage import EngineSettings, Unit
 
 SIZES = (50_000, 200_000, 800_000)
@@ -69,6 +72,37 @@ def test_units_that_grow_are_told_from_those_that_do_not():
     assert alone.is_reduce()
     assert evaluate(alone.memory, known) == pytest.approx(60e9, rel=1e-6)
     assert evaluate(alone.puts, known) == pytest.approx(2)
+
+
+def test_comparisons_grow_as_stages_compare_and_other_maps_as_the_images():
+    blocks = [size // block_size(size) for size in SIZES]
+    unsteady = [n * cost for n, cost in zip(SIZES, (9e-6, 1.3e-5, 1.1e-5), strict=True)]
+    maps = [Taken(n, cpu, n, n, n, n) for n, cpu in zip(blocks, unsteady, strict=True)]
+    assert calibrate.fit_units(SIZES, maps).cpu_s.keys() == {"images"}
+    known = [quantities(size) for size in (*SIZES, 32_000_000)]
+    true = [1e-5 * each["images"] + 2e-9 * each["images x compared"] for each in known]
+    maps = [Taken(n, cpu, n, n, n, n) for n, cpu in zip(blocks, true[:3], strict=True)]
+    found = calibrate.fit_units(SIZES, maps, "images x compared").cpu_s
+    assert evaluate(found, known[3]) == pytest.approx(true[3], rel=1e-3)
+    small = (20_000, 40_000, 80_000)
+    maps = [Taken(n, size * 1e-5, n, n, n, n) for n, size in zip((5, 8, 12), small, strict=True)]
+    assert calibrate.fit_units(small, maps, "images x compared").cpu_s.keys() == {
+        "images x compared"
+    }
+
+
+@pytest.mark.parametrize("images", [40_000, 3_000_000])
+def test_as_many_centroids_are_compared_as_are_said(images):
+    clusters = int(quantities(images)["clusters"])
+    centroids = unit(np.random.default_rng(0).standard_normal((clusters, 8), np.float32))
+    groups = find_groups(centroids, 4, 0)
+    compared = clusters if clusters <= levels.SINGLE else 0
+    if not compared:
+        near = np.argsort(-(centroids[:200] @ groups.middles.T), 1)[:, : levels.LOOKED_INTO]
+        sizes = np.bincount(groups.of, minlength=len(groups.middles))
+        compared = len(groups.middles) + sizes[near].sum(1).mean()
+    said = quantities(images)["images x centroids"] / images
+    assert said == pytest.approx(compared, rel=0.35)
 
 
 def burn(files, before=None, *, out):

@@ -8,7 +8,16 @@ import torch
 from made_collection import clumps, exact_cosines
 
 from curate.neighbours import heads as module
-from curate.neighbours.heads import HeadIndex, errors, heads, turn
+from curate.neighbours.heads import (
+    HeadIndex,
+    errors,
+    heads,
+    heads_along,
+    product_unit,
+    products_with,
+    rests,
+    turn,
+)
 from curate.neighbours.search import principal_axes, unit
 
 STORED = clumps(9, 60, 8, 32, 0.5).astype(np.float16)
@@ -34,6 +43,20 @@ def test_the_product_of_two_heads_and_their_errors_is_at_least_the_cosine(count)
     head = heads(UNITS, principal_axes(UNITS[:100], count))
     assert head.shape == (len(UNITS), count + 2)
     assert (products(head) - exact_cosines(UNITS, UNITS)).min() >= -module.SLACK
+
+
+@pytest.mark.parametrize("count", [0, 7, 32])
+def test_heads_along_axes_multiply_to_what_lies_along_them_and_rests_bound_the_rest(count):
+    axes = principal_axes(UNITS[:100], count)
+    head, flat = heads(UNITS, axes), heads_along(UNITS, axes)
+    along = UNITS.astype(np.float64) @ axes
+    whole = products_with(flat[:, :-1])(head[:, :-1]).astype(np.float64)
+    error, of_flat = (errors(each).astype(np.float64) for each in (head, flat))
+    bound = error[:, None] + (1 + error[:, None]) * of_flat + module.SLACK
+    assert (np.abs(whole * product_unit(count + 1) - along @ along.T) <= bound).all()
+    left_out = np.sqrt(np.maximum(0, 1 - np.square(along).sum(1)))
+    assert (rests(head) >= left_out - module.SLACK).all()
+    assert (rests(head) <= left_out + 2 * error + module.SLACK).all()
 
 
 def test_a_vector_along_one_turned_direction_is_cut_off_and_says_so():
