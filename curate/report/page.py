@@ -60,6 +60,8 @@ class Content:
     reasons: list[dict[str, Any]]
     yields: Mapping[str, list[dict[str, Any]]]
     queries: Mapping[str, str]
+    timed: bool
+    """Whether there is a page of timings."""
 
 
 def report_page(
@@ -82,6 +84,7 @@ def report_page(
         balance=_balance(funnel, content.balance),
         yields={name: list(map(_yield, rows)) for name, rows in content.yields.items()},
         queries=content.queries,
+        timed=content.timed,
         thumbs=thumbs,
         left=LEFT,
         right=RIGHT,

@@ -10,6 +10,7 @@ from finished_run import DEDUP, RETRIEVE, finished_run, picture
 
 from curate.report.pictures import pictures
 from curate.report.tables import open_tables, read_funnel, rows
+from curate.report.timings import write_timings_page
 
 
 @dataclass
@@ -58,6 +59,7 @@ def shown(tmp_path_factory):
     funnel["balance"] = {"kept": 10, "drawn": 15, "retrieved": 20, "levels": [level]}
     (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
     index = pictures(out, picture, {"animals": picture})
+    write_timings_page(out)
     with sync_playwright() as playwright:
         # Root has no sandbox; the page is ours, and its policy lets nothing else run.
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -187,3 +189,20 @@ def test_paper_gets_the_pictures_and_no_controls(shown):
     assert not page.locator(".slider").first.is_visible()
     assert page.locator("figure").first.is_visible()
     shown.look()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_the_page_of_timings_is_reached_and_read(shown, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = shown.page.context.browser.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(shown.page.url)
+    page.locator("nav a", has_text="Timings").click()
+    assert page.locator(".timings tbody tr").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OVERLAPS) == []
+    found = Axe().run(page).response["violations"]
+    assert [each["id"] for each in found if each["impact"] in SERIOUS] == []
+    page.close()
