@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,8 @@ def judged_tiles(row: dict[str, Any]) -> list[Tile]:
     similarity, seed = row["seed_similarity"], row["nearest_seed"]
     own = Tile(
         row["key"],
-        f"{similarity:.4f}",
-        _detail(row, f"cosine {similarity:.4f} with seed {seed}"),
+        cosine(similarity),
+        _detail(row, f"cosine {cosine(similarity)} with seed {seed}"),
         row["output_shard"],
         row["output_key"],
         reason="" if f"nearest seed {seed} is below" in row["reason"] else row["reason"],
@@ -77,7 +78,7 @@ def near_tile(row: dict[str, Any]) -> Tile:
     became = "" if row["decision"] == "kept" else f" · {row['decision']}"
     return Tile(
         row["key"],
-        f"{row['similarity']:.4f}{became}",
+        f"{cosine(row['similarity'])}{became}",
         _detail(row, row["reason"]),
         row["output_shard"],
         row["output_key"],
@@ -107,7 +108,9 @@ def member_tile(row: dict[str, Any]) -> Tile:
     if row["representative"]:
         return copy_tile(row, framed=True)
     method = row["method"]
-    return copy_tile(row, fact=method if method == "exact" else f"{row['similarity']:.4f} {method}")
+    return copy_tile(
+        row, fact=method if method == "exact" else f"{cosine(row['similarity'])} {method}"
+    )
 
 
 def rejected_tile(row: dict[str, Any]) -> Tile:
@@ -122,9 +125,9 @@ def rejected_tile(row: dict[str, Any]) -> Tile:
     return Tile(row["key"], _size(row), detail, reason=row["reason"], **_hidden_if_unsafe(row))
 
 
-def count(number: int, noun: str) -> str:
-    """Return `1 image`, `2 images`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def cosine(similarity: float) -> str:
+    """Return a similarity of float32, rounded down: what is below a threshold is not shown as on it."""
+    return f"{math.floor(similarity * 10_000 + 0.001) / 10_000:.4f}"
 
 
 def _hidden_if_unsafe(row: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,9 @@ def _stages(timings: dict[str, Any]) -> Iterator[dict[str, str]]:
         yield {
             "name": stage["name"],
             "took": duration(stage["seconds"]),
-            "rate": "" if stage.get("cached") else rate(worked, stage["seconds"]),
+            "rate": ""
+            if stage.get("cached")
+            else rate(worked, stage["seconds"]).removesuffix("/s"),
             "percent": f"{100 * stage['seconds'] / max(timings['seconds'], 1e-9):.2f}",
             "told": ": ".join(filter(None, (counted, does))),
         }
