@@ -274,7 +274,7 @@ class Output:
         """
         if read_optional(before.out / RUN) != before.run:
             raise LvdError(
-                f"{before.out} was changed by another process meanwhile: call this again"
+                f"{before.name} was changed by another process meanwhile: call this again"
             )
         known = read_optional(before.out / FILES)
         shards = sorted((before.out / "shards").glob("*")) if before.written else []

@@ -1,5 +1,6 @@
 """A run on a grown crawl whose OUT is on a store: what it exported stays, and a kill does not lose it."""
 
+import json
 import shutil
 
 import fsspec
@@ -118,3 +119,13 @@ def test_another_out_goes_on_from_a_result_on_a_store(s3, grown, tmp_path):
     assert stored(s3)[0] == untimed(first)
     said = site("run", "--since=s3://bucket/runs/none", f"--out={tmp_path / 'x'}", status=2)
     assert "--since s3://bucket/runs/none is no finished run" in " ".join(said.split())
+
+
+def test_errors_call_a_result_on_a_store_as_the_user_does(s3, grown, tmp_path):
+    site, first = grown
+    run = json.loads(first["run.json"])
+    for about in run["embedders"].values():
+        about["identity"] = ["another"]
+    put(s3, {**first, "run.json": json.dumps(run).encode()})
+    said = site("run", "--since=s3://bucket/runs/out", f"--out={tmp_path / 'x'}", status=2)
+    assert "another model than when s3://bucket/runs/out was made" in " ".join(said.split())

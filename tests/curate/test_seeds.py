@@ -362,7 +362,10 @@ def test_what_a_seed_does_not_say_comes_from_retrieve(site, several):
 
 
 WRONG = {
-    "seed and seeds": (["--set=seed=seed"], ["seed and seeds exclude each other"]),
+    "seed and seeds": (
+        ["--set=seed=seed"],
+        ["seed and seeds exclude each other", "--set seed=null"],
+    ),
     "an unknown seed": (["--set=seeds.sed={}"], ["no dataset 'sed'", "did you mean 'seed'"]),
     "one dataset twice": (["--seed=seed", "--seed=seed"], ["seed seed", "twice"]),
     "the same data": (["--seed=seed", "--seed=DATA/seed"], ["seed", "DATA/seed", "twice"]),
