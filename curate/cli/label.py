@@ -17,7 +17,7 @@ from shared.commands import LocalFolder, called
     "--labels",
     required=True,
     metavar="FILE",
-    help="A CSV of the columns label, key, other. Labels are keep, drop, and not_a_copy of a copy and, "
+    help="A CSV, as the report's page saves it: label, key, other. Labels are keep, drop, and not_a_copy of a copy and, "
     "as other, what it is no copy of.",
 )
 @folder(

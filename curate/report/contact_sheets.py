@@ -24,6 +24,7 @@ class Tile:
     hidden: bool = False  # it must not be drawn
     absent: str = "no picture"  # text in place of a picture
     reason: str = ""  # whole, under the picture
+    content: str = ""  # the sha256 of a crawled image
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def judged_tiles(row: dict[str, Any]) -> list[Tile]:
         _detail(row, f"cosine {cosine(similarity)} with seed {seed}"),
         row["output_shard"],
         row["output_key"],
+        content=_content(row),
         reason="" if f"nearest seed {seed} is below" in row["reason"] else row["reason"],
     )
     return [own, seed_tile(seed, row["seed"])]
@@ -82,6 +84,7 @@ def near_tile(row: dict[str, Any]) -> Tile:
         _detail(row, row["reason"]),
         row["output_shard"],
         row["output_key"],
+        content=_content(row),
     )
 
 
@@ -99,6 +102,7 @@ def copy_tile(row: dict[str, Any], *, framed: bool = False, fact: str = "") -> T
         row["output_shard"],
         row["output_key"],
         mark="reference" if framed else "",
+        content=_content(row),
         **_hidden_if_unsafe(row),
     )
 
@@ -122,12 +126,23 @@ def rejected_tile(row: dict[str, Any]) -> Tile:
         return Tile(
             row["key"], caption, detail, hidden=True, absent="no picture", reason=row["reason"]
         )
-    return Tile(row["key"], _size(row), detail, reason=row["reason"], **_hidden_if_unsafe(row))
+    return Tile(
+        row["key"],
+        _size(row),
+        detail,
+        reason=row["reason"],
+        content=_content(row),
+        **_hidden_if_unsafe(row),
+    )
 
 
 def cosine(similarity: float) -> str:
     """Return a similarity of float32, rounded down: what is below a threshold is not shown as on it."""
     return f"{math.floor(similarity * 10_000 + 0.001) / 10_000:.4f}"
+
+
+def _content(row: dict[str, Any]) -> str:
+    return row.get("sha256") or ""
 
 
 def _hidden_if_unsafe(row: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def queries(out: Path, relevance: float | None) -> Mapping[str, str]:
             for name, source in SOURCES_OF.items()
         },
         "reasons": REASONS,
+        "measured": "FROM 'reports/funnel.json'",
     }
     files = {name: _files(out, name) for name in TABLES}
     # Not `format`: regular expressions have braces too.

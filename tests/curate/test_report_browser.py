@@ -8,6 +8,7 @@ import pytest
 from browsers import NO_BROWSER, OVERLAPS, SERIOUS, find_browser, listen
 from finished_run import DEDUP, RETRIEVE, finished_run, picture
 
+from curate.report.label import SAID, read_said
 from curate.report.pictures import pictures
 from curate.report.tables import open_tables, read_funnel, rows
 from curate.report.timings import write_timings_page
@@ -162,6 +163,36 @@ def test_a_picture_enlarges_and_keys_turn_to_the_next(shown):
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
     assert page.evaluate("document.activeElement.className") == "picture"
+
+
+def test_labels_of_pictures_are_saved_as_the_command_takes_them(shown, tmp_path):
+    page = shown.look()
+    kept = page.locator("#samples ~ div .pairs button[data-bytes]").first
+    copy = page.locator("#groups ~ div .pairs figure:not(.framed) button[data-bytes]").first
+    stands = copy.locator("xpath=ancestor::div[1]").locator(".framed button")
+    expected = [["drop", kept.get_attribute("data-key"), None]]
+    expected += [["not_a_copy", *(one.get_attribute("data-key") for one in (copy, stands))]]
+    assert not page.locator(".said").is_visible()
+    for picture, presses in ((kept, ["keep", "drop"]), (copy, ["not_a_copy"])):
+        picture.click()
+        for label in presses:
+            page.locator(f'[data-label="{label}"]').click()
+            assert page.locator('[aria-pressed="true"]').get_attribute("data-label") == label
+        page.keyboard.press("Escape")
+    assert page.locator(".said b").inner_text() == "2 labels"
+    with page.expect_download() as download:
+        page.locator(".said button").click()
+    download.value.save_as(tmp_path / "labels.csv")
+    said = read_said(shown.out, tmp_path / "labels.csv").to_pylist()
+    assert [[row["label"], row["key"], row["other"]] for row in said] == [
+        [SAID[label], *keys] for label, *keys in expected
+    ]
+    for picture, label in ((kept, "drop"), (copy, "not_a_copy")):
+        picture.click()
+        page.locator(f'[data-label="{label}"]').click()
+        page.keyboard.press("Escape")
+    assert not page.locator(".said").is_visible()
+    assert shown.said == []
 
 
 @pytest.mark.parametrize("width", [360, 768, 1600])
