@@ -173,8 +173,8 @@ def test_labels_of_pictures_are_saved_as_the_command_takes_them(shown, tmp_path)
     expected = [["drop", kept.get_attribute("data-key"), None]]
     expected += [["not_a_copy", *(one.get_attribute("data-key") for one in (copy, stands))]]
     assert not page.locator(".said").is_visible()
-    for picture, presses in ((kept, ["keep", "drop"]), (copy, ["not_a_copy"])):
-        picture.click()
+    for tile, presses in ((kept, ["keep", "drop"]), (copy, ["not_a_copy"])):
+        tile.click()
         for label in presses:
             page.locator(f'[data-label="{label}"]').click()
             assert page.locator('[aria-pressed="true"]').get_attribute("data-label") == label
@@ -187,8 +187,8 @@ def test_labels_of_pictures_are_saved_as_the_command_takes_them(shown, tmp_path)
     assert [[row["label"], row["key"], row["other"]] for row in said] == [
         [SAID[label], *keys] for label, *keys in expected
     ]
-    for picture, label in ((kept, "drop"), (copy, "not_a_copy")):
-        picture.click()
+    for tile, label in ((kept, "drop"), (copy, "not_a_copy")):
+        tile.click()
         page.locator(f'[data-label="{label}"]').click()
         page.keyboard.press("Escape")
     assert not page.locator(".said").is_visible()
