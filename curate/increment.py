@@ -54,6 +54,8 @@ class Before:
     """A finished result, as a run that goes on from it needs it."""
 
     out: Path
+    name: str
+    """What errors call it: `out`, or the URL that it was fetched from."""
     run: dict[str, Any]
     """Its `run.json`."""
     exported: dict[str | None, Exported]
@@ -96,7 +98,7 @@ class Before:
             about = self.run["embedders"].get(role)
             if about and fingerprint(identity(embedder)) != fingerprint(about["identity"]):
                 raise LvdError(
-                    f"embedder {about['name']} is another model than when {self.out} was made, whose "
+                    f"embedder {about['name']} is another model than when {self.name} was made, whose "
                     "images and thresholds are judged by that: name the old one again, or curate "
                     "anew into another OUT with `lvd-curate run`"
                 )
@@ -141,17 +143,25 @@ def refuse_labels(settings: PipelineSettings) -> None:
 
 
 def read_before(
-    out: Path, work: Path, scratch: Path, *, adds: bool, labels: CompiledLabels | None = None
+    out: Path,
+    work: Path,
+    scratch: Path,
+    *,
+    adds: bool,
+    labels: CompiledLabels | None = None,
+    name: str = "",
 ) -> Before:
     """Read a finished result, and lay what workers need of it below `scratch`, its list in `work`.
 
     Where these are copies of a store, it is given there to other machines.
 
     With `adds` its shards are added to, and have to be there; else what `labels` keep stays beside
-    what it exported. A reduce that holds the keys and hashes
-    of what was exported. Raises LvdError where `out` is no result, or one that no run can go on from.
+    what it exported. A reduce that holds the keys and hashes of what was exported. `name` is what
+    errors call the result, if something else than `out`. Raises LvdError where `out` is no result, or
+    one that no run can go on from.
     """
-    run = read_run(out)
+    name = name or str(out)
+    run = read_run(out, name)
     kept = pa.concat_tables(_exported(out))
     places = [pc.cast(kept[name], pa.int64()) for name in OUTPUTS]
     kept = kept.take(np.lexsort([column.to_numpy() for column in reversed(places)]))
@@ -168,7 +178,7 @@ def read_before(
         file = scratch / f"exported-{number}.parquet"
         pq.write_table(kept.filter(mine).select(EXPORTED.names).cast(EXPORTED), file)
         publish(file)
-        exported[seed] = Exported(str(out), file, digest_file(file))
+        exported[seed] = Exported(name, file, digest_file(file))
     written = None
     if adds:
         outputs = scratch / "outputs.parquet"
@@ -184,7 +194,7 @@ def read_before(
     removed = _list_removed(out, work, scratch)
     known = centroids if len(found) else None
     labelled = len(kept) - images
-    return Before(out, run, exported, images, labelled, written, known, removed)
+    return Before(out, name, run, exported, images, labelled, written, known, removed)
 
 
 def _add_labelled(kept: pa.Table, labels: CompiledLabels | None) -> pa.Table:
@@ -215,16 +225,17 @@ def files_read(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if "/".join(name.split("/")[:2]) in _READ)
 
 
-def read_run(out: Path) -> dict[str, Any]:
-    """Return the `run.json` of a result; LvdError where no run can go on from it."""
+def read_run(out: Path, name: str = "") -> dict[str, Any]:
+    """Return the `run.json` of a result; LvdError, which calls it `name`, where no run can go on from it."""
+    name = name or str(out)
     path = out / "run.json"
     if not path.exists():
-        raise LvdError(f"{out} is no finished run: name the --out of one")
+        raise LvdError(f"{name} is no finished run: name the --out of one")
     run: dict[str, Any] = read_json(path)
     if "recipe" in run:
-        raise LvdError(f"{out} is {describe_folder(out)}")
+        raise LvdError(f"{name} is {describe_folder(out)}")
     if not {"inputs", "clusters", "shards"} <= run.keys() or "drift" not in run["clusters"]:
-        raise LvdError(f"{out} was made by an earlier version: curate anew, with --replace")
+        raise LvdError(f"{name} was made by an earlier version: curate anew, with --replace")
     return run
 
 

@@ -194,11 +194,15 @@ def apply_holdouts(
 def go_on(plan: Plan, output: Output, runner: StageRunner) -> Plan:
     """Return the plan with the result in the place of `output` as what the run goes on from."""
     output.fetch()
-    try:
-        before = read_before(output.out, plan.work, runner.scratch, adds=False, labels=plan.labels)
-        before.require_models(plan.embedders)
-    except LvdError as error:  # the user calls it otherwise where it is on a store
-        raise LvdError(str(error).replace(str(output.out), output.name)) from error
+    before = read_before(
+        output.out,
+        plan.work,
+        runner.scratch,
+        adds=False,
+        labels=plan.labels,
+        name=output.name,
+    )
+    before.require_models(plan.embedders)
     output.go_on_from(before)
     return replace(plan, before=before)
 

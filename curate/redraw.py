@@ -15,6 +15,7 @@ from curate.plan import parts_of
 from curate.report.pictures import pictures
 from curate.report.stage import read_by_key
 from curate.report.thumbnails import ReadImage
+from curate.report.timings import TIMINGS, write_timings_page
 from curate.request import Named
 from shared.datasets.dataset import DatasetSettings
 from shared.errors import LvdError
@@ -66,7 +67,10 @@ def redraw(out: Path, work: Path, *, keep: bool = False) -> None:
             if read is not None:
                 readers[role][about["name"]] = read
         [read_crawl] = readers["crawl"].values() or [lambda key: None]
-        pictures(out, read_crawl, readers["seed"])
+        timed = (out / TIMINGS).exists()
+        pictures(out, read_crawl, readers["seed"], timed=timed)
+        if timed:
+            write_timings_page(out)
 
 
 def open_originals(

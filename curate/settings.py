@@ -70,8 +70,8 @@ class PipelineSettings(BaseModel):
     def _names_its_seeds_once(self) -> PipelineSettings:
         if self.seed and self.seeds:
             raise ValueError(
-                "seed and seeds exclude each other: name all datasets under seeds, or say "
-                "--seed NAME"
+                "seed and seeds exclude each other: name all datasets under seeds, with "
+                "--set seed=null where the pipeline names a seed, or say --seed NAME"
             )
         return self
 

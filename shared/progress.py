@@ -212,6 +212,11 @@ def rate(count: int, seconds: float) -> str:
     return f"{value:,.{digits}f}/s"
 
 
+def count(number: int, noun: str) -> str:
+    """Return `1 image`, `2 images`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def size(count: float) -> str:
     """Return `12 B`, `3.4 kB`, `5.6 MB` and so on."""
     for suffix in ("B", "kB", "MB", "GB"):

@@ -116,7 +116,7 @@ def train(
                     if watch.asked and done < steps:
                         _say(
                             ranks,
-                            f"stopped behind step {done:,}: the same command goes on from there",
+                            f"stopped after step {done:,}: the same command goes on from there",
                         )
                         return
             except RuntimeError as error:

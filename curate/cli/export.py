@@ -58,8 +58,7 @@ def export(
     """Export images, with what became of each and why, for FiftyOne, LightlyStudio or anything else.
 
     DIR holds copies of the images, and their decision, reason, similarity, nearest seed and group of
-    copies. Neither FiftyOne nor LightlyStudio need be installed here: both want other versions of some
-    packages than this project does, so give each an environment of its own.
+    copies. The extras fiftyone and lightly install what opens it; writing it needs neither.
 
     \b
     lvd-curate export runs/curate/sample --format fiftyone --to runs/sample-fiftyone --vectors

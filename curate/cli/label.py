@@ -17,7 +17,7 @@ from shared.commands import LocalFolder, called
     "--labels",
     required=True,
     metavar="FILE",
-    help="A CSV of the columns label, key, other. Labels are keep, drop, and not_a_copy of a copy and, "
+    help="A CSV, as the report's page saves it: label, key, other. Labels are keep, drop, and not_a_copy of a copy and, "
     "as other, what it is no copy of.",
 )
 @folder(
@@ -42,9 +42,9 @@ def label(out: Path, labels: Path, to: Path | None) -> None:
     from collections import Counter
 
     from curate.catalogue.labels import read_labels
-    from curate.report.contact_sheets import count
     from curate.report.label import merge_labels, read_said
     from curate.report.tables import read_funnel
+    from shared.progress import count
 
     read_funnel(out)
     to = to or out.with_name(f"{out.name}.labels.parquet")

@@ -100,12 +100,12 @@ def run(
     published = None
     live = click.get_current_context().with_resource(serving(serve))
     require_reach(executor, asked["work"], out if isinstance(out, str) else None)
-    old_name = str(since)
+    since_name = str(since)
     if isinstance(since, str):
         since = click.get_current_context().with_resource(fetched(since))
     if since is not None and isinstance(out, str) and is_on_cluster(executor):
         raise LvdError(
-            f"--since {since}: the machines of a Ray cluster with --work on a store do not see that "
+            f"--since {since_name}: the machines of a Ray cluster with --work on a store do not see that "
             "folder: unset RAY_ADDRESS"
         )
     if isinstance(out, str):
@@ -126,10 +126,10 @@ def run(
     if since is not None:
         since = since.resolve()
         finish_swap(since)
-        settings[SINCE] = read_run(since)["address"]
+        settings[SINCE] = read_run(since, since_name)["address"]
         if since == out.resolve() and not replace:
             raise LvdError(
-                f"--since {since} is --out itself: say --replace to swap it at the end, or name "
+                f"--since {since_name} is --out itself: say --replace to swap it at the end, or name "
                 "another --out"
             )
     name = published.url if published else None
@@ -141,10 +141,7 @@ def run(
         warn(line)
     how = (plan, output, out, executor, retry, published)
     if since is not None:
-        try:
-            go_on_from(since, *how, adds=False, dry_run=dry_run)
-        except LvdError as error:  # the user calls it otherwise where it is on a store
-            raise LvdError(str(error).replace(str(since), old_name)) from error
+        go_on_from(since, *how, adds=False, dry_run=dry_run, name=since_name)
     elif dry_run:
         click.echo(describe(plan, out, name or ""))
         if held := output.count_images(plan.crawl.name):
@@ -181,10 +178,11 @@ def go_on_from(
     *,
     adds: bool,
     dry_run: bool,
+    name: str = "",
 ) -> None:
     """Carry out a plan whose images are judged beside those of the finished result `old`.
 
-    With `adds` that is `out`, and gets new shards. With `dry_run` say what there would be to do.
+    Errors call that `name`. With `adds` it is `out`, and gets new shards. With `dry_run` say what there would be to do.
     """
     from curate.dry_run import describe
     from curate.increment import read_before, refuse_labels
@@ -194,7 +192,7 @@ def go_on_from(
     if adds:
         refuse_labels(plan.request.settings)
     with scratch_folder(plan.work / "scratch") as scratch:
-        before = read_before(old, plan.work, scratch, adds=adds, labels=plan.labels)
+        before = read_before(old, plan.work, scratch, adds=adds, labels=plan.labels, name=name)
         plan = dataclasses.replace(plan, before=before)
         if dry_run:
             click.echo(describe(plan, out, published.url if published else ""))

@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 
 from curate.execution.output import FILES, RUN, note_hashes
+from curate.report.timings import TIMED
 from shared.errors import LvdError
 from shared.keys import shown
 from shared.progress import stage_bar
@@ -92,7 +93,7 @@ class _Copy:
     system: Any
     root: str
     wanted: dict[str, dict[str, Any]]
-    """Size and sha256 of each file of the result by name, but for the two that come last."""
+    """Size and sha256 of each file of the result by name, but for `TIMED` and the two that come last."""
 
     @classmethod
     def of(cls, out: Path, place: str) -> _Copy:
@@ -120,10 +121,11 @@ class _Copy:
                     bar.advance()
             finally:
                 pool.shutdown(cancel_futures=True)
-        for name in (FILES, RUN):
+        last = [*(name for name in TIMED if (self.out / name).exists()), FILES, RUN]
+        for name in last:
             self._write(name, (self.out / name).read_bytes())
         retry(self.system.rm_file, self._path(NOTE))
-        return len(missing) + 2
+        return len(missing) + len(last)
 
     def _clear(self, there: dict[str, int]) -> set[str]:
         """Remove what is there of another result, and return what stays: what both have.

@@ -18,6 +18,7 @@ from curate.neighbours.clusters import CENTROIDS
 from curate.neighbours.search import installed_faiss
 from curate.plan import PARTIAL
 from curate.report.datasheet import DATASHEET
+from curate.report.timings import TIMED, TIMINGS, write_timings_page
 from shared.config import flat
 from shared.datasets.folders import describe_folder
 from shared.errors import LvdError
@@ -36,7 +37,6 @@ from shared.storage.stores import remove_folder
 
 FORMAT = 1
 RUN, USED, FILES = "run.json", "used.json", "files.json"
-TIMINGS = "timings.json"
 SINCE = "since"
 """The setting that names, by its address, the result that one was made since."""
 ADDRESS = ".address"
@@ -274,7 +274,7 @@ class Output:
         """
         if read_optional(before.out / RUN) != before.run:
             raise LvdError(
-                f"{before.out} was changed by another process meanwhile: call this again"
+                f"{before.name} was changed by another process meanwhile: call this again"
             )
         known = read_optional(before.out / FILES)
         shards = sorted((before.out / "shards").glob("*")) if before.written else []
@@ -293,9 +293,11 @@ class Output:
         write_json(self.partial / RUN, {"format": FORMAT, "address": address, **run}, self.scratch)
 
     def finish(self, stages: list[Any], seconds: float) -> None:
-        """Write `timings.json`, drop what was only for building, and move the folder to its place."""
+        """Write the timings, drop what was only for building, and move the folder to its place."""
         timings = {"stages": [asdict(stage) for stage in stages], "seconds": seconds}
         write_json(self.partial / TIMINGS, timings, self.scratch)
+        if (self.reports / "index.html").exists():
+            write_timings_page(self.partial)
         self.publish(self._kept)
 
     def publish(self, known: Mapping[str, FileHash] = MappingProxyType({})) -> None:
@@ -315,7 +317,7 @@ class Output:
 def file_hashes(
     out: Path, known: Mapping[str, FileHash] = MappingProxyType({})
 ) -> dict[str, FileHash]:
-    """Return size and sha256 of every file of a result but its timings and this list.
+    """Return size and sha256 of every file of a result but `TIMED` and this list.
 
     What `known` says of a file is taken from there.
     """
@@ -323,7 +325,7 @@ def file_hashes(
     return {
         name: known.get(name) or {"bytes": path.stat().st_size, "sha256": digest_file(path)}
         for name, path in sorted(files.items())
-        if name not in (FILES, TIMINGS) and not name.startswith(".")
+        if name not in (FILES, *TIMED) and not name.startswith(".")
     }
 
 
@@ -333,6 +335,7 @@ def note_hashes(out: Path, names: Iterable[str]) -> None:
         now = {
             name: {"bytes": (out / name).stat().st_size, "sha256": digest_file(out / name)}
             for name in names
+            if name not in TIMED
         }
         write_json(out / FILES, read_json(out / FILES) | now)
 

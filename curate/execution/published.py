@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curate.execution.copies import NOTE, copy_result, remove_copy
-from curate.execution.output import FILES, RUN, TIMINGS
+from curate.execution.output import FILES, RUN
 from curate.increment import files_read
+from curate.report.timings import TIMINGS
 from shared.errors import LvdError
 from shared.storage.files import link_or_copy, read_json, read_optional, write_json
 from shared.storage.leases import Lease, leased

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from curate.embedding.request import LENT
-from curate.execution.output import FILES, RUN, TIMINGS
+from curate.execution.output import FILES, RUN
 from curate.filters.looks import LOOKS
+from curate.report.timings import TIMED
 from shared.datasets.outputs import WORK_MARKER
 from shared.errors import LvdError
 from shared.storage.commits import MANIFEST, discard, read_manifest
@@ -106,5 +107,5 @@ def _compare(
             yield name, f"{path.stat().st_size:,} bytes, not {entry['bytes']:,}"
         elif digest_file(path) != entry["sha256"]:
             yield name, "its content has changed"
-    for name in sorted(set(there) - {*own, FILES, TIMINGS}):
+    for name in sorted(set(there) - {*own, FILES, *TIMED}):
         yield name, "foreign"

@@ -7,8 +7,9 @@ from itertools import pairwise
 import duckdb
 import numpy as np
 
-from curate.report.contact_sheets import Sheet, Strip, Tile, copy_tile, count, judged_tiles
+from curate.report.contact_sheets import Sheet, Strip, Tile, copy_tile, cosine, judged_tiles
 from curate.report.tables import rows
+from shared.progress import count
 
 BANDS = 4
 """On each side of the threshold."""
@@ -86,13 +87,13 @@ def pair_tiles(
     for pair in pairs:
         if pair["key"] in images and pair["better"] in images:
             tiles.append(copy_tile(images[pair["better"]], framed=True))
-            tiles.append(copy_tile(images[pair["key"]], fact=f"{pair['similarity']:.4f}"))
+            tiles.append(copy_tile(images[pair["key"]], fact=cosine(pair["similarity"])))
     return tuple(tiles)
 
 
 def _strip(low: float, high: float, tiles: tuple[Tile, ...], note: str) -> Strip:
     top = min(high, 1.0)
-    return Strip(f"{low:.4g} to {top:.4g}", tiles, note, (low, high))
+    return Strip(f"{low:.4f} to {top:.4f}", tiles, note, (low, high))
 
 
 def _edges(

@@ -118,10 +118,11 @@ def with_edits(read: ReadImage, edited: Sides, seed: int, max_pixels: int) -> Re
 def _strip(heading: str, pairs: list[dict[str, Any]], *, seed: bool = False) -> Strip:
     tiles = []
     for pair in pairs:
-        caption = f"cosine {pair['cosine']:.6g}"
+        similarity = f"{pair['cosine']:.6g}"
+        caption = f"cosine {similarity}"
         if "edit" in pair:
             first = Tile(pair["key"], "", mark="reference", absent=ABSENT)
-            second = Tile(_edited_key(pair), f"{pair['edit']} · {caption}", absent=ABSENT)
+            second = Tile(_edited_key(pair), f"{pair['edit']} · {similarity}", absent=ABSENT)
         elif seed:
             first = Tile(pair["other"], "seed", seed=SEED, mark="reference", absent=ABSENT)
             second = Tile(pair["key"], caption, absent=ABSENT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Tile:
     hidden: bool = False  # it must not be drawn
     absent: str = "no picture"  # text in place of a picture
     reason: str = ""  # whole, under the picture
+    content: str = ""  # the sha256 of a crawled image
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ def judged_tiles(row: dict[str, Any]) -> list[Tile]:
     similarity, seed = row["seed_similarity"], row["nearest_seed"]
     own = Tile(
         row["key"],
-        f"{similarity:.4f}",
-        _detail(row, f"cosine {similarity:.4f} with seed {seed}"),
+        cosine(similarity),
+        _detail(row, f"cosine {cosine(similarity)} with seed {seed}"),
         row["output_shard"],
         row["output_key"],
+        content=_content(row),
         reason="" if f"nearest seed {seed} is below" in row["reason"] else row["reason"],
     )
     return [own, seed_tile(seed, row["seed"])]
@@ -77,10 +80,11 @@ def near_tile(row: dict[str, Any]) -> Tile:
     became = "" if row["decision"] == "kept" else f" · {row['decision']}"
     return Tile(
         row["key"],
-        f"{row['similarity']:.4f}{became}",
+        f"{cosine(row['similarity'])}{became}",
         _detail(row, row["reason"]),
         row["output_shard"],
         row["output_key"],
+        content=_content(row),
     )
 
 
@@ -98,6 +102,7 @@ def copy_tile(row: dict[str, Any], *, framed: bool = False, fact: str = "") -> T
         row["output_shard"],
         row["output_key"],
         mark="reference" if framed else "",
+        content=_content(row),
         **_hidden_if_unsafe(row),
     )
 
@@ -107,13 +112,9 @@ def member_tile(row: dict[str, Any]) -> Tile:
     if row["representative"]:
         return copy_tile(row, framed=True)
     method = row["method"]
-    compared = describe_similarity(row["similarity"])
-    return copy_tile(row, fact=method if method == "exact" else f"{compared} {method}")
-
-
-def describe_similarity(similarity: float | None) -> str:
-    """Return the cosine of a copy with what stands for it; null of one whose vector is lent."""
-    return "lent" if similarity is None else f"{similarity:.4f}"
+    return copy_tile(
+        row, fact=method if method == "exact" else f"{cosine(row['similarity'])} {method}"
+    )
 
 
 def rejected_tile(row: dict[str, Any]) -> Tile:
@@ -125,12 +126,28 @@ def rejected_tile(row: dict[str, Any]) -> Tile:
         return Tile(
             row["key"], caption, detail, hidden=True, absent="no picture", reason=row["reason"]
         )
-    return Tile(row["key"], _size(row), detail, reason=row["reason"], **_hidden_if_unsafe(row))
+    return Tile(
+        row["key"],
+        _size(row),
+        detail,
+        reason=row["reason"],
+        content=_content(row),
+        **_hidden_if_unsafe(row),
+    )
 
 
-def count(number: int, noun: str) -> str:
-    """Return `1 image`, `2 images`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def cosine(similarity: float | None) -> str:
+    """Return a similarity of float32, rounded down: what is below a threshold is not shown as on it.
+
+    It is null of a copy whose vector is lent.
+    """
+    if similarity is None:
+        return "lent"
+    return f"{math.floor(similarity * 10_000 + 0.001) / 10_000:.4f}"
+
+
+def _content(row: dict[str, Any]) -> str:
+    return row.get("sha256") or ""
 
 
 def _hidden_if_unsafe(row: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import duckdb
 
 from curate.report.bands import pair_tiles
-from curate.report.contact_sheets import Sheet, Strip, count, member_tile
+from curate.report.contact_sheets import Sheet, Strip, member_tile
 from curate.report.tables import rows
+from shared.progress import count
 
 PAIRS, GROUPS, MEMBERS = 8, 6, 8
 """Pairs on a side of the threshold, groups, and members of each, on the page."""

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 
 from curate.export.selection_list import list_files
-from curate.report.contact_sheets import describe_similarity
+from curate.report.contact_sheets import cosine
 from curate.report.hits import of_included
 from curate.report.tables import (
     SEED_IMAGES,
@@ -252,7 +252,7 @@ def _group_lines(told: dict[str, Any]) -> list[str]:
     lines += _table(
         [
             (
-                describe_similarity(member["similarity"]),
+                cosine(member["similarity"]),
                 f"{member['method']:<6} {member['decision']:<11}"
                 f" {member['key']}" + ("  (this one)" if member["key"] == told["key"] else ""),
             )
@@ -270,7 +270,7 @@ def _copy_lines(told: dict[str, Any]) -> list[str]:
         return []
     lines = ["", f"Crawled copies of it, {copies['size']:,}"]
     lines += _table(
-        [(describe_similarity(one["similarity"]), one["key"]) for one in copies["most_similar"]]
+        [(cosine(one["similarity"]), one["key"]) for one in copies["most_similar"]]
     )
     if copies["size"] > len(copies["most_similar"]):
         lines.append(f"  and {copies['size'] - len(copies['most_similar']):,} more")

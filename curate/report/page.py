@@ -60,6 +60,8 @@ class Content:
     reasons: list[dict[str, Any]]
     yields: Mapping[str, list[dict[str, Any]]]
     queries: Mapping[str, str]
+    timed: bool
+    """Whether there is a page of timings."""
 
 
 def report_page(
@@ -68,7 +70,7 @@ def report_page(
     """Return the whole page."""
     return render_page(
         _HERE / "report.html",
-        script=(_HERE / "report.js").read_text(encoding="utf-8") + ENLARGE.read_text("utf-8"),
+        script=(_HERE / "report.js").read_text(encoding="utf-8") + _pictures_script(),
         title=headline(funnel, run),
         figures=[],
         verdict=content.verdict,
@@ -82,6 +84,7 @@ def report_page(
         balance=_balance(funnel, content.balance),
         yields={name: list(map(_yield, rows)) for name, rows in content.yields.items()},
         queries=content.queries,
+        timed=content.timed,
         thumbs=thumbs,
         left=LEFT,
         right=RIGHT,
@@ -98,7 +101,7 @@ def page_of_copies(sheet: Sheet, links: Sequence[tuple[str, str]], thumbs: Thumb
     """Return a further page of groups; `links` are all of these."""
     return render_page(
         _HERE / "groups.html",
-        script=ENLARGE.read_text(encoding="utf-8"),
+        script=_pictures_script(),
         title=sheet.title,
         figures=[],
         sheet=sheet,
@@ -108,6 +111,10 @@ def page_of_copies(sheet: Sheet, links: Sequence[tuple[str, str]], thumbs: Thumb
         left=LEFT,
         right=RIGHT,
     )
+
+
+def _pictures_script() -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in (ENLARGE, _HERE / "labels.js"))
 
 
 def _contents(content: Content, funnel: dict[str, Any]) -> Iterator[tuple[str, str]]:

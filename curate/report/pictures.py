@@ -30,9 +30,15 @@ PICTURE_BYTES = 10_000_000
 
 
 def pictures(
-    out: Path, read_image: ReadImage, read_seeds: Mapping[str, ReadImage] | None = None
+    out: Path,
+    read_image: ReadImage,
+    read_seeds: Mapping[str, ReadImage] | None = None,
+    *,
+    timed: bool = True,
 ) -> Path:
     """Write `out/reports/index.html`, and `copies-*.html` beside it; return the page's path.
+
+    Where it is `timed`, the page names one of timings, which `write_timings_page` writes.
 
     `read_image(key)` returns the bytes of a crawled image that was not kept, `read_seeds[name](key)`
     those of a seed's, and None where they are no longer to be had: then words stand in its place.
@@ -56,7 +62,7 @@ def pictures(
             for start in range(0, groups, ON_PAGE)
             for end in [min(start + ON_PAGE, groups)]
         ]
-        content = gather(tables, out, funnel, run, links)
+        content = gather(tables, out, funnel, run, links, timed)
         shown = [each.sheet for each in content.thresholds]
         shown += [sheet for section in content.sections for sheet in section.sheets]
         thumbs = thumbs_of([*tiles_of(shown), *(place.tile for place in content.map)])
@@ -80,6 +86,7 @@ def gather(
     funnel: dict[str, Any],
     run: dict[str, Any],
     links: list[tuple[str, str]],
+    timed: bool,
 ) -> Content:
     """Choose and count all that the page tells; `links` are the further pages."""
     relevance, dedup = threshold(funnel, "retrieve"), threshold(funnel, "dedup")
@@ -115,6 +122,7 @@ def gather(
         reasons=reasons(tables),
         yields=yields(tables),
         queries=asked,
+        timed=timed,
     )
 
 

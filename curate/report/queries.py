@@ -40,12 +40,12 @@ def queries(out: Path, relevance: float | None) -> Mapping[str, str]:
             "FROM {images} WHERE cluster IS NOT NULL GROUP BY ALL ORDER BY images DESC, cluster"
         ),
         "balance": "SELECT path, images, kept, weight FROM {balance} ORDER BY images DESC, path",
-        "timings": "SELECT unnest(stages, recursive := true) FROM 'timings.json'",
         **{
             name: YIELD.format(source=source, images="{images}")
             for name, source in SOURCES_OF.items()
         },
         "reasons": REASONS,
+        "measured": "FROM 'reports/funnel.json'",
     }
     files = {name: _files(out, name) for name in TABLES}
     # Not `format`: regular expressions have braces too.

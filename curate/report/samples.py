@@ -8,14 +8,14 @@ from curate.report.contact_sheets import (
     Sheet,
     Strip,
     copy_tile,
-    count,
-    describe_similarity,
+    cosine,
     judged_tiles,
     near_tile,
     rejected_tile,
     seed_tile,
 )
 from curate.report.tables import rows
+from shared.progress import count
 
 KEPT, DROPPED, BROUGHT = 24, 8, 7
 """Images shown of what was kept, of each decision, and of each seed image."""
@@ -133,7 +133,7 @@ def _copies(tables: duckdb.DuckDBPyConnection) -> Strip:
     for row in found:
         tiles += [
             copy_tile(row["stands"], framed=True),
-            copy_tile(row, fact=describe_similarity(row["duplicate_similarity"])),
+            copy_tile(row, fact=cosine(row["duplicate_similarity"])),
         ]
     return Strip("", tuple(tiles))
 

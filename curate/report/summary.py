@@ -16,12 +16,11 @@ from curate.dedup.hashes import METHODS
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.balance import balance_table, describe_balance
-from curate.report.contact_sheets import count
 from curate.report.false_copies import advice, false_copies
 from curate.report.seeds import seed_table
 from curate.report.tables import read_funnel
 from curate.selection.top_up import describe_top_up
-from shared.progress import WIDTH, duration, printable, rate
+from shared.progress import WIDTH, count, duration, printable, rate
 from shared.storage.files import read_optional
 
 BAR = 40

@@ -13,12 +13,13 @@ const enlarge = (place) => {
   dialog.querySelector("p").textContent = [
     ...[...caption.children].map((line) => line.textContent), pictures[shown].dataset.detail,
   ].filter(Boolean).join(" · ");
+  dialog.dispatchEvent(new CustomEvent("picture", { detail: pictures[shown] }));
 };
 pictures.forEach((button, place) => button.addEventListener("click", () => {
   enlarge(place);
   dialog.showModal();
 }));
-dialog.querySelector("button").addEventListener("click", () => dialog.close());
+dialog.querySelector("[autofocus]").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 dialog.addEventListener("close", () => pictures[shown].focus());
 dialog.addEventListener("keydown", (event) => {

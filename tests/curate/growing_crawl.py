@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from click.testing import CliRunner
 from pictures import encoded, picture, write_tar
+from result_content import content
 
 from curate.catalogue.collection import Collection
 from curate.cli import main
@@ -84,11 +85,7 @@ class Site:
         return {row["key"]: row for row in found}
 
     def files(self):
-        return {
-            path.relative_to(self.out).as_posix(): path.read_bytes()
-            for path in self.out.rglob("*")
-            if path.is_file() and path.name != "timings.json"
-        }
+        return content(self.out)
 
     def json(self, name):
         return json.loads((self.out / name).read_text())

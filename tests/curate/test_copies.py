@@ -15,11 +15,6 @@ from curate.execution.copies import NOTE, copy_result, require_places
 from shared.errors import LvdError
 
 
-def whole(out):
-    """Return all files of a result but its timings, which stay where they were measured."""
-    return {name: data for name, data in files_of(out).items() if name != "timings.json"}
-
-
 def asked(small_run, *places):
     return small_run("run", f"--out={small_run.out}", f"--set=export.also=[{', '.join(places)}]")
 
@@ -52,9 +47,9 @@ def test_a_result_is_copied_to_every_place_once(small_run):
     memory = fsspec.filesystem("memory")
     place = small_run.root / "copies" / "a b"
     status, said = asked(small_run, str(place), "memory://copies/here")
-    assert (status, files_of(place)) == (0, whole(small_run.out))
+    assert (status, files_of(place)) == (0, files_of(small_run.out))
     there = {path: memory.cat_file(path) for path in memory.find("/copies/here")}
-    assert there == {f"/copies/here/{n}": data for n, data in whole(small_run.out).items()}
+    assert there == {f"/copies/here/{n}": data for n, data in files_of(small_run.out).items()}
     assert small_run("verify", place)[0] == 0
     status, said = asked(small_run, str(place), "memory://copies/here")
     assert status == 0
@@ -85,10 +80,12 @@ def test_a_copy_that_was_cut_off_goes_on_and_is_no_result_before(small_run, cut,
         copy_result(small_run.out, str(place))
     undo()
     if (place / "run.json").exists():  # of the earlier copy as a whole, or of this one
-        expected = whole(elsewhere) if (method, count) == ("rm_file", 0) else whole(small_run.out)
+        expected = (
+            files_of(elsewhere) if (method, count) == ("rm_file", 0) else files_of(small_run.out)
+        )
         assert {n: data for n, data in files_of(place).items() if n != NOTE} == expected
     copy_result(small_run.out, str(place))
-    assert files_of(place) == whole(small_run.out)
+    assert files_of(place) == files_of(small_run.out)
     assert copy_result(small_run.out, str(place)) == 0
 
 
@@ -100,7 +97,7 @@ def test_only_what_is_missing_is_copied_again(small_run, cut, monkeypatch):
         copy_result(small_run.out, str(place))
     undo()
     assert not (place / "run.json").exists()
-    assert copy_result(small_run.out, str(place)) == len(whole(small_run.out)) - 7
+    assert copy_result(small_run.out, str(place)) == len(files_of(small_run.out)) - 7
 
 
 def test_a_place_that_fails_costs_the_others_and_out_nothing(small_run, monkeypatch):
@@ -115,7 +112,7 @@ def test_a_place_that_fails_costs_the_others_and_out_nothing(small_run, monkeypa
     [line] = [line for line in said if line.startswith("lvd-curate: ")]
     assert "export.also failing://" in line
     assert "is whole" in line
-    assert files_of(place) == whole(small_run.out)
+    assert files_of(place) == files_of(small_run.out)
     assert small_run("verify", small_run.out)[0] == 0
 
 
@@ -131,7 +128,7 @@ def test_what_fails_for_a_moment_is_tried_again(small_run, monkeypatch):
 
     monkeypatch.setattr(LocalFileSystem, "put_file", now_and_then)
     copy_result(small_run.out, str(small_run.root / "copy"))
-    assert files_of(small_run.root / "copy") == whole(small_run.out)
+    assert files_of(small_run.root / "copy") == files_of(small_run.out)
 
 
 def test_foreign_files_are_not_touched(small_run):
@@ -167,4 +164,4 @@ def test_removed_images_are_gone_from_the_copies(small_run):
     status, said = small_run("remove", out, *words)
     assert status == 0
     assert any(str(place) in line for line in said)
-    assert files_of(place) == whole(out)
+    assert files_of(place) == files_of(out)

@@ -1,15 +1,16 @@
 """A run on a grown crawl whose OUT is on a store: what it exported stays, and a kill does not lose it."""
 
+import json
 import shutil
 
 import fsspec
 import pytest
 from elsewhere import Elsewhere
 from growing_crawl import Site
+from result_content import content, untimed
 from s3_server import Fault
 
 STORED = "--out=s3://bucket/runs/out"
-TIMINGS = "timings.json"
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +42,7 @@ def stored(s3):
     """Return the files of the result that is stored, and the names of all that lies beside it."""
     found = s3.get("runs")
     own = {name.removeprefix("out/"): data for name, data in found.items() if name[:4] == "out/"}
-    own.pop(TIMINGS, None)
-    return own, {name for name in found if name[:4] != "out/"}
+    return untimed(own), {name for name in found if name[:4] != "out/"}
 
 
 def test_what_it_exported_stays_as_in_a_folder(s3, grown):
@@ -114,9 +114,18 @@ def test_another_out_goes_on_from_a_result_on_a_store(s3, grown, tmp_path):
     for since in (tmp_path / "old", "s3://bucket/runs/out"):
         out = tmp_path / f"out{len(made)}"
         site("run", f"--since={since}", f"--out={out}")
-        files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != TIMINGS)
-        made.append({path.relative_to(out): path.read_bytes() for path in files})
+        made.append(content(out))
     assert made[0] == made[1]
-    assert stored(s3)[0] == {name: data for name, data in first.items() if name != TIMINGS}
+    assert stored(s3)[0] == untimed(first)
     said = site("run", "--since=s3://bucket/runs/none", f"--out={tmp_path / 'x'}", status=2)
     assert "--since s3://bucket/runs/none is no finished run" in " ".join(said.split())
+
+
+def test_errors_call_a_result_on_a_store_as_the_user_does(s3, grown, tmp_path):
+    site, first = grown
+    run = json.loads(first["run.json"])
+    for about in run["embedders"].values():
+        about["identity"] = ["another"]
+    put(s3, {**first, "run.json": json.dumps(run).encode()})
+    said = site("run", "--since=s3://bucket/runs/out", f"--out={tmp_path / 'x'}", status=2)
+    assert "another model than when s3://bucket/runs/out was made" in " ".join(said.split())

@@ -9,12 +9,14 @@ from finished_run import DEDUP, HOSTILE, RETRIEVE, finished_run, picture
 
 from curate.report.bands import copy_bands, relevance_bands
 from curate.report.charts import pair_bins, similarity_bins
+from curate.report.contact_sheets import cosine
 from curate.report.copy_sheets import chosen_groups, nearest_to_threshold
 from curate.report.other_thresholds import relevance_counts
 from curate.report.pictures import pictures
 from curate.report.queries import queries
 from curate.report.samples import dropped_samples, kept_sample
 from curate.report.tables import open_tables, read_funnel, rows
+from curate.report.timings import DOES, QUERY, write_timings_page
 from shared.errors import LvdError
 
 
@@ -22,6 +24,7 @@ from shared.errors import LvdError
 def run(tmp_path_factory):
     out = finished_run(tmp_path_factory.mktemp("run") / "out [1]*")
     pictures(out, picture, {"animals": picture})
+    write_timings_page(out)
     return out
 
 
@@ -226,6 +229,28 @@ def test_every_query_of_the_page_runs_where_it_says(run, monkeypatch):
     folder = finished_run(run.parent / "in files", folder=True)
     monkeypatch.chdir(folder)
     assert dict(duckdb.sql(queries(folder, None)["funnel"]).fetchall()) == counts
+
+
+def test_how_long_stages_took_is_on_a_page_of_its_own(run, page, monkeypatch):
+    assert Tags(page).values("a", "href").count("timings.html") == 2
+    text = pages(run)["timings.html"].decode()
+    told = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in text.split("<tr>")[2:]]
+    with open_tables(run) as tables:
+        [[images]] = tables.sql("SELECT count(*) FROM images").fetchall()
+    bar = '<i style="width: 99.19%"></i>'
+    assert told[0] == [
+        *("embed", "12.3 s", f"{images / 12.3:.1f}", bar, f"{images} images: {DOES['embed']}")
+    ]
+    assert told[1][4] == f"{images} images, reused: {DOES['cluster']}"
+    monkeypatch.chdir(run)
+    assert duckdb.sql(f"SELECT name FROM ({QUERY})").fetchall() == [("embed",), ("cluster",)]
+    pictures(run, picture, {"animals": picture}, timed=False)
+    assert "timings" not in Tags(pages(run)["index.html"].decode()).values("a", "href")
+
+
+def test_a_similarity_is_not_shown_as_a_threshold_that_it_does_not_reach():
+    shown = [cosine(float(np.float32(one))) for one in (0.83577, 0.8358, 0.9, 0.99996, 1.0, -0.02)]
+    assert shown == ["0.8357", "0.8358", "0.9000", "0.9999", "1.0000", "-0.0200"]
 
 
 def test_all_groups_are_on_further_pages(run, monkeypatch):

@@ -8,8 +8,10 @@ import pytest
 from browsers import NO_BROWSER, OVERLAPS, SERIOUS, find_browser, listen
 from finished_run import DEDUP, RETRIEVE, finished_run, picture
 
+from curate.report.label import SAID, read_said
 from curate.report.pictures import pictures
 from curate.report.tables import open_tables, read_funnel, rows
+from curate.report.timings import write_timings_page
 
 
 @dataclass
@@ -58,6 +60,7 @@ def shown(tmp_path_factory):
     funnel["balance"] = {"kept": 10, "drawn": 15, "retrieved": 20, "levels": [level]}
     (out / "reports" / "funnel.json").write_text(json.dumps(funnel))
     index = pictures(out, picture, {"animals": picture})
+    write_timings_page(out)
     with sync_playwright() as playwright:
         # Root has no sandbox; the page is ours, and its policy lets nothing else run.
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -162,6 +165,36 @@ def test_a_picture_enlarges_and_keys_turn_to_the_next(shown):
     assert page.evaluate("document.activeElement.className") == "picture"
 
 
+def test_labels_of_pictures_are_saved_as_the_command_takes_them(shown, tmp_path):
+    page = shown.look()
+    kept = page.locator("#samples ~ div .pairs button[data-bytes]").first
+    copy = page.locator("#groups ~ div .pairs figure:not(.framed) button[data-bytes]").first
+    stands = copy.locator("xpath=ancestor::div[1]").locator(".framed button")
+    expected = [["drop", kept.get_attribute("data-key"), None]]
+    expected += [["not_a_copy", *(one.get_attribute("data-key") for one in (copy, stands))]]
+    assert not page.locator(".said").is_visible()
+    for tile, presses in ((kept, ["keep", "drop"]), (copy, ["not_a_copy"])):
+        tile.click()
+        for label in presses:
+            page.locator(f'[data-label="{label}"]').click()
+            assert page.locator('[aria-pressed="true"]').get_attribute("data-label") == label
+        page.keyboard.press("Escape")
+    assert page.locator(".said b").inner_text() == "2 labels"
+    with page.expect_download() as download:
+        page.locator(".said button").click()
+    download.value.save_as(tmp_path / "labels.csv")
+    said = read_said(shown.out, tmp_path / "labels.csv").to_pylist()
+    assert [[row["label"], row["key"], row["other"]] for row in said] == [
+        [SAID[label], *keys] for label, *keys in expected
+    ]
+    for tile, label in ((kept, "drop"), (copy, "not_a_copy")):
+        tile.click()
+        page.locator(f'[data-label="{label}"]').click()
+        page.keyboard.press("Escape")
+    assert not page.locator(".said").is_visible()
+    assert shown.said == []
+
+
 @pytest.mark.parametrize("width", [360, 768, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_overlaps_or_is_cut(shown, width, scheme):
@@ -187,3 +220,20 @@ def test_paper_gets_the_pictures_and_no_controls(shown):
     assert not page.locator(".slider").first.is_visible()
     assert page.locator("figure").first.is_visible()
     shown.look()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_the_page_of_timings_is_reached_and_read(shown, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = shown.page.context.browser.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(shown.page.url)
+    page.locator("nav a", has_text="Timings").click()
+    assert page.locator(".timings tbody tr").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OVERLAPS) == []
+    found = Axe().run(page).response["violations"]
+    assert [each["id"] for each in found if each["impact"] in SERIOUS] == []
+    page.close()

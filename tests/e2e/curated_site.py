@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from click.testing import CliRunner
+from result_content import content
 
 from curate.cli import main
-
-TIMINGS = "timings.json"
+from curate.report.timings import TIMINGS
 
 
 @dataclass
@@ -38,12 +38,6 @@ class Site:
         """Return the stages that the run in `out` did not find in the work folder."""
         stages = json.loads((self.root / out / TIMINGS).read_text())["stages"]
         return {stage["name"] for stage in stages if not stage["cached"]} - {"start Ray"}
-
-
-def content(out: Path) -> dict[str, bytes]:
-    """Return every file below `out` but the timings."""
-    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != TIMINGS}
 
 
 def result(out: Path, *places: str | Path) -> dict[str, bytes]:

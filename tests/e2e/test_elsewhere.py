@@ -3,8 +3,9 @@
 import pickle
 
 import pytest
-from curated_site import TIMINGS, content
+from curated_site import content
 from elsewhere import Elsewhere
+from result_content import untimed
 
 from curate.embedding.journal import FOLDER, Journal, publish_journals
 from curate.execution.session import require_seen
@@ -28,7 +29,7 @@ def cluster(tmp_path, monkeypatch):
 def test_units_see_nothing_but_the_store(s3, site, undisturbed, cluster):
     site.executor = "ray"
     site.run("--work", "s3://bucket/work", "--out", "s3://bucket/runs/out")
-    stored = {path: data for path, data in s3.get("runs/out").items() if path != TIMINGS}
+    stored = untimed(s3.get("runs/out"))
     assert stored == content(undisturbed.root / "out")
     assert not cluster.strayed
     assert not cluster.held

@@ -5,9 +5,10 @@ import signal
 import fsspec
 import pytest
 from click.testing import CliRunner
-from curated_site import TIMINGS, content, result
+from curated_site import content, result
 from forked import forked_command
 from forked import server as fork_server
+from result_content import untimed
 from s3_server import Fault, S3Server
 
 from curate.cli import main
@@ -34,7 +35,7 @@ def on_s3(site, *words: str, work: bool = True) -> list[str]:
 
 def stored_result(s3: S3Server) -> dict[str, bytes]:
     """Return the files of a result but the timings."""
-    return {path: data for path, data in s3.get("runs/out").items() if path != TIMINGS}
+    return untimed(s3.get("runs/out"))
 
 
 def fetched_result(s3: S3Server, site) -> dict[str, bytes]:

@@ -100,5 +100,5 @@ def _pictures(out: Path) -> list[tuple[str, bytes]]:
     found = [("the pictures", out / PICTURES)]
     for what in ("attention", "patches"):
         for step in kept_steps(out, what)[-1:]:
-            found.append((f"{what} behind step {step:,}", out / look_file(what, step)))
+            found.append((f"{what} after step {step:,}", out / look_file(what, step)))
     return [(caption, path.read_bytes()) for caption, path in found if path.exists()]

@@ -63,8 +63,7 @@ GROUPS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "collapse": (
         "Signs of collapse",
-        "Under the dashed line, behind the first collapse.grace steps, a figure is a sign of "
-        "collapse.",
+        "After the first collapse.grace steps, a figure under its dashed line is a sign of collapse.",
         {
             "feature_rank": "effective rank of a batch's features",
             "teacher_entropy": "entropy of the teacher's targets, nats",

@@ -69,7 +69,7 @@ def _page(state: State, history: History) -> str:
         looks=looks,
         note=recipe.get("note", ""),
         origin=origin,
-        parent=f"{origin.get('parent')} in the file" if own else origin.get("parent"),
+        parent=f"{origin.get('parent')} in the configuration file" if own else origin.get("parent"),
         changes=[(key, _word(a), _word(b)) for key, (a, b) in origin.get("changes", {}).items()],
         settings=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).splitlines(),
         about=_about(state.run),
@@ -92,7 +92,7 @@ def _looks(out: Path) -> Iterator[Look]:
     for step in steps:
         found = [(what, _bytes(out / look_file(what, step))) for what in _SHOWN]
         images = [(what, image) for what, image in found if image]
-        yield Look("untrained" if step == 0 else f"behind step {step:,}", images)
+        yield Look("untrained" if step == 0 else f"after step {step:,}", images)
 
 
 def _bytes(path: Path) -> bytes:

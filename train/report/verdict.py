@@ -43,7 +43,7 @@ def _how_far(state: State, history: History) -> str:
     if state.kind == "finished":
         return f"Finished: {state.done:,} steps on {images:,} images, counted with repetitions."
     if state.kind == "cut off":
-        return f"Cut off behind step {state.done:,}{of} ({safe(state)})."
+        return f"Cut off after step {state.done:,}{of} ({safe(state)})."
     left = state.left(history.last.get("images_per_second"))
     return f"At work: {state.done:,}{of} steps are done" + (
         f", about {duration(left)} are left." if left is not None else "."
@@ -151,7 +151,7 @@ def _scores_lost(state: State, curves: dict[str, Curve]) -> Iterator[Remedy]:
                 source = shlex.quote(f"{state.out}/checkpoints/step-{step:07d}")
                 command = f"{called('lvd-train')} export {source} --out {shlex.quote(f'{state.out}-best')}"
             yield Remedy(
-                f"{meaning[0].upper()}{meaning[1:]} was {best:.1%} behind step {step:,} and is "
+                f"{meaning[0].upper()}{meaning[1:]} was {best:.1%} after step {step:,} and is "
                 f"{curve.last:.1%} now: train for fewer steps, or lower optimiser.base_lr.",
                 command,
             )

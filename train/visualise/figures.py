@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from shared.pages.sheets import PAPER, Strip, Tile
+from shared.pages.sheets import PAPER, Strip, Tile, with_line_above
 from train.visualise.overlays import (
     blocks,
     central_square,
@@ -18,7 +18,7 @@ from train.visualise.overlays import (
 )
 from train.visualise.patch_colours import lies_inside, patch_colours
 from train.visualise.seen import EVEN, Seen, is_even
-from train.visualise.sheets import SIDE, Sheet, stacked, under
+from train.visualise.sheets import BETWEEN, SIDE, Sheet, stacked, under
 
 Pictures = Mapping[str, Image.Image]
 
@@ -88,7 +88,8 @@ def patch_figure(models: Sequence[Seen], pictures: Pictures, threshold: float) -
     if not having:
         return None
     columns, shares = [], []
-    for patches in (seen.patches for seen in having if seen.patches is not None):
+    for seen, patches in ((seen, seen.patches) for seen in having if seen.patches is not None):
+        name = seen.model.name if len(having) > 1 else ""
         colours = patch_colours(patches, threshold)
         if apart := lies_inside(colours.foreground):
             share = [f"foreground: {each.mean():.0%}" for each in colours.foreground]
@@ -98,7 +99,7 @@ def patch_figure(models: Sequence[Seen], pictures: Pictures, threshold: float) -
         extreme = float(np.abs(colours.first).max())
         columns.append(
             [
-                stacked([diverging(first, extreme), blocks(colour)])
+                _under_name(stacked([diverging(first, extreme), blocks(colour)]), name)
                 for first, colour in zip(colours.first, painted.colours, strict=True)
             ]
         )
@@ -128,6 +129,10 @@ def patch_figure(models: Sequence[Seen], pictures: Pictures, threshold: float) -
         ),
         (Strip("", tuple(tiles)),),
     )
+
+
+def _under_name(column: Image.Image, model: str) -> Image.Image:
+    return with_line_above(column, model, BETWEEN) if model else column
 
 
 def _named(models: Sequence[Seen]) -> str:

@@ -98,7 +98,7 @@ def test_the_launch_script_passes_signals_on_and_ends_well(launched: tuple) -> N
 # pitfall 12
 def test_all_processes_stop_at_the_same_step(launched: tuple) -> None:
     _, said, out = launched
-    (step,) = re.findall(r"stopped behind step ([\d,]+):", said)
+    (step,) = re.findall(r"stopped after step ([\d,]+):", said)
     (path,) = (out / "checkpoints").iterdir()
     assert path.name == f"step-{int(step.replace(',', '')):07d}"
     assert newest(out / "checkpoints") == path

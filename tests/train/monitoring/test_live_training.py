@@ -23,7 +23,7 @@ def test_what_the_files_of_a_training_say_is_shown(tmp_path):
     assert "raise teacher.temperature" in facts["collapse?"]
     assert page.share == 0.41
     captions = [caption for caption, _ in page.pictures]
-    assert captions == ["the pictures", "attention behind step 50", "patches behind step 50"]
+    assert captions == ["the pictures", "attention after step 50", "patches after step 50"]
 
 
 def test_a_training_that_has_not_begun_is_starting(tmp_path):

@@ -43,7 +43,7 @@ def test_a_finished_run_has_its_curves_pictures_and_recipe_on_one_page(tmp_path)
     for metric in ("dino", "knn", "lr", "momentum", "feature_rank", "work_seconds", "data_wait"):
         assert (f'aria-label="{metric}: ' in page) == (metric != "data_wait"), metric
     assert page.count("data:image/jpeg;base64,") == 2 + 2 * 2
-    assert "behind step 50" in words
+    assert "after step 50" in words
     assert "crops.local_views 8 2" in words
     assert "http" not in words.replace("http-equiv", "")
     assert not list(out.glob(".report*"))
@@ -67,7 +67,7 @@ def test_a_run_that_was_killed_says_how_to_go_on(tmp_path):
     (out / "checkpoints" / "step-0000040").mkdir(parents=True)
     (out / "checkpoints" / "step-0000040" / "manifest.json").write_text("{}")
     sentences, wrong, _ = told(out, [step_line(s) for s in range(0, 51, 2)])
-    assert sentences[0] == f"Cut off behind step 51 of {STEPS} (safe up to step 40)."
+    assert sentences[0] == f"Cut off after step 51 of {STEPS} (safe up to step 40)."
     assert wrong == ["It did not come to its end: run the same command to go on."]
 
 
@@ -115,7 +115,7 @@ def test_a_score_that_fell_names_the_checkpoint_that_was_better(tmp_path):
     out = write_out(tmp_path / "out", [])
     scores = [{"step": 0, "knn": 0.1}, {"step": 60, "knn": 0.5}, {"step": 100, "knn": 0.3}]
     _, [wrong], [remedy] = told(out, [step_line(0), *scores, step_line(99)])
-    assert "was 50.0% behind step 60 and is 30.0% now" in wrong
+    assert "was 50.0% after step 60 and is 30.0% now" in wrong
     assert remedy.command == ""
     (out / "checkpoints" / "step-0000060").mkdir(parents=True)
     _, _, [remedy] = told(out, [step_line(0), *scores, step_line(99)])
