@@ -7,9 +7,10 @@ from made_collection import Made, clumps, exact_cosines, from_vectors, made_coll
 from curate.catalogue import collection
 from curate.catalogue.collection import Catalogued, Collection
 from curate.execution.session import open_runner
+from curate.neighbours import cluster
 from curate.retrieval import nearest_seeds
 from curate.retrieval.nearest_seeds import Retrieved, found, retrieve
-from curate.retrieval.seed_index import SeedIndexSettings
+from curate.retrieval.seed_index import SeedIndexSettings, index_seed
 from curate.stage import EngineSettings
 
 VECTORS, SEEDS = clumps(0, 12, 10, 8, 0.4), clumps(1, 40, 8, 8, 0.4)
@@ -55,6 +56,18 @@ def test_in_all_clusters_the_nearest_are_those_of_brute_force(work, crawl, seed)
     assert large.recall == {"queries": 120, "pairs": 600, "found": 600, "recall": 1.0}
     best = -np.sort(-exact_cosines(VECTORS, SEEDS), axis=1)[:, :5]
     np.testing.assert_allclose(nearest_of(large, crawl)[0], best, atol=1e-6)
+
+
+def test_a_seed_has_the_root_of_its_images_in_clusters_where_a_crawl_has_more(
+    tmp_path, seed, monkeypatch
+):
+    monkeypatch.setattr(cluster, "FINER", 10)
+    dataset = Catalogued("seed", [], seed, "seed")
+    with open_runner(tmp_path, EngineSettings(), "inline") as runner, runner.at_work("retrieve"):
+        index = index_seed(runner, dataset, SeedIndexSettings(exact=1), 1)
+    assert index is not None
+    assert len(index.clusters.load()) == round(len(SEEDS) ** 0.5)
+    assert cluster.count_clusters(len(SEEDS), cluster.ClusterSettings()) > len(SEEDS) ** 0.5 + 1
 
 
 @pytest.mark.parametrize("probes", [1, 3])

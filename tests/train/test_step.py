@@ -37,7 +37,7 @@ def recipe(**changes) -> Recipe:
         "model": {
             "name": "vit_tiny_patch16_224",
             "patch_size": PATCH,
-            "options": {"embed_dim": 24, "depth": 2, "num_heads": 2, "reg_tokens": 1},
+            "options": {"embed_dim": 24, "depth": 1, "num_heads": 2, "reg_tokens": 1},
             "layer_scale": 0.1,
         },
         "heads": {"dino": head, "ibot": head},

@@ -54,7 +54,7 @@ def new_run(strategy: str, ranks: Ranks, seed: int) -> dict:
     model = ModelSettings(
         name="vit_tiny_patch16_224",
         patch_size=8,
-        options={"embed_dim": 24, "depth": 2, "num_heads": 2},
+        options={"embed_dim": 24, "depth": 1, "num_heads": 2},
         layer_scale=0.1,
     )
     heads = HeadsSettings(dino=head, ibot=head)
