@@ -269,9 +269,7 @@ def _copy_lines(told: dict[str, Any]) -> list[str]:
     if not copies or not copies["size"]:
         return []
     lines = ["", f"Crawled copies of it, {copies['size']:,}"]
-    lines += _table(
-        [(cosine(one["similarity"]), one["key"]) for one in copies["most_similar"]]
-    )
+    lines += _table([(cosine(one["similarity"]), one["key"]) for one in copies["most_similar"]])
     if copies["size"] > len(copies["most_similar"]):
         lines.append(f"  and {copies['size'] - len(copies['most_similar']):,} more")
     return lines
