@@ -136,13 +136,8 @@ def rejected_tile(row: dict[str, Any]) -> Tile:
     )
 
 
-def cosine(similarity: float | None) -> str:
-    """Return a similarity of float32, rounded down: what is below a threshold is not shown as on it.
-
-    It is null of a copy whose vector is lent.
-    """
-    if similarity is None:
-        return "lent"
+def cosine(similarity: float) -> str:
+    """Return a similarity of float32, rounded down: what is below a threshold is not shown as on it."""
     return f"{math.floor(similarity * 10_000 + 0.001) / 10_000:.4f}"
 
 

@@ -233,8 +233,8 @@ def _why_duplicate(
     if method == "exact" and similarity == 1.0:
         copy = f"the same bytes as {of}"
     elif method not in ("exact", "near"):
-        copy = image["reason"] + ("" if similarity is None else f" (cosine {similarity:.4f})")
-    elif similarity is None:
+        copy = f"{image['reason']} (cosine {similarity:.4f})"
+    elif image.get("lent"):
         copy = image["reason"]
     else:
         # Members of a connected component may be further from its representative.

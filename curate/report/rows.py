@@ -204,7 +204,7 @@ class _Block:
             "group": pa.array(self.group, pa.int64(), mask=~self.grouped),
             "duplicate_of": pc.if_else(duplicate, self._duplicate_of(), None),
             "duplicate_similarity": pa.array(
-                self._duplicate_similarity(), pa.float32(), mask=~duplicate | self.lent
+                self._duplicate_similarity(), pa.float32(), mask=~duplicate
             ),
             "nearest_seed": self._nearest_seed(),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
@@ -397,7 +397,7 @@ class _Block:
                 pa.array(self.group[rows], pa.int64()),
                 self.keys.take(pa.array(rows)),
                 pa.array(own, pa.bool_()),
-                pa.array(self.similarity[rows], pa.float32(), mask=self.lent[rows] & ~own),
+                pa.array(self.similarity[rows], pa.float32()),
                 pa.array(methods.tolist(), pa.string()),
             ],
             schema=DUPLICATES,

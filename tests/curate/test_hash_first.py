@@ -291,8 +291,12 @@ def test_a_run_says_what_it_has_not_embedded(tmp_path, crawl, monkeypatch):
     for key in lent:
         row = rows[key]
         assert row["reason"].endswith(", by a lent vector")
-        assert row["duplicate_similarity"] is None
-        assert copies[key]["similarity"] is None
+        # of the image that lends, which stands for it
+        assert copies[key]["similarity"] == pytest.approx(1, abs=1e-6)
+        if row["decision"] == "duplicate":
+            assert row["duplicate_similarity"] == pytest.approx(1, abs=1e-6)
+        else:
+            assert row["duplicate_similarity"] is None
         assert copies[key]["method"] == "phash"
         if row["decision"] == "duplicate":
             assert row["reason"] == f"the same pHash as {row['duplicate_of']}, by a lent vector"
