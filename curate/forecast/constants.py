@@ -32,10 +32,11 @@ Terms = dict[str, float]
 def quantities(images: float) -> dict[str, float]:
     """Return what costs are made of, for so many images, as the stages cut a crawl and search in it.
 
-    Blocks hold about 4 sqrt(n) images.
+    `clusters` is the root of the images, as small crawls have it. Blocks hold about 4 sqrt(n) images.
     """
     count = int(images)
-    clusters, block = float(count_clusters(count, ClusterSettings())), float(block_size(count))
+    made, block = count_clusters(count, ClusterSettings()), float(block_size(count))
+    clusters = images**0.5
     blocks = images / block
     return {
         "one": 1.0,
@@ -43,8 +44,8 @@ def quantities(images: float) -> dict[str, float]:
         "clusters": clusters,
         "images x root of clusters": images * clusters**0.5,
         "images x clusters": images * clusters,
-        "images x centroids": images * count_centroids(int(clusters)),
-        "images x ranked": images * min(clusters, RANKED),
+        "images x centroids": images * count_centroids(made),
+        "images x ranked": images * min(made, RANKED),
         "images x compared": images * count_compared(count),
         "images x leaders": images * count_leaders(count),
         "block": block,

@@ -21,6 +21,7 @@ from curate.forecast.constants import (
 )
 from curate.forecast.measure import MeasuringExecutor, Taken
 from curate.neighbours import levels
+from curate.neighbours.cluster import ClusterSettings, count_clusters
 from curate.neighbours.levels import find_groups
 from curate.neighbours.search import unit
 from curate.stage import EngineSettings, Unit
@@ -93,7 +94,7 @@ def test_comparisons_grow_as_stages_compare_and_other_maps_as_the_images():
 
 @pytest.mark.parametrize("images", [40_000, 3_000_000])
 def test_as_many_centroids_are_compared_as_are_said(images):
-    clusters = int(quantities(images)["clusters"])
+    clusters = count_clusters(images, ClusterSettings())
     centroids = unit(np.random.default_rng(0).standard_normal((clusters, 8), np.float32))
     groups = find_groups(centroids, 4, 0)
     compared = clusters if clusters <= levels.SINGLE else 0
