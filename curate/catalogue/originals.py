@@ -82,12 +82,13 @@ class Originals:
         self._collection = collection
         self._parts = parts
         self._bytes = PartBytes(parts, scratch)
-        self._block = lru_cache(_BLOCKS)(self._read_block)
+        self._blocks: dict[tuple[int, int], pa.Table] = {}
 
     def __enter__(self) -> Originals:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._blocks.clear()
         self._bytes.__exit__(*error)
 
     def read(self, number: int) -> bytes:
@@ -103,11 +104,15 @@ class Originals:
             raise changed(self._parts[index].name)
         return data
 
-    def _read_block(self, index: int, block: int) -> pa.Table:
+    def _block(self, index: int, block: int) -> pa.Table:
         """Return the facts of the rows of a part from `block * _ROWS` on."""
-        size = int(self._collection.starts[index + 1] - self._collection.starts[index])
-        rows = np.arange(block * _ROWS, min(size, (block + 1) * _ROWS))
-        return self._collection.facts_of_part(index, FACTS, rows)
+        if (index, block) not in self._blocks:
+            if len(self._blocks) == _BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            size = int(self._collection.starts[index + 1] - self._collection.starts[index])
+            rows = np.arange(block * _ROWS, min(size, (block + 1) * _ROWS))
+            self._blocks[index, block] = self._collection.facts_of_part(index, FACTS, rows)
+        return self._blocks[index, block]
 
 
 def changed(part: str) -> LvdError:
