@@ -40,8 +40,10 @@ def check_arrays_only() -> None:
             return wrap(typechecker=None)(typechecker(defined))
 
         def of(defined: Defined) -> Defined:
-            # A generator is checked once it runs, when the sizes are those of who asks it.
-            if isgeneratorfunction(defined) or not _declares_array(defined):
+            # A generator is checked once it runs, when the sizes are those of who asks it; what is
+            # defined inside a function is made at each call, and would be held for ever.
+            inside = "<locals>" in getattr(defined, "__qualname__", "")
+            if inside or isgeneratorfunction(defined) or not _declares_array(defined):
                 return defined
             if isinstance(defined, type):
                 defined.__init__ = _sampled(check, defined.__init__)
