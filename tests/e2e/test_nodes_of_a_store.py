@@ -43,7 +43,7 @@ def test_a_node_killed_in_each_stage_changes_nothing(store, site, undisturbed, t
     said = words(store, site)
     store.requests.clear()
     store.faults.append(Fault("SlowDown", "PUT", "/work/", every=23))
-    with machines(4, tmp_path, environment) as (head, *nodes):
+    with machines(3, tmp_path, environment) as (head, *nodes):
         by_address = {node.address: node for node in nodes}
         left = list(KILLED_IN)
 
