@@ -193,7 +193,8 @@ class _Block:
 
     def _images(self) -> pa.Table:
         kept = self.decision == CODE["kept"]
-        duplicate = self.decision == CODE["duplicate"]
+        copy, alike = self.decision == CODE["duplicate"], self._duplicate_similarity()
+        balance, top_up = self.balance_cluster, self.top_up_similarity
         shards, keys = self.decided.bounds.outputs(self.position)
         assert np.array_equal(kept, self.position >= 0)
         values = {
@@ -202,21 +203,15 @@ class _Block:
             "reason": pa.array(self._reasons(), pa.string()),
             "cluster": pa.array(self.cluster, pa.int32(), mask=self.cluster < 0),
             "group": pa.array(self.group, pa.int64(), mask=~self.grouped),
-            "duplicate_of": pc.if_else(duplicate, self._duplicate_of(), None),
-            "duplicate_similarity": pa.array(
-                self._duplicate_similarity(), pa.float32(), mask=~duplicate
-            ),
+            "duplicate_of": pc.if_else(copy, self._duplicate_of(), None),
+            "duplicate_similarity": pa.array(alike, pa.float32(), mask=~copy),
             "nearest_seed": self._nearest_seed(),
             "seed_similarity": pa.array(self._first_similarity(), pa.float32(), mask=~self.listed),
             "lent": pa.array(self.lent, pa.bool_()),
             "seeds": self._seeds_that_want(),
             "weight": pa.array(self.weight, pa.int32(), mask=~kept),
-            "balance_cluster": pa.array(
-                self.balance_cluster, pa.int32(), mask=self.balance_cluster < 0
-            ),
-            "top_up_similarity": pa.array(
-                self.top_up_similarity, pa.float32(), mask=np.isnan(self.top_up_similarity)
-            ),
+            "balance_cluster": pa.array(balance, pa.int32(), mask=balance < 0),
+            "top_up_similarity": pa.array(top_up, pa.float32(), mask=np.isnan(top_up)),
             "output_shard": shards,
             "output_key": keys,
             "scores": self._scores(),
