@@ -111,10 +111,9 @@ def member_tile(row: dict[str, Any]) -> Tile:
     """Return a member of a group; `row` joins `images` and `duplicates`."""
     if row["representative"]:
         return copy_tile(row, framed=True)
-    method = row["method"]
-    return copy_tile(
-        row, fact=method if method == "exact" else f"{cosine(row['similarity'])} {method}"
-    )
+    method, similarity = row["method"], cosine(row["similarity"])
+    known = {"exact": "exact", "near": similarity}  # a cosine by itself: near by that vector
+    return copy_tile(row, fact=known.get(method, f"{similarity} {method}"))
 
 
 def rejected_tile(row: dict[str, Any]) -> Tile:

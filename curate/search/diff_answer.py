@@ -97,10 +97,12 @@ def diff_page(found: Difference, work: Path) -> str:
     examples = by_move(found.examples)
     strips = [
         Strip(
-            f"{count:,}: {_said(was, 'A')}, {_said(is_now, 'B')}",
-            tuple(map(_tile, examples[was, is_now])),
+            f"{count:,}: {_said(was, 'A')}, {_said(is_now, 'B')}"
+            + (f"; {len(shown):,} shown" if len(shown) < count else ""),
+            tuple(map(_tile, shown)),
         )
         for was, is_now, count in found.moves
+        for shown in [examples[was, is_now]]
     ]
     tiles = [tile for strip in strips for tile in strip.tiles]
     thumbs: dict[tuple[str | None, str], bytes] = {}

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.cli import main
-from curate.report.diff import SCHEMA, diff
+from curate.report.diff import EXAMPLES, SCHEMA, diff
+from curate.search.diff_answer import diff_page
 
 
 def lvd_curate(*words):
@@ -127,6 +128,17 @@ def test_the_answer_says_what_moved_why_and_what_was_set_otherwise(two, tmp_path
     assert "<script" not in text
     assert "unsafe: not shown" in text
     assert text.count("<img ") == 1
+
+
+def test_the_page_says_how_many_of_a_change_it_shows(pair, tmp_path):
+    fates = {f"few{n}": "duplicate" for n in range(2)}
+    fates |= {f"many{n}": "irrelevant" for n in range(EXAMPLES + 1)}
+    with_images(pair[0], [(key, key, "kept") for key in fates])
+    with_images(pair[1], [(key, key, fate) for key, fate in fates.items()])
+    page = diff_page(diff(*pair), tmp_path)
+    assert "2: kept by A, duplicate by B</bdi>" in page
+    assert f"{EXAMPLES + 1}: kept by A, irrelevant by B; {EXAMPLES} shown</bdi>" in page
+    assert page.count("<figure ") == 2 + EXAMPLES
 
 
 def test_a_run_does_not_differ_from_itself(two, tmp_path):
