@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.catalogue.collection import Collection
+from curate.catalogue.part_files import ROW_GROUP
 from shared.datasets.dataset import Part
 from shared.datasets.parts import Member, PartReader, direct, fetch
 from shared.errors import LvdError
@@ -20,8 +21,8 @@ from shared.storage.files import read_json, write_json
 from shared.storage.stores import publish
 
 FACTS = ("member", "offset", "bytes", "sha256")
-_ROWS, _BLOCKS = 1_024, 32
-"""Of so many rows of a part the facts are read at once, and so many such blocks are kept."""
+_KEPT = 128
+"""Of so many row groups the facts are kept, some 150 bytes an image."""
 
 
 def save_parts(parts: list[Part], path: Path) -> Path:
@@ -98,19 +99,19 @@ class Originals:
         """
         index = int(self._collection.part_of(np.array([number]))[0])
         row = number - int(self._collection.starts[index])
-        [fact] = self._block(index, row // _ROWS).slice(row % _ROWS, 1).to_pylist()
+        [fact] = self._block(index, row // ROW_GROUP).slice(row % ROW_GROUP, 1).to_pylist()
         data = self._bytes.read(index, fact["key"], fact["member"], fact["offset"], fact["bytes"])
         if hashlib.sha256(data).hexdigest() != fact["sha256"]:
             raise changed(self._parts[index].name)
         return data
 
     def _block(self, index: int, block: int) -> pa.Table:
-        """Return the facts of the rows of a part from `block * _ROWS` on."""
+        """Return the facts of the rows of a part of a row group."""
         if (index, block) not in self._blocks:
-            if len(self._blocks) == _BLOCKS:
+            if len(self._blocks) == _KEPT:
                 del self._blocks[next(iter(self._blocks))]
             size = int(self._collection.starts[index + 1] - self._collection.starts[index])
-            rows = np.arange(block * _ROWS, min(size, (block + 1) * _ROWS))
+            rows = np.arange(block * ROW_GROUP, min(size, (block + 1) * ROW_GROUP))
             self._blocks[index, block] = self._collection.facts_of_part(index, FACTS, rows)
         return self._blocks[index, block]
 

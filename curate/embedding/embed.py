@@ -79,13 +79,10 @@ def embed_part(state: State, part: Part, request: EmbedRequest, *, scratch: Path
         if missing:
             _make(state, copy, request, missing, scratch, weight_of(part))
         if request.lends is None and not request.own:
-            is_newest = (
-                request.by is None
-            )  # else the vectors of what was there are still to be found
-            remember(request.work, part, copy.content, scratch, is_newest)
-        made = committed(
-            request.units(copy.content)[-1] if request.own else request.facts / copy.content
-        )
+            # Of a request for facts alone the vectors of what was there are still to be found.
+            remember(request.work, part, copy.content, scratch, is_newest=request.by is None)
+        unit = request.units(copy.content)[-1] if request.own else request.facts / copy.content
+        made = committed(unit)
         assert made is not None  # committed by now
         return {"images": made["own" if request.own else "images"], "content": copy.content}
 

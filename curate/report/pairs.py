@@ -22,11 +22,7 @@ from jaxtyping import Float32, Int64
 from curate.catalogue.collection import Collection
 from curate.dedup.bar import Bar, copies
 from curate.dedup.below import set_floor
-from curate.dedup.groups import (
-    COVERED,
-    UNDECIDED,
-    load_groups,
-)
+from curate.dedup.groups import COVERED, UNDECIDED, load_groups
 from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.most_similar import MostSimilar
 from curate.dedup.near import DedupSettings, ask

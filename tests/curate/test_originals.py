@@ -89,3 +89,14 @@ def test_another_picture_in_its_place_is_a_part_that_changed(crawl, tmp_path):
         pytest.raises(LvdError, match="changed while the run was going on"),
     ):
         originals.read(0)
+
+
+def test_facts_that_are_no_longer_kept_are_read_again(crawl, tmp_path, monkeypatch):
+    collection, parts, _ = crawl
+    monkeypatch.setattr("curate.catalogue.originals.ROW_GROUP", 2)
+    monkeypatch.setattr("curate.catalogue.originals._KEPT", 1)
+    keys = collection.keys(np.arange(4))
+    with Originals(collection, load_parts(parts), tmp_path) as originals:
+        for number in (3, 0, 2, 1, 3):
+            name = str(keys[number]).rsplit("/", 1)[-1].removesuffix(".jpg")
+            assert originals.read(number) == MEMBERS[f"{name}.jpg"]
