@@ -7,6 +7,7 @@ on drawn pictures; it measures nothing.
 
     make proof DATA=.../tiny-imagenet OUT=runs/proof
     make proof DATA=... OUT=... ARGS='--jobs 14 --set parallel.device=cuda --set data.resident=true'
+    make proof DATA=... OUT=... ARGS='--steps 2400 --arm random --arm oracle'    longer, beside the others
     make proof DATA=... OUT=... ARGS=--loop     a model selects what the next is trained on: loop.md
 """
 
@@ -16,7 +17,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,21 +63,24 @@ class Plan:
 
     composition: Composition
     batch: int
-    steps: int
-    epochs: int
+    lengths: tuple[Length, ...]
     seeds: int
+    arms: tuple[str, ...] = ARMS
     settings: tuple[str, ...] = ()
     """Of the trainings."""
     curation: tuple[str, ...] = ()
     """Of `lvd-curate run`."""
 
 
-FULL = Plan(Composition(), batch=64, steps=600, epochs=20, seeds=3)
+def _lengths(steps: int, epochs: int) -> tuple[Length, Length]:
+    return Length(loop.LENGTH, steps), Length("equal epochs", epochs, passes=True)
+
+
+FULL = Plan(Composition(), batch=64, lengths=_lengths(600, 20), seeds=3)
 QUICK = Plan(
     Composition(wanted=4, seeds=6, head=12, tail=4, most_copies=8),
     batch=8,
-    steps=2,
-    epochs=1,
+    lengths=_lengths(2, 1),
     seeds=1,
     settings=("crops.global_size=16", "crops.local_size=8", "model.options.depth=1",
               "crops.local_views=1", "optimiser.warmup_epochs=0",
@@ -102,6 +106,19 @@ QUICK = Plan(
     is_flag=True,
     help="In place of the arms: rounds, each curated by the model of the one before.",
 )
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Of each training, in place of the equal steps and the equal epochs of the proof.",
+)
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    type=click.Choice(ARMS),
+    metavar="ARM",
+    help=f"Train these alone: {', '.join(ARMS)}.",
+)
 @click.option("--most", type=int, help="End behind so many trainings; the next call goes on.")
 @click.option(
     "--jobs",
@@ -123,6 +140,8 @@ def main(
     quick: bool,
     measured: Path | None,
     looped: bool,
+    steps: int | None,
+    arms: tuple[str, ...],
     most: int | None,
     jobs: int,
     settings: tuple[str, ...],
@@ -130,7 +149,15 @@ def main(
     """Print what arms of curation are worth."""
     if looped and jobs > 1:
         raise click.UsageError("--loop trains one at a time, as each round needs the one before")
+    if looped and (steps or arms):
+        raise click.UsageError(
+            "--loop has its own arms and their length: leave out --steps and --arm"
+        )
     plan = QUICK if quick else FULL
+    if steps:
+        plan = replace(plan, lengths=(Length(f"{steps:,} steps", steps),))
+    if arms:
+        plan = replace(plan, arms=arms)
     if quick:
         os.environ[IN_PROCESS] = "1"
     try:
@@ -215,21 +242,19 @@ def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
 def _take_over(out: Path, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     """Take trainings of another OUT into the table, where they saw the same pictures as often."""
     arms = read_json(out / ARM_SIZES)["arms"]
+    steps = {length.name: length.steps for length in plan.lengths}
     for row in rows:
-        [length] = [each for each in _lengths(plan) if each.name == row["length"]]
         about = arms[row["arm"]]
-        same = about["digest"], length.steps(about["images"], plan.batch)
-        if (row["digest"], row["steps"]) != same:
+        wanted = (
+            steps[row["length"]](about["images"], plan.batch) if row["length"] in steps else None
+        )
+        if row["digest"] != about["digest"] or wanted not in (None, row["steps"]):
             raise FailedError(
                 f"--measured: {row['arm']}, {row['length']}, seed {row['seed']} was of other "
                 "pictures or steps than those of OUT"
             )
         if not table.has(out, row):
             table.add(out, row)
-
-
-def _lengths(plan: Plan) -> tuple[Length, Length]:
-    return Length("equal steps", plan.steps), Length("equal epochs", plan.epochs)
 
 
 def _rounds(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[int]:
@@ -243,8 +268,8 @@ def _trainings(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[Train
     """Yield what is to be trained, done or not: all arms once, before any of them again."""
     arms = read_json(out / ARM_SIZES)["arms"]
     for seed in range(plan.seeds):
-        for length in _lengths(plan):
-            for arm in ARMS:
+        for length in plan.lengths:
+            for arm in plan.arms:
                 name = {"arm": arm, "length": length.name, "seed": seed}
                 images = arms[arm]["images"]
                 about = {"digest": arms[arm]["digest"], "images": images}

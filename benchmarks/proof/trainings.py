@@ -31,14 +31,14 @@ class Length:
     """How long arms are trained."""
 
     name: str
-    """`equal steps` or `equal epochs`."""
+    """As it stands in the table."""
     value: int
+    passes: bool = False
+    """Whether `value` counts passes over an arm's images, in place of steps."""
 
     def steps(self, images: int, batch: int) -> int:
         """Return the optimiser steps of a training on so many images."""
-        if self.name == "equal steps":
-            return self.value
-        return max(1, round(self.value * images / batch))
+        return max(1, round(self.value * images / batch)) if self.passes else self.value
 
 
 @dataclass(frozen=True)

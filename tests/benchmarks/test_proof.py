@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from scipy import stats
 from skimage import data
 
 from benchmarks.proof import table
 from benchmarks.proof.arms import (
+    ARMS,
     HASH_DISTANCE,
     difference_hash,
     precision,
@@ -24,6 +28,7 @@ from benchmarks.proof.pool import TRUTH, Composition, compose, key_of, write
 from benchmarks.proof.trainings import Length
 from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.datasets.parts import PartReader
+from shared.storage.files import write_json
 
 SETTINGS = Composition(wanted=5, seeds=4, head=40, tail=5, most_copies=30)
 
@@ -123,7 +128,7 @@ def test_hashes_find_what_was_only_compressed_anew():
 
 def test_lengths_are_steps_or_passes_over_an_arm():
     assert Length("equal steps", 70).steps(1000, 8) == 70
-    assert Length("equal epochs", 4).steps(1000, 8) == 500
+    assert Length("equal epochs", 4, passes=True).steps(1000, 8) == 500
 
 
 def test_intervals_are_those_of_students_t():
@@ -142,3 +147,28 @@ def test_a_finished_training_stands_in_the_table_at_once_and_is_not_made_again(t
     assert "| oracle | 10 | equal steps | 80 | 2 | 60.0 ± " in (tmp_path / table.TEXT).read_text()
     table.add(tmp_path, row | {"knn": 0.7})
     assert len(table.read(tmp_path)) == 2
+
+
+def test_other_steps_and_some_arms_stand_beside_what_the_proof_trains(tmp_path, monkeypatch):
+    proof = importlib.import_module("benchmarks.proof.__main__")
+    arms = {arm: {"images": 10, "digest": arm, "precision": 0.5} for arm in ARMS}
+    asked = {"composition": asdict(proof.FULL.composition), "curation": []}
+    write_json(tmp_path / proof.ARM_SIZES, {"asked": asked, "arms": arms})
+    figures = dict.fromkeys(table.FIGURES, 0.5)
+    monkeypatch.setattr(proof, "finish", lambda each: {**each.about, **figures})
+    measured = {"arm": "random", "length": "equal steps", "seed": 0, "digest": "random"}
+    measured |= {"steps": 600, "images": 10, "seen": 38400, **figures}
+    write_json(tmp_path / "measured.json", [measured])
+    words = ["--out", str(tmp_path), "--measured", str(tmp_path / "measured.json")]
+    longer = [*words, "--steps", "2400", "--arm", "oracle", "--arm", "random", "--most", "3"]
+    assert CliRunner().invoke(proof.main, longer).exit_code == 0
+    found = [(row["arm"], row["length"], row["seed"], row["steps"]) for row in table.read(tmp_path)]
+    assert found == [
+        ("random", "equal steps", 0, 600),
+        ("oracle", "2,400 steps", 0, 2400),
+        ("random", "2,400 steps", 0, 2400),
+        ("oracle", "2,400 steps", 1, 2400),
+    ]
+    refused = CliRunner().invoke(proof.main, [*words, "--loop", "--arm", "random"])
+    assert refused.exit_code == 2
+    assert "leave out --steps and --arm" in refused.output
