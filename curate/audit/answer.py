@@ -16,6 +16,7 @@ from curate.report.sheet_png import sheet_png
 from curate.report.stage import read_by_key
 from curate.report.summary import SOURCES
 from curate.report.thumbnails import thumbnails
+from curate.written_cosine import rounded_down
 
 TABLE, PICTURE = "audit.parquet", "audit.png"
 ABSENT = "cannot be read any more"
@@ -88,7 +89,7 @@ def pairs_sheet(found: Audited) -> Sheet:
 def _tiles(rows: list[dict[str, Any]]) -> tuple[Tile, ...]:
     tiles: list[Tile] = []
     for row in rows:
-        said = "exact" if row["method"] == "exact" else f"cosine {row['similarity']:.4f}"
+        said = "exact" if row["method"] == "exact" else f"cosine {rounded_down(row['similarity'])}"
         tiles += [
             Tile(row["key_a"], "", mark="reference", absent=ABSENT),
             Tile(row["key_b"], said, seed=_OTHER, absent=ABSENT),

@@ -7,8 +7,9 @@ from itertools import pairwise
 import duckdb
 import numpy as np
 
-from curate.report.contact_sheets import Sheet, Strip, Tile, copy_tile, cosine, judged_tiles
+from curate.report.contact_sheets import Sheet, Strip, Tile, copy_tile, judged_tiles
 from curate.report.tables import rows
+from curate.written_cosine import rounded_down
 from shared.progress import count
 
 BANDS = 4
@@ -87,7 +88,7 @@ def pair_tiles(
     for pair in pairs:
         if pair["key"] in images and pair["better"] in images:
             tiles.append(copy_tile(images[pair["better"]], framed=True))
-            tiles.append(copy_tile(images[pair["key"]], fact=cosine(pair["similarity"])))
+            tiles.append(copy_tile(images[pair["key"]], fact=rounded_down(pair["similarity"])))
     return tuple(tiles)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32, Int8, Int32
 from curate.retrieval.answers import Answers
 from curate.selection.top_up import TopUp
 from curate.selection.wishes import OVER_BUDGET
+from curate.written_cosine import rounded_down
 
 
 def why_over_budget(
@@ -53,6 +54,6 @@ def why_over_budget(
                 if code == OVER_BUDGET
             ]
             best = f"not among {', nor '.join(budgets)}"
-        return f"cosine {similarity[row]:.4f} with its nearest seed is {best}"
+        return f"cosine {rounded_down(similarity[row])} with its nearest seed is {best}"
 
     return say

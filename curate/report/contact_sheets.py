@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from curate.written_cosine import rounded_down
 
 COLUMNS = 8  # tiles in a line of a PNG
 
@@ -65,8 +66,8 @@ def judged_tiles(row: dict[str, Any]) -> list[Tile]:
     similarity, seed = row["seed_similarity"], row["nearest_seed"]
     own = Tile(
         row["key"],
-        cosine(similarity),
-        _detail(row, f"cosine {cosine(similarity)} with seed {seed}"),
+        rounded_down(similarity),
+        _detail(row, f"cosine {rounded_down(similarity)} with seed {seed}"),
         row["output_shard"],
         row["output_key"],
         content=_content(row),
@@ -80,7 +81,7 @@ def near_tile(row: dict[str, Any]) -> Tile:
     became = "" if row["decision"] == "kept" else f" · {row['decision']}"
     return Tile(
         row["key"],
-        f"{cosine(row['similarity'])}{became}",
+        f"{rounded_down(row['similarity'])}{became}",
         _detail(row, row["reason"]),
         row["output_shard"],
         row["output_key"],
@@ -111,7 +112,7 @@ def member_tile(row: dict[str, Any]) -> Tile:
     """Return a member of a group; `row` joins `images` and `duplicates`."""
     if row["representative"]:
         return copy_tile(row, framed=True)
-    method, similarity = row["method"], cosine(row["similarity"])
+    method, similarity = row["method"], rounded_down(row["similarity"])
     known = {"exact": "exact", "near": similarity}  # a cosine by itself: near by that vector
     return copy_tile(row, fact=known.get(method, f"{similarity} {method}"))
 
@@ -133,11 +134,6 @@ def rejected_tile(row: dict[str, Any]) -> Tile:
         content=_content(row),
         **_hidden_if_unsafe(row),
     )
-
-
-def cosine(similarity: float) -> str:
-    """Return a similarity of float32, rounded down: what is below a threshold is not shown as on it."""
-    return f"{math.floor(similarity * 10_000 + 0.001) / 10_000:.4f}"
 
 
 def _content(row: dict[str, Any]) -> str:

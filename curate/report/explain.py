@@ -10,7 +10,6 @@ import duckdb
 import numpy as np
 
 from curate.export.selection_list import list_files
-from curate.report.contact_sheets import cosine
 from curate.report.hits import of_included
 from curate.report.tables import (
     SEED_IMAGES,
@@ -20,6 +19,7 @@ from curate.report.tables import (
     table_patterns,
     threshold,
 )
+from curate.written_cosine import rounded_down
 from shared.errors import LvdError
 from shared.progress import printable
 
@@ -212,7 +212,7 @@ def _why(
         return reason or "no reason is recorded"
     wanted = thresholds["retrieve"]
     lent = " (by a lent vector)" if image.get("lent") else ""
-    nearest = f"cosine {similarity:.4f} with its nearest seed image {seed}{lent}"
+    nearest = f"cosine {rounded_down(similarity)} with its nearest seed image {seed}{lent}"
     if wanted is not None and decision == "kept":
         if np.float32(similarity) < np.float32(wanted):
             return f"kept from an earlier result, or by a label; the threshold is {wanted:.6g}: {nearest}"
@@ -233,13 +233,13 @@ def _why_duplicate(
     if method == "exact" and similarity == 1.0:
         copy = f"the same bytes as {of}"
     elif method not in ("exact", "near"):
-        copy = f"{image['reason']} (cosine {similarity:.4f})"
+        copy = f"{image['reason']} (cosine {rounded_down(similarity)})"
     elif image.get("lent"):
         copy = image["reason"]
     else:
         # Members of a connected component may be further from its representative.
         reached = "" if wanted is None or similarity < wanted else f", threshold {wanted:.6g}"
-        copy = f"a near copy of {of} (cosine {similarity:.4f}{reached})"
+        copy = f"a near copy of {of} (cosine {rounded_down(similarity)}{reached})"
     became = next((one["decision"] for one in members if one["key"] == of), None)
     return f"{copy}, which stands for its group" + (f" and was {became}" if became else "")
 
@@ -252,7 +252,7 @@ def _group_lines(told: dict[str, Any]) -> list[str]:
     lines += _table(
         [
             (
-                cosine(member["similarity"]),
+                rounded_down(member["similarity"]),
                 f"{member['method']:<6} {member['decision']:<11}"
                 f" {member['key']}" + ("  (this one)" if member["key"] == told["key"] else ""),
             )
@@ -269,7 +269,9 @@ def _copy_lines(told: dict[str, Any]) -> list[str]:
     if not copies or not copies["size"]:
         return []
     lines = ["", f"Crawled copies of it, {copies['size']:,}"]
-    lines += _table([(cosine(one["similarity"]), one["key"]) for one in copies["most_similar"]])
+    lines += _table(
+        [(rounded_down(one["similarity"]), one["key"]) for one in copies["most_similar"]]
+    )
     if copies["size"] > len(copies["most_similar"]):
         lines.append(f"  and {copies['size'] - len(copies['most_similar']):,} more")
     return lines
@@ -285,7 +287,7 @@ def _seed_lines(told: dict[str, Any]) -> list[str]:
     several = len({s["seed"] for s in told["seeds"]}) > 1
     lines += _table(
         [
-            (f"{s['similarity']:.4f}", s["seed_key"] + (f" of {s['seed']}" if several else ""))
+            (rounded_down(s["similarity"]), s["seed_key"] + (f" of {s['seed']}" if several else ""))
             for s in told["seeds"]
         ]
     )
@@ -304,7 +306,7 @@ def _balance(told: dict[str, Any]) -> str:
 def _top_up(similarity: float | None) -> str:
     if similarity is None:
         return ""
-    return f"cosine {similarity:.4f} with the nearest that was held or taken before it"
+    return f"cosine {rounded_down(similarity)} with the nearest that was held or taken before it"
 
 
 def _table(pairs: list[tuple[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from curate.catalogue.collection import Collection, Numbers
 from curate.dedup.chains import load_chains
 from curate.dedup.several import Several
+from curate.written_cosine import rounded_down
 
 Sets = tuple[tuple[str, Collection], ...]
 """Other datasets, with their names."""
@@ -25,7 +26,7 @@ class Hit:
     similarity: float
 
     def __str__(self) -> str:
-        return f"cosine {self.similarity:.4f} with {self.key}"
+        return f"cosine {rounded_down(self.similarity)} with {self.key}"
 
 
 def of_included(seed: str) -> str:
@@ -94,7 +95,7 @@ def describe_chain(chain: Chain, number: int, sets: Sets, by: str = "") -> str:
         key if place == 0 else f"{key} of included seed {sets[place][0]}"
         for place, key in map(images.find, (chain.following, chain.last))
     )
-    by = (by or f"cosine {chain.similarity:.4f} with {{}}").format(following)
+    by = (by or f"cosine {rounded_down(chain.similarity)} with {{}}").format(following)
     if chain.following == chain.last:
         return f"{by}, which has {said}"
     return f"{by}, a copy of copies up to {last}, which has {said}"

@@ -42,6 +42,7 @@ from curate.retrieval.answers import Answers
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.include import Included
 from curate.selection.top_up import TopUp
+from curate.written_cosine import rounded_down
 from shared.storage.arrays import map_array
 
 VERSION = 9
@@ -301,7 +302,7 @@ class _Block:
                 title = decided.hashed.title
                 result[row] = f"the same {title} as {represented[row]}"
             elif name == "duplicate":
-                said = f"cosine {self.similarity[row]:.4f} with {represented[row]}"
+                said = f"cosine {rounded_down(self.similarity[row])} with {represented[row]}"
                 short = self.similarity[row] < np.float32(decided.dedup_threshold)
                 result[row] = said + (", through others" if short else "")
             elif name == "irrelevant":
@@ -340,7 +341,7 @@ class _Block:
                 return barred[row]
             place = places[row]
             miss = wanted[place].chosen.misses[missed[row] - 1]
-            said = f"cosine {similarity[row]:.4f} with its nearest seed {nearest[row]}"
+            said = f"cosine {rounded_down(similarity[row])} with its nearest seed {nearest[row]}"
             if len(wanted) == 1:
                 return said + miss
             return f"{said} of {wanted[place].name}{miss}; no other seed retrieves it"
@@ -357,8 +358,8 @@ class _Block:
             keys = near.keys(found.places[:, 0], found.images[:, 0]).to_pylist()
             for row, key, cosine_ in zip(rows.tolist(), keys, found.similarity[:, 0], strict=True):
                 said[row] = (
-                    f"cosine {cosine_:.4f} with {key} of negative seed {answer.name} reaches "
-                    f"{answer.threshold.value:.4f}"
+                    f"cosine {rounded_down(cosine_)} with {key} of negative seed {answer.name} reaches "
+                    f"{rounded_down(answer.threshold.value)}"
                 )
         return said
 

@@ -8,13 +8,13 @@ from curate.report.contact_sheets import (
     Sheet,
     Strip,
     copy_tile,
-    cosine,
     judged_tiles,
     near_tile,
     rejected_tile,
     seed_tile,
 )
 from curate.report.tables import rows
+from curate.written_cosine import rounded_down
 from shared.progress import count
 
 KEPT, DROPPED, BROUGHT = 24, 8, 7
@@ -133,7 +133,7 @@ def _copies(tables: duckdb.DuckDBPyConnection) -> Strip:
     for row in found:
         tiles += [
             copy_tile(row["stands"], framed=True),
-            copy_tile(row, fact=cosine(row["duplicate_similarity"])),
+            copy_tile(row, fact=rounded_down(row["duplicate_similarity"])),
         ]
     return Strip("", tuple(tiles))
 

@@ -9,6 +9,7 @@ from curate.catalogue.collection import Catalogued
 from curate.neighbours.cluster import ClusterSettings
 from curate.retrieval.candidates import Candidates
 from curate.stage import Runner
+from curate.written_cosine import rounded_up
 
 
 @dataclass(frozen=True)
@@ -45,4 +46,4 @@ class Chosen:
 
 def below(threshold: float) -> str:
     """Return what is said of an image under the threshold or floor, code 1 of every strategy."""
-    return f" is below {threshold:.4f}"
+    return f" is below {rounded_up(threshold)}"

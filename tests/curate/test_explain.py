@@ -8,6 +8,7 @@ from finished_run import HOSTILE, finished_run
 from curate.filters.decisions import DECISIONS
 from curate.report.explain import explain, life
 from curate.report.tables import open_tables
+from curate.written_cosine import rounded_down
 from shared.errors import LvdError
 
 
@@ -51,7 +52,7 @@ def test_a_copy_tells_what_stands_for_it(run, one_of):
     )
     near = next(member for member in group["members"] if member["method"] == "near")
     assert "a near copy of" in life(run, group["members"][-1]["key"])["why"]
-    assert f"{near['similarity']:.4f}" in explain(run, one_of["duplicate"])
+    assert f"{rounded_down(near['similarity'])}" in explain(run, one_of["duplicate"])
 
 
 def test_a_large_group_is_cut_but_holds_the_image(tmp_path):

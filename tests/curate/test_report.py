@@ -9,7 +9,7 @@ from finished_run import DEDUP, HOSTILE, RETRIEVE, finished_run, picture
 
 from curate.report.bands import copy_bands, relevance_bands
 from curate.report.charts import pair_bins, similarity_bins
-from curate.report.contact_sheets import cosine, member_tile
+from curate.report.contact_sheets import member_tile
 from curate.report.copy_sheets import chosen_groups, nearest_to_threshold
 from curate.report.other_thresholds import relevance_counts
 from curate.report.pictures import pictures
@@ -246,11 +246,6 @@ def test_how_long_stages_took_is_on_a_page_of_its_own(run, page, monkeypatch):
     assert duckdb.sql(f"SELECT name FROM ({QUERY})").fetchall() == [("embed",), ("cluster",)]
     pictures(run, picture, {"animals": picture}, timed=False)
     assert "timings" not in Tags(pages(run)["index.html"].decode()).values("a", "href")
-
-
-def test_a_similarity_is_not_shown_as_a_threshold_that_it_does_not_reach():
-    shown = [cosine(float(np.float32(one))) for one in (0.83577, 0.8358, 0.9, 0.99996, 1.0, -0.02)]
-    assert shown == ["0.8357", "0.8358", "0.9000", "0.9999", "1.0000", "-0.0200"]
 
 
 def test_a_copy_says_its_cosine_and_how_it_was_found_where_not_by_that():

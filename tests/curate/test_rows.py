@@ -36,6 +36,7 @@ from curate.retrieval.threshold import misses_of
 from curate.selection.decide import select
 from curate.selection.include import Included
 from curate.selection.wishes import Wish
+from curate.written_cosine import rounded_down, rounded_up
 
 DEDUP, RETRIEVE, HOLDOUT = 0.95, 0.5, 0.97
 FILTERS = (FilterSettings(column="nsfw", max=0.5),)
@@ -255,7 +256,7 @@ def test_a_dropped_image_names_the_holdout_image_or_the_next_copy_on_the_way_to_
     for key, reason in held.items():
         own = run.made[key].vector[None]
         to_holdouts = exact_cosines(own, wanted)[0]
-        said = f"cosine {to_holdouts.max():.4f} with h/{to_holdouts.argmax()} of holdout evaluation"
+        said = f"cosine {rounded_down(to_holdouts.max())} with h/{to_holdouts.argmax()} of holdout evaluation"
         if to_holdouts.max() >= HOLDOUT:
             assert reason == said
             lengths.add(0)
@@ -263,7 +264,7 @@ def test_a_dropped_image_names_the_holdout_image_or_the_next_copy_on_the_way_to_
         step, _, rest = reason.partition(", ")
         following = step.rpartition(" ")[2]
         cosine = exact_cosines(own, run.made[following].vector[None])[0, 0]
-        assert step == f"cosine {cosine:.4f} with {following}"
+        assert step == f"cosine {rounded_down(cosine)} with {following}"
         assert cosine >= DEDUP
         if rest.startswith("which has "):
             assert rest.removeprefix("which has ") == held[following]
@@ -314,4 +315,4 @@ def test_an_image_that_misses_the_target_says_so(tmp_path):
         assert "the target of 6 images" in row["reason"]
         tied = row["seed_similarity"] == np.float32(threshold)
         assert ("whose key comes first" in row["reason"]) == tied
-        assert (f"is below {threshold:.4f}" in row["reason"]) != tied
+        assert (f"is below {rounded_up(threshold)}" in row["reason"]) != tied

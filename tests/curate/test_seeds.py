@@ -20,6 +20,7 @@ from curate.report.contact_sheets import tiles_of
 from curate.report.explain import explain, life
 from curate.report.samples import brought_in
 from curate.report.tables import open_tables
+from curate.written_cosine import rounded_down
 
 CONFIG = """
 datasets:
@@ -180,7 +181,7 @@ def test_every_image_has_the_seeds_that_want_it_and_what_bars_it(site, several):
         if place in barred:
             best = found["bad"][1][place].argmax()
             assert row["reason"] == (
-                f"cosine {found['bad'][1][place, best]:.4f} with {found['bad'][0][best]} of "
+                f"cosine {rounded_down(found['bad'][1][place, best])} with {found['bad'][0][best]} of "
                 "negative seed bad reaches 0.9000"
             )
         elif not wanted_by:
@@ -529,7 +530,7 @@ def test_chains_of_a_holdout_lead_from_an_included_image_to_a_crawled_one_and_ba
     own = next(row for row in table if row["key"] == "7.jpg")
     assert images["00000/007"]["decision"] == own["decision"] == "holdout"
     direct = f"cosine 1.0000 with h.jpg of holdout {held}"
-    through = f"cosine {similarity:.4f} with"
+    through = f"cosine {rounded_down(similarity)} with"
     if hit == "seed":
         assert own["reason"] == direct
         expected = f"{through} 7.jpg of included seed own, which has {direct}"
@@ -552,7 +553,7 @@ def test_a_crawled_copy_of_an_included_image_is_a_duplicate_of_it(site, included
         assert row["duplicate_of"] == "7.jpg"
         assert 0.95 <= row["duplicate_similarity"] <= 1
         assert row["reason"] == (
-            f"cosine {row['duplicate_similarity']:.4f} with 7.jpg of seed own, which is included"
+            f"cosine {rounded_down(row['duplicate_similarity'])} with 7.jpg of seed own, which is included"
         )
         assert row["reason"] in " ".join(site("explain", str(included), row["key"])[1])
         assert row["seed_similarity"] is None

@@ -5,6 +5,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from curate.written_cosine import rounded_up
+
 OWN = {
     "knn": ["--set=retrieve.strategy=knn", "--set=retrieve.knn.neighbours=2"],
     "cluster": [
@@ -85,7 +87,7 @@ def test_a_budget_and_a_floor_stand_behind_a_strategy(small_run):
     assert 3 <= count["over_budget"] <= 4
     for row in images:
         if row["decision"] == "irrelevant" and row["seed_similarity"] < floor - 1e-5:
-            assert f"is below {floor:.4f}" in row["reason"]
+            assert f"is below {rounded_up(floor)}" in row["reason"]
 
 
 def test_a_dry_run_says_the_strategy(small_run):

@@ -7,6 +7,7 @@ import pytest
 from growing_crawl import OWN, Site
 
 from curate.catalogue.collection import Collection
+from curate.written_cosine import rounded_down
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_what_is_kept_is_what_greedy_k_centre_picks(site):
     told = site.json("reports/funnel.json")["top_up"]
     ends = [found[key] for key in list(expected)[:: len(expected) - 1]]
     assert told == {"target": 9, "held": 2, "retrieved": 24, "kept": 9, "similarity": ends}
-    assert f"cosine {ends[-1]:.4f} with the nearest" in site(
+    assert f"cosine {rounded_down(ends[-1])} with the nearest" in site(
         "explain", site.out, list(expected)[-1]
     )
     assert "| held | own | 2 |" in (site.out / "datasheet.md").read_text()
