@@ -66,6 +66,8 @@ class Plan:
     lengths: tuple[Length, ...]
     seeds: int
     arms: tuple[str, ...] = ARMS
+    recipe: str = "proof"
+    init: str | None = None
     settings: tuple[str, ...] = ()
     """Of the trainings."""
     curation: tuple[str, ...] = ()
@@ -119,6 +121,11 @@ QUICK = Plan(
     metavar="ARM",
     help=f"Train these alone: {', '.join(ARMS)}.",
 )
+@click.option("--recipe", help="Of these trainings, in place of `proof`; needs --steps.")
+@click.option(
+    "--init", metavar="MODEL", help="What they start from, as lvd-train's; needs --steps."
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Of these trainings; needs --steps.")
 @click.option("--most", type=int, help="End behind so many trainings; the next call goes on.")
 @click.option(
     "--jobs",
@@ -142,6 +149,9 @@ def main(
     looped: bool,
     steps: int | None,
     arms: tuple[str, ...],
+    recipe: str | None,
+    init: str | None,
+    batch: int | None,
     most: int | None,
     jobs: int,
     settings: tuple[str, ...],
@@ -154,8 +164,15 @@ def main(
             "--loop has its own arms and their length: leave out --steps and --arm"
         )
     plan = QUICK if quick else FULL
+    if (recipe or init or batch) and not steps:
+        raise click.UsageError(
+            "--recipe, --init and --batch are of other trainings: give --steps too"
+        )
     if steps:
-        plan = replace(plan, lengths=(Length(f"{steps:,} steps", steps),))
+        name = f"{steps:,} steps" + (f" of {batch}" if batch else "")
+        name += (f", {recipe}" if recipe else "") + (f" from {Path(init).name}" if init else "")
+        plan = replace(plan, lengths=(Length(name, steps),), batch=batch or plan.batch)
+        plan = replace(plan, recipe=recipe or plan.recipe, init=init)
     if arms:
         plan = replace(plan, arms=arms)
     if quick:
@@ -279,6 +296,8 @@ def _trainings(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[Train
                     shards=_shards(out, arm),
                     data=out / "data",
                     out=out / "trainings" / " ".join(map(str, name.values())).replace(" ", "-"),
+                    recipe=plan.recipe,
+                    init=plan.init,
                     settings=(
                         *(f"steps={steps}", f"seed={seed}", f"batch_size={plan.batch}"),
                         *(*plan.settings, *settings),

@@ -52,14 +52,17 @@ class Training:
     """Holds the labelled pictures and those to be classified."""
     out: Path
     settings: tuple[str, ...]
+    recipe: str = "proof"
+    init: str | None = None
+    """A model whose weights it starts from."""
 
 
 def finish(training: Training) -> dict[str, Any]:
     """Train and score; return the row of the table. An unfinished training goes on."""
     sets = [word for text in training.settings for word in ("--set", text)]
     command(
-        *("lvd-train", "run", "--recipe", "proof", "--shards", training.shards),
-        *("--out", training.out, *sets),
+        *("lvd-train", "run", "--recipe", training.recipe, "--shards", training.shards),
+        *("--out", training.out, *sets, *(("--init", training.init) if training.init else ())),
     )
     found = scores(training.out / "model", training.data, training.out / "eval")
     shutil.rmtree(training.out / "checkpoints", ignore_errors=True)
