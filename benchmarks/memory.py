@@ -29,8 +29,8 @@ def run_measured(command: list[str], environment: Mapping[str, str]) -> Finished
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
         while process.poll() is None:
-            process_peak = max(process_peak, _mebibytes(process.pid, "status", "VmHWM"))
-            others = sum(_mebibytes(pid, "smaps_rollup", "Pss") for pid in _below(process.pid))
+            process_peak = max(process_peak, mebibytes(process.pid, "status", "VmHWM"))
+            others = sum(mebibytes(pid, "smaps_rollup", "Pss") for pid in descendants(process.pid))
             others_peak = max(others_peak, others)
             try:
                 process.wait(SECONDS)
@@ -43,17 +43,19 @@ def run_measured(command: list[str], environment: Mapping[str, str]) -> Finished
         return Finished(stdout.read(), process_peak, others_peak)
 
 
-def _below(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have."""
     children: list[int] = []
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children += map(int, listing.read_text().split())
         except OSError:  # the thread has ended
             continue
-    return children + [below for child in children for below in _below(child)]
+    return children + [below for child in children for below in descendants(child)]
 
 
-def _mebibytes(pid: int, file: str, field: str) -> float:
+def mebibytes(pid: int, file: str, field: str) -> float:
+    """Return what `/proc` says of a process's memory in MiB; 0 where it has ended."""
     try:
         text = Path(f"/proc/{pid}/{file}").read_text()
     except OSError:  # the process has ended

@@ -4,7 +4,8 @@
 request after `--latency` seconds, as a store does, and needs the packages of the tests. The rounds
 take turns. Server and loader share the machine: with few processors the ratio is a lower bound. So the
 CPU seconds of a loader without workers are told too, which the server has no part in: their ratio is
-that of the rates where the loader's processors are busy and the store is not.
+that of the rates where the loader's processors are busy and the store is not. With `--workers 0` only
+these are measured.
 """
 
 from __future__ import annotations
@@ -79,16 +80,17 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
         system.put_file(str(path), f"bucket/shards/{path.name}")
     places = {"local": str(folder / "shards"), "s3": "s3://bucket/shards"}
     indexes = {name: read_index(place, folder / name) for name, place in places.items()}
-    rates: dict[str, list[float]] = {name: [] for name in places}
-    cpu: dict[str, list[float]] = {name: [] for name in places}
+    units = {"CPU s of the loader": (0, time.process_time)}
+    if options.workers:
+        units = {"s": (options.workers, time.perf_counter), **units}
+    rates: dict[str, dict[str, list[float]]] = {unit: {n: [] for n in places} for unit in units}
     for number in range(options.rounds + 1):
         for name, index in indexes.items():
-            rate = _rate(index, options, options.workers, time.perf_counter)
-            own = _rate(index, options, 0, time.process_time)
-            if number:  # the first warms up
-                rates[name].append(rate)
-                cpu[name].append(own)
-    for unit, measured in {"s": rates, "CPU s of the loader": cpu}.items():
+            for unit, (workers, clock) in units.items():
+                rate = _rate(index, options, workers, clock)
+                if number:  # the first warms up
+                    rates[unit][name].append(rate)
+    for unit, measured in rates.items():
         for name, of in measured.items():
             print(f"{name:<6} {statistics.median(of):7.1f} images/{unit}")
         pairs = zip(measured["s3"], measured["local"], strict=True)

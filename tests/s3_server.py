@@ -18,7 +18,12 @@ import fsspec
 import pytest
 
 BUCKET = "bucket"
-ERRORS = {"SlowDown": "503 Slow Down", "InternalError": "500 Internal Server Error"}
+ERRORS = {
+    "SlowDown": "503 Slow Down",
+    "InternalError": "500 Internal Server Error",
+    "AccessDenied": "403 Forbidden",
+    "ExpiredToken": "400 Bad Request",
+}
 
 
 @dataclass
@@ -35,12 +40,14 @@ class Request:
 
 @dataclass
 class Fault:
-    """A way to fail, of every `every`-th request by `method` for a path that holds `path`."""
+    """A way to fail, of every `every`-th request by `method` whose path and query hold these."""
 
     way: str
-    """A code of `ERRORS`, `reset` (the connection, before an answer) or `cut` (half of the body)."""
+    """A code of `ERRORS`, `reset` (the connection, before an answer), `cut` (half of the body) or
+    `whole` (all of the object instead of a range)."""
     method: str = ""
     path: str = ""
+    query: str = ""
     every: int = 1
     times: int = 1_000_000
     asked: int = 0
@@ -49,6 +56,8 @@ class Fault:
     def strikes(self, request: Request) -> bool:
         """Count a request that is meant, and tell whether it is to fail."""
         if self.method not in ("", request.method) or self.path not in request.path:
+            return False
+        if self.query not in request.query:
             return False
         self.asked += 1
         if self.asked % self.every or self.failed >= self.times:
@@ -124,7 +133,9 @@ class S3Server:
             if self.watch is not None:
                 self.watch(about)
             fault = next((fault for fault in self.faults if fault.strikes(about)), None)
-        if fault is None:
+        if fault is not None and fault.way == "whole":
+            environ.pop("HTTP_RANGE", None)
+        if fault is None or fault.way == "whole":
             return app(environ, start)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if fault.way == "cut":

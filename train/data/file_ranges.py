@@ -12,6 +12,7 @@ from shared.keys import shown
 from shared.pictures.images import ImageError
 from shared.storage.failures import kind_of, retry
 from shared.storage.remote import is_remote
+from train.data.signed_ranges import SignedRanges
 
 _MOST_OPEN = 128
 _AT_ONCE = 16
@@ -35,6 +36,7 @@ class FileRanges:
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
+        self._signed = SignedRanges()
 
     def read(self, ranges: Sequence[Range]) -> Iterator[bytes | ImageError]:
         """Yield for each range its bytes, or the reason why they are not to be had.
@@ -47,11 +49,11 @@ class FileRanges:
             return
         groups = [ranges[at : at + _AT_ONCE] for at in range(0, len(ranges), _AT_ONCE)]
         with ThreadPoolExecutor(_AHEAD) as pool:
-            ahead = deque(pool.submit(_read_systems, group) for group in groups[:_AHEAD])
+            ahead = deque(pool.submit(self._read_systems, group) for group in groups[:_AHEAD])
             for number, group in enumerate(groups):
                 answers = ahead.popleft().result()
                 if number + _AHEAD < len(groups):
-                    ahead.append(pool.submit(_read_systems, groups[number + _AHEAD]))
+                    ahead.append(pool.submit(self._read_systems, groups[number + _AHEAD]))
                 for wanted in group:
                     remote = answers.get(_protocol(wanted))
                     yield self._read_local(wanted) if remote is None else next(remote)
@@ -75,6 +77,21 @@ class FileRanges:
         except ImageError as error:
             return error
         return _whole(data, wanted)
+
+    def _read_systems(self, ranges: Sequence[Range]) -> dict[str, Iterator[bytes | ImageError]]:
+        """Return by protocol the answers to those ranges that are remote, in their order."""
+        systems: dict[str, list[Range]] = {}
+        for wanted in ranges:
+            if is_remote(wanted.location):
+                systems.setdefault(_protocol(wanted), []).append(wanted)
+        return {name: iter(self._read_remote(of_one)) for name, of_one in systems.items()}
+
+    def _read_remote(self, ranges: Sequence[Range]) -> list[bytes | ImageError]:
+        """Return the bytes of ranges of one remote file system, or the reasons."""
+        signed = self._signed.read(ranges)
+        others = iter(_ask([w for w, answer in zip(ranges, signed, strict=True) if answer is None]))
+        answers = [next(others) if answer is None else answer for answer in signed]
+        return [_whole(answer, wanted) for answer, wanted in zip(answers, ranges, strict=True)]
 
     def _descriptor(self, wanted: Range) -> int:
         descriptor = self._open.get(wanted.location)
@@ -102,26 +119,16 @@ def _protocol(wanted: Range) -> str:
     return wanted.location.partition("://")[0] if is_remote(wanted.location) else ""
 
 
-def _read_systems(ranges: Sequence[Range]) -> dict[str, Iterator[bytes | ImageError]]:
-    """Return by protocol the answers to those ranges that are remote, in their order."""
-    systems: dict[str, list[Range]] = {}
-    for wanted in ranges:
-        if is_remote(wanted.location):
-            systems.setdefault(_protocol(wanted), []).append(wanted)
-    return {name: iter(_read_remote(of_one)) for name, of_one in systems.items()}
-
-
-def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
-    """Return the bytes of ranges of one remote file system, or the reasons."""
+def _ask(ranges: Sequence[Range]) -> list[bytes | Exception]:
+    """Return what fsspec has of ranges of one file system, asked again where a failure may pass."""
     import fsspec
 
     places = [fsspec.core.url_to_fs(wanted.location) for wanted in ranges]
-    system = places[0][0]
     answers: list[bytes | Exception] = [b""] * len(ranges)
     missing = [number for number, wanted in enumerate(ranges) if wanted.size]
 
     def ask() -> None:
-        some = system.cat_ranges(
+        some = places[0][0].cat_ranges(
             [places[n][1] for n in missing],
             [ranges[n].offset for n in missing],
             [ranges[n].offset + ranges[n].size for n in missing],
@@ -140,7 +147,7 @@ def _read_remote(ranges: Sequence[Range]) -> list[bytes | ImageError]:
         except Exception as error:
             if error not in answers:
                 raise
-    return [_whole(answer, wanted) for answer, wanted in zip(answers, ranges, strict=True)]
+    return answers
 
 
 def _may_pass(answer: bytes | Exception) -> bool:

@@ -79,11 +79,12 @@ def kill_workers() -> None:
     A worker that is starting, or that the server still has to start, would miss the semaphores that
     go with this process, and say so by a traceback.
     """
+    workers = multiprocessing.active_children()  # without the server, they would pass for ended
     server = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if server is not None:
         with suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
-    for worker in multiprocessing.active_children():
+    for worker in workers:
         worker.kill()
 
 

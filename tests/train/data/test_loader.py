@@ -383,14 +383,20 @@ def test_a_batch_that_is_not_cut_evenly_is_refused_in_one_line(index):
 
 
 IN_A_LONG_FOLDER = """
+import time
 from train.data.workers import worker_context
+
+class Slow:
+    def __reduce__(self):
+        return time.sleep, (2,)
 
 context = worker_context(["json"])
 process = context.Process(target=print, args=("a worker at work",))
 process.start()
 process.join(60)
 assert process.exitcode == 0, process.exitcode
-late = context.Process(target=repr, args=(context.Semaphore(),), daemon=True)
+held = context.Semaphore()  # which goes with this process, and not behind `start`
+late = context.Process(target=repr, args=((Slow(), held),), daemon=True)
 late.start()
 """
 

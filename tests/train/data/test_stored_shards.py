@@ -26,9 +26,10 @@ def content(index) -> dict[str, bytes | ImageError]:
 def test_a_training_on_s3_is_that_on_local_shards(s3, tmp_path):
     config, shards = write_config(tmp_path), write_shards(tmp_path / "shards")
     url = s3.put(shards, "shards")
-    more = ("--set=steps=3", "--set=data.workers=2")
+    more = ("--set=steps=2", "--set=data.workers=0")
     run_command(command(config, shards, tmp_path / "local", *more))
     s3.faults.append(Fault("SlowDown", every=9))
+    more = ("--set=steps=2", "--set=data.workers=1")
     run_command(command(config, url, tmp_path / "stored", *more), **s3.environment)
     assert s3.faults[0].failed
     assert lines(tmp_path / "stored") == lines(tmp_path / "local")
