@@ -116,21 +116,21 @@ def _share_retrieved(made: Made, copies: Deduplicated, near: Retrieved) -> float
 @contextmanager
 def measured(rows: dict[str, Row], stage: str, work: Path) -> Iterator[None]:
     """Note what happens meanwhile as the row of a stage."""
-    before, ended, peak = set(_units(work)), threading.Event(), [_own_mebibytes()]
+    before, ended, peak = set(_units(work)), threading.Event(), [own_mebibytes()]
 
     def look() -> None:
         while not ended.wait(SECONDS):
-            peak[0] = max(peak[0], _own_mebibytes())
+            peak[0] = max(peak[0], own_mebibytes())
 
     watch = threading.Thread(target=look)
-    started, used = time.monotonic(), _cpu_seconds()
+    started, used = time.monotonic(), used_cpu()
     watch.start()
     try:
         yield
     finally:
         ended.set()
         watch.join()
-    row = Row(time.monotonic() - started, _cpu_seconds() - used, peak[0])
+    row = Row(time.monotonic() - started, used_cpu() - used, peak[0])
     made = {path.parent for path in set(_units(work)) - before}
     row.units.update(re.sub(r"[-\d]+$", "", unit.name) for unit in made)
     row.stored = sum(file.stat().st_size for unit in made for file in unit.iterdir())
@@ -152,12 +152,12 @@ def _units(work: Path) -> Iterator[Path]:
     yield from work.glob("*/.tables/*/unit.json")
 
 
-def _own_mebibytes() -> float:
+def own_mebibytes() -> float:
     found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 
 
-def _cpu_seconds() -> float:
+def used_cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
