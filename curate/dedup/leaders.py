@@ -115,7 +115,7 @@ def follow_leaders(
         stored = np.load(leaders / VECTORS)
         base = Searchable(stored, found_leaders["numbers"], found_leaders["heads"])
     expect_products(clusters.images * len(leading))
-    loaded, edges = clusters.load(), [np.empty((0, 2), np.int64)]
+    loaded, edges, compared = clusters.load(), [np.empty((0, 2), np.int64)], 0
     members = loaded.side_by_side(first, last)
     for at in range(0, len(members), _TOGETHER):
         asked = members[at : at + _TOGETHER]
@@ -123,6 +123,7 @@ def follow_leaders(
         asks = own >= decided
         if state is not None:
             asks &= state[asked.numbers] != COVERED
+        compared += int(asks.sum()) * len(leading)
         best = np.full(len(asked), len(leading))
         for row, found in copies(asked, np.flatnonzero(asks), base, bar):
             np.minimum.at(best, row, found)
@@ -130,7 +131,7 @@ def follow_leaders(
         edges.append(np.stack([own[joins], leading[best[joins]]], 1))
     joined = np.concatenate(edges)
     np.save(out / EDGES, joined)
-    return {"covered": len(joined)}
+    return {"covered": len(joined), "compared": compared}
 
 
 def cover(

@@ -182,7 +182,7 @@ def search(
 ) -> dict[str, Any]:
     """Write the edges of all vectors with those in clusters `first` to `last`: int64 ranks [e, 2].
 
-    `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
+    Returns, beside how many these are, how many pairs were `compared`. `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
     earlier passes left (see `groups.py`): images that are covered neither ask nor answer. (A
     representative then has no better neighbour, so it is the worse end of no edge.)
     """
@@ -190,14 +190,15 @@ def search(
     expect_products(clusters.images * count_compared(clusters.images))
     loaded, rank = clusters.load(), map_array(ranks / RANK)
     state = map_array(status / "status.npy") if status else None
-    edges = EdgeBuffer(settings.groups, settings.edges_per_image)
+    edges, compared = EdgeBuffer(settings.groups, settings.edges_per_image), 0
     for queries, visits in questions(clusters, asked, first, last, state):
         for visited, rows in visits:
             base = thinned(loaded.of(visited), state)
+            compared += len(rows) * len(base)
             for row, found in _answers(queries, rows, base, bar, state):
                 a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
                 edges.add(np.maximum(a, b), np.minimum(a, b))
-    return _save(edges, out)
+    return {**_save(edges, out), "compared": compared}
 
 
 def search_pool(
