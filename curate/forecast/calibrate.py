@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,12 @@ from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.execution.output import versions
 from curate.execution.session import open_runner
-from curate.forecast.constants import Constants, EmbedderCost, UnitCost, fit
+from curate.forecast.constants import COUNTED, Constants, EmbedderCost, UnitCost, fit
 from curate.forecast.made import make
 from curate.forecast.measure import MeasuringExecutor, Taken, own_bytes
 from curate.forecast.stages import STAGES, take_through
-from curate.neighbours.search import top_k, use_threads
+from curate.neighbours.heads import MANY, expect_products
+from curate.neighbours.search import top_k, unit, use_threads
 from curate.sample.make import make_sample
 from curate.stage import EngineSettings
 from curate.state import LocalState
@@ -37,7 +41,7 @@ SEEDS = 1_000
 COMPARED = 4_096, 65_536
 """Images and seed images whose comparison is timed."""
 REPETITIONS = 2
-"""Of each size, of which the one that took least CPU counts: other jobs of a machine add to it."""
+"""Of each size; of each unit the one that took least CPU counts: other jobs of a machine add to it."""
 FORWARD = 64
 """Images whose forward pass is timed."""
 
@@ -61,8 +65,9 @@ _COMPARING = {
     "search": "images x compared",
     "find_pairs": "images x compared",
 }
-"""What the comparisons grow with, of the maps that compare an image with more in a larger crawl. Other
-maps take as long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
+"""What the comparisons grow with, of the maps that compare an image with more in a larger crawl. Where
+units count them, their cost is fitted to what they count, and that to the quantity. Other maps take as
+long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
 _OF_REDUCES = {
     "units": ("one",),
     "cpu_s": ("one", "clusters", "images"),
@@ -80,6 +85,8 @@ def calibrate(
     below `work`, of which it needs 2.5 kB an image for a while.
     """
     use_threads(1)
+    torch_s = _time_torch()
+    expect_products(MANY)  # every size by the products of a large crawl
     process, measured = float(own_bytes()), []
     name, settings = embedder
     say(f"measuring the embedder {name}")
@@ -100,6 +107,8 @@ def calibrate(
             "dim": 384,
             "seeds": SEEDS,
             "pair_s": _time_pairs(),
+            "unit_s": _time_units(),
+            "torch_s": torch_s,
             "process": process,
             "facts_bytes": facts,
             "embedders": {**known.embedders, name: cost},
@@ -120,12 +129,13 @@ def _measure(images: int, work: Path) -> dict[Kind, Taken]:
 
 
 def _least(repeated: Sequence[dict[Kind, Taken]]) -> dict[Kind, Taken]:
-    """Return what the units of each kind took when they took least of a processor."""
-    kinds = {kind for each in repeated for kind in each}
-    return {
-        kind: min((each[kind] for each in repeated if kind in each), key=lambda taken: taken.cpu_s)
-        for kind in kinds
-    }
+    """Return what the units of each kind took, each of them when it took least of a processor."""
+    least = dict(repeated[0])
+    for kind, taken in least.items():
+        others = [each[kind].each for each in repeated]
+        cpu_s = sum(min(other[unit] for other in others) for unit in taken.each)
+        least[kind] = replace(taken, cpu_s=cpu_s)
+    return least
 
 
 def fit_units(
@@ -138,15 +148,35 @@ def fit_units(
     counts = [each.units for each in taken]
     is_reduce = max(counts) <= 2 * min(counts) and max(counts) <= 3
     candidates: dict[str, tuple[str, ...]] = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
+    counted = [each.compared for each in taken]
     if compared is not None and not is_reduce:
         # First: where all sizes compare an image with as many, it has the whole cost, so as not to be too low.
-        candidates["cpu_s"] = (compared, *candidates["cpu_s"])
+        term = compared
+        if any(counted):
+            candidates["compared"], term = (compared,), COUNTED
+        candidates["cpu_s"] = (term, *candidates["cpu_s"])
     return UnitCost(
         **{
-            name: fit(sizes, [getattr(each, name) for each in taken], terms)
+            name: fit(sizes, [getattr(each, name) for each in taken], terms, counted)
             for name, terms in candidates.items()
         }
     )
+
+
+def _time_torch() -> float:
+    """Return the CPU seconds that a new process takes to import torch."""
+    timed = "import time; import torch; print(time.process_time())"
+    return float(
+        subprocess.run([sys.executable, "-c", timed], check=True, stdout=subprocess.PIPE).stdout
+    )
+
+
+def _time_units() -> float:
+    stored = np.ones((COMPARED[1], 384), np.float16)
+    used = time.process_time()
+    for at in range(0, len(stored), COMPARED[0]):
+        unit(stored[at : at + COMPARED[0]])
+    return (time.process_time() - used) / len(stored)
 
 
 def _time_pairs() -> float:

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,6 +41,8 @@ class Taken:
     """Of the unit that took most."""
     compared: int = 0
     """Pairs of vectors that they compared, as they say themselves."""
+    each: dict[str, float] = field(default_factory=dict)
+    """CPU seconds by the folder and the name of the unit."""
 
 
 class MeasuringExecutor(InlineExecutor):
@@ -114,6 +116,7 @@ class MeasuringExecutor(InlineExecutor):
         files = [file.stat().st_size for file in own.iterdir()]
         taken.units += 1
         taken.cpu_s += used
+        taken.each[f"{call.folder.name}/{call.unit.name}"] = used
         taken.bytes += sum(files)
         taken.puts += len(files)
         others = (Path(path) for path in opened if not path.startswith(f"{own}/"))

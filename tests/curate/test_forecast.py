@@ -92,6 +92,25 @@ def test_comparisons_grow_as_stages_compare_and_other_maps_as_the_images():
     }
 
 
+def test_what_units_count_is_what_their_cost_grows_with():
+    sizes, blocks = (*SIZES, 32_000_000), [n // block_size(n) for n in SIZES]
+    counted = [round(1.3 * quantities(size)["images x compared"]) for size in sizes]
+    true = [1e-5 * n + 2e-9 * count for n, count in zip(sizes, counted, strict=True)]
+    maps = [
+        Taken(n, cpu, compared=count) for n, cpu, count in zip(blocks, true, counted, strict=False)
+    ]
+    found = calibrate.fit_units(SIZES, maps, "images x compared")
+    assert found.cpu_s.keys() == {"compared", "images"}
+    assert evaluate(found.cpu_s, found.quantities(sizes[3])) == pytest.approx(true[3], rel=1e-3)
+
+
+def test_of_repeated_units_each_counts_when_it_took_least():
+    first = Taken(2, 7.0, bytes=5, each={"a": 1.0, "b": 6.0})
+    second = Taken(2, 6.0, bytes=5, each={"a": 4.0, "b": 2.0})
+    [taken] = calibrate._least([{("s", "f"): first}, {("s", "f"): second}]).values()
+    assert (taken.units, taken.bytes, taken.cpu_s) == (2, 5, 3.0)
+
+
 @pytest.mark.parametrize("images", [40_000, 3_000_000])
 def test_as_many_centroids_are_compared_as_are_said(images):
     clusters = count_clusters(images, ClusterSettings())
@@ -190,6 +209,22 @@ def test_what_does_not_fit_is_said_with_what_would():
     assert "everything fits" in roomy
 
 
+def test_every_process_that_compares_many_imports_torch(tmp_path):
+    known, path = read_constants(SHIPPED), tmp_path / "mine.json"
+    before, after = (
+        [dedup_of(known.model_copy(update={"torch_s": each}), path, n) for n in (10_000, 1e7)]
+        for each in (0.0, 3.0)
+    )
+    assert after[0] == before[0]
+    assert after[1]["cpu_s"] == pytest.approx(before[1]["cpu_s"] + 3 * 2, rel=1e-6)
+    assert after[1]["seconds"] == pytest.approx(before[1]["seconds"] + 3, rel=1e-6)
+
+
+def dedup_of(constants, path, images):
+    write_constants(constants, path)
+    return planned("--images", images, "--cores", 2, "--constants", path)["dedup"]
+
+
 def test_cards_take_the_forward_pass():
     rate = ["--gpus", 8, "--gpu-rate", 5000]
     cards, none = planned("--images", 1e8, *rate)["embed"], planned("--images", 1e8)["embed"]
@@ -203,6 +238,21 @@ def test_seeds_past_the_limit_are_searched_in_clusters():
     )
     assert past["cpu_s"] < at["cpu_s"] / 2
     assert far["stored_bytes"] - past["stored_bytes"] > 13e6 * 384 * 2
+
+
+def test_unit_vectors_of_a_large_seed_are_made_for_each_block_of_images(tmp_path):
+    known, found = read_constants(SHIPPED), []
+    for each in (0.0, 1e-6):
+        path = tmp_path / "mine.json"
+        write_constants(known.model_copy(update={"unit_s": each}), path)
+        asked = "--images", 153_600, "--dim", 384, "--seeds", 2e6, "--constants", path
+        found.append(planned(*asked)["retrieve"]["cpu_s"])
+    assert found[1] - found[0] == pytest.approx(10 * 2e6 * 1e-6, rel=1e-3)
+
+
+def test_a_seed_is_cut_into_the_root_of_its_images():
+    assert quantities(14e6, 3_742)["images x centroids"] < quantities(14e6)["images x centroids"]
+    assert quantities(4e4, 200) == quantities(4e4)
 
 
 @pytest.mark.parametrize(
