@@ -266,11 +266,16 @@ def probes_of(
     """Return the rule by which clusters are searched; `heaps` as `ask` has it."""
     in_pool, count = settings.search == "pool", len(loaded)
     compared = POOL_COMPARED if in_pool else count_compared(loaded.images)
-    cap = max(10, -(-compared * count // max(1, loaded.images)))
+    cap = count_probes(compared, count, loaded.images)
     if isinstance(settings.probes, int):
         cap = settings.probes
     heap = np.load(heaps / HEAPS) if heaps else np.arange(count)
     return Probes(loaded.centroids, loaded.axes, heap, None if in_pool else threshold, cap)
+
+
+def count_probes(compared: int, clusters: int, images: int) -> int:
+    """Return in how many clusters of a crawl one is searched, to be compared with so many, about."""
+    return max(10, -(-compared * clusters // max(1, images)))
 
 
 def count_compared(images: int) -> int:

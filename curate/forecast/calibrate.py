@@ -11,19 +11,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL.Image import Image
 
-from curate.dedup.near import DedupSettings
+from curate.dedup.near import DedupSettings, count_compared, count_probes
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.execution.output import versions
 from curate.execution.session import open_runner
-from curate.forecast.constants import COUNTED, Constants, EmbedderCost, UnitCost, fit
+from curate.forecast.constants import COUNTED, Constants, EmbedderCost, UnitCost, fit, quantities
 from curate.forecast.made import make
 from curate.forecast.measure import MeasuringExecutor, Taken, own_bytes
 from curate.forecast.stages import STAGES, take_through
+from curate.neighbours.cluster import ClusterSettings, count_clusters
 from curate.neighbours.heads import MANY, expect_products
 from curate.neighbours.search import top_k, unit, use_threads
 from curate.sample.make import make_sample
@@ -42,10 +44,14 @@ COMPARED = 4_096, 65_536
 """Images and seed images whose comparison is timed."""
 REPETITIONS = 2
 """Of each size; of each unit the one that took least CPU counts: other jobs of a machine add to it."""
+LARGER = 4
+"""A crawl is cut and searched as one of so many times the largest size, too."""
 FORWARD = 64
 """Images whose forward pass is timed."""
 
 Kind = tuple[str, str]
+More = tuple[dict[str, float], Taken]
+"""The quantities of a crawl, and what units took of it."""
 
 _TERMS = {
     "bytes": ("one", "clusters", "images"),
@@ -68,6 +74,8 @@ _COMPARING = {
 """What the comparisons grow with, of the maps that compare an image with more in a larger crawl. Where
 units count them, their cost is fitted to what they count, and that to the quantity. Other maps take as
 long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
+_CHOOSING, _SEARCHING = ("assign", "ask"), ("search", "find_pairs")
+"""Of these, those that grow with the clusters, and those that grow with what is searched in them."""
 _OF_REDUCES = {
     "units": ("one",),
     "cpu_s": ("one", "clusters", "images"),
@@ -92,13 +100,15 @@ def calibrate(
     say(f"measuring the embedder {name}")
     facts, cost = measure_embedder(settings, work)
     for images in sizes:
-        measured.append(_least([_measure(images, work) for _ in range(REPETITIONS)]))
+        measured.append(_measure(images, work))
+    larger = _as_larger(sizes[1], LARGER * sizes[-1], work)
     kinds = sorted({kind for each in measured for kind in each})
     units: dict[str, dict[str, UnitCost]] = {}
     for stage, function in kinds:
         taken = [each.get((stage, function), Taken()) for each in measured]
         compared = _COMPARING.get(function) if stage != "retrieve" else None
-        units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared)
+        more = larger.get((stage, function)) if compared else None
+        units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared, more)
     return known.model_copy(
         update={
             "machine": machine(),
@@ -117,14 +127,50 @@ def calibrate(
     )
 
 
-def _measure(images: int, work: Path) -> dict[Kind, Taken]:
+def _measure(
+    images: int,
+    work: Path,
+    last: str = STAGES[-1],
+    cut: ClusterSettings | None = None,
+    probes: int | Literal["auto"] = "auto",
+) -> dict[Kind, Taken]:
+    """Return what the units of each kind took, of the stages up to `last`."""
     say(f"measuring a made-up crawl of {images:,} images")
+    return _least([_measure_once(images, work, last, cut, probes) for _ in range(REPETITIONS)])
+
+
+def _as_larger(images: int, larger: int, work: Path) -> dict[Kind, More]:
+    """Return what comparing maps take of a crawl that is cut and searched as a larger one.
+
+    Once into as many clusters, and once into as large ones: what a larger crawl takes for an image
+    then lies between what was measured, in place of far beyond it.
+    """
+    clusters = count_clusters(larger, ClusterSettings())
+    probes = count_probes(count_compared(larger), clusters, larger)
+    found: dict[Kind, More] = {}
+    for functions, cut_into, last in (
+        (_CHOOSING, min(clusters, images), "dedup"),
+        (_SEARCHING, max(1, round(clusters * images / larger)), STAGES[-1]),
+    ):
+        taken = _measure(images, work, last, ClusterSettings(clusters=cut_into), probes)
+        known = quantities(images, cut_into)
+        found |= {kind: (known, each) for kind, each in taken.items() if kind[1] in functions}
+    return found
+
+
+def _measure_once(
+    images: int,
+    work: Path,
+    last: str,
+    cut: ClusterSettings | None,
+    probes: int | Literal["auto"],
+) -> dict[Kind, Taken]:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         home = Path(folder).resolve()
         with open_runner(home, EngineSettings(), "inline") as runner:
             runner.executor = measuring = MeasuringExecutor(home)
             made = make(runner, images, SEEDS)
-            take_through(runner, made, STAGES[-1], DedupSettings(looks=0))
+            take_through(runner, made, last, DedupSettings(looks=0, probes=probes), cut=cut)
             return dict(measuring.taken)
 
 
@@ -139,25 +185,34 @@ def _least(repeated: Sequence[dict[Kind, Taken]]) -> dict[Kind, Taken]:
 
 
 def fit_units(
-    sizes: Sequence[int], taken: Sequence[Taken], compared: str | None = None
+    sizes: Sequence[int],
+    taken: Sequence[Taken],
+    compared: str | None = None,
+    more: More | None = None,
 ) -> UnitCost:
     """Return the costs of the units of one kind, of what they took at each size.
 
-    `compared` is the quantity that their comparisons grow with, if a map has such.
+    `compared` is the quantity that their comparisons grow with, if a map has such, and `more` what
+    they took of a crawl that was cut otherwise.
     """
     counts = [each.units for each in taken]
     is_reduce = max(counts) <= 2 * min(counts) and max(counts) <= 3
     candidates: dict[str, tuple[str, ...]] = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
-    counted = [each.compared for each in taken]
+    known: list[dict[str, float]] = [quantities(size) for size in sizes]
+    costs = {name: [getattr(each, name) for each in taken] for name in candidates}
+    of_cpu = [*zip(known, taken, strict=True), *([more] if more else [])]
+    costs["cpu_s"] = [each.cpu_s for _, each in of_cpu]
     if compared is not None and not is_reduce:
         # First: where all sizes compare an image with as many, it has the whole cost, so as not to be too low.
         term = compared
-        if any(counted):
-            candidates["compared"], term = (compared,), COUNTED
+        if any(each.compared for each in taken):
+            candidates[COUNTED], term = (compared,), COUNTED
+            costs[COUNTED] = [each.compared for each in taken]
         candidates["cpu_s"] = (term, *candidates["cpu_s"])
+    rows = [each | {COUNTED: done.compared} for each, done in of_cpu]
     return UnitCost(
         **{
-            name: fit(sizes, [getattr(each, name) for each in taken], terms, counted)
+            name: fit(rows[: len(costs[name])], costs[name], terms)
             for name, terms in candidates.items()
         }
     )

@@ -171,22 +171,16 @@ def evaluate(terms: Mapping[str, float], known: Mapping[str, float]) -> float:
 
 
 def fit(
-    sizes: Sequence[int],
-    costs: Sequence[float],
-    candidates: Sequence[str],
-    counted: Sequence[float] = (),
+    known: Sequence[Mapping[str, float]], costs: Sequence[float], candidates: Sequence[str]
 ) -> Terms:
     """Return the terms that are nearest to measured costs: least squares of the relative errors.
 
-    No coefficient is negative. A cost that was nothing at some size counts there by its own size.
-    `counted` is what the units of each size compared, for the candidate of that name.
+    `known` has the quantities of each crawl. No coefficient is negative. A cost that was nothing in
+    some crawl counts there by its own size.
     """
     values = np.array(costs, np.float64)
     if not values.any():
         return {}
-    known = [quantities(size) for size in sizes]
-    for each, count in zip(known, counted, strict=False):
-        each[COUNTED] = count
     design = np.array([[each[name] for name in candidates] for each in known])
     scale = np.where(values > 0, values, values.max())
     norms = (design / scale[:, None]).max(axis=0)

@@ -49,15 +49,19 @@ def planned(*options):
 )
 def test_growth_is_found_in_what_grows_so(terms):
     costs = [evaluate(terms, quantities(size)) for size in SIZES]
-    found = fit(SIZES, costs, ("images", "images x root of clusters", "images x clusters"))
+    found = fit(
+        [*map(quantities, SIZES)],
+        costs,
+        ("images", "images x root of clusters", "images x clusters"),
+    )
     for size in (*SIZES, 10**9):
         expected = evaluate(terms, quantities(size))
         assert evaluate(found, quantities(size)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_costs_nothing_has_no_terms():
-    assert fit(SIZES, [0, 0, 0], ("one", "images")) == {}
-    assert fit(SIZES, [0, 5, 5], ("one", "images")).keys() <= {"one", "images"}
+    assert fit([*map(quantities, SIZES)], [0, 0, 0], ("one", "images")) == {}
+    assert fit([*map(quantities, SIZES)], [0, 5, 5], ("one", "images")).keys() <= {"one", "images"}
 
 
 def test_units_that_grow_are_told_from_those_that_do_not():
@@ -102,6 +106,24 @@ def test_what_units_count_is_what_their_cost_grows_with():
     found = calibrate.fit_units(SIZES, maps, "images x compared")
     assert found.cpu_s.keys() == {"compared", "images"}
     assert evaluate(found.cpu_s, found.quantities(sizes[3])) == pytest.approx(true[3], rel=1e-3)
+
+
+def test_a_crawl_that_is_searched_as_a_larger_one_steadies_what_is_foretold():
+    sizes, large = SIZES, 16 * SIZES[-1]
+    known = [quantities(size) for size in (*sizes, large)]
+    true = [1e-5 * each["images"] + 2e-9 * each["images x compared"] for each in known]
+    unsteady = [cpu * noise for cpu, noise in zip(true, (0.9, 1.0, 1.2), strict=False)]
+    maps = [
+        Taken(n // block_size(n), cpu, compared=round(each["images x compared"]))
+        for n, cpu, each in zip(sizes, unsteady, known, strict=False)
+    ]
+    share = sizes[1] / large
+    wide = Taken(9, true[3] * share, compared=round(known[3]["images x compared"] * share))
+    off = []
+    for more in (None, (quantities(sizes[1], 100), wide)):
+        found = calibrate.fit_units(sizes, maps, "images x compared", more)
+        off.append(evaluate(found.cpu_s, found.quantities(large)) / true[3] - 1)
+    assert abs(off[1]) < 0.1 < abs(off[0])
 
 
 def test_of_repeated_units_each_counts_when_it_took_least():
