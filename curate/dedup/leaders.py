@@ -29,8 +29,9 @@ from curate.dedup.groups import (
     write_groups,
 )
 from curate.dedup.keep import NUMBER, RANK
+from curate.dedup.near import expect_search
 from curate.neighbours.clusters import AXES, Clusters
-from curate.neighbours.heads import expect_products, heads
+from curate.neighbours.heads import heads
 from curate.neighbours.search import Searchable, unit, use_threads
 
 VERSION = 3
@@ -114,7 +115,7 @@ def follow_leaders(
         leading = found_leaders["rank"]
         stored = np.load(leaders / VECTORS)
         base = Searchable(stored, found_leaders["numbers"], found_leaders["heads"])
-    expect_products(clusters.images * len(leading))
+    expect_search(clusters.images)
     loaded, edges, compared = clusters.load(), [np.empty((0, 2), np.int64)], 0
     members = loaded.side_by_side(first, last)
     for at in range(0, len(members), _TOGETHER):

@@ -22,7 +22,7 @@ from curate.dedup.groups import COVERED, EdgeBuffer
 from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
-from curate.dedup.probes import HEAPS, RANKED, Probes
+from curate.dedup.probes import HEAPS, Probes
 from curate.dedup.visits import alive, own_visits, questions, thinned, write_visits
 from curate.neighbours.clusters import Clusters, LoadedClusters
 from curate.neighbours.heads import expect_products
@@ -161,7 +161,7 @@ def ask(
     """
     use_threads(threads)
     loaded = clusters.load()
-    expect_products(clusters.images * min(len(loaded), RANKED))
+    expect_search(clusters.images)
     state = map_array(status / "status.npy") if status else None
     probes = probes_of(loaded, heaps, threshold, settings)
     return write_visits(loaded, first, last, probes, state, out)
@@ -187,7 +187,7 @@ def search(
     representative then has no better neighbour, so it is the worse end of no edge.)
     """
     use_threads(threads)
-    expect_products(clusters.images * count_compared(clusters.images))
+    expect_search(clusters.images)
     loaded, rank = clusters.load(), map_array(ranks / RANK)
     state = map_array(status / "status.npy") if status else None
     edges, compared = EdgeBuffer(settings.groups, settings.edges_per_image), 0
@@ -281,6 +281,11 @@ def count_probes(compared: int, clusters: int, images: int) -> int:
 def count_compared(images: int) -> int:
     """Return with how many of so many images a vector is compared, about, where nobody says it."""
     return max(COMPARED, round(OF_A_MILLION * (images / 1_000_000) ** GROWTH))
+
+
+def expect_search(images: int) -> None:
+    """Import torch where the search of so many images pays for it: the units before it gain, too."""
+    expect_products(images * count_compared(images))
 
 
 def sanity(
