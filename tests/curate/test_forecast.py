@@ -198,7 +198,7 @@ def test_a_machine_is_measured_in_three_sizes(tmp_path, monkeypatch):
 
 def test_more_nodes_take_less_time_and_the_same_work():
     one, ten = (planned("--images", 1e7, "--nodes", nodes)["in all"] for nodes in (1, 10))
-    assert one["cpu_s"] == ten["cpu_s"]
+    assert one["cpu_s"] == pytest.approx(ten["cpu_s"], rel=1e-3)  # each process imports torch
     assert one["stored_bytes"] == ten["stored_bytes"]
     assert ten["alone_s"] == pytest.approx(one["alone_s"])
     parallel = one["seconds"] - one["alone_s"]
