@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +31,7 @@ from curate.dedup.near import DedupSettings
 from curate.dedup.stage import Deduplicated
 from curate.execution.session import open_runner
 from curate.forecast.made import PART, THRESHOLD, Made, catalogued, make
+from curate.forecast.measure import MeasuringExecutor
 from curate.forecast.stages import RELEVANT, STAGES, take_through
 from curate.retrieval.nearest_seeds import Retrieved
 from curate.stage import EngineSettings, Runner
@@ -70,11 +71,18 @@ def make_same(runner: Runner, images: int, seeds: int, dim: int = 384) -> Made:
 
 
 def take(
-    runner: Runner, made: Made, last: str, settings: DedupSettings
+    runner: Runner,
+    made: Made,
+    last: str,
+    settings: DedupSettings,
+    tell: Callable[[str, Row], None],
 ) -> tuple[dict[str, Row], dict[str, float]]:
-    """Run the stages up to `last`; return what each took, and what was found of what is planted."""
+    """Run the stages up to `last`; return what each took, and what was found of what is planted.
+
+    `tell` is told of each stage when it has ended, so that a call that is cut off has said so much.
+    """
     rows: dict[str, Row] = {}
-    during = partial(measured, rows, work=runner.work)
+    during = partial(measured, rows, work=runner.work, tell=tell)
     taken = take_through(runner, made, last, settings, during)
     recall: dict[str, float] = {}
     if taken.copies is not None:
@@ -114,27 +122,42 @@ def _share_retrieved(made: Made, copies: Deduplicated, near: Retrieved) -> float
 
 
 @contextmanager
-def measured(rows: dict[str, Row], stage: str, work: Path) -> Iterator[None]:
-    """Note what happens meanwhile as the row of a stage."""
-    before, ended, peak = set(_units(work)), threading.Event(), [_own_mebibytes()]
+def measured(
+    rows: dict[str, Row],
+    stage: str,
+    work: Path,
+    tell: Callable[[str, Row], None] = lambda stage, row: None,
+) -> Iterator[None]:
+    """Note what happens meanwhile as the row of a stage, and tell of it."""
+    before, ended, peak = set(_units(work)), threading.Event(), [own_mebibytes()]
 
     def look() -> None:
         while not ended.wait(SECONDS):
-            peak[0] = max(peak[0], _own_mebibytes())
+            peak[0] = max(peak[0], own_mebibytes())
 
     watch = threading.Thread(target=look)
-    started, used = time.monotonic(), _cpu_seconds()
+    started, used = time.monotonic(), used_cpu()
     watch.start()
     try:
         yield
     finally:
         ended.set()
         watch.join()
-    row = Row(time.monotonic() - started, _cpu_seconds() - used, peak[0])
+    row = Row(time.monotonic() - started, used_cpu() - used, peak[0])
     made = {path.parent for path in set(_units(work)) - before}
     row.units.update(re.sub(r"[-\d]+$", "", unit.name) for unit in made)
     row.stored = sum(file.stat().st_size for unit in made for file in unit.iterdir())
     rows[stage] = row
+    tell(stage, row)
+
+
+def _tell_ended(images: int, executor: MeasuringExecutor | None, ended: str, row: Row) -> None:
+    click.echo(f"{ended}: {row.cpu:.1f} CPU s, {row.mebibytes:.0f} MiB", err=True)
+    for (stage, function), taken in sorted(executor.taken.items()) if executor else ():
+        compared = f"  {taken.compared / images:,.0f} pairs an image" if taken.compared else ""
+        click.echo(f"{stage:9s} {function:16s} {taken.units:6d} {taken.cpu_s:8.2f} CPU s{compared}")
+    if executor:
+        executor.taken.clear()
 
 
 def _tell_again(runner: Runner, made: Made, stage: str, settings: DedupSettings) -> None:
@@ -152,12 +175,14 @@ def _units(work: Path) -> Iterator[Path]:
     yield from work.glob("*/.tables/*/unit.json")
 
 
-def _own_mebibytes() -> float:
+def own_mebibytes() -> float:
+    """Return what this process holds of its own."""
     found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 
 
-def _cpu_seconds() -> float:
+def used_cpu() -> float:
+    """Return the CPU seconds of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
@@ -168,6 +193,7 @@ def _cpu_seconds() -> float:
 @click.option("--stage", type=click.Choice(STAGES), default=STAGES[-1], help="The last one to run.")
 @click.option("--seeds", default=1_000, help="Images of the seed.")
 @click.option("--same", is_flag=True, help="All images are one picture, encoded again and again.")
+@click.option("--kinds", is_flag=True, help="Print what each kind of unit took, too.")
 @click.option("--again", is_flag=True, help="Once more, and once with another threshold.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where files are built.")
 def main(
@@ -176,6 +202,7 @@ def main(
     stage: str,
     seeds: int,
     same: bool,
+    kinds: bool,
     again: bool,
     work: Path | None,
 ) -> None:
@@ -188,8 +215,11 @@ def main(
             home = Path(folder)
             settings = DedupSettings(max_pair_share=1.0 if same else 0.01, looks=0)
             with open_runner(home, EngineSettings(), "inline") as runner:
+                measuring = MeasuringExecutor(runner.work) if kinds else None
+                runner.executor = measuring or runner.executor
                 made = (make_same if same else make)(runner, count, seeds)
-                rows, recall = take(runner, made, stage, settings)
+                tell = partial(_tell_ended, count, measuring)
+                rows, recall = take(runner, made, stage, settings, tell)
                 if again:
                     _tell_again(runner, made, stage, settings)
         for name, row in rows.items():

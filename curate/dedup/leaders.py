@@ -29,8 +29,9 @@ from curate.dedup.groups import (
     write_groups,
 )
 from curate.dedup.keep import NUMBER, RANK
+from curate.dedup.near import expect_search
 from curate.neighbours.clusters import AXES, Clusters
-from curate.neighbours.heads import expect_products, heads
+from curate.neighbours.heads import heads
 from curate.neighbours.search import Searchable, unit, use_threads
 
 VERSION = 3
@@ -114,8 +115,8 @@ def follow_leaders(
         leading = found_leaders["rank"]
         stored = np.load(leaders / VECTORS)
         base = Searchable(stored, found_leaders["numbers"], found_leaders["heads"])
-    expect_products(clusters.images * len(leading))
-    loaded, edges = clusters.load(), [np.empty((0, 2), np.int64)]
+    expect_search(clusters.images)
+    loaded, edges, compared = clusters.load(), [np.empty((0, 2), np.int64)], 0
     members = loaded.side_by_side(first, last)
     for at in range(0, len(members), _TOGETHER):
         asked = members[at : at + _TOGETHER]
@@ -123,6 +124,7 @@ def follow_leaders(
         asks = own >= decided
         if state is not None:
             asks &= state[asked.numbers] != COVERED
+        compared += int(asks.sum()) * len(leading)
         best = np.full(len(asked), len(leading))
         for row, found in copies(asked, np.flatnonzero(asks), base, bar):
             np.minimum.at(best, row, found)
@@ -130,7 +132,7 @@ def follow_leaders(
         edges.append(np.stack([own[joins], leading[best[joins]]], 1))
     joined = np.concatenate(edges)
     np.save(out / EDGES, joined)
-    return {"covered": len(joined)}
+    return {"covered": len(joined), "compared": compared}
 
 
 def cover(

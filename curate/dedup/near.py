@@ -22,7 +22,7 @@ from curate.dedup.groups import COVERED, EdgeBuffer
 from curate.dedup.hashes import HashName
 from curate.dedup.keep import POLICIES, RANK, PolicyName
 from curate.dedup.most_similar import MostSimilar
-from curate.dedup.probes import HEAPS, RANKED, Probes
+from curate.dedup.probes import HEAPS, Probes
 from curate.dedup.visits import alive, own_visits, questions, thinned, write_visits
 from curate.neighbours.clusters import Clusters, LoadedClusters
 from curate.neighbours.heads import expect_products
@@ -161,7 +161,7 @@ def ask(
     """
     use_threads(threads)
     loaded = clusters.load()
-    expect_products(clusters.images * min(len(loaded), RANKED))
+    expect_search(clusters.images)
     state = map_array(status / "status.npy") if status else None
     probes = probes_of(loaded, heaps, threshold, settings)
     return write_visits(loaded, first, last, probes, state, out)
@@ -182,22 +182,23 @@ def search(
 ) -> dict[str, Any]:
     """Write the edges of all vectors with those in clusters `first` to `last`: int64 ranks [e, 2].
 
-    `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
+    Returns, beside how many these are, how many pairs were `compared`. `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
     earlier passes left (see `groups.py`): images that are covered neither ask nor answer. (A
     representative then has no better neighbour, so it is the worse end of no edge.)
     """
     use_threads(threads)
-    expect_products(clusters.images * count_compared(clusters.images))
+    expect_search(clusters.images)
     loaded, rank = clusters.load(), map_array(ranks / RANK)
     state = map_array(status / "status.npy") if status else None
-    edges = EdgeBuffer(settings.groups, settings.edges_per_image)
+    edges, compared = EdgeBuffer(settings.groups, settings.edges_per_image), 0
     for queries, visits in questions(clusters, asked, first, last, state):
         for visited, rows in visits:
             base = thinned(loaded.of(visited), state)
+            compared += len(rows) * len(base)
             for row, found in _answers(queries, rows, base, bar, state):
                 a, b = rank[queries.numbers[row]], rank[base.numbers[found]]
                 edges.add(np.maximum(a, b), np.minimum(a, b))
-    return _save(edges, out)
+    return {**_save(edges, out), "compared": compared}
 
 
 def search_pool(
@@ -265,16 +266,26 @@ def probes_of(
     """Return the rule by which clusters are searched; `heaps` as `ask` has it."""
     in_pool, count = settings.search == "pool", len(loaded)
     compared = POOL_COMPARED if in_pool else count_compared(loaded.images)
-    cap = max(10, -(-compared * count // max(1, loaded.images)))
+    cap = count_probes(compared, count, loaded.images)
     if isinstance(settings.probes, int):
         cap = settings.probes
     heap = np.load(heaps / HEAPS) if heaps else np.arange(count)
     return Probes(loaded.centroids, loaded.axes, heap, None if in_pool else threshold, cap)
 
 
+def count_probes(compared: int, clusters: int, images: int) -> int:
+    """Return in how many clusters of a crawl one is searched, to be compared with so many, about."""
+    return max(10, -(-compared * clusters // max(1, images)))
+
+
 def count_compared(images: int) -> int:
     """Return with how many of so many images a vector is compared, about, where nobody says it."""
     return max(COMPARED, round(OF_A_MILLION * (images / 1_000_000) ** GROWTH))
+
+
+def expect_search(images: int) -> None:
+    """Import torch where the search of so many images pays for it: the units before it gain, too."""
+    expect_products(images * count_compared(images))
 
 
 def sanity(

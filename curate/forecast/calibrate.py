@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL.Image import Image
 
-from curate.dedup.near import DedupSettings
+from curate.dedup.near import DedupSettings, count_compared, count_probes
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.execution.output import versions
 from curate.execution.session import open_runner
-from curate.forecast.constants import Constants, EmbedderCost, UnitCost, fit
+from curate.forecast.constants import COUNTED, Constants, EmbedderCost, UnitCost, fit, quantities
 from curate.forecast.made import make
 from curate.forecast.measure import MeasuringExecutor, Taken, own_bytes
 from curate.forecast.stages import STAGES, take_through
-from curate.neighbours.search import top_k, use_threads
+from curate.neighbours.cluster import ClusterSettings, count_clusters
+from curate.neighbours.heads import MANY, expect_products
+from curate.neighbours.search import top_k, unit, use_threads
 from curate.sample.make import make_sample
 from curate.stage import EngineSettings
 from curate.state import LocalState
@@ -37,11 +43,15 @@ SEEDS = 1_000
 COMPARED = 4_096, 65_536
 """Images and seed images whose comparison is timed."""
 REPETITIONS = 2
-"""Of each size, of which the one that took least CPU counts: other jobs of a machine add to it."""
+"""Of each size; of each unit the one that took least CPU counts: other jobs of a machine add to it."""
+LARGER = 4
+"""A crawl is cut and searched as one of so many times the largest size, too."""
 FORWARD = 64
 """Images whose forward pass is timed."""
 
 Kind = tuple[str, str]
+More = tuple[dict[str, float], Taken]
+"""The quantities of a crawl, and what units took of it."""
 
 _TERMS = {
     "bytes": ("one", "clusters", "images"),
@@ -61,8 +71,11 @@ _COMPARING = {
     "search": "images x compared",
     "find_pairs": "images x compared",
 }
-"""What the comparisons grow with, of the maps that compare an image with more in a larger crawl. Other
-maps take as long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
+"""What the comparisons grow with, of the maps that compare an image with more in a larger crawl. Where
+units count them, their cost is fitted to what they count, and that to the quantity. Other maps take as
+long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
+_CHOOSING, _SEARCHING = ("assign", "ask"), ("search", "find_pairs")
+"""Of these, those that grow with the clusters, and those that grow with what is searched in them."""
 _OF_REDUCES = {
     "units": ("one",),
     "cpu_s": ("one", "clusters", "images"),
@@ -80,18 +93,22 @@ def calibrate(
     below `work`, of which it needs 2.5 kB an image for a while.
     """
     use_threads(1)
+    torch_s = _time_torch()
+    expect_products(MANY)  # every size by the products of a large crawl
     process, measured = float(own_bytes()), []
     name, settings = embedder
     say(f"measuring the embedder {name}")
     facts, cost = measure_embedder(settings, work)
     for images in sizes:
-        measured.append(_least([_measure(images, work) for _ in range(REPETITIONS)]))
+        measured.append(_measure(images, work))
+    larger = _as_larger(sizes[1], LARGER * sizes[-1], work)
     kinds = sorted({kind for each in measured for kind in each})
     units: dict[str, dict[str, UnitCost]] = {}
     for stage, function in kinds:
         taken = [each.get((stage, function), Taken()) for each in measured]
         compared = _COMPARING.get(function) if stage != "retrieve" else None
-        units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared)
+        more = larger.get((stage, function)) if compared else None
+        units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared, more)
     return known.model_copy(
         update={
             "machine": machine(),
@@ -100,6 +117,8 @@ def calibrate(
             "dim": 384,
             "seeds": SEEDS,
             "pair_s": _time_pairs(),
+            "unit_s": _time_units(),
+            "torch_s": torch_s,
             "process": process,
             "facts_bytes": facts,
             "embedders": {**known.embedders, name: cost},
@@ -108,45 +127,111 @@ def calibrate(
     )
 
 
-def _measure(images: int, work: Path) -> dict[Kind, Taken]:
+def _measure(
+    images: int,
+    work: Path,
+    last: str = STAGES[-1],
+    cut: ClusterSettings | None = None,
+    probes: int | Literal["auto"] = "auto",
+) -> dict[Kind, Taken]:
+    """Return what the units of each kind took, of the stages up to `last`."""
     say(f"measuring a made-up crawl of {images:,} images")
+    return _least([_measure_once(images, work, last, cut, probes) for _ in range(REPETITIONS)])
+
+
+def _as_larger(images: int, larger: int, work: Path) -> dict[Kind, More]:
+    """Return what comparing maps take of a crawl that is cut and searched as a larger one.
+
+    Once into as many clusters, and once into as large ones: what a larger crawl takes for an image
+    then lies between what was measured, in place of far beyond it.
+    """
+    clusters = count_clusters(larger, ClusterSettings())
+    probes = count_probes(count_compared(larger), clusters, larger)
+    found: dict[Kind, More] = {}
+    for functions, cut_into, last in (
+        (_CHOOSING, min(clusters, images), "dedup"),
+        (_SEARCHING, max(1, round(clusters * images / larger)), STAGES[-1]),
+    ):
+        taken = _measure(images, work, last, ClusterSettings(clusters=cut_into), probes)
+        known = quantities(images, cut_into)
+        found |= {kind: (known, each) for kind, each in taken.items() if kind[1] in functions}
+    return found
+
+
+def _measure_once(
+    images: int,
+    work: Path,
+    last: str,
+    cut: ClusterSettings | None,
+    probes: int | Literal["auto"],
+) -> dict[Kind, Taken]:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         home = Path(folder).resolve()
         with open_runner(home, EngineSettings(), "inline") as runner:
             runner.executor = measuring = MeasuringExecutor(home)
             made = make(runner, images, SEEDS)
-            take_through(runner, made, STAGES[-1], DedupSettings(looks=0))
+            take_through(runner, made, last, DedupSettings(looks=0, probes=probes), cut=cut)
             return dict(measuring.taken)
 
 
 def _least(repeated: Sequence[dict[Kind, Taken]]) -> dict[Kind, Taken]:
-    """Return what the units of each kind took when they took least of a processor."""
-    kinds = {kind for each in repeated for kind in each}
-    return {
-        kind: min((each[kind] for each in repeated if kind in each), key=lambda taken: taken.cpu_s)
-        for kind in kinds
-    }
+    """Return what the units of each kind took, each of them when it took least of a processor."""
+    least = dict(repeated[0])
+    for kind, taken in least.items():
+        others = [each[kind].each for each in repeated]
+        cpu_s = sum(min(other[unit] for other in others) for unit in taken.each)
+        least[kind] = replace(taken, cpu_s=cpu_s)
+    return least
 
 
 def fit_units(
-    sizes: Sequence[int], taken: Sequence[Taken], compared: str | None = None
+    sizes: Sequence[int],
+    taken: Sequence[Taken],
+    compared: str | None = None,
+    more: More | None = None,
 ) -> UnitCost:
     """Return the costs of the units of one kind, of what they took at each size.
 
-    `compared` is the quantity that their comparisons grow with, if a map has such.
+    `compared` is the quantity that their comparisons grow with, if a map has such, and `more` what
+    they took of a crawl that was cut otherwise.
     """
     counts = [each.units for each in taken]
     is_reduce = max(counts) <= 2 * min(counts) and max(counts) <= 3
     candidates: dict[str, tuple[str, ...]] = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
+    known: list[dict[str, float]] = [quantities(size) for size in sizes]
+    costs = {name: [getattr(each, name) for each in taken] for name in candidates}
+    of_cpu = [*zip(known, taken, strict=True), *([more] if more else [])]
+    costs["cpu_s"] = [each.cpu_s for _, each in of_cpu]
     if compared is not None and not is_reduce:
         # First: where all sizes compare an image with as many, it has the whole cost, so as not to be too low.
-        candidates["cpu_s"] = (compared, *candidates["cpu_s"])
+        term = compared
+        if any(each.compared for each in taken):
+            candidates[COUNTED], term = (compared,), COUNTED
+            costs[COUNTED] = [each.compared for each in taken]
+        candidates["cpu_s"] = (term, *candidates["cpu_s"])
+    rows = [each | {COUNTED: done.compared} for each, done in of_cpu]
     return UnitCost(
         **{
-            name: fit(sizes, [getattr(each, name) for each in taken], terms)
+            name: fit(rows[: len(costs[name])], costs[name], terms)
             for name, terms in candidates.items()
         }
     )
+
+
+def _time_torch() -> float:
+    """Return the CPU seconds that a new process takes to import torch."""
+    timed = "import time; import torch; print(time.process_time())"
+    return float(
+        subprocess.run([sys.executable, "-c", timed], check=True, stdout=subprocess.PIPE).stdout
+    )
+
+
+def _time_units() -> float:
+    stored = np.ones((COMPARED[1], 384), np.float16)
+    used = time.process_time()
+    for at in range(0, len(stored), COMPARED[0]):
+        unit(stored[at : at + COMPARED[0]])
+    return (time.process_time() - used) / len(stored)
 
 
 def _time_pairs() -> float:

@@ -25,17 +25,20 @@ from shared.errors import LvdError
 
 SHIPPED = Path(__file__).with_name("constants.json")
 
+COUNTED = "compared"
+"""The quantity that units count themselves, so that it is known without the noise of a clock."""
 Terms = dict[str, float]
 """Coefficients by the quantity that each multiplies."""
 
 
-def quantities(images: float) -> dict[str, float]:
+def quantities(images: float, cut_into: int | None = None) -> dict[str, float]:
     """Return what costs are made of, for so many images, as the stages cut a crawl and search in it.
 
     `clusters` is the root of the images, as small crawls have it. Blocks hold about 4 sqrt(n) images.
+    `cut_into` is the number of clusters of what is cut otherwise than a crawl.
     """
-    count = int(images)
-    made, block = count_clusters(count, ClusterSettings()), float(block_size(count))
+    count, settings = int(images), ClusterSettings(clusters=cut_into or "auto")
+    made, block = count_clusters(count, settings), float(block_size(count))
     clusters = images**0.5
     blocks = images / block
     return {
@@ -70,6 +73,13 @@ class UnitCost(BaseModel):
     """Different files that each opens, over all units."""
     memory: Terms
     """Bytes that one unit adds to its process at its peak, beside mapped files."""
+    compared: Terms = {}
+    """Pairs of vectors that all units compare, as they count them: `compared` in `cpu_s`."""
+
+    def quantities(self, images: float, cut_into: int | None = None) -> dict[str, float]:
+        """Return the quantities of so many images, with how many pairs these units compare."""
+        known = quantities(images, cut_into)
+        return known | {COUNTED: evaluate(self.compared, known)}
 
     def is_reduce(self) -> bool:
         """Tell whether it is one unit however many images there are."""
@@ -107,6 +117,10 @@ class Constants(BaseModel):
     """Images of their seed."""
     pair_s: float = Field(gt=0)
     """CPU seconds of comparing one image with one seed image."""
+    unit_s: float = Field(0, ge=0)
+    """CPU seconds of making one stored vector a unit vector."""
+    torch_s: float = Field(0, ge=0)
+    """CPU seconds of importing torch, once a process that compares many."""
     process: float = Field(ge=0)
     """Bytes that a process holds before its first unit."""
     embedders: dict[str, EmbedderCost]
@@ -156,15 +170,18 @@ def evaluate(terms: Mapping[str, float], known: Mapping[str, float]) -> float:
     return sum(coefficient * known[name] for name, coefficient in terms.items())
 
 
-def fit(sizes: Sequence[int], costs: Sequence[float], candidates: Sequence[str]) -> Terms:
+def fit(
+    known: Sequence[Mapping[str, float]], costs: Sequence[float], candidates: Sequence[str]
+) -> Terms:
     """Return the terms that are nearest to measured costs: least squares of the relative errors.
 
-    No coefficient is negative. A cost that was nothing at some size counts there by its own size.
+    `known` has the quantities of each crawl. No coefficient is negative. A cost that was nothing in
+    some crawl counts there by its own size.
     """
     values = np.array(costs, np.float64)
     if not values.any():
         return {}
-    design = np.array([[quantities(size)[name] for name in candidates] for size in sizes])
+    design = np.array([[each[name] for name in candidates] for each in known])
     scale = np.where(values > 0, values, values.max())
     norms = (design / scale[:, None]).max(axis=0)
     found, _ = nnls(design / scale[:, None] / norms, values / scale)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from curate.catalogue.collection import block_size
 from curate.forecast.constants import Constants, EmbedderCost, UnitCost, evaluate, quantities
+from curate.neighbours.heads import MANY
+from curate.retrieval.nearest_seeds import IN_CLUSTERS
+from curate.retrieval.seed_index import auto_clusters
 from shared.errors import LvdError
 
 PART = 10_000
@@ -89,6 +93,7 @@ def forecast(constants: Constants, asked: Asked) -> list[StageForecast]:
     stages = {name: _of_units(constants, name, asked) for name in constants.units}
     stages["embed"] = _embed(constants, asked)
     stages["export"] = _export(constants, asked)
+    _add_torch(stages["dedup"], constants, asked)
     _add_looks(stages["dedup"], constants, asked)
     _add_seeds(stages["retrieve"], constants, asked)
     ordered = [stages[name] for name in ORDER if name in stages]
@@ -110,9 +115,10 @@ def _add(
     images: float,
     constants: Constants,
     asked: Asked,
+    cut_into: int | None = None,
 ) -> None:
-    """Add all units of one kind, for so many images, to a stage."""
-    known, wider = quantities(images), asked.dim / constants.dim
+    """Add all units of one kind, for so many images, to a stage; `cut_into` as `quantities` has it."""
+    known, wider = cost.quantities(images, cut_into), asked.dim / constants.dim
     units = max(1.0, evaluate(cost.units, known))
     cpu_s = evaluate(cost.cpu_s, known) * (wider if stage.name in WITH_DIMENSIONS else 1)
     memory = evaluate(cost.memory, known) * (wider if stage.name in WITH_DIMENSIONS else 1)
@@ -169,6 +175,13 @@ def _export(constants: Constants, asked: Asked) -> StageForecast:
     )
 
 
+def _add_torch(stage: StageForecast, constants: Constants, asked: Asked) -> None:
+    """Add that processes import torch, where they compare so many that it pays."""
+    if quantities(asked.images)["images x compared"] >= MANY:
+        stage.cpu_s += constants.torch_s * min(asked.workers, stage.units)
+        stage.seconds += constants.torch_s
+
+
 def _add_looks(stage: StageForecast, constants: Constants, asked: Asked) -> None:
     cpu_s = asked.images * asked.looks * constants.look_s
     stage.cpu_s += cpu_s
@@ -180,12 +193,16 @@ def _add_seeds(stage: StageForecast, constants: Constants, asked: Asked) -> None
     """Add what more seed images take than those that the stage was measured with."""
     wider = asked.dim / constants.dim
     if asked.seeds > asked.exact:
+        clusters = auto_clusters(int(asked.seeds))
         for function, cost in constants.units["cluster"].items():
-            _add(stage, function, cost, asked.seeds, constants, asked)
-        compared = min(asked.seeds, asked.seeds**0.5 * (1 + asked.probes))
+            _add(stage, function, cost, asked.seeds, constants, asked, clusters)
+        compared = min(asked.seeds, clusters + asked.probes * asked.seeds / clusters)
+        blocks = asked.images / max(IN_CLUSTERS, block_size(int(asked.images)))
+        made = max(1.0, blocks) * asked.seeds
     else:
-        compared = asked.seeds
+        compared, made = asked.seeds, 0.0
     cpu_s = asked.images * (compared - constants.seeds) * constants.pair_s * wider
+    cpu_s += made * constants.unit_s * wider
     cpu_s = max(cpu_s, -stage.cpu_s / 2)  # fewer seed images than were measured save little
     stage.cpu_s += cpu_s
     stage.seconds += cpu_s / asked.workers

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,6 +39,10 @@ class Taken:
     gets: int = 0
     memory: int = 0
     """Of the unit that took most."""
+    compared: int = 0
+    """Pairs of vectors that they compared, as they say themselves."""
+    each: dict[str, float] = field(default_factory=dict)
+    """CPU seconds by the folder and the name of the unit."""
 
 
 class MeasuringExecutor(InlineExecutor):
@@ -67,8 +71,10 @@ class MeasuringExecutor(InlineExecutor):
     ) -> Iterator[Outcome]:
         """Yield each call with its result, or with the exception that its last try raised."""
         for call in calls:
-            with self._measured(call):
+            with self._measured(call) as taken:
                 [outcome] = super().run([call], workers, gpus=gpus, waiting=waiting)
+            if isinstance(outcome[1], dict):
+                taken.compared += outcome[1].get("compared", 0)
             yield outcome
 
     def _note_open(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -82,7 +88,8 @@ class MeasuringExecutor(InlineExecutor):
             self._opened.add(name)
 
     @contextmanager
-    def _measured(self, call: Call) -> Iterator[None]:
+    def _measured(self, call: Call) -> Iterator[Taken]:
+        taken = self._taken_by(call)
         release_memory()
         before = own_bytes()
         peak, ended = [before], threading.Event()
@@ -97,7 +104,7 @@ class MeasuringExecutor(InlineExecutor):
         watch.start()
         try:
             with patch.object(pq, "ParquetFile", self._noting(pq.ParquetFile)):
-                yield
+                yield taken
         finally:
             ended.set()
             watch.join()
@@ -106,18 +113,23 @@ class MeasuringExecutor(InlineExecutor):
         if call.folder is None:
             return
         own = call.folder / call.unit.name
-        folder = call.folder.name if call.folder.name in STAGES else call.folder.parent.name
-        if call.folder.parent.name == "catalogue":
-            folder = "catalogue"
-        taken = self.taken[STAGES.get(folder, folder), call.function.__name__]
         files = [file.stat().st_size for file in own.iterdir()]
         taken.units += 1
         taken.cpu_s += used
+        taken.each[f"{call.folder.name}/{call.unit.name}"] = used
         taken.bytes += sum(files)
         taken.puts += len(files)
         others = (Path(path) for path in opened if not path.startswith(f"{own}/"))
         taken.gets += sum(path.exists() for path in others)
         taken.memory = max(taken.memory, peak[0] - before)
+
+    def _taken_by(self, call: Call) -> Taken:
+        if call.folder is None:
+            return Taken()
+        folder = call.folder.name if call.folder.name in STAGES else call.folder.parent.name
+        if call.folder.parent.name == "catalogue":
+            folder = "catalogue"
+        return self.taken[STAGES.get(folder, folder), call.function.__name__]
 
     def _noting(self, reader: Callable[..., Any]) -> Callable[..., Any]:
         def opened(path: object, *args: object, **how: object) -> object:

@@ -66,14 +66,16 @@ def take_through(
     during: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     relevant: float = RELEVANT,
     out: str = "out",
+    cut: ClusterSettings | None = None,
 ) -> Taken:
     """Run the stages up to `last`, each within `during` of its name; return what they found.
 
-    `relevant` is the threshold of retrieval. The report goes to `out` in the work folder.
+    `relevant` is the threshold of retrieval. The report goes to `out` in the work folder. `cut` is how
+    the crawl is cut into clusters, by default as any.
     """
     wanted, taken = STAGES[: STAGES.index(last) + 1], Taken()
     with during("cluster"):
-        clustered = cluster(runner, made.crawl, ClusterSettings(), 1, None)
+        clustered = cluster(runner, made.crawl, cut or ClusterSettings(), 1, None)
     if "dedup" not in wanted:
         return taken
     with during("dedup"):

@@ -187,17 +187,19 @@ def find_pairs(
     loaded, rank = pool.clusters.load(), np.load(pool.ranks / RANK, mmap_mode="r")
     state = np.load(prepared / STATUS, mmap_mode="r")
     held, bar = MostSimilar(pool.per_image), replace(pool.bar, threshold=floor)
+    compared = 0
     for queries, visits in questions(pool.clusters, asked, first, last, state):
         for visited, rows in visits:
             base = loaded.of(visited)
             base = base[alive(base, state)]
+            compared += len(rows) * len(base)
             for row, near in copies(queries, rows, base, bar):
                 a, b = rank[queries.numbers[row]], rank[base.numbers[near]]
                 similarity = cosines(queries, row, base, near)
                 held.add(np.maximum(a, b), np.minimum(a, b), similarity)
     worse, better, similarity = held.result()
     np.savez(out / _NEAR, pairs=np.stack([worse, better], 1), similarity=similarity)
-    return {"pairs": len(worse)}
+    return {"pairs": len(worse), "compared": compared}
 
 
 def regroup(

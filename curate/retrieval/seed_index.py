@@ -68,10 +68,15 @@ def index_seed(
     images = len(seed.collection.usable)
     if images <= settings.exact:
         return None
-    auto = round(images**0.5)
+    auto = auto_clusters(images)
     cut = ClusterSettings(clusters=auto if settings.clusters == "auto" else settings.clusters)
     clustered = cluster_vectors(runner, seed, cut, threads)
     return SeedIndex(clustered.clusters, settings.probes, clustered.address)
+
+
+def auto_clusters(images: int) -> int:
+    """Return the number of clusters of a seed of so many images, where no setting says it."""
+    return round(images**0.5)
 
 
 def nearest_in_clusters(

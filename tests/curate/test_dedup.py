@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_collection import (
+    asked_for,
     best_first,
     clear,
     clumps,
@@ -185,6 +186,25 @@ def test_thousands_of_nearly_identical_vectors_are_searched_in_bounded_memory(
     assert len(np.unique(stands)) == len(middle)
     assert measured["recall"] == 1
     assert max(of_groups, of_recall) < 40e6
+
+
+def test_a_search_counts_the_pairs_that_it_compares(tmp_path):
+    collection = from_vectors(tmp_path, clumps(3, 6, 30, 8, 0.5))
+    clusters, _ = clustered(collection, tmp_path, ClusterSettings(clusters=6), bucket=60)
+    assert len(clusters.ranges) > 1
+    chosen, bar = DedupSettings(probes=2), Bar(0.5, 0.5)
+    asked = asked_for(clusters, tmp_path, 0.5, chosen, None)
+    ranks, loaded, expected, told = ranked(collection, tmp_path), clusters.load(), 0, 0
+    for folder in asked:
+        visits = np.diff(np.load(folder / "starts.npy"))
+        sizes = [len(loaded.of(each)) for each in np.load(folder / "visited.npy").tolist()]
+        expected += int((visits * sizes).sum())
+    for first, last in clusters.ranges:
+        (out := tmp_path / f"counted-{first}").mkdir()
+        told += near.search(ranks, clusters, asked, first, last, bar, chosen, None, 1, out=out)[
+            "compared"
+        ]
+    assert told == expected > 0
 
 
 def test_covered_images_neither_ask_nor_answer_in_a_later_pass(tmp_path, monkeypatch):
