@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Complex64, Float32, Float64
+from jaxtyping import Bool, Complex64, Float32, Float64, Integer
 from PIL import Image
 
-VERSION = 2
+VERSION = 3
 
 SIDE = 64
 """Longer side of what is compared: small enough for a third of a thumbnail to hold it all."""
@@ -28,6 +28,12 @@ _CANDIDATES = 2
 _STEPS = 10
 _CANVAS = 48
 _PERIOD = 80  # of the correlation: a canvas beside a picture
+_LARGE_CANVAS, _LARGE_PERIOD = 112, 176
+"""The same of what is compared at last: a picture of 64 beside one 1.7 times as large."""
+_REPEATS = 0.35
+_SHIFTS = 4
+_FAR, _NEAR = 5, 3
+"""Pixels from an alignment to another shift, as it is looked for and as it is found."""
 _LARGEST, _SMALLEST = 1.7, 0.58
 """Scales of a map between two pictures whose longer sides are equal."""
 _STRETCH = 1.25
@@ -68,6 +74,29 @@ def alignments(one: Image.Image, other: Image.Image) -> Iterator[tuple[Grey, Oth
         found = _refined(edges, others, found)
         if _is_edit(start.matrix, found.matrix):
             yield first, second, found
+
+
+def other_shifts(one: Grey, other: Other, alignment: Alignment) -> Iterator[Alignment]:
+    """Yield ways to lay one picture on the other by another shift than `alignment` has, likely ones first.
+
+    Of one that repeats, such as a wall, a fence or a fabric, these are about as good. None is near it.
+    """
+    from scipy.ndimage import maximum_filter  # slow to import
+
+    edges, others = _features(one), _features(other)
+    [score], _ = _correlations(edges, others, alignment.matrix[None], _LARGE_CANVAS, _LARGE_PERIOD)
+    own = np.linalg.solve(alignment.matrix, alignment.shift)
+    peaks = np.argwhere((score == maximum_filter(score, 5, mode="wrap")) & (score >= _REPEATS))
+    found = []
+    for place in peaks:
+        away = _away(place, edges.shape, _LARGE_CANVAS, _LARGE_PERIOD)
+        if np.hypot(*(away - own)) >= _FAR:
+            found.append((-float(score[tuple(place)]), away))
+    for _, away in sorted(found, key=lambda each: each[0])[:_SHIFTS]:
+        start = Alignment(alignment.matrix, (alignment.matrix @ away).astype(np.float32))
+        shifted = _refined(edges, others, start)
+        if np.hypot(*np.linalg.solve(alignment.matrix, shifted.shift - alignment.shift)) >= _NEAR:
+            yield shifted
 
 
 def laid_on(
@@ -144,9 +173,30 @@ def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
 
 def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
     """Return the best shift of each of the best matrices."""
+    score, covered = _correlations(edges, others, matrices, _CANVAS, _PERIOD)
+    places = np.where(score > -1, score * (0.7 + 0.3 * covered), -1).reshape(len(matrices), -1)
+    best, place = places.max(1), places.argmax(1)
+    found = []
+    for row in np.argsort(-best, kind="stable")[:_CANDIDATES].tolist():
+        away = _away(np.array(divmod(int(place[row]), _PERIOD)), edges.shape, _CANVAS, _PERIOD)
+        found.append(Alignment(matrices[row], (matrices[row] @ away).astype(np.float32)))
+    return found
+
+
+def _correlations(
+    edges: Grey,
+    others: Other,
+    matrices: Float32[np.ndarray, "n 2 2"],
+    canvas: int,
+    period: int,
+) -> tuple[Float32[np.ndarray, "n period period"], Float32[np.ndarray, "n period period"]]:
+    """Return how alike both are at all shifts of each matrix, and the share of the smaller that is seen.
+
+    The other is laid on a square of side `canvas`; where too little is seen, they are alike by -1.
+    """
     from scipy import fft
 
-    points = _points((_CANVAS, _CANVAS))
+    points = _points((canvas, canvas))
     none = np.zeros(2, np.float32)
     warped, there = zip(
         *(_sampled(others, _mapped(points, Alignment(each, none))) for each in matrices),
@@ -156,13 +206,13 @@ def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"])
     moved = np.stack(warped) * mask
 
     def spectrum(values: Float32[np.ndarray, "*n h w"]) -> Complex64[np.ndarray, "*n k l"]:
-        result: np.ndarray = fft.rfft2(values, (_PERIOD, _PERIOD))
+        result: np.ndarray = fft.rfft2(values, (period, period))
         return result
 
     def correlated(
         one: Complex64[np.ndarray, "k l"], moved: Complex64[np.ndarray, "n k l"]
     ) -> Float32[np.ndarray, "n period period"]:
-        result: np.ndarray = fft.irfft2(one * moved.conj(), (_PERIOD, _PERIOD))
+        result: np.ndarray = fft.irfft2(one * moved.conj(), (period, period))
         return result
 
     whole, moved_spectrum, mask_spectrum = (
@@ -175,16 +225,15 @@ def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"])
     energy = energy * correlated(whole, spectrum(moved * moved))
     score = correlated(spectrum(edges), moved_spectrum) / np.sqrt(np.maximum(energy, 1e-3))
     smaller = np.minimum(mask.sum((1, 2), keepdims=True), edges.size)
-    score = np.where(common >= LEAST * smaller, score * (0.7 + 0.3 * common / smaller), -1)
-    places = score.reshape(len(matrices), -1)
-    best, place = places.max(1), places.argmax(1)
-    found = []
-    for row in np.argsort(-best, kind="stable")[:_CANDIDATES].tolist():
-        by = np.array(divmod(int(place[row]), _PERIOD))
-        by = np.where(by >= _PERIOD // 2, by - _PERIOD, by)
-        shift = matrices[row] @ (_middle(edges.shape) - _middle((_CANVAS, _CANVAS)) - by)
-        found.append(Alignment(matrices[row], shift.astype(np.float32)))
-    return found
+    return np.where(common >= LEAST * smaller, score, -1), common / np.maximum(smaller, 1)
+
+
+def _away(
+    place: Integer[np.ndarray, " 2"], shape: tuple[int, ...], canvas: int, period: int
+) -> Vector:
+    """Return where on a canvas the middle of a picture lies, from its own, at a place of correlations."""
+    by = np.where(place >= period - canvas, place - period, place).astype(np.float32)
+    return _middle(shape) - _middle((canvas, canvas)) - by
 
 
 def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from skimage import data
 
+from curate.calibration.same_picture import judge_thumbnails, thumbnail
 from curate.pixels.align import without_border
-from curate.pixels.same import OTHER, SAME, judge, similarity
+from curate.pixels.same import ALONE, OTHER, SAME, judge, similarity
 
 PHOTOGRAPHS = {
     name: Image.fromarray(getattr(data, name)()) for name in ("astronaut", "chelsea", "coffee")
@@ -91,6 +92,39 @@ def test_different_photographs_are_others():
     pictures = list(PHOTOGRAPHS.values())
     for one, other in zip(pictures, pictures[1:] + pictures[:1], strict=True):
         assert similarity(one, other) < OTHER
+
+
+def wall(number):
+    """Return 600 px of bricks or tiles of one size, each of a shade of its own."""
+    rng = np.random.default_rng(number)
+    height, width = rng.integers(30, 44), rng.integers(60, 100)
+    y, x = np.mgrid[:600, :600]
+    row = y // height
+    column = (x + row % 2 * (number % 2) * width // 2) // width
+    mortar = (y % height < 5) | ((x + row % 2 * (number % 2) * width // 2) % width < 5)
+    shades = 110 + 25 * rng.normal(size=(row.max() + 1, column.max() + 1))[row, column]
+    grey = np.where(mortar, 215, shades) + 3 * rng.normal(size=y.shape)
+    return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+PIECES = (0, 0, 290, 270), (300, 300, 590, 570)
+BRICK = Image.fromarray(data.brick()).convert("RGB")
+WALLS = [*map(wall, range(4)), BRICK.resize((600, 600))]
+
+
+@pytest.mark.parametrize("number", range(len(WALLS)))
+def test_two_pieces_of_one_wall_are_no_copies(number):
+    one, other = (WALLS[number].crop(piece) for piece in PIECES)
+    for first, second in ((one, other), (other, one), (one, ImageOps.mirror(other))):
+        assert judge(first, second) != "same"
+        assert judge_thumbnails(thumbnail(first), thumbnail(second)) != "same"
+
+
+@pytest.mark.parametrize("edit", ["mirror", "border", "third", "blur", "dark", "squeezed"])
+def test_an_edited_copy_of_a_whole_piece_of_wall_is_known_again(edit):
+    for whole in (WALLS[0], WALLS[1], WALLS[4]):
+        piece = whole.crop(PIECES[0])
+        assert similarity(piece, EDITS[edit](piece), ALONE) >= ALONE
 
 
 def test_flat_pictures_equal_flat_ones_of_their_colour_only():
