@@ -1,46 +1,64 @@
-"""Lays one picture on another: mirrored, scaled, shifted and a little turned, as edited copies are.
+"""Lays one picture on another: mirrored, scaled, shifted and turned, as edited copies are.
 
-Coarse to fine. Shifts of both mirror images in nine sizes are ranked by masked normalised
-correlation (Padfield, 2012, by FFT), then the best ones are refined by inverse compositional
-Gauss-Newton steps (Baker and Matthews, 2004) on affine maps that may deviate a little.
+Coarse to fine. Shifts of both mirror images in nine sizes and more, and of the six others of a picture
+that is turned by quarters in three, are ranked by masked normalised correlation (Padfield, 2012, by
+FFT), then the best ones are refined by inverse compositional Gauss-Newton steps (Baker and Matthews,
+2004) on affine maps that may deviate a little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64, Integer
 from PIL import Image
 
-VERSION = 3
+VERSION = 4
 
 SIDE = 64
 """Longer side of what is compared: small enough for a third of a thumbnail to hold it all."""
 LEAST = 0.5
 """Share of the smaller picture that must lie on the other."""
+_MOST = 0.8
+"""The same where one is turned, or a window around the other: of these much is tried, and chance finds more."""
 
 _COARSE = 32
 _FEWEST_PIXELS = 24
 _SIZES = [1.13**power for power in range(-4, 5)]
-_CANDIDATES = 2
+_WINDOWED, _IN_WINDOW = [1.13**power for power in (5, 6)], [1.13**power for power in (-6, -5)]
+"""Of a picture in a window of twice its side, and of the window around it."""
+_TURNED_SIZES = [1.13**power for power in (-1, 0, 1)]
+_LEAST_TURNED = 0.5
+"""Correlation from which a turned picture is worth a finer look."""
 _STEPS = 10
 _CANVAS = 48
 _PERIOD = 80  # of the correlation: a canvas beside a picture
+_WINDOW_CANVAS, _WINDOW_PERIOD = 68, 100
+"""The same where what is beside a picture is twice as large."""
 _LARGE_CANVAS, _LARGE_PERIOD = 112, 176
 """The same of what is compared at last: a picture of 64 beside one 1.7 times as large."""
 _REPEATS = 0.35
 _SHIFTS = 4
 _FAR, _NEAR = 5, 3
 """Pixels from an alignment to another shift, as it is looked for and as it is found."""
-_LARGEST, _SMALLEST = 1.7, 0.58
+_LARGEST, _SMALLEST = 2.2, 0.45
 """Scales of a map between two pictures whose longer sides are equal."""
 _STRETCH = 1.25
 _SQUEEZED = 1.1
 _BORDER_SIDE = 128
 _PLAIN = 8.0
 _LEFT = 0.25
+
+_TURNS = [
+    np.array(rows, np.float32)
+    for rows in (
+        *(((0, 1), (-1, 0)), ((0, -1), (1, 0)), ((-1, 0), (0, -1))),
+        *(((0, 1), (1, 0)), ((0, -1), (-1, 0)), ((-1, 0), (0, 1))),
+    )
+]
+"""By quarters, and mirrored; the last is a mirror image upside down."""
 
 Grey = Float32[np.ndarray, "h w"]
 Other = Float32[np.ndarray, "i j"]
@@ -153,33 +171,62 @@ def _features(picture: Grey) -> Grey:
 
 
 def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
-    """Yield the two pictures frame on frame, then the best of all shifts of all sizes."""
+    """Yield the two pictures frame on frame, then the best of all shifts of all sizes, of each mirror image.
+
+    A turned one is the last.
+    """
     height, width = (there / here for there, here in zip(others.shape, edges.shape, strict=True))
     for mirror in (1, -1):
         yield Alignment(_diagonal(height, mirror * width), np.zeros(2, np.float32))
     shapes = [(1.0, 1.0)]
     if max(height / width, width / height) > _SQUEEZED:
         shapes.append((height, width))  # one may be the other squeezed into another frame
-    matrices = np.stack(
-        [
-            _diagonal(size * height, mirror * size * width)
-            for height, width in shapes
-            for mirror in (1, -1)
-            for size in _SIZES
-        ]
-    )
-    yield from _shifted(edges, others, matrices)
+    matrices = [
+        _diagonal(size * height, mirror * size * width)
+        for height, width in shapes
+        for mirror in (1, -1)
+        for size in _SIZES
+    ]
+    ranked = _shifted(edges, others, matrices)
+    windowed = [_diagonal(size, size) for size in _WINDOWED]
+    ranked += _shifted(edges, others, windowed, least=_MOST)
+    around = [_diagonal(size, size) for size in _IN_WINDOW]
+    ranked += _shifted(edges, others, around, _WINDOW_CANVAS, _WINDOW_PERIOD, _MOST)
+    ranked.sort(key=lambda each: -each[0])
+    ways = [float(np.linalg.det(found.matrix)) > 0 for _, found in ranked]
+    for row in sorted({ways.index(way) for way in ways}):
+        yield ranked[row][1]
+    turned = [np.float32(size) * turn for turn in _TURNS for size in _TURNED_SIZES]
+    framed = [
+        _diagonal(*others.shape) @ turn @ _diagonal(*1 / np.array(edges.shape)) for turn in _TURNS
+    ]
+    turned += [each.astype(np.float32) for each in framed if np.linalg.cond(each) > _SQUEEZED]
+    score, found = max(_shifted(edges, others, turned, least=_MOST), key=lambda each: each[0])
+    if score >= _LEAST_TURNED:
+        yield found
 
 
-def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
-    """Return the best shift of each of the best matrices."""
-    score, covered = _correlations(edges, others, matrices, _CANVAS, _PERIOD)
-    places = np.where(score > -1, score * (0.7 + 0.3 * covered), -1).reshape(len(matrices), -1)
-    best, place = places.max(1), places.argmax(1)
+def _shifted(
+    edges: Grey,
+    others: Other,
+    matrices: Sequence[Matrix],
+    canvas: int = _CANVAS,
+    period: int = _PERIOD,
+    least: float = LEAST,
+) -> list[tuple[float, Alignment]]:
+    """Return how alike both are at the best shift of each matrix, less where little is seen, and that.
+
+    At least that share of the smaller one has to be seen.
+    """
+    score, covered = _correlations(edges, others, np.stack(matrices), canvas, period)
+    ranked = np.where((score > -1) & (covered >= least), score * (0.7 + 0.3 * covered), -1)
+    places = ranked.reshape(len(matrices), -1)
     found = []
-    for row in np.argsort(-best, kind="stable")[:_CANDIDATES].tolist():
-        away = _away(np.array(divmod(int(place[row]), _PERIOD)), edges.shape, _CANVAS, _PERIOD)
-        found.append(Alignment(matrices[row], (matrices[row] @ away).astype(np.float32)))
+    for matrix, own in zip(matrices, places, strict=True):
+        place = int(own.argmax())
+        away = _away(np.array(divmod(place, period)), edges.shape, canvas, period)
+        shift = (matrix @ away).astype(np.float32)
+        found.append((float(own[place]), Alignment(matrix, shift)))
     return found
 
 

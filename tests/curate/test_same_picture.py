@@ -40,6 +40,18 @@ def captioned(image):
     return result
 
 
+def in_window(image):
+    """Return the picture in a window of 1.4 times its side, with some lines of text beside it."""
+    width, height = image.size
+    window = Image.new("RGB", (round(1.4 * width), round(1.4 * height)), "gainsboro")
+    pen = ImageDraw.Draw(window)
+    pen.rectangle((0, 0, window.width, height // 8), "steelblue")
+    for top in range(height // 4, window.height, height // 5):
+        pen.line((5, top, width // 3, top), "dimgrey", 3)
+    window.paste(image, (width // 3, height // 4))
+    return window
+
+
 def recoloured(image):
     pixels = np.asarray(image.convert("HSV")).copy()
     pixels[..., 0] += 30
@@ -57,6 +69,12 @@ EDITS = {
     "blur": lambda image: image.filter(ImageFilter.GaussianBlur(0.01 * min(image.size))),
     "third": lambda image: image.reduce(3),
     "dark": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
+    "quarter turn": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "upside down": lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    "mirrored and turned": lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    "turned and squashed": lambda image: image.resize((320, 200)).rotate(270, expand=True),
+    "window": in_window,
+    "wide": lambda image: image.resize((round(1.8 * image.width), image.height)),
     "squeezed": lambda image: image.resize((200, 200)),
     "several": lambda image: reencoded(ImageOps.mirror(cropped(image, 0.85)).reduce(2), 40),
 }
