@@ -25,14 +25,15 @@ from curate.dedup.visits import alive, questions
 from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import Searchable, cosines, neighbours, use_threads
 
-VERSION = 3
+VERSION = 4
 NEAREST = 2
-FURTHER = 1.5
-"""The floor is so much further from 1 than the threshold, where no setting says it."""
+FURTHER, FURTHEST = 1.5, 2.5
+"""The floor is so much further from 1 than the threshold, where no setting says it: of so many looks as a
+setting allows, and of as many as pay."""
 SAMPLED = 2_000
 CROWDED = 16
 """Images that reach the floor with one, on average, at most: beyond these the floor is raised."""
-ROUND, MOST, PAYS = 0.02, 0.2, 0.2
+ROUND, MOST, PAYS = 0.02, 0.2, 0.05
 """Where nothing says how many pairs are looked at: for an image of the crawl in a round, and in all; and
 the share of a round that has to be confirmed for another one."""
 PAIRS, NEAR = "pairs.npy", "near.npz"
@@ -61,7 +62,8 @@ def set_floor(
 ) -> dict[str, float]:
     """Return the `floor`: the cosine from which pairs are looked for, inclusive.
 
-    It is `look_floor`, or 1 - 1.5 (1 - threshold), but not below `chain_floor`, nor so low that of a
+    It is `look_floor`, or 1 - 1.5 (1 - threshold), or 1 - 2.5 (1 - threshold) where looks go on while they
+    pay, but not below `chain_floor`, nor so low that of a
     seeded sample of the representatives of `groups` more than `CROWDED` others reach it with one.
     """
     use_threads(threads)
@@ -82,7 +84,7 @@ def floor_of(
     sample: Searchable, representatives: int, threshold: float, settings: DedupSettings
 ) -> float:
     """Return the floor, as `set_floor` has it, by a sample of so many representatives."""
-    further = 1 - FURTHER * (1 - threshold)
+    further = 1 - (FURTHEST if settings.looks == "auto" else FURTHER) * (1 - threshold)
     floor = max(-1.0, further if settings.look_floor is None else settings.look_floor)
     if settings.chain_floor is not None:
         floor = max(floor, settings.chain_floor)

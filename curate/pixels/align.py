@@ -171,9 +171,9 @@ def _features(picture: Grey) -> Grey:
 
 
 def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
-    """Yield the two pictures frame on frame, then the best of all shifts of all sizes, of each mirror image.
+    """Yield the two pictures frame on frame, then the two best of all shifts of all sizes.
 
-    A turned one is the last.
+    Of either mirror image the best is one of those that follow; a turned one is the last.
     """
     height, width = (there / here for there, here in zip(others.shape, edges.shape, strict=True))
     for mirror in (1, -1):
@@ -194,7 +194,7 @@ def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
     ranked += _shifted(edges, others, around, _WINDOW_CANVAS, _WINDOW_PERIOD, _MOST)
     ranked.sort(key=lambda each: -each[0])
     ways = [float(np.linalg.det(found.matrix)) > 0 for _, found in ranked]
-    for row in sorted({ways.index(way) for way in ways}):
+    for row in sorted({0, 1} | {ways.index(way) for way in ways}):
         yield ranked[row][1]
     turned = [np.float32(size) * turn for turn in _TURNS for size in _TURNED_SIZES]
     framed = [

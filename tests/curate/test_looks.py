@@ -78,7 +78,8 @@ def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path)
         asked = ALL.model_copy(update=said)
         return set_floor(collection, tmp_path, threshold, asked, 1, out=tmp_path)["floor"]
 
-    assert floor(0.8) == pytest.approx(0.7)
+    assert floor(0.8, looks=0.02) == pytest.approx(0.7)
+    assert floor(0.92) == pytest.approx(0.8)
     assert floor(0.8, look_floor=0.75) == 0.75
     assert floor(0.8, chain_floor=0.78) == 0.78
     raised = floor(0.8, look_floor=-1.0)
@@ -159,7 +160,7 @@ def test_rounds_of_the_likeliest_pairs_go_on_while_these_pay(tmp_path, monkeypat
     similar = [exact[pair] for pair in asked]
     rounds = [similar[at : at + in_round] for at in range(0, most, in_round)]
     assert all(min(one) >= max(other) for one, other in pairwise(rounds))
-    copies = set(asked[: 2 * in_round + ceil(in_round / 5)])
+    copies = set(asked[: 2 * in_round + ceil(below.PAYS * in_round)])
     some, confirmed, found = looked("some", "auto", copies.__contains__)
     assert (len(some), confirmed) == (4 * in_round, len(copies))  # the fourth confirms none
     again, _, same = looked("again", "auto", copies.__contains__)
