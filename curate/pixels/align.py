@@ -280,7 +280,8 @@ def _away(
 ) -> Vector:
     """Return where on a canvas the middle of a picture lies, from its own, at a place of correlations."""
     by = np.where(place >= period - canvas, place - period, place).astype(np.float32)
-    return _middle(shape) - _middle((canvas, canvas)) - by
+    away: np.ndarray = _middle(shape) - _middle((canvas, canvas)) - by
+    return away
 
 
 def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:
