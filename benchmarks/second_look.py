@@ -20,7 +20,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from curate.pixels.same import judge
+from curate.pixels.same import is_clear_copy, judge
 from shared.embedders.embedder import load
 from shared.embedders.settings import EmbedderSettings, bundled_settings
 
@@ -62,6 +62,10 @@ def main(tars: str, originals: int, sample: int, hardest: int, seed: int) -> Non
                 click.echo(f"  called copies: {one} {other}")
         click.echo(f"look-alikes by {embedder}: {told(verdicts)}")
         click.echo(f"  {(time.process_time() - started) / len(pairs) * 1000:.0f} ms a pair")
+        clear = [
+            pair for pair in pairs if is_clear_copy(*(opened(pictures[name]) for name in pair))
+        ]
+        click.echo(f"  for certain: {clear}")
 
 
 def read(tars: str) -> Pictures:

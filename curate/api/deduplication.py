@@ -17,7 +17,15 @@ from pydantic import ValidationError
 from curate.api.arrays import checked
 from curate.api.embedding import Picture, to_image
 from curate.catalogue.originals import PartBytes
-from curate.dedup.below import NEAREST, add_pairs, draw_sample, floor_of, most_similar
+from curate.dedup.below import (
+    NEAREST,
+    add_pairs,
+    budget,
+    draw_sample,
+    floor_of,
+    most_similar,
+    pays,
+)
 from curate.dedup.groups import (
     COVERED,
     REPRESENTATIVE,
@@ -112,9 +120,10 @@ def dedup(
         undecided = decide(*found, groups, edges_per_image, status, chosen)
     if pictures is not None:
         with _seen(pictures, len(stored)) as see:
-            most = int(settings.looks * len(np.unique(stored[has], axis=0)))
-            pairs = _pairs_below(stored, rank, row_of, status, threshold, settings, most)
-            edges = _confirmed(pairs, rank, see)
+            most, in_round = budget(settings.looks, len(np.unique(stored[has], axis=0)))
+            asked = threshold, settings, most, in_round
+            pairs = _pairs_below(stored, rank, row_of, status, *asked)
+            edges = _confirmed(pairs, in_round, rank, see)
             chosen = join_pairs(edges, groups, status, chosen)
     representative = np.where(chosen >= 0, row_of[chosen], -1)[rank]
     similarity = np.full(len(stored), np.nan, np.float32)
@@ -149,8 +158,9 @@ def _pairs_below(
     threshold: float,
     settings: DedupSettings,
     most: int,
+    in_round: int,
 ) -> Int64[np.ndarray, "p 2"]:
-    """Return the rows of the `most` most similar pairs that the threshold leaves apart."""
+    """Return the rows of the `most` most similar pairs that the threshold leaves apart, by rounds."""
     asking = np.flatnonzero(status[rank] == REPRESENTATIVE)
     sample = draw_sample(asking, settings.seed)
     floor = floor_of(Searchable(stored[sample], sample), len(asking), threshold, settings)
@@ -158,17 +168,24 @@ def _pairs_below(
         return np.empty((0, 2), np.int64)
     kept, queries = MostSimilar(NEAREST), Searchable(stored[asking], asking)
     add_pairs(kept, queries, np.arange(len(asking)), queries, rank, floor)
-    return most_similar(kept, row_of, most)[0]
+    return most_similar(kept, row_of, most, in_round)[0]
 
 
 def _confirmed(
-    pairs: Int64[np.ndarray, "p 2"], rank: Int64[np.ndarray, " n"], see: See
+    pairs: Int64[np.ndarray, "p 2"], in_round: int, rank: Int64[np.ndarray, " n"], see: See
 ) -> Int64[np.ndarray, "c 2"]:
-    """Return the edges between ranks of the pairs of rows that are one picture for certain."""
+    """Return the edges between ranks of the pairs of rows that are one picture for certain.
+
+    Further rounds are looked at while these pay.
+    """
     verdicts = np.zeros(len(pairs), bool)
-    for place, pair in enumerate(pairs.tolist()):
-        one, other = map(see, pair)
-        verdicts[place] = one is not None and other is not None and is_clear_copy(one, other)
+    for first in range(0, len(pairs), max(1, in_round)):
+        some = pairs[first : first + in_round]
+        for place, pair in enumerate(some.tolist(), first):
+            one, other = map(see, pair)
+            verdicts[place] = one is not None and other is not None and is_clear_copy(one, other)
+        if not pays(int(verdicts[first : first + in_round].sum()), len(some)):
+            break
     return sorted_edges([rank[pairs[verdicts]]])
 
 

@@ -26,7 +26,15 @@ different charts, screens and pages of the built-in sample's kind, near by `bund
 reach `SAME` and 11 % this; of 30 edits of such pictures each, all of JPEG, a third, colour, mirror
 and grey, 0.80 of caption, 0.70 of crop, 0.60 of rotation and 0.23 of border."""
 
+REPEATED = 0.5
+"""Correlation of the details of a thumbnail with themselves elsewhere, from which it shows a pattern, of
+which one piece is like another. Drawn walls, tiles, facades, fences, fabric, and scikit-image's bricks
+reach it (0.9 of 168 crops, where cells do not differ wildly), and 7 % of 800 photographs of
+Tiny-ImageNet's shard 3."""
+
 _FLAT = 2.0
+_FAR, _COMMON = 4, 0.4
+"""Pixels to elsewhere at least, and the share of a thumbnail that lies on itself there."""
 _SIGMA = 2.5
 _NOISE = 4.0
 _MARGIN = 1
@@ -54,21 +62,51 @@ def thumbnail(image: Image.Image) -> Thumbnail:
 
 
 def same_picture(one: Thumbnail, other: Thumbnail) -> bool:
-    """Tell whether two thumbnails are of one picture, either of them edited.
+    """Tell whether two thumbnails are of one picture, either of them edited, or pieces of one pattern.
 
     Flat pictures equal flat ones only.
     """
-    return judge_thumbnails(one, other) == "same"
+    flat = _are_flat(one, other)
+    return all(flat) if any(flat) else alignment(one, other) >= SAME
 
 
 def judge_thumbnails(one: Thumbnail, other: Thumbnail, are_drawn: bool = False) -> Verdict:
-    """Tell what `same_picture` tells, and where it is hard to say; more strictly of drawn pictures."""
-    flat = one.std() < _FLAT, other.std() < _FLAT
+    """Tell whether they are of one picture, and where it is hard to say, as of pieces of one pattern.
+
+    Of drawn ones it is told more strictly, and never doubted for their lines and grids. Flat pictures equal flat ones only.
+    """
+    flat = _are_flat(one, other)
     if any(flat):
         return "same" if all(flat) else "other"
     same, unsure = (SAME_DRAWN, SAME) if are_drawn else (SAME, UNSURE)
     found = alignment(one, other, same)
-    return "same" if found >= same else "unsure" if found >= unsure else "other"
+    if found >= same:
+        repeats = not are_drawn and any(_repeats(each.tobytes()) for each in (one, other))
+        return "unsure" if repeats else "same"
+    return "unsure" if found >= unsure else "other"
+
+
+def _are_flat(one: Thumbnail, other: Thumbnail) -> tuple[bool, bool]:
+    return bool(one.std() < _FLAT), bool(other.std() < _FLAT)
+
+
+@lru_cache(_KEPT)
+def _repeats(picture: bytes) -> bool:
+    """Tell whether the details of a thumbnail lie well on themselves somewhere else, as a wall's do."""
+    from scipy import fft
+
+    [details, _] = _sought(picture, _SIZES[0])
+    period, whole = (2 * SIDE, 2 * SIDE), np.ones_like(details)
+    spectra = [fft.rfft2(values, period) for values in (details, details**2, whole)]
+    alike, energy, common = (
+        fft.irfft2(one * other.conj(), period)
+        for one, other in ((spectra[0], spectra[0]), (spectra[1], spectra[2]), (spectra[2],) * 2)
+    )
+    there = np.roll(energy[::-1, ::-1], 1, (0, 1))  # what of itself lies on it
+    steps = fft.fftfreq(2 * SIDE, 1 / (2 * SIDE))
+    far = (np.hypot(*np.meshgrid(steps, steps)) >= _FAR) & (common >= _COMMON * SIDE**2)
+    score = alike / np.sqrt(np.maximum(energy * there, np.float32(1e-6)))
+    return bool(score[far].max() >= REPEATED)
 
 
 def alignment(one: Thumbnail, other: Thumbnail, enough: float = SAME) -> float:

@@ -151,6 +151,7 @@ def plan(
     files written and read, as an object store counts them. Below stands what does not fit, and what
     would.
     """
+    from curate.dedup.below import ROUND
     from curate.forecast.calibrate import calibrate as measure
     from curate.forecast.constants import SHIPPED, read_constants, write_constants
     from curate.forecast.forecast import Asked, forecast
@@ -179,7 +180,7 @@ def plan(
         seeds=seeds,
         image_bytes=image_bytes,
         kept=kept,
-        looks=pipeline.dedup.looks,
+        looks=ROUND if pipeline.dedup.looks == "auto" else pipeline.dedup.looks,
         exact=pipeline.retrieve.index.exact,
         probes=pipeline.retrieve.index.probes,
         nodes=nodes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
@@ -24,14 +25,30 @@ from curate.dedup.visits import alive, questions
 from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import Searchable, cosines, neighbours, use_threads
 
-VERSION = 2
+VERSION = 4
 NEAREST = 2
-FURTHER = 1.5
-"""The floor is so much further from 1 than the threshold, where no setting says it."""
+FURTHER, FURTHEST = 1.5, 2.5
+"""The floor is so much further from 1 than the threshold, where no setting says it: of so many looks as a
+setting allows, and of as many as pay."""
 SAMPLED = 2_000
 CROWDED = 16
 """Images that reach the floor with one, on average, at most: beyond these the floor is raised."""
+ROUND, MOST, PAYS = 0.02, 0.2, 0.05
+"""Where nothing says how many pairs are looked at: for an image of the crawl in a round, and in all; and
+the share of a round that has to be confirmed for another one."""
 PAIRS, NEAR = "pairs.npy", "near.npz"
+
+
+def budget(looks: float | Literal["auto"], images: int) -> tuple[int, int]:
+    """Return how many pairs of so many images are looked at in all at most, and how many in a round."""
+    if looks == "auto":
+        return int(MOST * images), int(ROUND * images)
+    return (most := int(looks * images)), most
+
+
+def pays(confirmed: int, looked: int) -> bool:
+    """Tell whether a round of looks confirmed enough of its pairs for another one."""
+    return confirmed >= PAYS * looked
 
 
 def set_floor(
@@ -45,7 +62,8 @@ def set_floor(
 ) -> dict[str, float]:
     """Return the `floor`: the cosine from which pairs are looked for, inclusive.
 
-    It is `look_floor`, or 1 - 1.5 (1 - threshold), but not below `chain_floor`, nor so low that of a
+    It is `look_floor`, or 1 - 1.5 (1 - threshold), or 1 - 2.5 (1 - threshold) where looks go on while they
+    pay, but not below `chain_floor`, nor so low that of a
     seeded sample of the representatives of `groups` more than `CROWDED` others reach it with one.
     """
     use_threads(threads)
@@ -66,7 +84,7 @@ def floor_of(
     sample: Searchable, representatives: int, threshold: float, settings: DedupSettings
 ) -> float:
     """Return the floor, as `set_floor` has it, by a sample of so many representatives."""
-    further = 1 - FURTHER * (1 - threshold)
+    further = 1 - (FURTHEST if settings.looks == "auto" else FURTHER) * (1 - threshold)
     floor = max(-1.0, further if settings.look_floor is None else settings.look_floor)
     if settings.chain_floor is not None:
         floor = max(floor, settings.chain_floor)
@@ -139,24 +157,27 @@ def add_pairs(
         kept.add(worse[free], better[free], similarity)
 
 
-def choose_pairs(ranks: Path, found: Sequence[Path], most: int, *, out: Path) -> dict[str, int]:
+def choose_pairs(
+    ranks: Path, found: Sequence[Path], most: int, in_round: int, *, out: Path
+) -> dict[str, int]:
     """Write the `most` most similar pairs that were found, ties to the better ranks.
 
-    `pairs.npy` int64 [p, 2]: numbers of a worse and a better image, in the order of the first, so that
-    parts are read in turn. Returns how many `pairs` there are, and how many were `near` enough.
+    `pairs.npy` int64 [p, 2]: numbers of a worse and a better image, of each `in_round` pairs in the order
+    of the first, so that parts are read in turn, the most similar ones before others. Returns how many
+    `pairs` there are, and how many were `near` enough.
     """
     kept = MostSimilar(NEAREST)
     for folder in found:
         with np.load(folder / NEAR) as near:
             worse, better = near["pairs"].T
             kept.add(worse, better, near["similarity"])
-    pairs, near = most_similar(kept, np.load(ranks / NUMBER, mmap_mode="r"), most)
+    pairs, near = most_similar(kept, np.load(ranks / NUMBER, mmap_mode="r"), most, in_round)
     np.save(out / PAIRS, pairs)
     return {"pairs": len(pairs), "near": near}
 
 
 def most_similar(
-    kept: MostSimilar, number_of: Numbers, most: int
+    kept: MostSimilar, number_of: Numbers, most: int, in_round: int
 ) -> tuple[Int64[np.ndarray, "p 2"], int]:
     """Return of the pairs held the `most` most similar, as `choose_pairs` writes them, and how many are held.
 
@@ -165,4 +186,5 @@ def most_similar(
     worse, better, similarity = kept.result()
     order = np.lexsort((better, worse, -similarity))[:most]
     pairs = np.stack([number_of[worse[order]], number_of[better[order]]], 1)
-    return pairs[np.lexsort(pairs.T[::-1])], len(worse)
+    rounds = np.arange(len(pairs)) // max(1, in_round)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], rounds))], len(worse)

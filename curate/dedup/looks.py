@@ -4,8 +4,8 @@ A pair that the look calls one picture for certain is an edge between two images
 The worse one joins the better one, greedily or as a component, as the run groups all else; whoever it
 stood for follows it, whatever the cosine, as copies by hash do.
 
-Units, behind all others of the stage dedup: those of `below.py`, then `look` (map over blocks of pairs)
-and `join` (reduce, of about 60 bytes an image).
+Units, behind all others of the stage dedup: those of `below.py`, then `look` (map over blocks of pairs,
+round by round while these pay) and `join` (reduce, of about 60 bytes an image).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals, load_parts, save_parts
 from curate.dedup import below, near, probes, visits
 from curate.dedup.bar import Bar
-from curate.dedup.below import PAIRS, choose_pairs, find_pairs, set_floor
+from curate.dedup.below import PAIRS, budget, choose_pairs, find_pairs, pays, set_floor
 from curate.dedup.groups import (
     UNDECIDED,
     Edges,
@@ -42,7 +42,7 @@ from curate.pixels import align, same
 from curate.pixels.same import is_clear_copy
 from curate.stage import Runner, Stage, Unit
 
-VERSION = 2
+VERSION = 3
 LOOKED, CONFIRMED, SAME = "looked.npy", "confirmed.npy", "same.npy"
 NOT, DIRECTLY, THROUGH = 0, 1, 2
 """What `looked.npy` says: how an image came to the one that stands for it, as to looks."""
@@ -90,8 +90,8 @@ def look_below(
     at: none is asked for, or the threshold is not above the floor.
     """
     collection, [found, address] = crawl.collection, groups
-    most = int(settings.looks * len(collection.usable))
-    if not most:
+    most, in_round = budget(settings.looks, len(collection.usable))
+    if not in_round:
         return None
     asked = [settings.looks, settings.look_floor]
     made_by = [each.VERSION for each in (below, near, probes, visits, align, same)]
@@ -119,19 +119,34 @@ def look_below(
         for first, last in clusters.ranges
     ]
     runner.run(stage, find_pairs, units, note=note)
-    args = (ranks, [home / unit.name for unit in units], most)
+    args = (ranks, [home / unit.name for unit in units], most, in_round)
     [chosen] = runner.run(stage, choose_pairs, [Unit("chosen", args)])
     parts = save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json")
-    looks = []
-    for start in range(0, chosen["pairs"], _TOGETHER):
-        stop = min(start + _TOGETHER, chosen["pairs"])
-        args = (collection, parts, max_pixels, home / "chosen", start, stop)
-        looks.append(Unit(f"look-{start:09d}", args))
-    seen = runner.run(stage, look, looks, note=note)
+    looks, seen = [], []
+    for first in range(0, chosen["pairs"], in_round):
+        last = min(first + in_round, chosen["pairs"])
+        units = [
+            Unit(
+                f"look-{start:09d}",
+                (
+                    collection,
+                    parts,
+                    max_pixels,
+                    home / "chosen",
+                    start,
+                    min(start + _TOGETHER, last),
+                ),
+            )
+            for start in range(first, last, _TOGETHER)
+        ]
+        in_units = runner.run(stage, look, units, note=note)
+        looks, seen = looks + units, seen + in_units
+        if not pays(sum(each["confirmed"] for each in in_units), last - first):
+            break
     args = (ranks, found, home / "chosen", [home / unit.name for unit in looks], settings.groups)
     [counts] = runner.run(stage, join, [Unit("joined", (*args, stays))])
     unreadable = sum(each["unreadable"] for each in seen)
-    counts = {"floor": told["floor"], "unreadable": unreadable, **counts}
+    counts = {"floor": floor, "unreadable": unreadable, **counts}
     return Looked(home / "joined", stage, counts)
 
 
@@ -159,7 +174,7 @@ def look(
             else:
                 verdicts[place] = is_clear_copy(*pictures)
     np.save(out / SAME, verdicts)
-    return {"unreadable": unreadable}
+    return {"unreadable": unreadable, "confirmed": int(verdicts.sum())}
 
 
 def join(
@@ -178,7 +193,7 @@ def join(
     for themselves.
     """
     verdicts = np.concatenate([np.empty(0, bool), *(np.load(folder / SAME) for folder in seen)])
-    pairs = np.load(chosen / PAIRS)
+    pairs = np.load(chosen / PAIRS)[: len(verdicts)]
     confirmed, rank = pairs[verdicts], np.load(ranks / RANK)
     edges = sorted_edges([rank[confirmed]])
     status, before = load_groups(ranks, groups)

@@ -90,13 +90,14 @@ class DedupSettings(BaseModel):
     or of n images 7 sqrt(n) where that is more; of a pool 65,536."""
     edges_per_image: int = Field(64, ge=1)
     """Edges held for an image at a time; groups larger than this take another pass."""
-    looks: float = Field(0.02, ge=0, le=1)
+    looks: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Pairs below the threshold whose pixels are looked at, for each image of the crawl at most: the
     most similar ones of images that stand for themselves. What is one picture for certain, and no drawing,
-    is a copy. A look takes some 50 ms; 0: none."""
+    is a copy. A look takes some 50 ms; 0: none. auto: 0.02, and 0.02 again as long as one in twenty
+    of the last is one picture, up to 0.2."""
     look_floor: float | None = Field(None, ge=-1, le=1)
-    """The least cosine of a pair that is looked at, inclusive. Default: half as far again from 1 as the
-    threshold (0.7 of 0.8); where many images are that near to one another, higher."""
+    """The least cosine of a pair that is looked at, inclusive. Default: 2.5 times as far from 1 as the
+    threshold (0.5 of 0.8), where `looks` is a number 1.5 times (0.7); where many images are that near to one another, higher."""
     recall_sample: int = Field(256, ge=0)
     """Images whose copies are looked for in all others too, to measure the completeness."""
     max_pair_share: float = Field(0.01, gt=0, le=1)

@@ -38,7 +38,7 @@ class Asked:
     kept: float
     """Share of the images."""
     looks: float
-    """`dedup.looks`."""
+    """`dedup.looks`, or where that is `auto` what the first round takes."""
     exact: float
     """`retrieve.index.exact`"""
     probes: int

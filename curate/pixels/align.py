@@ -1,40 +1,64 @@
-"""Lays one picture on another: mirrored, scaled, shifted and a little turned, as edited copies are.
+"""Lays one picture on another: mirrored, scaled, shifted and turned, as edited copies are.
 
-Coarse to fine. Shifts of both mirror images in nine sizes are ranked by masked normalised
-correlation (Padfield, 2012, by FFT), then the best ones are refined by inverse compositional
-Gauss-Newton steps (Baker and Matthews, 2004) on affine maps that may deviate a little.
+Coarse to fine. Shifts of both mirror images in nine sizes and more, and of the six others of a picture
+that is turned by quarters in three, are ranked by masked normalised correlation (Padfield, 2012, by
+FFT), then the best ones are refined by inverse compositional Gauss-Newton steps (Baker and Matthews,
+2004) on affine maps that may deviate a little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Complex64, Float32, Float64
+from jaxtyping import Bool, Complex64, Float32, Float64, Integer
 from PIL import Image
 
-VERSION = 2
+VERSION = 4
 
 SIDE = 64
 """Longer side of what is compared: small enough for a third of a thumbnail to hold it all."""
 LEAST = 0.5
 """Share of the smaller picture that must lie on the other."""
+_MOST = 0.8
+"""The same where one is turned, or a window around the other: of these much is tried, and chance finds more."""
 
 _COARSE = 32
 _FEWEST_PIXELS = 24
 _SIZES = [1.13**power for power in range(-4, 5)]
-_CANDIDATES = 2
+_WINDOWED, _IN_WINDOW = [1.13**power for power in (5, 6)], [1.13**power for power in (-6, -5)]
+"""Of a picture in a window of twice its side, and of the window around it."""
+_TURNED_SIZES = [1.13**power for power in (-1, 0, 1)]
+_LEAST_TURNED = 0.5
+"""Correlation from which a turned picture is worth a finer look."""
 _STEPS = 10
 _CANVAS = 48
 _PERIOD = 80  # of the correlation: a canvas beside a picture
-_LARGEST, _SMALLEST = 1.7, 0.58
+_WINDOW_CANVAS, _WINDOW_PERIOD = 68, 100
+"""The same where what is beside a picture is twice as large."""
+_LARGE_CANVAS, _LARGE_PERIOD = 112, 176
+"""The same of what is compared at last: a picture of 64 beside one 1.7 times as large."""
+_REPEATS = 0.35
+_SHIFTS = 4
+_FAR, _NEAR = 5, 3
+"""Pixels from an alignment to another shift, as it is looked for and as it is found."""
+_LARGEST, _SMALLEST = 2.2, 0.45
 """Scales of a map between two pictures whose longer sides are equal."""
 _STRETCH = 1.25
 _SQUEEZED = 1.1
 _BORDER_SIDE = 128
 _PLAIN = 8.0
 _LEFT = 0.25
+
+_TURNS = [
+    np.array(rows, np.float32)
+    for rows in (
+        *(((0, 1), (-1, 0)), ((0, -1), (1, 0)), ((-1, 0), (0, -1))),
+        *(((0, 1), (1, 0)), ((0, -1), (-1, 0)), ((-1, 0), (0, 1))),
+    )
+]
+"""By quarters, and mirrored; the last is a mirror image upside down."""
 
 Grey = Float32[np.ndarray, "h w"]
 Other = Float32[np.ndarray, "i j"]
@@ -68,6 +92,29 @@ def alignments(one: Image.Image, other: Image.Image) -> Iterator[tuple[Grey, Oth
         found = _refined(edges, others, found)
         if _is_edit(start.matrix, found.matrix):
             yield first, second, found
+
+
+def other_shifts(one: Grey, other: Other, alignment: Alignment) -> Iterator[Alignment]:
+    """Yield ways to lay one picture on the other by another shift than `alignment` has, likely ones first.
+
+    Of one that repeats, such as a wall, a fence or a fabric, these are about as good. None is near it.
+    """
+    from scipy.ndimage import maximum_filter  # slow to import
+
+    edges, others = _features(one), _features(other)
+    [score], _ = _correlations(edges, others, alignment.matrix[None], _LARGE_CANVAS, _LARGE_PERIOD)
+    own = np.linalg.solve(alignment.matrix, alignment.shift)
+    peaks = np.argwhere((score == maximum_filter(score, 5, mode="wrap")) & (score >= _REPEATS))
+    found = []
+    for place in peaks:
+        away = _away(place, edges.shape, _LARGE_CANVAS, _LARGE_PERIOD)
+        if np.hypot(*(away - own)) >= _FAR:
+            found.append((-float(score[tuple(place)]), away))
+    for _, away in sorted(found, key=lambda each: each[0])[:_SHIFTS]:
+        start = Alignment(alignment.matrix, (alignment.matrix @ away).astype(np.float32))
+        shifted = _refined(edges, others, start)
+        if np.hypot(*np.linalg.solve(alignment.matrix, shifted.shift - alignment.shift)) >= _NEAR:
+            yield shifted
 
 
 def laid_on(
@@ -124,29 +171,79 @@ def _features(picture: Grey) -> Grey:
 
 
 def _starts(edges: Grey, others: Other) -> Iterator[Alignment]:
-    """Yield the two pictures frame on frame, then the best of all shifts of all sizes."""
+    """Yield the two pictures frame on frame, then the two best of all shifts of all sizes.
+
+    Of either mirror image the best is one of those that follow; a turned one is the last.
+    """
     height, width = (there / here for there, here in zip(others.shape, edges.shape, strict=True))
     for mirror in (1, -1):
         yield Alignment(_diagonal(height, mirror * width), np.zeros(2, np.float32))
     shapes = [(1.0, 1.0)]
     if max(height / width, width / height) > _SQUEEZED:
         shapes.append((height, width))  # one may be the other squeezed into another frame
-    matrices = np.stack(
-        [
-            _diagonal(size * height, mirror * size * width)
-            for height, width in shapes
-            for mirror in (1, -1)
-            for size in _SIZES
-        ]
-    )
-    yield from _shifted(edges, others, matrices)
+    matrices = [
+        _diagonal(size * height, mirror * size * width)
+        for height, width in shapes
+        for mirror in (1, -1)
+        for size in _SIZES
+    ]
+    ranked = _shifted(edges, others, matrices)
+    windowed = [_diagonal(size, size) for size in _WINDOWED]
+    ranked += _shifted(edges, others, windowed, least=_MOST)
+    around = [_diagonal(size, size) for size in _IN_WINDOW]
+    ranked += _shifted(edges, others, around, _WINDOW_CANVAS, _WINDOW_PERIOD, _MOST)
+    ranked.sort(key=lambda each: -each[0])
+    ways = [float(np.linalg.det(found.matrix)) > 0 for _, found in ranked]
+    for row in sorted({0, 1} | {ways.index(way) for way in ways}):
+        yield ranked[row][1]
+    turned = [np.float32(size) * turn for turn in _TURNS for size in _TURNED_SIZES]
+    framed = [
+        _diagonal(*others.shape) @ turn @ _diagonal(*1 / np.array(edges.shape)) for turn in _TURNS
+    ]
+    turned += [each.astype(np.float32) for each in framed if np.linalg.cond(each) > _SQUEEZED]
+    score, found = max(_shifted(edges, others, turned, least=_MOST), key=lambda each: each[0])
+    if score >= _LEAST_TURNED:
+        yield found
 
 
-def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"]) -> list[Alignment]:
-    """Return the best shift of each of the best matrices."""
+def _shifted(
+    edges: Grey,
+    others: Other,
+    matrices: Sequence[Matrix],
+    canvas: int = _CANVAS,
+    period: int = _PERIOD,
+    least: float = LEAST,
+) -> list[tuple[float, Alignment]]:
+    """Return how alike both are at the best shift of each matrix, less where little is seen, and that.
+
+    At least that share of the smaller one has to be seen.
+    """
+    score, covered = _correlations(edges, others, np.stack(matrices), canvas, period)
+    ranked = np.where((score > -1) & (covered >= least), score * (0.7 + 0.3 * covered), -1)
+    places = ranked.reshape(len(matrices), -1)
+    found = []
+    for matrix, own in zip(matrices, places, strict=True):
+        place = int(own.argmax())
+        away = _away(np.array(divmod(place, period)), edges.shape, canvas, period)
+        shift = (matrix @ away).astype(np.float32)
+        found.append((float(own[place]), Alignment(matrix, shift)))
+    return found
+
+
+def _correlations(
+    edges: Grey,
+    others: Other,
+    matrices: Float32[np.ndarray, "n 2 2"],
+    canvas: int,
+    period: int,
+) -> tuple[Float32[np.ndarray, "n period period"], Float32[np.ndarray, "n period period"]]:
+    """Return how alike both are at all shifts of each matrix, and the share of the smaller that is seen.
+
+    The other is laid on a square of side `canvas`; where too little is seen, they are alike by -1.
+    """
     from scipy import fft
 
-    points = _points((_CANVAS, _CANVAS))
+    points = _points((canvas, canvas))
     none = np.zeros(2, np.float32)
     warped, there = zip(
         *(_sampled(others, _mapped(points, Alignment(each, none))) for each in matrices),
@@ -156,13 +253,13 @@ def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"])
     moved = np.stack(warped) * mask
 
     def spectrum(values: Float32[np.ndarray, "*n h w"]) -> Complex64[np.ndarray, "*n k l"]:
-        result: np.ndarray = fft.rfft2(values, (_PERIOD, _PERIOD))
+        result: np.ndarray = fft.rfft2(values, (period, period))
         return result
 
     def correlated(
         one: Complex64[np.ndarray, "k l"], moved: Complex64[np.ndarray, "n k l"]
     ) -> Float32[np.ndarray, "n period period"]:
-        result: np.ndarray = fft.irfft2(one * moved.conj(), (_PERIOD, _PERIOD))
+        result: np.ndarray = fft.irfft2(one * moved.conj(), (period, period))
         return result
 
     whole, moved_spectrum, mask_spectrum = (
@@ -175,16 +272,16 @@ def _shifted(edges: Grey, others: Other, matrices: Float32[np.ndarray, "n 2 2"])
     energy = energy * correlated(whole, spectrum(moved * moved))
     score = correlated(spectrum(edges), moved_spectrum) / np.sqrt(np.maximum(energy, 1e-3))
     smaller = np.minimum(mask.sum((1, 2), keepdims=True), edges.size)
-    score = np.where(common >= LEAST * smaller, score * (0.7 + 0.3 * common / smaller), -1)
-    places = score.reshape(len(matrices), -1)
-    best, place = places.max(1), places.argmax(1)
-    found = []
-    for row in np.argsort(-best, kind="stable")[:_CANDIDATES].tolist():
-        by = np.array(divmod(int(place[row]), _PERIOD))
-        by = np.where(by >= _PERIOD // 2, by - _PERIOD, by)
-        shift = matrices[row] @ (_middle(edges.shape) - _middle((_CANVAS, _CANVAS)) - by)
-        found.append(Alignment(matrices[row], shift.astype(np.float32)))
-    return found
+    return np.where(common >= LEAST * smaller, score, -1), common / np.maximum(smaller, 1)
+
+
+def _away(
+    place: Integer[np.ndarray, " 2"], shape: tuple[int, ...], canvas: int, period: int
+) -> Vector:
+    """Return where on a canvas the middle of a picture lies, from its own, at a place of correlations."""
+    by = np.where(place >= period - canvas, place - period, place).astype(np.float32)
+    away: np.ndarray = _middle(shape) - _middle((canvas, canvas)) - by
+    return away
 
 
 def _refined(edges: Grey, others: Other, start: Alignment) -> Alignment:

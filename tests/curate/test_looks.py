@@ -1,5 +1,8 @@
 """Copies below the threshold are joined by a look at their pixels, and nothing else is."""
 
+from itertools import pairwise
+from math import ceil
+
 import numpy as np
 import pytest
 from made_collection import (
@@ -49,7 +52,7 @@ def test_the_pairs_are_the_most_similar_of_representatives(tmp_path, bucket, mos
         find_pairs(ranks, clusters, asked, first, last, FLOOR, bar, groups, 0, 1, out=found[-1])
     chosen = home / "chosen"
     chosen.mkdir()
-    told = choose_pairs(ranks, found, most, out=chosen)
+    told = choose_pairs(ranks, found, most, most, out=chosen)
 
     rank, stands = np.load(ranks / RANK), np.load(groups / "representative.npy")
     best_first = [n for n in np.load(ranks / NUMBER).tolist() if stands[n] == n]
@@ -75,7 +78,8 @@ def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path)
         asked = ALL.model_copy(update=said)
         return set_floor(collection, tmp_path, threshold, asked, 1, out=tmp_path)["floor"]
 
-    assert floor(0.8) == pytest.approx(0.7)
+    assert floor(0.8, looks=0.02) == pytest.approx(0.7)
+    assert floor(0.92) == pytest.approx(0.8)
     assert floor(0.8, look_floor=0.75) == 0.75
     assert floor(0.8, chain_floor=0.78) == 0.78
     raised = floor(0.8, look_floor=-1.0)
@@ -135,6 +139,35 @@ def test_what_a_look_confirms_joins_as_by_brute_force(tmp_path, monkeypatch, mod
     assert {NOT, DIRECTLY, THROUGH} == set(told.tolist())
     assert found.looked.counts["joined"] == np.count_nonzero(told) > 10
     assert found.looked.counts["members"] == found.counts["members"]
+
+
+def test_rounds_of_the_likeliest_pairs_go_on_while_these_pay(tmp_path, monkeypatch):
+    vectors = clumps(3, 15, 20, 12, 0.8)
+    images, exact = len(vectors), exact_cosines(vectors, vectors)
+    most, in_round = below.budget("auto", images)
+    assert most == int(0.2 * images) > 6 * in_round > 0
+
+    def looked(name, looks, says):
+        asked = []
+        tell = lambda *pair: asked.append(pair) or says(pair)  # noqa: E731
+        _, found, _ = dedupe(tmp_path / name, vectors, tell, monkeypatch, looks=looks)
+        counts = found.looked.counts
+        assert counts["looked"] == len(asked)
+        return asked, counts["confirmed"], found
+
+    asked, confirmed, _ = looked("all", "auto", lambda pair: True)
+    assert len(asked) == confirmed == most
+    similar = [exact[pair] for pair in asked]
+    rounds = [similar[at : at + in_round] for at in range(0, most, in_round)]
+    assert all(min(one) >= max(other) for one, other in pairwise(rounds))
+    copies = set(asked[: 2 * in_round + ceil(below.PAYS * in_round)])
+    some, confirmed, found = looked("some", "auto", copies.__contains__)
+    assert (len(some), confirmed) == (4 * in_round, len(copies))  # the fourth confirms none
+    again, _, same = looked("again", "auto", copies.__contains__)
+    assert again == some
+    assert files_of(same.groups) == files_of(found.groups)
+    assert len(looked("none", "auto", lambda pair: False)[0]) == in_round
+    assert len(looked("number", 0.05, lambda pair: False)[0]) == int(0.05 * images)
 
 
 def test_without_looks_nothing_is_read_and_with_none_confirmed_nothing_changes(

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from skimage import data
 
+from curate.calibration.same_picture import judge_thumbnails, thumbnail
 from curate.pixels.align import without_border
-from curate.pixels.same import OTHER, SAME, judge, similarity
+from curate.pixels.same import ALONE, OTHER, SAME, judge, similarity
 
 PHOTOGRAPHS = {
     name: Image.fromarray(getattr(data, name)()) for name in ("astronaut", "chelsea", "coffee")
@@ -39,6 +40,18 @@ def captioned(image):
     return result
 
 
+def in_window(image):
+    """Return the picture in a window of 1.4 times its side, with some lines of text beside it."""
+    width, height = image.size
+    window = Image.new("RGB", (round(1.4 * width), round(1.4 * height)), "gainsboro")
+    pen = ImageDraw.Draw(window)
+    pen.rectangle((0, 0, window.width, height // 8), "steelblue")
+    for top in range(height // 4, window.height, height // 5):
+        pen.line((5, top, width // 3, top), "dimgrey", 3)
+    window.paste(image, (width // 3, height // 4))
+    return window
+
+
 def recoloured(image):
     pixels = np.asarray(image.convert("HSV")).copy()
     pixels[..., 0] += 30
@@ -56,6 +69,12 @@ EDITS = {
     "blur": lambda image: image.filter(ImageFilter.GaussianBlur(0.01 * min(image.size))),
     "third": lambda image: image.reduce(3),
     "dark": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
+    "quarter turn": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "upside down": lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    "mirrored and turned": lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    "turned and squashed": lambda image: image.resize((320, 200)).rotate(270, expand=True),
+    "window": in_window,
+    "wide": lambda image: image.resize((round(1.8 * image.width), image.height)),
     "squeezed": lambda image: image.resize((200, 200)),
     "several": lambda image: reencoded(ImageOps.mirror(cropped(image, 0.85)).reduce(2), 40),
 }
@@ -91,6 +110,39 @@ def test_different_photographs_are_others():
     pictures = list(PHOTOGRAPHS.values())
     for one, other in zip(pictures, pictures[1:] + pictures[:1], strict=True):
         assert similarity(one, other) < OTHER
+
+
+def wall(number):
+    """Return 600 px of bricks or tiles of one size, each of a shade of its own."""
+    rng = np.random.default_rng(number)
+    height, width = rng.integers(30, 44), rng.integers(60, 100)
+    y, x = np.mgrid[:600, :600]
+    row = y // height
+    column = (x + row % 2 * (number % 2) * width // 2) // width
+    mortar = (y % height < 5) | ((x + row % 2 * (number % 2) * width // 2) % width < 5)
+    shades = 110 + 25 * rng.normal(size=(row.max() + 1, column.max() + 1))[row, column]
+    grey = np.where(mortar, 215, shades) + 3 * rng.normal(size=y.shape)
+    return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+PIECES = (0, 0, 290, 270), (300, 300, 590, 570)
+BRICK = Image.fromarray(data.brick()).convert("RGB")
+WALLS = [*map(wall, range(4)), BRICK.resize((600, 600))]
+
+
+@pytest.mark.parametrize("number", range(len(WALLS)))
+def test_two_pieces_of_one_wall_are_no_copies(number):
+    one, other = (WALLS[number].crop(piece) for piece in PIECES)
+    for first, second in ((one, other), (other, one), (one, ImageOps.mirror(other))):
+        assert judge(first, second) != "same"
+        assert judge_thumbnails(thumbnail(first), thumbnail(second)) != "same"
+
+
+@pytest.mark.parametrize("edit", ["mirror", "border", "third", "blur", "dark", "squeezed"])
+def test_an_edited_copy_of_a_whole_piece_of_wall_is_known_again(edit):
+    for whole in (WALLS[0], WALLS[1], WALLS[4]):
+        piece = whole.crop(PIECES[0])
+        assert similarity(piece, EDITS[edit](piece), ALONE) >= ALONE
 
 
 def test_flat_pictures_equal_flat_ones_of_their_colour_only():
