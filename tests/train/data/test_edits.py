@@ -8,8 +8,8 @@ from skimage import data
 
 from shared.embedders.embedder import load
 from shared.embedders.settings import bundled_settings
-from train.data.crops import Views
 from train.data import edits
+from train.data.crops import Views
 from train.data.edits import edited
 from train.data.layouts import page
 from train.data.settings import CropSettings, EditSettings
@@ -92,7 +92,7 @@ def test_a_page_shows_the_whole_picture_at_two_to_four_fifths_of_its_sides(seed)
     rows, columns = np.nonzero((made == green).all(-1))
     high, wide = (np.ptp(of) + 1 for of in (rows, columns))
     assert len(rows) == high * wide
-    assert 0.35 * SIDE < min(high, wide)
+    assert min(high, wide) > 0.35 * SIDE
     assert max(high, wide) < 0.95 * SIDE
     assert 0.38 * SIDE < np.sqrt(high * wide) < 0.82 * SIDE
 
