@@ -1,12 +1,14 @@
 """The model for copies: the folder that it is trained on, and how well it tells copies apart.
 
-`links` makes a folder of links to the shards for `lvd-train run --recipe copies`. `table` takes the
+`links` makes a folder of links to the shards for `lvd-train run --recipe copies`. `mean` averages the
+weights of a model and of what was trained on from it. `table` takes the
 pictures of some tars as a pool. To some of them an edited copy is made, one edit each, and one
 edited as heavily as the recipe edits its first view. Printed is, for thresholds that so many of the
 pool's pictures reach with another picture, the share of copies that reach them too. Other pictures
 that look like one and the same by their pixels are left out of the former.
 
     .venv/bin/python benchmarks/copies.py links DATA OUT CURATED ...
+    .venv/bin/python benchmarks/copies.py mean shared/bundled_copies EXPORTED OUT --share 0.75
     .venv/bin/python benchmarks/copies.py table 'DATA/tiny-imagenet/train-0002*.tar'
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -64,6 +68,29 @@ def links(data: Path, out: Path, curated: tuple[Path, ...], repeats: int, photog
     for name, tar in times:
         (out / f"{name}.tar").symlink_to(tar.absolute())
     click.echo(f"{len(times)} shards in {out}")
+
+
+@main.command()
+@click.argument("before", type=click.Path(path_type=Path, exists=True))
+@click.argument("after", type=click.Path(path_type=Path, exists=True))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--share", default=0.75, show_default=True, help="Of AFTER in the mean.")
+def mean(before: Path, after: Path, out: Path, share: float) -> None:
+    """Write to OUT, as model folder AFTER, the weights between it and BEFORE.
+
+    What is trained on from a model learns the new and forgets some of the old; the mean of their
+    weights often does both well (WiSE-FT, arXiv 2109.01903).
+    """
+    first, second = (load_file(folder / "model.safetensors") for folder in (before, after))
+    if len({tuple((name, of[name].shape) for name in sorted(of)) for of in (first, second)}) > 1:
+        raise click.ClickException(f"{before} and {after} are not of one architecture and size")
+    made = {
+        name: ((1 - share) * first[name].float() + share * of.float()).to(of.dtype)
+        for name, of in second.items()
+    }
+    shutil.copytree(after, out)
+    save_file(made, out / "model.safetensors", metadata={"format": "pt"})
+    click.echo(f"{out}: {share:g} of {after}, the rest of {before}")
 
 
 @main.command()

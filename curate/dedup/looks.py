@@ -122,23 +122,21 @@ def look_below(
     args = (ranks, [home / unit.name for unit in units], most, in_round)
     [chosen] = runner.run(stage, choose_pairs, [Unit("chosen", args)])
     parts = save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json")
-    looks, seen = [], []
+    looks: list[Unit] = []
+    seen: list[dict[str, Any]] = []
     for first in range(0, chosen["pairs"], in_round):
         last = min(first + in_round, chosen["pairs"])
-        units = [
-            Unit(
-                f"look-{start:09d}",
-                (
-                    collection,
-                    parts,
-                    max_pixels,
-                    home / "chosen",
-                    start,
-                    min(start + _TOGETHER, last),
-                ),
+        units = []
+        for start in range(first, last, _TOGETHER):
+            args = (
+                collection,
+                parts,
+                max_pixels,
+                home / "chosen",
+                start,
+                min(start + _TOGETHER, last),
             )
-            for start in range(first, last, _TOGETHER)
-        ]
+            units.append(Unit(f"look-{start:09d}", args))
         in_units = runner.run(stage, look, units, note=note)
         looks, seen = looks + units, seen + in_units
         if not pays(sum(each["confirmed"] for each in in_units), last - first):

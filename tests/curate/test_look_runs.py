@@ -28,7 +28,7 @@ pipelines:
     seed: seed
     embedder: bundled-copies
     cluster: {clusters: 3}
-    dedup: {threshold: 0.93, looks: 1, look_floor: 0.5}
+    dedup: {threshold: 0.93, looks: 1, look_floor: 0.6}
     retrieve: {threshold: -1}
     report: {pictures: false}
 """
@@ -89,7 +89,7 @@ def test_framed_copies_below_the_threshold_are_joined_and_no_others(root, monkey
         assert images[f"{number}x"]["decision"] == "kept"
     funnel = json.loads((out / "reports" / "funnel.json").read_text())
     looks = funnel["dedup_looks"]
-    assert looks["floor"] == 0.5
+    assert looks["floor"] == 0.6
     assert (looks["confirmed"], looks["joined"], looks["unreadable"]) == (COPIES, 2 * COPIES, 0)
     assert COPIES < looks["looked"] <= 4 * COPIES
     assert funnel["decisions"]["duplicate"] == 2 * COPIES
@@ -137,7 +137,7 @@ def test_a_picture_that_cannot_be_read_again_is_no_copy(root, monkeypatch):
 
     monkeypatch.chdir(root)
     monkeypatch.setattr(looks, "decode_pair", lambda *_: None)
-    out, said = run(root, "unreadable", "--set=dedup.look_floor=0.51")
+    out, said = run(root, "unreadable", "--set=dedup.look_floor=0.61")
     funnel = json.loads((out / "reports" / "funnel.json").read_text())
     assert funnel["dedup_looks"]["confirmed"] == 0
     assert funnel["dedup_looks"]["unreadable"] == funnel["dedup_looks"]["looked"] > 0

@@ -81,6 +81,16 @@ class EditSettings(BaseModel):
     """JPEG of quality 5 to 60."""
     mild: Share = 0.3
     """Multiplies all of these for the second view, which is to be nearly the picture itself."""
+    quarter: Share = 0.0
+    """A quarter turn, or a half."""
+    slant: Share = 0.0
+    """Seen from one side, or sheared, by up to 14 % of a side."""
+    light: Share = 0.0
+    """Vignette, a slope of light, gamma, exposure, levels."""
+    detail: Share = 0.0
+    """Sharpened, noise, few levels, few colours, blocks."""
+    page: Share = 0.0
+    """At 40 to 80 % of the sides, on a page of bars, text, boxes and drawn textures."""
 
 
 class CropSettings(BaseModel):
