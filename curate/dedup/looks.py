@@ -122,7 +122,8 @@ def look_below(
     args = (ranks, [home / unit.name for unit in units], most, in_round)
     [chosen] = runner.run(stage, choose_pairs, [Unit("chosen", args)])
     parts = save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json")
-    looks, seen = [], []
+    looks: list[Unit] = []
+    seen: list[dict[str, Any]] = []
     for first in range(0, chosen["pairs"], in_round):
         last = min(first + in_round, chosen["pairs"])
         units = [
