@@ -91,6 +91,14 @@ def similarity(one: Image.Image, other: Image.Image, enough: float = CLEAR) -> f
     flat = [_is_flat(picture) for picture in (one, other)]
     if any(flat):
         return 1.0 if all(flat) and _is_of_one_colour(one, other) else -1.0
+    best, told = _best(one, other, enough)
+    if best >= SAME > told:  # a pattern, which the finer of both may lie on more clearly
+        told = max(told, _best(other, one, enough)[1])
+    return told
+
+
+def _best(one: Image.Image, other: Image.Image, enough: float) -> tuple[float, float]:
+    """Return how alike they are as `other` is laid on `one`, and what of that is told by one shift alone."""
     best, told = -1.0, -1.0
     for first, second, alignment in alignments(one, other):
         alike = _alike(first, second, alignment)
@@ -99,7 +107,7 @@ def similarity(one: Image.Image, other: Image.Image, enough: float = CLEAR) -> f
             told = alike if alike < OTHER else _told_alone(first, second, alignment, alike)
         if told >= enough:
             break
-    return told
+    return best, told
 
 
 def _told_alone(one: Grey, other: Other, alignment: Alignment, alike: float) -> float:
