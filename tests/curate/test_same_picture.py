@@ -9,7 +9,7 @@ from skimage import data
 
 from curate.calibration.same_picture import judge_thumbnails, thumbnail
 from curate.pixels.align import without_border
-from curate.pixels.same import ALONE, OTHER, SAME, judge, similarity
+from curate.pixels.same import ALONE, DRAWN, OTHER, SAME, TWO, is_clear_copy, judge, similarity
 
 PHOTOGRAPHS = {
     name: Image.fromarray(getattr(data, name)()) for name in ("astronaut", "chelsea", "coffee")
@@ -170,3 +170,18 @@ def test_a_border_is_cut_off_and_a_picture_without_one_is_left_whole():
     assert without_border(image).size == image.size
     blank = Image.new("RGB", (50, 40), "white")
     assert without_border(blank).size == blank.size
+
+
+def test_pictures_of_two_greys_are_drawn_and_nothing_is_told_of_two_of_them_by_a_look():
+    chats = []
+    for ink in ((123, 40, 130), (190, 80, 140)):
+        chat = Image.new("RGB", (120, 200), "white")
+        for top in range(6, 120, 24):
+            ImageDraw.Draw(chat).rectangle((0, top, 119, top + 11), fill=ink)
+        noise = np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)
+        chat.paste(Image.fromarray(noise), (0, 120))
+        chats.append(chat)
+    shares = [np.sort(chat.convert("L").histogram())[-2:] / 24_000 for chat in chats]
+    assert all(share.max() < DRAWN < TWO <= share.sum() for share in shares)
+    assert similarity(*chats) >= ALONE
+    assert not is_clear_copy(*chats)
