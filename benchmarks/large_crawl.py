@@ -12,49 +12,21 @@ Memory is what the process holds of its own (`RssAnon`): mapped files do not cou
 from __future__ import annotations
 
 import shutil
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 from large_seed import PART, write_dataset
 from million import Row, measured
+from timed_units import TimedUnits
 
-from curate.execution.executor import Call, Outcome
-from curate.execution.inline import InlineExecutor
+from curate.execution.executor import Call
 from curate.execution.session import open_runner
 from curate.forecast.clumps import clump_pieces
 from curate.neighbours.cluster import Clustered, ClusterSettings, cluster, members
 from curate.retrieval.nearest_seeds import retrieve
-from curate.stage import EngineSettings, Workers
-
-
-class FrugalExecutor(InlineExecutor):
-    """Counts the CPU seconds of each kind of unit, and removes the vectors that `members` does not read."""
-
-    def __init__(self, vectors: Path) -> None:
-        super().__init__()
-        self.cpu: defaultdict[str, float] = defaultdict(float)
-        self._vectors = vectors
-
-    def run(
-        self,
-        calls: Sequence[Call],
-        workers: Workers | None,
-        *,
-        gpus: int,
-        waiting: Callable[[str], None],
-    ) -> Iterator[Outcome]:
-        """Yield each call with its result."""
-        for call in calls:
-            if call.function is members:
-                shutil.rmtree(self._vectors, ignore_errors=True)
-            used = time.process_time()
-            [outcome] = super().run([call], workers, gpus=gpus, waiting=waiting)
-            self.cpu[call.function.__name__] += time.process_time() - used
-            yield outcome
+from curate.stage import EngineSettings
 
 
 def count_exchanged(clustered: Clustered, images: int) -> tuple[int, int]:
@@ -81,6 +53,14 @@ def count_exchanged(clustered: Clustered, images: int) -> tuple[int, int]:
 def main(images: int, seeds: int, dim: int, work: Path) -> None:
     """Print what each step took; what an earlier call has left in WORK is not done again."""
     rows: dict[str, Row] = {}
+    taken: defaultdict[str, float] = defaultdict(float)
+
+    def count(call: Call, cpu: float) -> None:
+        taken[call.function.__name__] += cpu
+
+    def make_room(call: Call) -> None:
+        if call.function is members:  # which reads no vectors of the crawl's own
+            shutil.rmtree(work / "made" / "crawl", ignore_errors=True)
 
     def tell(step: str, said: str) -> None:
         row = rows[step]
@@ -95,13 +75,13 @@ def main(images: int, seeds: int, dim: int, work: Path) -> None:
     tell("making the vectors", f"{images:,} x {dim}")
     np.save(work / "representative.npy", np.arange(images))
     with open_runner(work, EngineSettings(), "inline") as runner:
-        runner.executor = executor = FrugalExecutor(work / "made" / "crawl")
+        runner.executor = TimedUnits(count, make_room)
         with measured(rows, "retrieve", work):
             retrieve(runner, crawl, work, "all", [seed], 5, 1)
         tell("retrieve", f"{1e6 * rows['retrieve'].cpu / images:.1f} CPU us an image")
         with measured(rows, "cluster", work):
             clustered = cluster(runner, crawl, ClusterSettings(), 1, None)
-        took = ", ".join(f"{name} {cpu:.1f} CPU s" for name, cpu in executor.cpu.items())
+        took = ", ".join(f"{name} {cpu:.1f} CPU s" for name, cpu in taken.items())
         tell("cluster", f"{len(clustered.clusters.load()):,} clusters; {took}")
         seen, right = count_exchanged(clustered, images)
         click.echo(f"exchanged: {seen:,} of {images:,} images, {right:,} to their cluster")

@@ -11,47 +11,27 @@ keeps what it has room for. The vectors take 2 bytes a dimension, and the index 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import numpy as np
-from million import Row, measured, own_mebibytes, used_cpu
+from million import Row, measured, own_mebibytes
+from timed_units import TimedUnits
 
 from curate.catalogue.collection import PARTS, Catalogued, Collection, PartOutputs
 from curate.catalogue.part_files import VECTORS
-from curate.execution.executor import Call, Outcome
-from curate.execution.inline import InlineExecutor
+from curate.execution.executor import Call
 from curate.execution.session import open_runner
 from curate.forecast.clumps import clump_pieces
 from curate.retrieval import nearest_seeds
 from curate.retrieval.nearest_seeds import retrieve
 from curate.retrieval.seed_index import SeedIndexSettings, index_seed
-from curate.stage import EngineSettings, Workers
+from curate.stage import EngineSettings
 from shared.storage.files import write_json
 
 PART = 65_536
 """Images of a part, and vectors that are made together."""
-
-
-class TellingExecutor(InlineExecutor):
-    """Runs units in this process and prints what each block of images took, so that a cut loses none."""
-
-    def run(
-        self,
-        calls: Sequence[Call],
-        workers: Workers | None,
-        *,
-        gpus: int,
-        waiting: Callable[[str], None],
-    ) -> Iterator[Outcome]:
-        """Yield each call with its result, or with the exception that its last try raised."""
-        for call in calls:
-            used = used_cpu()
-            yield from super().run([call], workers, gpus=gpus, waiting=waiting)
-            if call.function is nearest_seeds.search:
-                used, held = used_cpu() - used, own_mebibytes()
-                click.echo(f"block {call.unit.name} {used:8.1f} CPU s {held:7.0f} MiB")
 
 
 def write_dataset(work: Path, name: str, pieces: Iterator[np.ndarray]) -> Catalogued:
@@ -74,6 +54,11 @@ def write_dataset(work: Path, name: str, pieces: Iterator[np.ndarray]) -> Catalo
     for array in ("canonical", "order", "place"):
         np.save(home / f"{array}.npy", numbers)
     return Catalogued(name, [], Collection(home), f"{name}-{len(numbers)}")
+
+
+def _tell_block(call: Call, cpu: float) -> None:
+    if call.function is nearest_seeds.search:
+        click.echo(f"block {call.unit.name} {cpu:8.1f} CPU s {own_mebibytes():7.0f} MiB")
 
 
 def _first(images: int, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -125,7 +110,7 @@ def main(
     tell("making the vectors", f"{seeds:,} x {dim}")
     np.save(work / "representative.npy", np.arange(images))
     with open_runner(work, EngineSettings(), "inline") as runner:
-        runner.executor = TellingExecutor()
+        runner.executor = TimedUnits(_tell_block)
         with measured(rows, "index", work), runner.at_work("retrieve"):
             index = index_seed(runner, seed, settings, 1)
         assert index is not None

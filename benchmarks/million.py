@@ -136,14 +136,14 @@ def measured(
             peak[0] = max(peak[0], own_mebibytes())
 
     watch = threading.Thread(target=look)
-    started, used = time.monotonic(), used_cpu()
+    started, used = time.monotonic(), _used_cpu()
     watch.start()
     try:
         yield
     finally:
         ended.set()
         watch.join()
-    row = Row(time.monotonic() - started, used_cpu() - used, peak[0])
+    row = Row(time.monotonic() - started, _used_cpu() - used, peak[0])
     made = {path.parent for path in set(_units(work)) - before}
     row.units.update(re.sub(r"[-\d]+$", "", unit.name) for unit in made)
     row.stored = sum(file.stat().st_size for unit in made for file in unit.iterdir())
@@ -181,8 +181,7 @@ def own_mebibytes() -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def used_cpu() -> float:
-    """Return the CPU seconds of this process so far."""
+def _used_cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

@@ -74,7 +74,8 @@ def same_picture(one: Thumbnail, other: Thumbnail) -> bool:
 def judge_thumbnails(one: Thumbnail, other: Thumbnail, are_drawn: bool = False) -> Verdict:
     """Tell whether they are of one picture, and where it is hard to say, as of pieces of one pattern.
 
-    Of drawn ones it is told more strictly, and never doubted for their lines and grids. Flat pictures equal flat ones only.
+    Of drawn ones it is told more strictly, and never doubted for their lines and grids. Flat pictures
+    equal flat ones only.
     """
     flat = _are_flat(one, other)
     if any(flat):

@@ -128,14 +128,8 @@ def look_below(
         last = min(first + in_round, chosen["pairs"])
         units = []
         for start in range(first, last, _TOGETHER):
-            args = (
-                collection,
-                parts,
-                max_pixels,
-                home / "chosen",
-                start,
-                min(start + _TOGETHER, last),
-            )
+            stop = min(start + _TOGETHER, last)
+            args = (collection, parts, max_pixels, home / "chosen", start, stop)
             units.append(Unit(f"look-{start:09d}", args))
         in_units = runner.run(stage, look, units, note=note)
         looks, seen = looks + units, seen + in_units

@@ -97,7 +97,8 @@ class DedupSettings(BaseModel):
     of the last is one picture, up to 0.2."""
     look_floor: float | None = Field(None, ge=-1, le=1)
     """The least cosine of a pair that is looked at, inclusive. Default: 2.5 times as far from 1 as the
-    threshold (0.5 of 0.8), where `looks` is a number 1.5 times (0.7); where many images are that near to one another, higher."""
+    threshold (0.5 of 0.8), where `looks` is a number 1.5 times (0.7); where many images are that near to
+    one another, higher."""
     recall_sample: int = Field(256, ge=0)
     """Images whose copies are looked for in all others too, to measure the completeness."""
     max_pair_share: float = Field(0.01, gt=0, le=1)
@@ -183,9 +184,10 @@ def search(
 ) -> dict[str, Any]:
     """Write the edges of all vectors with those in clusters `first` to `last`: int64 ranks [e, 2].
 
-    Returns, beside how many these are, how many pairs were `compared`. `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
+    `ranks` is what `keep.rank_contents` left, `asked` what `ask` left of all ranges. `status` is what
     earlier passes left (see `groups.py`): images that are covered neither ask nor answer. (A
-    representative then has no better neighbour, so it is the worse end of no edge.)
+    representative then has no better neighbour, so it is the worse end of no edge.) Returns, beside how
+    many edges there are, how many pairs were `compared`.
     """
     use_threads(threads)
     expect_search(clusters.images)

@@ -122,7 +122,7 @@ class Constants(BaseModel):
     torch_s: float = Field(0, ge=0)
     """CPU seconds of importing torch, once a process that compares many."""
     process: float = Field(ge=0)
-    """Bytes that a process holds before its first unit."""
+    """Bytes that a process holds before its first unit, torch among them."""
     embedders: dict[str, EmbedderCost]
     facts_bytes: float = Field(ge=0)
     """Of the facts of one image."""
@@ -152,7 +152,7 @@ def read_constants(path: Path) -> Constants:
 
 def write_constants(constants: Constants, path: Path) -> None:
     """Write them, for people to read too: one cost a line."""
-    told = constants.model_dump(mode="json")
+    told = constants.model_dump(mode="json", exclude_defaults=True)
     text = json.dumps(_rounded(told), indent=1)
     path.write_text(text + "\n")
 

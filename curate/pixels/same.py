@@ -8,9 +8,9 @@ copies turned by quarters, squashed by 1.4 to 1.8 or with a vignette all are kno
 of 1.4 to 1.7 times the side 0.93, of twice the side 0.70. An edited copy takes 14 ms, a look-alike 33.
 Two pages of one template, and crops that overlap by half, can pass for copies; pieces of one pattern
 (walls, fences, fabric) hardly do, and crops of such pictures are mostly missed.
-Calibration, which looks at thousands of pairs,
-has a faster and coarser one, `curate/calibration/same_picture.py`, and asks this one of the few that
-it leaves unsure.
+Calibration, which looks at thousands of pairs, has a faster and coarser one,
+`curate/calibration/same_picture.py`, and asks this one of the few that it leaves unsure. The figures are
+of the look before pieces of patterns were laid on each other both ways, and two greys made a drawing.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def similarity(one: Image.Image, other: Image.Image, enough: float = CLEAR) -> f
     It is the correlation of what is finer than a twentieth of the picture, in windows of that
     order, each weighted by how much there is to see in it. The worst 20% are forgiven, for
     captions. Where another shift is about as good, as of pieces of a wall, and the pictures do not lie
-    frame on frame, it is below `SAME`. Nothing better than `enough` is looked for. Brightness, contrast and colour matter little. Flat pictures equal flat ones of their
-    colour only.
+    frame on frame, it is below `SAME`. Nothing better than `enough` is looked for. Brightness,
+    contrast and colour matter little. Flat pictures equal flat ones of their colour only.
     """
     flat = [_is_flat(picture) for picture in (one, other)]
     if any(flat):
