@@ -28,10 +28,12 @@ from benchmarks.proof import loop, table
 from benchmarks.proof.arms import ARMS, RUNS, choose, precision
 from benchmarks.proof.drawn import drawn_classes
 from benchmarks.proof.pool import (
+    ASKED,
     HELD_OUT,
     LABELLED,
     POOL,
     SEED,
+    SHOWN,
     TAIL,
     TEST,
     TRUTH,
@@ -199,7 +201,7 @@ def main(
 
 def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
     """Compose and curate the pool, and write the shards of all arms, unless that is done."""
-    asked = {"composition": asdict(plan.composition), "curation": list(plan.curation)}
+    asked = asked_of(plan)
     if (out / ARM_SIZES).exists():
         if read_json(out / ARM_SIZES)["asked"] != asked:
             raise FailedError(f"{out} holds another proof: name another OUT, or remove it")
@@ -218,8 +220,8 @@ def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
             )
         tars = sorted(data.glob("train-*.tar"))
         pictures = read_labelled([tars[number] for number in HELD_OUT])
-        labelled = read_labelled(tars[: HELD_OUT.start])
-        test = read_labelled(sorted(data.glob("val-*.tar")))
+        labelled = read_labelled([tars[number] for number in SHOWN])
+        test = read_labelled([*(tars[number] for number in ASKED), *sorted(data.glob("val-*.tar"))])
     pool = compose(pictures, plan.composition)
     write(pool, places)
     write_labelled(labelled, pool.wanted, places / LABELLED)
@@ -256,6 +258,13 @@ def _prepare(data: Path | None, out: Path, plan: Plan, quick: bool) -> None:
         click.echo(f"{arm:<32} {size['images']:>7,} images, {size['precision']:.1%} wanted and new")
 
 
+def asked_of(plan: Plan) -> dict[str, Any]:
+    """Return what an OUT was made for; one of anything else is refused."""
+    scored = {"labelled": list(SHOWN), "classified": list(ASKED)}
+    curated = {"composition": asdict(plan.composition), "curation": list(plan.curation)}
+    return curated | {"scored": scored}
+
+
 def _take_over(out: Path, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     """Take trainings of another OUT into the table, where they saw the same pictures as often."""
     arms = read_json(out / ARM_SIZES)["arms"]
@@ -277,7 +286,7 @@ def _take_over(out: Path, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None
 def _rounds(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[int]:
     """Do the rounds of the loop of each seed, one after another, and yield those that were not done."""
     for each in _trainings(out, plan, settings):
-        if each.about["arm"] == loop.RANDOM and each.about["length"] == loop.LENGTH:
+        if each.about["arm"] == table.RANDOM and each.about["length"] == loop.LENGTH:
             yield from loop.add_rounds(out, each, plan.curation)
 
 

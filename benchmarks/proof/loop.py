@@ -27,9 +27,9 @@ ROUNDS = 3
 SELECTIONS = ("precision", "precision_half")
 """Shares of what is kept, and of the half of it that is most similar to the seed, that are wanted and
 no copy of another."""
-RANDOM, BUNDLED = "random", "near dedup + retrieve"
+BUNDLED = "near dedup + retrieve"
 LENGTH = "equal steps"
-"""Of the trainings of these arms that stand in the loop's table."""
+"""Of the trainings that stand in the loop's table."""
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ def add_rounds(out: Path, random: Training, curation: Sequence[str]) -> Iterator
                 selected = _selection(folder / "curate", out)
                 scored = finish(now)
             else:
-                selected = {"precision": _arm(out, RANDOM)["precision"]}
+                selected = {"precision": _arm(out, table.RANDOM)["precision"]}
                 scored = _random_row(out, random)
             figures = {name: scored[name] for name in table.FIGURES}
             _add(out, {**about, "images": random.about["images"], **selected, **figures})

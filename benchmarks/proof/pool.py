@@ -22,7 +22,9 @@ from curate.sample.charts import chart
 from curate.sample.pages import document, placeholder, screenshot
 
 HELD_OUT = range(20, 30)
-"""Training shards of Tiny-ImageNet that no bundled model has seen."""
+"""Training shards of Tiny-ImageNet that no bundled model has seen: the pool is made of them."""
+SHOWN, ASKED = range(10), range(10, 20)
+"""Those whose wanted classes are labelled for scoring, and those that are classified, beside all of val."""
 TRUTH = "truth.csv"
 POOL, SEED, LABELLED, TEST, TAIL = "pool", "seed", "labelled", "test", "tail"
 """The folders: what is curated, the seed; labelled pictures, and those to be classified."""

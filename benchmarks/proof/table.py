@@ -15,6 +15,8 @@ from shared.storage.files import write_json
 FILE, TEXT = "proof.json", "proof.md"
 FIGURES = ("knn", "knn_tail", "linear", "linear_tail")
 HEADS = ("k-NN", "k-NN, tail", "linear", "linear, tail")
+RANDOM = "random"
+"""The arm that the others are compared with."""
 
 
 def add(out: Path, row: Mapping[str, Any]) -> None:
@@ -37,7 +39,10 @@ def has(out: Path, row: Mapping[str, Any]) -> bool:
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table: a line for each arm and length, means with 95 % intervals."""
+    """Return Markdown: a line for each arm and length, means over seeds with 95 % intervals.
+
+    Below it, what each arm has more than the random sample of the same seed and length.
+    """
     lines = [
         "| arm | images | length | images seen | seeds | " + " | ".join(HEADS) + " |",
         "|---" * (5 + len(HEADS)) + "|",
@@ -50,7 +55,24 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
             + " | ".join(figures)
             + " |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_gains(rows)]) + "\n"
+
+
+def _gains(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table of differences, in points; none where the random arm is not trained."""
+    chance = {(row["length"], row["seed"]): row for row in rows if row["arm"] == RANDOM}
+    lines = []
+    for length, arm in dict.fromkeys((row["length"], row["arm"]) for row in rows):
+        pairs = [
+            (row, chance[length, row["seed"]])
+            for row in rows
+            if (row["length"], row["arm"]) == (length, arm) and (length, row["seed"]) in chance
+        ]
+        if arm != RANDOM and pairs:
+            gains = [interval([row[name] - one[name] for row, one in pairs]) for name in FIGURES]
+            lines.append(f"| {arm} | {length} | {len(pairs)} | " + " | ".join(gains) + " |")
+    head = f"| more than {RANDOM} | length | seeds | " + " | ".join(HEADS) + " |"
+    return ["", head, "|---" * (3 + len(HEADS)) + "|", *lines] if lines else []
 
 
 def interval(values: Sequence[float]) -> str:

@@ -6,7 +6,6 @@ import csv
 import importlib
 import io
 from collections import Counter
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -152,7 +151,7 @@ def test_a_finished_training_stands_in_the_table_at_once_and_is_not_made_again(t
 def test_other_steps_and_some_arms_stand_beside_what_the_proof_trains(tmp_path, monkeypatch):
     proof = importlib.import_module("benchmarks.proof.__main__")
     arms = {arm: {"images": 10, "digest": arm, "precision": 0.5} for arm in ARMS}
-    asked = {"composition": asdict(proof.FULL.composition), "curation": []}
+    asked = proof.asked_of(proof.FULL)
     write_json(tmp_path / proof.ARM_SIZES, {"asked": asked, "arms": arms})
     figures = dict.fromkeys(table.FIGURES, 0.5)
     monkeypatch.setattr(proof, "finish", lambda each: {**each.about, **figures})
@@ -172,3 +171,20 @@ def test_other_steps_and_some_arms_stand_beside_what_the_proof_trains(tmp_path, 
     refused = CliRunner().invoke(proof.main, [*words, "--loop", "--arm", "random"])
     assert refused.exit_code == 2
     assert "leave out --steps and --arm" in refused.output
+
+
+def test_arms_are_compared_with_the_random_sample_of_their_own_seed(tmp_path):
+    def add(arm, seed, knn):
+        figures = dict.fromkeys(table.FIGURES, 0.5) | {"knn": knn}
+        about = {"length": "equal steps", "images": 10, "seen": 80}
+        table.add(tmp_path, {"arm": arm, "seed": seed, **about, **figures})
+
+    add("oracle", 0, 0.35)
+    assert "more than" not in (tmp_path / table.TEXT).read_text()
+    for seed, random, oracle in ((0, 0.30, 0.35), (1, 0.50, 0.57), (2, 0.10, 0.13)):
+        add("random", seed, random)
+        add("oracle", seed, oracle)
+    add("hash dedup", 5, 0.9)
+    by_seed = table.interval([0.05, 0.07, 0.03])
+    last = (tmp_path / table.TEXT).read_text().splitlines()[-1]
+    assert last == f"| oracle | equal steps | 3 | {by_seed} | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 |"

@@ -31,7 +31,7 @@ def proof(tmp_path):
         truth = csv.writer(file)
         truth.writerow(["key", "kind", "copy_of"])
         truth.writerows([[str(n), kind, ""] for n, kind in enumerate(KINDS)])
-    arms = {name: {"images": 4, "precision": 0.5} for name in (loop.RANDOM, loop.BUNDLED)}
+    arms = {name: {"images": 4, "precision": 0.5} for name in (table.RANDOM, loop.BUNDLED)}
     write_json(tmp_path / "arms.json", {"arms": arms})
     write_run(tmp_path / "runs" / "near-dedup-+-retrieve", list("0213"), [0.9, 0.8, 0.7, 0.6])
     return tmp_path
@@ -60,7 +60,7 @@ def calls(proof, monkeypatch):
 
 
 def random_training(proof: Path) -> Training:
-    about = {"arm": loop.RANDOM, "length": loop.LENGTH, "seed": 0, "images": 4, "seen": 8}
+    about = {"arm": table.RANDOM, "length": loop.LENGTH, "seed": 0, "images": 4, "seen": 8}
     return Training(about, proof / "arms" / "random", proof / "data", proof / "random-0", ())
 
 
