@@ -77,7 +77,7 @@ class Plan:
 
 
 def _lengths(steps: int, epochs: int) -> tuple[Length, Length]:
-    return Length(loop.LENGTH, steps), Length("equal epochs", epochs, passes=True)
+    return Length(table.STEPS, steps), Length(table.EPOCHS, epochs, passes=True)
 
 
 FULL = Plan(Composition(), batch=64, lengths=_lengths(600, 20), seeds=3)
@@ -286,7 +286,7 @@ def _take_over(out: Path, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None
 def _rounds(out: Path, plan: Plan, settings: Sequence[str]) -> Iterator[int]:
     """Do the rounds of the loop of each seed, one after another, and yield those that were not done."""
     for each in _trainings(out, plan, settings):
-        if each.about["arm"] == table.RANDOM and each.about["length"] == loop.LENGTH:
+        if each.about["arm"] == table.RANDOM and each.about["length"] == table.STEPS:
             yield from loop.add_rounds(out, each, plan.curation)
 
 

@@ -28,8 +28,6 @@ SELECTIONS = ("precision", "precision_half")
 """Shares of what is kept, and of the half of it that is most similar to the seed, that are wanted and
 no copy of another."""
 BUNDLED = "near dedup + retrieve"
-LENGTH = "equal steps"
-"""Of the trainings that stand in the loop's table."""
 
 Row = dict[str, Any]
 
@@ -119,7 +117,7 @@ def _bundled_rows(out: Path) -> list[Row]:
     """Return what is known of the selection by `bundled`: a row for each training of that arm."""
     selected = {"images": _arm(out, BUNDLED)["images"]}
     selected |= _selection(out / "runs" / BUNDLED.replace(" ", "-"), out)
-    name = {"arm": BUNDLED, "length": LENGTH}
+    name = {"arm": BUNDLED, "length": table.STEPS}
     trained = [row for row in table.read(out) if name.items() <= row.items()]
     return [{**row, **selected} for row in trained] or [selected]
 

@@ -17,6 +17,8 @@ FIGURES = ("knn", "knn_tail", "linear", "linear_tail")
 HEADS = ("k-NN", "k-NN, tail", "linear", "linear, tail")
 RANDOM = "random"
 """The arm that the others are compared with."""
+STEPS, EPOCHS = LENGTHS = "equal steps", "equal epochs"
+"""How long the proof trains each arm."""
 
 
 def add(out: Path, row: Mapping[str, Any]) -> None:
@@ -41,7 +43,8 @@ def has(out: Path, row: Mapping[str, Any]) -> bool:
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return Markdown: a line for each arm and length, means over seeds with 95 % intervals.
 
-    Below it, what each arm has more than the random sample of the same seed and length.
+    Below it, what each arm has more than the random sample of the same seed and length; by `LENGTHS`
+    together too, though trainings of one seed begin alike.
     """
     lines = [
         "| arm | images | length | images seen | seeds | " + " | ".join(HEADS) + " |",
@@ -61,17 +64,23 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def _gains(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a table of differences, in points; none where the random arm is not trained."""
     chance = {(row["length"], row["seed"]): row for row in rows if row["arm"] == RANDOM}
+    paired = [row for row in rows if (row["length"], row["seed"]) in chance]
+    arms = [arm for arm in dict.fromkeys(row["arm"] for row in paired) if arm != RANDOM]
+    told = {(row["arm"], row["length"]): [row["length"]] for row in paired}
+    told |= {
+        (arm, "both"): list(LENGTHS) for arm in arms if {(arm, n) for n in LENGTHS} <= told.keys()
+    }
     lines = []
-    for length, arm in dict.fromkeys((row["length"], row["arm"]) for row in rows):
+    for (arm, name), lengths in told.items():
         pairs = [
-            (row, chance[length, row["seed"]])
-            for row in rows
-            if (row["length"], row["arm"]) == (length, arm) and (length, row["seed"]) in chance
+            (row, chance[row["length"], row["seed"]])
+            for row in paired
+            if row["arm"] == arm and row["length"] in lengths
         ]
-        if arm != RANDOM and pairs:
-            gains = [interval([row[name] - one[name] for row, one in pairs]) for name in FIGURES]
-            lines.append(f"| {arm} | {length} | {len(pairs)} | " + " | ".join(gains) + " |")
-    head = f"| more than {RANDOM} | length | seeds | " + " | ".join(HEADS) + " |"
+        gains = [interval([row[key] - one[key] for row, one in pairs]) for key in FIGURES]
+        if arm != RANDOM:
+            lines.append(f"| {arm} | {name} | {len(pairs)} | " + " | ".join(gains) + " |")
+    head = f"| more than {RANDOM} | length | trainings | " + " | ".join(HEADS) + " |"
     return ["", head, "|---" * (3 + len(HEADS)) + "|", *lines] if lines else []
 
 

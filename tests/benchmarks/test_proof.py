@@ -174,17 +174,27 @@ def test_other_steps_and_some_arms_stand_beside_what_the_proof_trains(tmp_path, 
 
 
 def test_arms_are_compared_with_the_random_sample_of_their_own_seed(tmp_path):
-    def add(arm, seed, knn):
+    def add(arm, length, seed, knn):
         figures = dict.fromkeys(table.FIGURES, 0.5) | {"knn": knn}
-        about = {"length": "equal steps", "images": 10, "seen": 80}
-        table.add(tmp_path, {"arm": arm, "seed": seed, **about, **figures})
+        about = {"arm": arm, "length": length, "seed": seed}
+        table.add(tmp_path, {**about, "images": 10, "seen": 80, **figures})
 
-    add("oracle", 0, 0.35)
-    assert "more than" not in (tmp_path / table.TEXT).read_text()
+    def lines():
+        return (tmp_path / table.TEXT).read_text().splitlines()
+
+    def line(length, gains):
+        told = table.interval(gains)
+        return f"| oracle | {length} | {len(gains)} | {told}" + " | 0.0 ± 0.0" * 3 + " |"
+
+    add("oracle", table.STEPS, 0, 0.35)
+    assert not any("more than" in text for text in lines())
     for seed, random, oracle in ((0, 0.30, 0.35), (1, 0.50, 0.57), (2, 0.10, 0.13)):
-        add("random", seed, random)
-        add("oracle", seed, oracle)
-    add("hash dedup", 5, 0.9)
-    by_seed = table.interval([0.05, 0.07, 0.03])
-    last = (tmp_path / table.TEXT).read_text().splitlines()[-1]
-    assert last == f"| oracle | equal steps | 3 | {by_seed} | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 |"
+        add("random", table.STEPS, seed, random)
+        add("oracle", table.STEPS, seed, oracle)
+    add("hash dedup", table.STEPS, 5, 0.9)
+    assert lines()[-1] == line(table.STEPS, [0.05, 0.07, 0.03])
+    for seed, random, oracle in ((0, 0.30, 0.31), (1, 0.50, 0.52)):
+        add("random", table.EPOCHS, seed, random)
+        add("oracle", table.EPOCHS, seed, oracle)
+    assert lines()[-2] == line(table.EPOCHS, [0.01, 0.02])
+    assert lines()[-1] == line("both", [0.05, 0.07, 0.03, 0.01, 0.02])

@@ -60,7 +60,7 @@ def calls(proof, monkeypatch):
 
 
 def random_training(proof: Path) -> Training:
-    about = {"arm": table.RANDOM, "length": loop.LENGTH, "seed": 0, "images": 4, "seen": 8}
+    about = {"arm": table.RANDOM, "length": table.STEPS, "seed": 0, "images": 4, "seen": 8}
     return Training(about, proof / "arms" / "random", proof / "data", proof / "random-0", ())
 
 
