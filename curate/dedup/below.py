@@ -8,7 +8,7 @@ one pattern does not take all looks: 20 bytes for each of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -46,9 +46,17 @@ def budget(looks: float | Literal["auto"], images: int) -> tuple[int, int]:
     return (most := int(looks * images)), most
 
 
-def pays(confirmed: int, looked: int) -> bool:
-    """Tell whether a round of looks confirmed enough of its pairs for another one."""
-    return confirmed >= PAYS * looked
+def look_while_it_pays(pairs: int, in_round: int, look: Callable[[int, int], int]) -> int:
+    """Look at pairs, the likeliest first, round after round; return how many were looked at.
+
+    `look` is given the first pair of a round and the one behind its last, and returns how many of them
+    it confirmed: where these are less than `PAYS` of the round, no other follows.
+    """
+    for first in range(0, pairs, max(1, in_round)):
+        last = min(first + in_round, pairs)
+        if look(first, last) < PAYS * (last - first):
+            return last
+    return pairs
 
 
 def set_floor(

@@ -16,6 +16,7 @@ from made_collection import (
     ranked,
 )
 
+from curate.api import deduplication
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import Originals
 from curate.dedup import below, looks
@@ -168,6 +169,25 @@ def test_rounds_of_the_likeliest_pairs_go_on_while_these_pay(tmp_path, monkeypat
     assert files_of(same.groups) == files_of(found.groups)
     assert len(looked("none", "auto", lambda pair: False)[0]) == in_round
     assert len(looked("number", 0.05, lambda pair: False)[0]) == int(0.05 * images)
+
+
+def test_a_round_follows_one_that_confirmed_one_in_twenty_in_runs_and_in_python(monkeypatch):
+    def looked(confirmed, pairs=100, in_round=20):
+        rounds = []
+        count = lambda first, last: rounds.append((first, last)) or confirmed[len(rounds) - 1]  # noqa: E731
+        return below.look_while_it_pays(pairs, in_round, count), rounds
+
+    assert looked([1, 1, 0, 9]) == (60, [(0, 20), (20, 40), (40, 60)])
+    assert looked([20, 1, 1], 45) == (45, [(0, 20), (20, 40), (40, 45)])
+    assert looked([], 0) == (0, [])
+
+    monkeypatch.setattr(below, "PAYS", 1.0)
+    grey = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    vectors, asked = clumps(1, 50, 1, 12, 0.8), []
+    judged = lambda one, other: bool(asked.append(1))  # noqa: E731
+    monkeypatch.setattr(deduplication, "is_clear_copy", judged)
+    deduplication.dedup(vectors, 0.9, pictures=list(grey), look_floor=-1.0)
+    assert len(asked) == 1  # of the ten that are allowed
 
 
 def test_without_looks_nothing_is_read_and_with_none_confirmed_nothing_changes(
