@@ -55,6 +55,7 @@ NOT, DIRECTLY, THROUGH = 0, 1, 2
 """What `looked.npy` says: how an image came to the one that stands for it, as to looks."""
 LOOK_COUNTS = ("floor", "looked", "confirmed", "unreadable", "joined")
 """Of `Looked.counts`, what is told."""
+STEP = "a look below the threshold"
 _TOGETHER = 50
 
 
@@ -103,7 +104,7 @@ def look_below(
     asked = [settings.looks, settings.look_floor]
     made_by = [each.VERSION for each in (below, near, probes, visits, align, same)]
     stage = Stage("dedup", ["looks", VERSION, *made_by], address, asked)
-    home, stays, note = runner.folder(stage), len(collection.standing), "a look below the threshold"
+    home, stays, note = runner.folder(stage), len(collection.standing), STEP
     args: tuple[Any, ...] = (collection, found, bar.threshold, settings, threads)
     [told] = runner.run(stage, set_floor, [Unit("floor", args)], note=note)
     if told["floor"] >= bar.threshold:
