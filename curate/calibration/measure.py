@@ -37,7 +37,7 @@ from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
 from shared.storage.commits import committed
 
-VERSION = 10
+VERSION = 11
 EDITED_TOGETHER = 25
 OTHERS, DRAWN = "others.npz", "drawn.npz"
 
