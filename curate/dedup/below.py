@@ -25,11 +25,14 @@ from curate.dedup.visits import alive, questions
 from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import Searchable, cosines, neighbours, use_threads
 
-VERSION = 4
+VERSION = 5
 NEAREST = 2
 FURTHER, FURTHEST = 1.5, 2.5
 """The floor is so much further from 1 than the threshold, where no setting says it: of so many looks as a
 setting allows, and of as many as pay."""
+FEW, LOW = 4_096, 0.5
+"""Of so few images, which are compared with one another whatever the floor, it is not above this where looks
+go on while they pay: one pair that calibration mistakes moves the threshold of a small crawl far."""
 SAMPLED = 2_000
 CROWDED = 16
 """Images that reach the floor with one, on average, at most: beyond these the floor is raised."""
@@ -71,7 +74,7 @@ def set_floor(
     """Return the `floor`: the cosine from which pairs are looked for, inclusive.
 
     It is `look_floor`, or 1 - 1.5 (1 - threshold), or 1 - 2.5 (1 - threshold) where looks go on while they
-    pay, but not below `chain_floor`, nor so low that of a
+    pay, then of `FEW` images at most `LOW`, but not below `chain_floor`, nor so low that of a
     seeded sample of the representatives of `groups` more than `CROWDED` others reach it with one.
     """
     use_threads(threads)
@@ -92,7 +95,10 @@ def floor_of(
     sample: Searchable, representatives: int, threshold: float, settings: DedupSettings
 ) -> float:
     """Return the floor, as `set_floor` has it, by a sample of so many representatives."""
-    further = 1 - (FURTHEST if settings.looks == "auto" else FURTHER) * (1 - threshold)
+    goes_on = settings.looks == "auto"
+    further = 1 - (FURTHEST if goes_on else FURTHER) * (1 - threshold)
+    if goes_on and representatives <= FEW:
+        further = min(further, LOW)
     floor = max(-1.0, further if settings.look_floor is None else settings.look_floor)
     if settings.chain_floor is not None:
         floor = max(floor, settings.chain_floor)

@@ -97,8 +97,8 @@ class DedupSettings(BaseModel):
     of the last is one picture, up to 0.2."""
     look_floor: float | None = Field(None, ge=-1, le=1)
     """The least cosine of a pair that is looked at, inclusive. Default: 2.5 times as far from 1 as the
-    threshold (0.5 of 0.8), where `looks` is a number 1.5 times (0.7); where many images are that near to
-    one another, higher."""
+    threshold (0.5 of 0.8), and not above 0.5 where 4,096 images or fewer stand for themselves; where
+    `looks` is a number 1.5 times (0.7); where many images are that near to one another, higher."""
     recall_sample: int = Field(256, ge=0)
     """Images whose copies are looked for in all others too, to measure the completeness."""
     max_pair_share: float = Field(0.01, gt=0, le=1)

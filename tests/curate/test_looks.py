@@ -70,7 +70,7 @@ def test_the_pairs_are_the_most_similar_of_representatives(tmp_path, bucket, mos
     assert list(map(tuple, np.load(chosen / PAIRS).tolist())) == expected
 
 
-def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path):
+def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path, monkeypatch):
     vectors = clumps(5, 40, 3, 24, 0.3)
     collection = from_vectors(tmp_path, vectors)
     np.save(tmp_path / "status.npy", np.ones(len(vectors), np.int8))
@@ -80,7 +80,10 @@ def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path)
         return set_floor(collection, tmp_path, threshold, asked, 1, out=tmp_path)["floor"]
 
     assert floor(0.8, looks=0.02) == pytest.approx(0.7)
-    assert floor(0.92) == pytest.approx(0.8)
+    assert floor(0.92) == floor(0.97) == below.LOW == 0.5  # of few images
+    with monkeypatch.context() as patch:
+        patch.setattr(below, "FEW", len(vectors) - 1)
+        assert floor(0.92) == pytest.approx(0.8)
     assert floor(0.8, look_floor=0.75) == 0.75
     assert floor(0.8, chain_floor=0.78) == 0.78
     raised = floor(0.8, look_floor=-1.0)
