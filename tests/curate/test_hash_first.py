@@ -287,6 +287,14 @@ def test_a_run_says_what_it_has_not_embedded(tmp_path, crawl, monkeypatch):
     for row in pq.read_table(out / "reports" / "duplicates.parquet").to_pylist():
         copies[row["key"]] = row
     lent = {key for key, row in rows.items() if row["lent"]}
+    of_groups = pq.read_table(out / "reports" / "groups.parquet").to_pylist()
+    members = {
+        each["group"]: [key for key in rows if rows[key]["group"] == each["group"]]
+        for each in of_groups
+    }
+    told = {each["group"]: each["lent"] for each in of_groups}
+    assert told == {group: len(lent & set(keys)) for group, keys in members.items()}
+    assert sum(told.values()) == len(lent)
     assert {"d/2", "e/2"} <= lent
     for key in lent:
         row = rows[key]
