@@ -25,7 +25,7 @@ from curate.dedup.visits import alive, questions
 from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import Searchable, cosines, neighbours, use_threads
 
-VERSION = 5
+VERSION = 6
 NEAREST = 2
 FURTHER, FURTHEST = 1.5, 2.5
 """The floor is so much further from 1 than the threshold, where no setting says it: of so many looks as a
@@ -39,13 +39,17 @@ CROWDED = 16
 ROUND, MOST, PAYS = 0.02, 0.2, 0.05
 """Where nothing says how many pairs are looked at: for an image of the crawl in a round, and in all; and
 the share of a round that has to be confirmed for another one."""
+FEWEST = 20
+"""Pairs of a round at least, of ten: the few likeliest ones of a small crawl may be look-alikes, as frames of
+one scene are, and tell nothing of the next."""
 PAIRS, NEAR = "pairs.npy", "near.npz"
 
 
 def budget(looks: float | Literal["auto"], images: int) -> tuple[int, int]:
     """Return how many pairs of so many images are looked at in all at most, and how many in a round."""
     if looks == "auto":
-        return int(MOST * images), int(ROUND * images)
+        least = round(FEWEST / ROUND)
+        return int(MOST * max(images, least)), int(ROUND * max(images, least))
     return (most := int(looks * images)), most
 
 

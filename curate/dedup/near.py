@@ -94,7 +94,7 @@ class DedupSettings(BaseModel):
     """Pairs below the threshold whose pixels are looked at, for each image of the crawl at most: the
     most similar ones of images that stand for themselves. What is one picture for certain, and no drawing,
     is a copy. A look takes some 50 ms; 0: none. auto: 0.02, and 0.02 again as long as one in twenty
-    of the last is one picture, up to 0.2."""
+    of the last is one picture, up to 0.2; of fewer than 1,000 images as of these."""
     look_floor: float | None = Field(None, ge=-1, le=1)
     """The least cosine of a pair that is looked at, inclusive. Default: 2.5 times as far from 1 as the
     threshold (0.5 of 0.8), and not above 0.5 where 4,096 images or fewer stand for themselves; where

@@ -148,6 +148,10 @@ def test_what_a_look_confirms_joins_as_by_brute_force(tmp_path, monkeypatch, mod
 def test_rounds_of_the_likeliest_pairs_go_on_while_these_pay(tmp_path, monkeypatch):
     vectors = clumps(3, 15, 20, 12, 0.8)
     images, exact = len(vectors), exact_cosines(vectors, vectors)
+    assert below.budget("auto", 40) == below.budget("auto", images) == (200, 20)
+    assert below.budget("auto", 10_000) == (2_000, 200)
+    assert below.budget(0.02, 40) == (0, 0)
+    monkeypatch.setattr(below, "FEWEST", 1)
     most, in_round = below.budget("auto", images)
     assert most == int(0.2 * images) > 6 * in_round > 0
 
@@ -190,7 +194,7 @@ def test_a_round_follows_one_that_confirmed_one_in_twenty_in_runs_and_in_python(
     judged = lambda one, other: bool(asked.append(1))  # noqa: E731
     monkeypatch.setattr(deduplication, "is_clear_copy", judged)
     deduplication.dedup(vectors, 0.9, pictures=list(grey), look_floor=-1.0)
-    assert len(asked) == 1  # of the ten that are allowed
+    assert len(asked) == below.FEWEST  # of some 80 pairs, two of each image
 
 
 def test_without_looks_nothing_is_read_and_with_none_confirmed_nothing_changes(
