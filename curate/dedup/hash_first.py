@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.content import remember
+from curate.catalogue.write import Judged
 from curate.dedup import groups, hashes, keep
 from curate.dedup.groups import REPRESENTATIVES
 from curate.dedup.hash_pass import FIT, cover_by_hash, rank_images
@@ -70,16 +70,16 @@ def embed_by_hash(
     parts: Sequence[Part],
     request: EmbedRequest,
     settings: DedupSettings,
-    judged: Sequence[Any],
+    judged: Judged,
 ) -> EmbeddedParts:
     """Embed the best image of each hash of a crawl, and lend its vector to the others.
 
-    `judged` are the arguments of `catalogued` behind the embedder, without what scores vectors.
+    `judged` is without what scores vectors.
     """
     seen = embed(runner, "crawl", name, parts, request.without_vectors())
     barred: frozenset[str] = frozenset()
     while seen.images:
-        crawl = catalogued(runner, seen, None, *judged)
+        crawl = catalogued(runner, seen, None, judged)
         stage = hash_stage(crawl.address, settings, barred)
         counts = find_lenders(runner, stage, crawl.collection, settings, barred)
         lent = _lent(request, stage, name)
@@ -100,7 +100,7 @@ def known_lenders(
     parts: Sequence[Part],
     request: EmbedRequest,
     settings: DedupSettings,
-    judged: Sequence[Any],
+    judged: Judged,
 ) -> tuple[EmbedRequest, dict[str, int]] | None:
     """Return the request for vectors of which some are lent, and its counts; None before they are known."""
     first = request.without_vectors()
@@ -109,7 +109,7 @@ def known_lenders(
     if not contents or len(contents) < len(there):
         return None
     seen = EmbeddedParts("crawl", name, there, contents, [], first)
-    catalogue, _ = catalogue_stage(seen, None, *judged)
+    catalogue, _ = catalogue_stage(seen, None, judged)
     barred: frozenset[str] = frozenset()
     while True:
         stage = hash_stage(catalogue.address, settings, barred)

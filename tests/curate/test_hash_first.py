@@ -14,6 +14,7 @@ from PIL import Image
 from test_hashes import CONFIG, detailed, run
 
 from curate.catalogue.part_files import FACTS, LENT, VALID, VECTORS
+from curate.catalogue.write import Judged
 from curate.cli import main
 from curate.dedup.hash_first import embed_by_hash, known_lenders
 from curate.dedup.near import DedupSettings
@@ -33,7 +34,7 @@ DESCRIPTORS = (
     EmbedderSettings(kind="descriptor", decode="full", batch_size=2),
 )
 HASH = DedupSettings(hash="phash")
-NOTHING = (None, [], (), None, None)
+NOTHING = Judged()
 FLAT = encoded(Image.new("RGB", (64, 64), (9, 99, 99)), "PNG")
 
 
@@ -176,7 +177,7 @@ def test_settings_that_change_no_lender_change_no_unit_and_what_is_decided_lends
     tmp_path, crawl
 ):
     done, looser, stricter = (
-        made(crawl, tmp_path / "work", judged=(QualitySettings(min_side=side), *NOTHING[1:]))
+        made(crawl, tmp_path / "work", judged=Judged(QualitySettings(min_side=side)))
         for side in (16, 32, 100)
     )
     assert files(looser) == files(done)
