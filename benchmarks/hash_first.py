@@ -21,6 +21,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.labelled import write_table
+from curate.catalogue.write import Judged
 from curate.dedup.hash_first import embed_by_hash
 from curate.dedup.hashes import METHODS, HashName
 from curate.dedup.near import DedupSettings
@@ -89,7 +90,7 @@ def time_embedding(
         stack.enter_context(runner.at_work("embed"))
         before = _seconds()
         if once == "hash":
-            judged = (QualitySettings(), [], (), None, None)
+            judged = Judged(QualitySettings())
             how = DedupSettings(hash=name)
             done = embed_by_hash(runner, "crawl", parts, request, how, judged)
         else:

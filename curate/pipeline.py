@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from curate.calibration.stage import Thresholds, find_thresholds
 from curate.catalogue.collection import Catalogued
+from curate.catalogue.write import Judged
 from curate.dedup.bar import Bar
 from curate.dedup.chains import Dropped, follow_copies
 from curate.dedup.false_copies import estimate_false_copies
@@ -235,19 +236,17 @@ def catalogue_datasets(plan: Plan, runner: Runner, done: list[EmbeddedParts]) ->
     settings = plan.request.settings
     predictors = compile_predictors(runner, plan.predictors, settings.engine.threads)
     crawl = predict(runner, done[0], predictors)
-    judged = plan.judged
     datasets = Datasets(
         embedded=done,
-        crawl=catalogued(runner, crawl, plan.copies, *judged),
-        crawl_by_meaning=catalogued(runner, crawl, plan.meaning, *judged),
+        crawl=catalogued(runner, crawl, plan.copies, plan.judged),
+        crawl_by_meaning=catalogued(runner, crawl, plan.meaning, plan.judged),
         seeds=_catalogued_seeds(plan, runner, done),
         included=[
             catalogued(
                 runner,
                 x,
                 plan.copies,
-                lists=plan.removed_of_seeds,
-                exported=plan.stays.get(x.name),
+                Judged(lists=plan.removed_of_seeds, exported=plan.stays.get(x.name)),
             )
             for x in done
             if x.role == "seed" and x.name in plan.request.included

@@ -12,6 +12,7 @@ from typing import Any
 from curate.catalogue.content import place_of
 from curate.catalogue.exported import Exported
 from curate.catalogue.labels import CompiledLabels, compile_labels
+from curate.catalogue.write import Judged
 from curate.dedup.hashes import METHODS
 from curate.embedding.predict import Predictor
 from curate.embedding.request import EmbedRequest
@@ -21,7 +22,7 @@ from curate.filters import luminance
 from curate.filters.lists import CompiledList, compile_lists
 from curate.filters.pdq import require_pdqhash
 from curate.filters.phash import require_imagehash
-from curate.filters.quality import QualitySettings, needs_measures
+from curate.filters.quality import needs_measures
 from curate.filters.scores import FilterSettings, Source
 from curate.increment import Before
 from curate.request import Named, Request
@@ -39,16 +40,6 @@ from shared.storage.locks import scratch_folder
 BUILT_IN = "builtin:"
 PARTIAL = ".partial"
 """What a result is called, behind its name, while it is built."""
-
-
-Judged = tuple[
-    QualitySettings,
-    list[FilterSettings],
-    tuple[CompiledList, ...],
-    Exported | None,
-    CompiledLabels | None,
-]
-"""Arguments of `catalogued`, behind the embedder."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ class Plan:
     def _judged(self, filters: list[FilterSettings]) -> Judged:
         lists = (*self.lists, *self.removed)
         quality = self.request.settings.quality
-        return quality, filters, lists, self.stays.get(None), self.labels
+        return Judged(quality, filters, lists, self.stays.get(None), self.labels)
 
     @property
     def predictors(self) -> list[Predictor]:

@@ -23,8 +23,8 @@ from curate.dedup.below import (
     budget,
     draw_sample,
     floor_of,
+    look_while_it_pays,
     most_similar,
-    pays,
 )
 from curate.dedup.groups import (
     COVERED,
@@ -174,18 +174,16 @@ def _pairs_below(
 def _confirmed(
     pairs: Int64[np.ndarray, "p 2"], in_round: int, rank: Int64[np.ndarray, " n"], see: See
 ) -> Int64[np.ndarray, "c 2"]:
-    """Return the edges between ranks of the pairs of rows that are one picture for certain.
-
-    Further rounds are looked at while these pay.
-    """
+    """Return the edges between ranks of the pairs of rows that are one picture for certain."""
     verdicts = np.zeros(len(pairs), bool)
-    for first in range(0, len(pairs), max(1, in_round)):
-        some = pairs[first : first + in_round]
-        for place, pair in enumerate(some.tolist(), first):
+
+    def look_at(first: int, last: int) -> int:
+        for place, pair in enumerate(pairs[first:last].tolist(), first):
             one, other = map(see, pair)
             verdicts[place] = one is not None and other is not None and is_clear_copy(one, other)
-        if not pays(int(verdicts[first : first + in_round].sum()), len(some)):
-            break
+        return int(verdicts[first:last].sum())
+
+    look_while_it_pays(len(pairs), in_round, look_at)
     return sorted_edges([rank[pairs[verdicts]]])
 
 

@@ -32,6 +32,10 @@ Interval = tuple[float, float, float]
 """An estimate, and the ends of its 80 % interval."""
 
 
+class UnmeasurableError(LvdError):
+    """A crawl has too few pairs of different pictures to measure a threshold on."""
+
+
 @dataclass(frozen=True)
 class DedupCalibration:
     """A proposed threshold, and what is to be expected of it in a crawl of `size` images."""
@@ -118,14 +122,14 @@ def calibrate_dedup(
     A kind of which too few pairs are different has the other's, or the lowest cosine that was looked
     at of it where that is more, and what it holds there counts like the rest.
 
-    Raises LvdError where that is so of both.
+    Raises UnmeasurableError where that is so of both.
     """
     kinds = (looked.others, looked.drawn)
     if not any(pairs.different >= FEWEST_PAIRS for pairs in kinds):
-        raise LvdError(
+        raise UnmeasurableError(
             f"calibration found {looked.others.different + looked.drawn.different} pairs of different "
-            f"pictures and needs {FEWEST_PAIRS}: declare the embedder's thresholds.dedup, or use a "
-            "larger crawl"
+            f"pictures and needs {FEWEST_PAIRS}: say --set dedup.threshold=..., declare it with the "
+            "embedder, or use a larger crawl"
         )
     share = looked.drawn_images / looked.others.images
     of_others, of_drawn = (

@@ -13,7 +13,11 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
+from curate.calibration.dedup_threshold import (
+    DedupCalibration,
+    UnmeasurableError,
+    calibrate_dedup,
+)
 from curate.calibration.edits import edits_of
 from curate.calibration.near_pairs import Looked, LookedPairs, look_at_nearest, mark_apart
 from curate.calibration.retrieve_threshold import (
@@ -35,9 +39,10 @@ from shared.embedders.embedder import may_use_gpu
 from shared.embedders.settings import EmbedderSettings
 from shared.errors import LvdError
 from shared.pictures.images import ImageError, decode
+from shared.progress import count
 from shared.storage.commits import committed
 
-VERSION = 10
+VERSION = 11
 EDITED_TOGETHER = 25
 OTHERS, DRAWN = "others.npz", "drawn.npz"
 
@@ -68,7 +73,10 @@ def measure_dedup(
     precision: float,
     settings: CalibrateSettings,
 ) -> dict[str, Any]:
-    """Return the calibration of the dedup threshold; `embedder` is settings and threads."""
+    """Return the calibration of the dedup threshold; `embedder` is settings and threads.
+
+    Raises UnmeasurableError where the crawl has too few pairs of different pictures.
+    """
     shared = (parts, max_pixels, settings)
     runner.run(stage, look, [Unit("look", (crawl, *shared))], note="nearest pairs")
     configured, threads = embedder
@@ -84,6 +92,8 @@ def measure_dedup(
     made = (folder / "look", [folder / unit.name for unit in units])
     unit_of_precision = Unit(f"dedup-{precision}", (crawl, precision, settings.seed, *made))
     [measured] = runner.run(stage, dedup, [unit_of_precision])
+    if "problem" in measured:
+        raise UnmeasurableError(measured["problem"])
     return measured
 
 
@@ -113,7 +123,7 @@ def sample(
     """Return numbers of a sample of the crawl, and the rows in it of the originals to edit."""
     rng = np.random.default_rng(settings.seed)
     numbers = _sample(collection, settings.crawl_sample, settings.parts, rng)
-    _refuse_few(len(numbers), "images of the crawl that filters and lists leave", "dedup")
+    _refuse_few(len(numbers), "crawl that filters and lists leave", "dedup")
     rows = rng.choice(len(numbers), min(settings.originals, len(numbers)), replace=False)
     return numbers, np.sort(rows)
 
@@ -192,17 +202,20 @@ def dedup(
     *,
     out: Path,
 ) -> dict[str, Any]:
-    """Return the calibration of the dedup threshold, of what `look` and `edit` made."""
+    """Return the calibration of the dedup threshold, of what `look` and `edit` made, or the `problem`."""
     originals, names, cosines = load_edited(collection, edited)
-    return calibrate_dedup(
-        load_looked(looked),
-        len(collection.usable),
-        precision,
-        cosines,
-        names,
-        are_drawn(collection, originals),
-        seed,
-    ).to_dict()
+    try:
+        return calibrate_dedup(
+            load_looked(looked),
+            len(collection.usable),
+            precision,
+            cosines,
+            names,
+            are_drawn(collection, originals),
+            seed,
+        ).to_dict()
+    except UnmeasurableError as error:
+        return {"problem": str(error)}
 
 
 def load_looked(folder: Path) -> Looked:
@@ -263,7 +276,7 @@ def sample_both(
     """Return numbers of a sample of the seed, the rows in it to leave out, and of the crawl."""
     rng = np.random.default_rng(settings.seed)
     seeds = _sample(seed, settings.crawl_sample, settings.parts, rng)
-    _refuse_few(len(seeds), "images of the seed", "retrieve")
+    _refuse_few(len(seeds), "seed", "retrieve")
     rows = np.sort(rng.choice(len(seeds), min(settings.seeds, len(seeds)), replace=False))
     return seeds, rows, _sample(crawl, settings.crawl_sample, settings.parts, rng)
 
@@ -294,10 +307,11 @@ def _sample(
     return np.sort(rng.choice(usable, min(size, len(usable)), replace=False))
 
 
-def _refuse_few(count: int, what: str, stage: str) -> None:
-    if count < FEWEST:
+def _refuse_few(number: int, role: str, stage: str) -> None:
+    if number < FEWEST:
+        few = "is" if number == 1 else "are"
         raise LvdError(
-            f"{count} {what} are too few to calibrate on (it takes {FEWEST}): "
+            f"{count(number, 'image')} of the {role} {few} too few to calibrate on (it takes {FEWEST}): "
             f"say --set {stage}.threshold=..., or declare it with the embedder"
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curate.calibration.dedup_threshold import UnmeasurableError
 from curate.calibration.measure import VERSION, measure_dedup, measure_retrieve
 from curate.calibration.retrieve_threshold import FEWEST
 from curate.calibration.sides import Sides, find_dedup_sides, find_retrieve_sides
@@ -62,9 +63,9 @@ def find_thresholds(
 ) -> Thresholds:
     """Return the thresholds of a run; warns where one is not to be trusted.
 
-    The dedup threshold is measured whatever is known of it: what belongs to the embedder is used
-    only where this crawl does not contradict it. A run that goes on from a result measures nothing that
-    was measured for that.
+    The dedup threshold is measured whatever is known of it, where the crawl has pairs enough: what
+    belongs to the embedder is used only where this crawl does not contradict it. A run that goes on from
+    a result measures nothing that was measured for that.
     """
     known = known_thresholds(plan.request.settings, plan.embedders)
     calibrations: dict[str, dict[str, Any]] = {}
@@ -77,11 +78,21 @@ def find_thresholds(
             known["dedup"] = kept
             calibrations = {k: v for k, v in before.calibrations.items() if k == "dedup"}
         elif "dedup" not in known or few >= FEWEST:
-            found = calibrations["dedup"] = calibrate_dedup(runner, plan, crawl)
-            name = plan.request.embedders["dedup"].name
-            known["dedup"] = judged(known.get("dedup"), found, name)
-            if (of_drawn := plan.request.settings.dedup.drawn_threshold) is not None:
-                known["dedup"] = replace(known["dedup"], drawn=of_drawn)
+            try:
+                found = calibrate_dedup(runner, plan, crawl)
+            except UnmeasurableError:
+                if "dedup" not in known:
+                    raise
+                warn(
+                    f"dedup.threshold {known['dedup'].value} is used unmeasured: the crawl has too few "
+                    "pairs of different pictures"
+                )
+            else:
+                calibrations["dedup"] = found
+                name = plan.request.embedders["dedup"].name
+                known["dedup"] = judged(known.get("dedup"), found, name)
+                if (of_drawn := plan.request.settings.dedup.drawn_threshold) is not None:
+                    known["dedup"] = replace(known["dedup"], drawn=of_drawn)
         for asked, seed in zip(plan.request.seeds, seeds, strict=True):
             threshold = known_threshold_of_seed(asked.settings, plan.meaning)
             if threshold is None:

@@ -20,6 +20,10 @@ from curate.calibration.near_pairs import LookedPairs
 
 FEWEST_PAIRS = 5
 """Pairs of different pictures without which there is no tail."""
+NEAR = 10
+"""Pairs before an unsure one, and as many behind it, that say what it is likely to be. In three pools of
+some 2,000 training pictures of Tiny-ImageNet and CIFAR-10 with planted copies 19 pairs were unsure: both
+copies among them have odds of 0.02, one other too, and the other 16 of 0.74 and up."""
 REPLICATES = 300
 LOW, HIGH = 0.1, 0.9
 """Quantiles of the bootstrap between which an interval lies."""
@@ -47,7 +51,7 @@ class Bootstrap:
     """How often each image is drawn: Poisson distributed."""
     others: Float64[np.ndarray, "r o"]
     """How many pairs of different pictures each pair that is not `same` stands for: geometrically
-    distributed, and of an unsure pair, none every other time."""
+    distributed, and of an unsure pair, none as often as `odds_of_other` say."""
 
 
 def draw_bootstrap(looked: LookedPairs, seed: int) -> Bootstrap:
@@ -55,12 +59,28 @@ def draw_bootstrap(looked: LookedPairs, seed: int) -> Bootstrap:
     rng = np.random.default_rng(seed)
     drawn = rng.poisson(1.0, (REPLICATES, looked.images))
     weight = looked.weight[~looked.same]
-    different = np.where(looked.unsure[~looked.same], 0.5, 1)
+    different = odds_of_other(looked)[~looked.same]
     counts = rng.geometric(1 / weight, (REPLICATES, len(weight)))
     others = counts * (rng.random(counts.shape) < different)
     return Bootstrap(
         np.vstack([np.ones(looked.images), drawn]), np.vstack([weight * different, others])
     )
+
+
+def odds_of_other(looked: LookedPairs) -> Float64[np.ndarray, " p"]:
+    """Return of each pair the odds that it shows two pictures: 0 or 1, unless it is unsure.
+
+    Then they are the share of different ones among the `NEAR` pairs before and behind it, by cosine, of
+    which the look was sure; with half a pair of either kind beside these.
+    """
+    odds = np.where(looked.same, 0.0, 1.0)
+    sure = np.flatnonzero(~looked.unsure)
+    for place in np.flatnonzero(looked.unsure).tolist():
+        at = int(np.searchsorted(sure, place))
+        near = sure[max(0, at - NEAR) : at + NEAR]
+        weight = looked.weight[near]
+        odds[place] = (weight @ odds[near] + 0.5) / (weight.sum() + 1)
+    return odds
 
 
 def false_shares(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,22 @@ from shared.storage.files import write_json
 VERSION = 6
 
 
-def catalogue(
-    parts: Sequence[PartOutputs],
-    work: Path,
-    quality: QualitySettings | None,
-    filters: Sequence[FilterSettings],
-    lists: Sequence[CompiledList] = (),
-    exported: Exported | None = None,
-    labels: CompiledLabels | None = None,
-    *,
-    out: Path,
-) -> dict[str, int]:
+@dataclass(frozen=True)
+class Judged:
+    """What images are judged by: by default nothing, as seeds and holdouts are taken as they are."""
+
+    quality: QualitySettings | None = None
+    filters: Sequence[FilterSettings] = ()
+    lists: Sequence[CompiledList] = ()
+    exported: Exported | None = None
+    """Those that the result to add to holds, or that are labelled to be kept."""
+    labels: CompiledLabels | None = None
+
+
+def catalogue(parts: Sequence[PartOutputs], work: Path, by: Judged, *, out: Path) -> dict[str, int]:
     """Write what a `Collection` maps: parts are numbered in the order of `name + "/"`.
 
-    With `quality` None nothing but `corrupt` is decided: seeds and holdouts are taken as they are.
-    Two images of one key in different parts are an error that names both.
+    Without a quality nothing but `corrupt` is decided. Two images of one key in different parts are an error that names both.
     """
     parts = sorted(parts, key=lambda part: part.name + "/")
     counts = [pq.read_metadata(work / part.facts / FACTS).num_rows for part in parts]
@@ -64,9 +66,9 @@ def catalogue(
     write_json(out / PARTS, [vars(part) for part in parts])
     collection = Collection(out)
     object.__setattr__(collection, "_work", work)
-    _require_columns(collection, total, quality, lists)
-    write_json(out / RESOLVED, _resolve(collection, quality))
-    unscored = {entry.column for entry in filters if entry.column is not None}
+    _require_columns(collection, total, by.quality, by.lists)
+    write_json(out / RESOLVED, _resolve(collection, by.quality))
+    unscored = {entry.column for entry in by.filters if entry.column is not None}
     digest = np.zeros(total, "S32")
     with KeyWriter(out / KEYS) as keys:
         for index in range(len(parts)):
@@ -75,7 +77,8 @@ def catalogue(
             keys.write(facts["key"].cast(KEY))
             valid = facts["valid"].to_numpy()
             unscored -= {c for c in unscored if facts[score_column(c)].null_count < len(facts)}
-            judged = judge(facts, facts, valid, quality, filters, lists, collection.resolved)
+            how = by.quality, by.filters, by.lists, collection.resolved
+            judged = judge(facts, facts, valid, *how)
             decision[own] = judged[0]
             digest[own] = digests_of(facts)
     if total and unscored:
@@ -90,9 +93,9 @@ def catalogue(
         (int(starts[part]), collection.facts_of_part(part, ["key", "sha256"]))
         for part in range(len(parts))
     )
-    np.save(out / EXPORTED, find_exported(exported, said, decision))
+    np.save(out / EXPORTED, find_exported(by.exported, said, decision))
     canonical = first_copies(digest, decision == OPEN, place)
-    if labels is not None and labels.counts["apart"]:
+    if (labels := by.labels) is not None and labels.counts["apart"]:
         said = (
             (int(starts[part]), collection.facts_of_part(part, ["sha256"]))
             for part in range(len(parts))

@@ -8,7 +8,7 @@ one pattern does not take all looks: 20 bytes for each of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,30 +25,45 @@ from curate.dedup.visits import alive, questions
 from curate.neighbours.clusters import Clusters
 from curate.neighbours.search import Searchable, cosines, neighbours, use_threads
 
-VERSION = 4
+VERSION = 6
 NEAREST = 2
 FURTHER, FURTHEST = 1.5, 2.5
 """The floor is so much further from 1 than the threshold, where no setting says it: of so many looks as a
 setting allows, and of as many as pay."""
+FEW, LOW = 4_096, 0.5
+"""Of so few images, which are compared with one another whatever the floor, it is not above this where looks
+go on while they pay: one pair that calibration mistakes moves the threshold of a small crawl far."""
 SAMPLED = 2_000
 CROWDED = 16
 """Images that reach the floor with one, on average, at most: beyond these the floor is raised."""
 ROUND, MOST, PAYS = 0.02, 0.2, 0.05
 """Where nothing says how many pairs are looked at: for an image of the crawl in a round, and in all; and
 the share of a round that has to be confirmed for another one."""
+FEWEST = 20
+"""Pairs of a round at least, of ten: the few likeliest ones of a small crawl may be look-alikes, as frames of
+one scene are, and tell nothing of the next."""
 PAIRS, NEAR = "pairs.npy", "near.npz"
 
 
 def budget(looks: float | Literal["auto"], images: int) -> tuple[int, int]:
     """Return how many pairs of so many images are looked at in all at most, and how many in a round."""
     if looks == "auto":
-        return int(MOST * images), int(ROUND * images)
+        least = round(FEWEST / ROUND)
+        return int(MOST * max(images, least)), int(ROUND * max(images, least))
     return (most := int(looks * images)), most
 
 
-def pays(confirmed: int, looked: int) -> bool:
-    """Tell whether a round of looks confirmed enough of its pairs for another one."""
-    return confirmed >= PAYS * looked
+def look_while_it_pays(pairs: int, in_round: int, look: Callable[[int, int], int]) -> int:
+    """Look at pairs, the likeliest first, round after round; return how many were looked at.
+
+    `look` is given the first pair of a round and the one behind its last, and returns how many of them
+    it confirmed: where these are less than `PAYS` of the round, no other follows.
+    """
+    for first in range(0, pairs, max(1, in_round)):
+        last = min(first + in_round, pairs)
+        if look(first, last) < PAYS * (last - first):
+            return last
+    return pairs
 
 
 def set_floor(
@@ -63,7 +78,7 @@ def set_floor(
     """Return the `floor`: the cosine from which pairs are looked for, inclusive.
 
     It is `look_floor`, or 1 - 1.5 (1 - threshold), or 1 - 2.5 (1 - threshold) where looks go on while they
-    pay, but not below `chain_floor`, nor so low that of a
+    pay, then of `FEW` images at most `LOW`, but not below `chain_floor`, nor so low that of a
     seeded sample of the representatives of `groups` more than `CROWDED` others reach it with one.
     """
     use_threads(threads)
@@ -84,7 +99,10 @@ def floor_of(
     sample: Searchable, representatives: int, threshold: float, settings: DedupSettings
 ) -> float:
     """Return the floor, as `set_floor` has it, by a sample of so many representatives."""
-    further = 1 - (FURTHEST if settings.looks == "auto" else FURTHER) * (1 - threshold)
+    goes_on = settings.looks == "auto"
+    further = 1 - (FURTHEST if goes_on else FURTHER) * (1 - threshold)
+    if goes_on and representatives <= FEW:
+        further = min(further, LOW)
     floor = max(-1.0, further if settings.look_floor is None else settings.look_floor)
     if settings.chain_floor is not None:
         floor = max(floor, settings.chain_floor)

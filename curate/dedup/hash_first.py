@@ -9,6 +9,7 @@ Units: those of `catalogue` and `hash_pass.py`, and `write_lenders` (a reduce of
 
 What is lent depends on all parts, so that a grown crawl may have other lenders: what was embedded by
 earlier ones is taken from there. A part that fails to embed is set aside, and all begins anew without it.
+Where an image that lends gets no vector, the next best of its hash lends.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from curate.catalogue.collection import Collection
 from curate.catalogue.content import remember
+from curate.catalogue.write import Judged
 from curate.dedup import groups, hashes, keep
 from curate.dedup.groups import REPRESENTATIVES
 from curate.dedup.hash_pass import FIT, cover_by_hash, rank_images
@@ -29,7 +30,14 @@ from curate.dedup.keep import NUMBER, RANK
 from curate.dedup.near import DedupSettings
 from curate.embedding.embed import embed_part
 from curate.embedding.lend_repeats import discard_all
-from curate.embedding.lent_vectors import STAGE, UNIT, Lenders, lacking, lend_vectors
+from curate.embedding.lent_vectors import (
+    STAGE,
+    UNIT,
+    Lenders,
+    find_failing,
+    lacking,
+    lend_vectors,
+)
 from curate.embedding.request import EmbedRequest, unit_name
 from curate.embedding.stage import (
     EmbeddedParts,
@@ -50,7 +58,7 @@ from shared.storage.commits import committed, digest_of
 from shared.storage.files import fingerprint, read_json, write_json
 from shared.storage.stores import is_there, publish
 
-VERSION = 1
+VERSION = 2
 NOTES = "lenders"
 REMEMBERED = 4
 """Earlier lenders of a crawl whose vectors are looked for."""
@@ -62,26 +70,28 @@ def embed_by_hash(
     parts: Sequence[Part],
     request: EmbedRequest,
     settings: DedupSettings,
-    judged: Sequence[Any],
+    judged: Judged,
 ) -> EmbeddedParts:
     """Embed the best image of each hash of a crawl, and lend its vector to the others.
 
-    `judged` are the arguments of `catalogued` behind the embedder, without what scores vectors.
+    `judged` is without what scores vectors.
     """
     seen = embed(runner, "crawl", name, parts, request.without_vectors())
+    barred: frozenset[str] = frozenset()
     while seen.images:
-        crawl = catalogued(runner, seen, None, *judged)
-        stage = hash_stage(crawl.address, settings)
-        counts = find_lenders(runner, stage, crawl.collection, settings)
-        lent = _lent(request, stage)
-        lent = replace(lent, earlier=_earlier(lent, name))
+        crawl = catalogued(runner, seen, None, judged)
+        stage = hash_stage(crawl.address, settings, barred)
+        counts = find_lenders(runner, stage, crawl.collection, settings, barred)
+        lent = _lent(request, stage, name)
         _note(runner, lent, name)
-        failed = _embed_lenders(runner, seen, lent)
-        if not failed:
+        if failed := _embed_lenders(runner, seen, lent):
+            seen = _without(seen, failed)
+        elif failing := _failing(runner, seen, lent):
+            barred |= failing
+        else:
             _lend(runner, seen, lent)
             fitted = runner.folder(stage) / FIT
             return replace(seen, request=lent, lent=counts, fitted=fitted)
-        seen = _without(seen, failed)
     return replace(seen, request=request)
 
 
@@ -90,7 +100,7 @@ def known_lenders(
     parts: Sequence[Part],
     request: EmbedRequest,
     settings: DedupSettings,
-    judged: Sequence[Any],
+    judged: Judged,
 ) -> tuple[EmbedRequest, dict[str, int]] | None:
     """Return the request for vectors of which some are lent, and its counts; None before they are known."""
     first = request.without_vectors()
@@ -99,44 +109,70 @@ def known_lenders(
     if not contents or len(contents) < len(there):
         return None
     seen = EmbeddedParts("crawl", name, there, contents, [], first)
-    catalogue, _ = catalogue_stage(seen, None, *judged)
-    stage = hash_stage(catalogue.address, settings)
-    counts = committed(request.work / stage.name / stage.address / UNIT)
-    return None if counts is None else (_lent(request, stage), counts)
+    catalogue, _ = catalogue_stage(seen, None, judged)
+    barred: frozenset[str] = frozenset()
+    while True:
+        stage = hash_stage(catalogue.address, settings, barred)
+        counts = committed(request.work / stage.name / stage.address / UNIT)
+        if counts is None:
+            return None
+        lent = _lent(request, stage, name)
+        found = [find_failing(each, lent, scratch=request.work) for each in dict.fromkeys(contents)]
+        failing = frozenset(sha256 for each in found for sha256 in each["failing"])
+        if not failing:
+            return lent, counts
+        barred |= failing
 
 
-def hash_stage(crawl: str, settings: DedupSettings) -> Stage:
-    """Return the stage that says who lends to whom, in the crawl whose catalogue has that address."""
+def hash_stage(crawl: str, settings: DedupSettings, barred: frozenset[str] = frozenset()) -> Stage:
+    """Return the stage that says who lends to whom, in the crawl whose catalogue has that address.
+
+    Images with a sha256 that is `barred` lend nothing.
+    """
     versions = [VERSION, hashes.VERSION, keep.VERSION, groups.VERSION]
-    return Stage(STAGE, versions, crawl, [settings.hash, settings.keep, settings.seed])
+    asked = [settings.hash, settings.keep, settings.seed, sorted(barred)]
+    return Stage(STAGE, versions, crawl, asked)
 
 
 def find_lenders(
-    runner: Runner, stage: Stage, collection: Collection, settings: DedupSettings
+    runner: Runner,
+    stage: Stage,
+    collection: Collection,
+    settings: DedupSettings,
+    barred: frozenset[str] = frozenset(),
 ) -> dict[str, int]:
     """Find the best image of each hash; return how many images there are and how many are lent to."""
     ranks = rank_images(runner, stage, collection, settings)
     hashed = cover_by_hash(runner, stage, collection, settings, ranks)
     assert hashed is not None  # settings ask for one
-    args = (collection, ranks, hashed.stands.parent)
+    args = (collection, ranks, hashed.stands.parent, sorted(barred))
     [counts] = runner.run(stage, write_lenders, [Unit(UNIT, args)])
     return counts
 
 
 def write_lenders(
-    collection: Collection, ranks: Path, covered: Path, *, out: Path
+    collection: Collection, ranks: Path, covered: Path, barred: Sequence[str], *, out: Path
 ) -> dict[str, int]:
     """Write who lends to whom as `Lenders`, of what `cover_copies` wrote. A reduce.
 
     What no hash covers has the vector of the best image of its bytes; an image that takes no part, but
-    can be decoded, stands alone.
+    can be decoded, stands alone. Of a hash whose best has a sha256 that is `barred`, the best of the
+    others lends.
     """
     number, digests = np.arange(len(collection)), collection.digests()
     rank, stands = np.load(ranks / RANK), np.load(covered / REPRESENTATIVES)
     takes_part = rank >= 0
     lender = number.copy()
     lender[takes_part] = np.load(ranks / NUMBER)[rank[takes_part]]
+    of_bytes = lender.copy()
     lender = np.where(stands >= 0, stands, lender)
+    if barred:
+        is_barred = np.isin(digests, np.array([bytes.fromhex(each) for each in barred], "S32"))
+        takers = np.flatnonzero(takes_part & ~is_barred & is_barred[lender])
+        takers = takers[np.lexsort((rank[takers], lender[takers]))]
+        _, first, group = np.unique(lender[takers], return_index=True, return_inverse=True)
+        lender[is_barred] = of_bytes[is_barred]
+        lender[takers] = of_bytes[takers[first[group]]]
     lender[collection.decision[:] == CODE["corrupt"]] = -1
     lent = (lender >= 0) & (digests[lender] != digests)
     contents = np.array([Path(part.facts).name for part in collection.parts], "S")
@@ -149,14 +185,28 @@ def write_lenders(
     order = np.argsort(takes_part, kind="stable")
     of_content[moved[order]] = np.where(lender >= 0, moved[lender], -1)[order]
     is_lent[moved[order]] = lent[order]
-    Lenders(distinct, starts, of_content, is_lent).save(out)
+    lends = np.zeros(starts[-1], bool)
+    lends[of_content[is_lent]] = True
+    Lenders(distinct, starts, of_content, is_lent, lends).save(out)
     return {"images": len(lender), "lent": int(lent.sum())}
 
 
-def _lent(request: EmbedRequest, stage: Stage) -> EmbedRequest:
+def _lent(request: EmbedRequest, stage: Stage, name: str) -> EmbedRequest:
     """Return the request for lent vectors: settings that change no lender change no address of theirs."""
     unit = request.work / stage.name / stage.address / UNIT
-    return request.lent(digest_of(unit), stage.address)
+    lent = request.lent(digest_of(unit), stage.address)
+    return replace(lent, earlier=_earlier(lent, name))
+
+
+def _failing(runner: Runner, seen: EmbeddedParts, lent: EmbedRequest) -> frozenset[str]:
+    """Return the sha256 of the images that lend and got no vector."""
+    units = [Unit(content, (content, lent)) for content in dict.fromkeys(seen.contents)]
+    failing: set[str] = set()
+    for result in runner.map(find_failing, units):
+        if isinstance(result, Failure):
+            raise LvdError(result.line)
+        failing.update(result["failing"])
+    return frozenset(failing)
 
 
 def _embed_lenders(runner: Runner, seen: EmbeddedParts, lent: EmbedRequest) -> list[SetAside]:

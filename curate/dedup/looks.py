@@ -22,7 +22,14 @@ from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import Originals, load_parts, save_parts
 from curate.dedup import below, near, probes, visits
 from curate.dedup.bar import Bar
-from curate.dedup.below import PAIRS, budget, choose_pairs, find_pairs, pays, set_floor
+from curate.dedup.below import (
+    PAIRS,
+    budget,
+    choose_pairs,
+    find_pairs,
+    look_while_it_pays,
+    set_floor,
+)
 from curate.dedup.groups import (
     UNDECIDED,
     Edges,
@@ -48,6 +55,7 @@ NOT, DIRECTLY, THROUGH = 0, 1, 2
 """What `looked.npy` says: how an image came to the one that stands for it, as to looks."""
 LOOK_COUNTS = ("floor", "looked", "confirmed", "unreadable", "joined")
 """Of `Looked.counts`, what is told."""
+STEP = "a look below the threshold"
 _TOGETHER = 50
 
 
@@ -96,7 +104,7 @@ def look_below(
     asked = [settings.looks, settings.look_floor]
     made_by = [each.VERSION for each in (below, near, probes, visits, align, same)]
     stage = Stage("dedup", ["looks", VERSION, *made_by], address, asked)
-    home, stays, note = runner.folder(stage), len(collection.standing), "a look below the threshold"
+    home, stays, note = runner.folder(stage), len(collection.standing), STEP
     args: tuple[Any, ...] = (collection, found, bar.threshold, settings, threads)
     [told] = runner.run(stage, set_floor, [Unit("floor", args)], note=note)
     if told["floor"] >= bar.threshold:
@@ -124,17 +132,19 @@ def look_below(
     parts = save_parts(crawl.parts, runner.scratch / f"parts-{crawl.address}.json")
     looks: list[Unit] = []
     seen: list[dict[str, Any]] = []
-    for first in range(0, chosen["pairs"], in_round):
-        last = min(first + in_round, chosen["pairs"])
+
+    def look_at(first: int, last: int) -> int:
         units = []
         for start in range(first, last, _TOGETHER):
             stop = min(start + _TOGETHER, last)
             args = (collection, parts, max_pixels, home / "chosen", start, stop)
             units.append(Unit(f"look-{start:09d}", args))
-        in_units = runner.run(stage, look, units, note=note)
-        looks, seen = looks + units, seen + in_units
-        if not pays(sum(each["confirmed"] for each in in_units), last - first):
-            break
+        judged = runner.run(stage, look, units, note=note)
+        looks.extend(units)
+        seen.extend(judged)
+        return sum(each["confirmed"] for each in judged)
+
+    look_while_it_pays(chosen["pairs"], in_round, look_at)
     args = (ranks, found, home / "chosen", [home / unit.name for unit in looks], settings.groups)
     [counts] = runner.run(stage, join, [Unit("joined", (*args, stays))])
     unreadable = sum(each["unreadable"] for each in seen)

@@ -30,7 +30,6 @@ from curate.neighbours.search import (
     Searchable,
     cosines,
     joined,
-    neighbours,
     use_threads,
 )
 from shared.embedders.settings import Threshold
@@ -94,11 +93,11 @@ class DedupSettings(BaseModel):
     """Pairs below the threshold whose pixels are looked at, for each image of the crawl at most: the
     most similar ones of images that stand for themselves. What is one picture for certain, and no drawing,
     is a copy. A look takes some 50 ms; 0: none. auto: 0.02, and 0.02 again as long as one in twenty
-    of the last is one picture, up to 0.2."""
+    of the last is one picture, up to 0.2; of fewer than 1,000 images as of these."""
     look_floor: float | None = Field(None, ge=-1, le=1)
     """The least cosine of a pair that is looked at, inclusive. Default: 2.5 times as far from 1 as the
-    threshold (0.5 of 0.8), where `looks` is a number 1.5 times (0.7); where many images are that near to
-    one another, higher."""
+    threshold (0.5 of 0.8), and not above 0.5 where 4,096 images or fewer stand for themselves; where
+    `looks` is a number 1.5 times (0.7); where many images are that near to one another, higher."""
     recall_sample: int = Field(256, ge=0)
     """Images whose copies are looked for in all others too, to measure the completeness."""
     max_pair_share: float = Field(0.01, gt=0, le=1)
@@ -292,22 +291,23 @@ def expect_search(images: int) -> None:
 
 
 def sanity(
-    collection: Collection, threshold: float, settings: DedupSettings, *, out: Path
+    collection: Collection, bar: Bar, settings: DedupSettings, *, out: Path
 ) -> dict[str, Any]:
-    """Stop with an explanation when an absurd share of sampled pairs reaches the threshold."""
+    """Stop with an explanation when an absurd share of sampled pairs would be copies."""
     rng = np.random.default_rng(settings.seed)
     usable = collection.usable
     sample = np.sort(rng.choice(usable, min(len(usable), 2_000), replace=False))
     vectors = Searchable(collection.vectors(sample), sample)
-    found = neighbours(vectors, np.arange(len(vectors)), vectors, threshold)
+    found = copies(vectors, np.arange(len(vectors)), vectors, bar)
     pairs = sum(len(row) for row, _ in found)
     share = pairs / max(1, len(vectors) * (len(vectors) - 1))
     each = share * (len(usable) - 1)
     if share > settings.max_pair_share and each >= ABSURD_NEIGHBOURS:
         raise LvdError(
-            f"dedup.threshold {threshold:.4f} would call {share:.1%} of all pairs of images copies "
+            f"dedup.threshold {bar.threshold:.4f} would call {share:.1%} of all pairs of images copies "
             f"(about {each:.0f} copies of every image; more than {settings.max_pair_share:.0%} is "
             "absurd): it does not fit this embedder. Run `lvd-curate calibrate`, set a higher "
-            "dedup.threshold, name a trained embedder, or raise dedup.max_pair_share"
+            "dedup.threshold, or name a trained embedder; where the crawl is that full of copies, raise "
+            "dedup.max_pair_share"
         )
     return {"pairs": int(pairs // 2), "share": share}

@@ -16,7 +16,7 @@ from curate.catalogue.keyed_order import hash_keys
 from curate.dedup.members import load_members
 from curate.neighbours.search import cosine, unit
 
-VERSION = 1
+VERSION = 2
 SAMPLED = 512
 SHAPE = "shape.npz"
 _TOGETHER = 8_192
@@ -35,10 +35,10 @@ def measure_groups(
 ) -> dict[str, int]:
     """Write `shape.npz` of the groups `first` to `last`, an entry of each array for each group.
 
-    `representative` int64, `size` and `contents` int64 (images, and distinct ones), `lowest`
-    float32 (the lowest cosine of any two members), `to_representative` float32 (the lowest with
-    it), `sampled` bool (whether not all were compared for `lowest`). Returns how many are `chains`: two of their
-    members do not reach the threshold.
+    `representative` int64, `size`, `contents` and `lent` int64 (images, distinct ones, and those whose
+    vector is another's, by which they are compared), `lowest` float32 (the lowest cosine of any two
+    members), `to_representative` float32 (the lowest with it), `sampled` bool (whether not all were
+    compared for `lowest`). Returns how many are `chains`: two of their members do not reach the threshold.
     """
     members, group = load_members(listed, first, last)
     stands = np.load(groups / "representative.npy", mmap_mode="r")[members]
@@ -52,6 +52,7 @@ def measure_groups(
         representative=stands[starts],
         size=np.bincount(group, minlength=last - first),
         contents=counts,
+        lent=np.add.reduceat(collection.lent(members).astype(np.int64), starts),
         lowest=np.minimum(lowest, to_one),
         to_representative=to_one,
         sampled=sampled,

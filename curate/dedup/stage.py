@@ -86,7 +86,7 @@ def dedup(
             runner.run(stage, mark_drawn, [Unit("drawn", (crawl.collection,))])
             bar = replace(bar, marked=runner.folder(stage) / "drawn")
         work = _Dedup(runner, stage, crawl.collection, clustered, bar, settings, threads)
-        args: tuple[Any, ...] = (crawl.collection, bar.threshold, settings)
+        args: tuple[Any, ...] = (crawl.collection, bar, settings)
         runner.run(stage, near.sanity, [Unit("sanity", args)], note="sanity check")
         ranks = rank_images(runner, stage, crawl.collection, settings)
         hashed = cover_by_hash(runner, stage, crawl.collection, settings, ranks, fitted)

@@ -41,6 +41,8 @@ class Lenders:
     -1 without any."""
     lent: Bool[np.ndarray, " n"]
     """By number, whether that is an image of other bytes."""
+    lends: Bool[np.ndarray, " n"]
+    """By number, whether an image of other bytes has its vector."""
 
     def save(self, folder: Path) -> None:
         """Write an array for each field."""
@@ -113,6 +115,20 @@ def own_sha256(
     if any(committed(unit) is None for unit in units):
         return None
     return set(_sha256(request.facts / content, ~np.load(units[0] / LENT)))
+
+
+def find_failing(content: str, request: EmbedRequest, *, scratch: Path) -> dict[str, list[str]]:
+    """Return the sha256 of the images of a content that lend and got no vector: `failing`."""
+    lenders = load_lenders(request)
+    lends = np.asarray(lenders.lends[lenders.numbers(content)])
+    failing = np.zeros_like(lends)
+    for embedder in request.embedders if lends.any() else ():
+        left = lends.copy()
+        for unit, lack in held(request, embedder, content):
+            here = left if lack is None else left & ~lack
+            failing |= here & ~np.load(unit / VALID)
+            left = left & ~here
+    return {"failing": _sha256(request.facts / content, failing) if failing.any() else []}
 
 
 def lend_vectors(content: str, request: EmbedRequest, *, scratch: Path) -> dict[str, Any]:

@@ -12,18 +12,14 @@ from pyarrow.parquet import read_table
 
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs
 from curate.catalogue.content import key_prefix, place_of, recall
-from curate.catalogue.exported import Exported
-from curate.catalogue.labels import CompiledLabels
 from curate.catalogue.part_files import SCORES
 from curate.catalogue.write import VERSION as CATALOGUE_VERSION
-from curate.catalogue.write import catalogue
+from curate.catalogue.write import Judged, catalogue
 from curate.embedding.embed import Forwards, embed_part, weight_of
 from curate.embedding.lend_repeats import lend_repeats
 from curate.embedding.request import EmbedRequest, unit_name
-from curate.filters.lists import CompiledList
 from curate.filters.looks import LOOKS
-from curate.filters.quality import QualitySettings
-from curate.filters.scores import FilterSettings, score_column
+from curate.filters.scores import score_column
 from curate.stage import Failure, Runner, Stage, Unit, Workers
 from shared.datasets.dataset import Part
 from shared.datasets.parts import PartReader
@@ -38,6 +34,7 @@ from shared.storage.stores import is_there, publish, side_by_side
 PARTS_LOOKED_AT = 16
 """Parts, evenly spread, in which a filter's column is looked for before anything is embedded."""
 ASIDE = "aside"
+NOT_JUDGED = Judged()
 
 
 @dataclass(frozen=True)
@@ -176,36 +173,23 @@ def catalogued(
     runner: Runner,
     embedded: EmbeddedParts,
     embedder: EmbedderSettings | None,
-    quality: QualitySettings | None = None,
-    filters: Sequence[FilterSettings] = (),
-    lists: Sequence[CompiledList] = (),
-    exported: Exported | None = None,
-    labels: CompiledLabels | None = None,
+    judged: Judged = NOT_JUDGED,
 ) -> Catalogued:
     """Return a dataset as an embedder sees it, with what facts, scores and lists decide of its images.
 
     Without an embedder it has no vectors yet.
-
-    `exported` are those of its images that the result to add to holds, or that are labelled to be kept.
     """
-    judged = quality, filters, lists, exported, labels
-    stage, outputs = catalogue_stage(embedded, embedder, *judged)
-    for folder in (*(each.folder for each in lists), *([labels.folder] if labels else [])):
+    stage, outputs = catalogue_stage(embedded, embedder, judged)
+    labels = [judged.labels.folder] if judged.labels else []
+    for folder in (*(each.folder for each in judged.lists), *labels):
         runner.use(folder)
-    args = (outputs, embedded.request.work, quality, list(filters), tuple(lists), exported, labels)
-    runner.run(stage, catalogue, [Unit("all", args)])
+    runner.run(stage, catalogue, [Unit("all", (outputs, embedded.request.work, judged))])
     collection = Collection(runner.folder(stage) / "all")
     return Catalogued(embedded.name, embedded.parts, collection, stage.address)
 
 
 def catalogue_stage(
-    embedded: EmbeddedParts,
-    embedder: EmbedderSettings | None,
-    quality: QualitySettings | None = None,
-    filters: Sequence[FilterSettings] = (),
-    lists: Sequence[CompiledList] = (),
-    exported: Exported | None = None,
-    labels: CompiledLabels | None = None,
+    embedded: EmbeddedParts, embedder: EmbedderSettings | None, judged: Judged
 ) -> tuple[Stage, list[PartOutputs]]:
     """Return the stage that catalogues a dataset, and where the units of its parts lie."""
     request, work = embedded.request, embedded.request.work
@@ -239,11 +223,11 @@ def catalogue_stage(
         CATALOGUE_VERSION,
         digests,
         [
-            quality and quality.model_dump(exclude_none=True),
-            [entry.rule for entry in filters],
-            *([each.name, each.content] for each in lists),
-            *([exported.digest] if exported else []),
-            *([[labels.content]] if labels else []),
+            judged.quality and judged.quality.model_dump(exclude_none=True),
+            [entry.rule for entry in judged.filters],
+            *([each.name, each.content] for each in judged.lists),
+            *([judged.exported.digest] if judged.exported else []),
+            *([[judged.labels.content]] if judged.labels else []),
         ],
     )
     return stage, outputs

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
 from curate.catalogue.write import VERSION as CATALOGUE_VERSION
-from curate.catalogue.write import catalogue
+from curate.catalogue.write import Judged, catalogue
 from curate.stage import Runner, Stage, Unit
 from shared.embedders.embedder import identity
 from shared.embedders.settings import EmbedderSettings
@@ -36,7 +36,7 @@ def embed_text(
     place = str(unit.relative_to(runner.work))
     output = PartOutputs("text", "", place, None, place, interleaves=True)
     made = Stage("catalogue", CATALOGUE_VERSION, [vars(output), digest_of(unit)])
-    runner.run(made, catalogue, [Unit("all", ([output], runner.work, None, []))])
+    runner.run(made, catalogue, [Unit("all", ([output], runner.work, Judged()))])
     return Catalogued(name, [], Collection(runner.folder(made) / "all"), made.address)
 
 

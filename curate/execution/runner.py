@@ -31,6 +31,8 @@ class StageTime:
     worked: int = 0
     """Of the images, how many were not done before."""
     cached: bool = True
+    steps: dict[str, float] = field(default_factory=dict)
+    """Seconds of it by what was being done, where units say so."""
 
 
 @dataclass
@@ -84,6 +86,7 @@ class StageRunner:
     """The folders of stages and units that this run's result is made of, below `work`."""
     _bar: StageBar | None = None
     _began: float = 0.0
+    _step_began: float = 0.0
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @contextlib.contextmanager
@@ -107,6 +110,7 @@ class StageRunner:
     def note_start(self, seconds: float) -> None:
         """Count what the executor's start took as a stage of its own."""
         self._began += seconds
+        self._step_began += seconds
         self.times.insert(-1, StageTime("start Ray", seconds, cached=False))
 
     def folder(self, stage: Stage) -> Path:
@@ -195,6 +199,7 @@ class StageRunner:
         if not calls:
             return
         entry.cached = False
+        self._step_began = time.monotonic()
         bar = self._show(total, done, note)
         tally = _Tally(bar, calls[0].scratch, bar.done, sum(call.unit.weight for call in calls))
 
@@ -216,6 +221,9 @@ class StageRunner:
                 yield unit, outcome
         finally:
             self.monitor.look = None
+            if note:
+                took = time.monotonic() - self._step_began
+                entry.steps[note] = entry.steps.get(note, 0.0) + took
 
     def _outcomes(
         self,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from curate.catalogue.collection import Catalogued, Collection, PartOutputs
 from curate.catalogue.part_files import COLUMNS, FACTS, ROW_GROUP, VALID, VECTORS
-from curate.catalogue.write import catalogue
+from curate.catalogue.write import Judged, catalogue
 from curate.filters.quality import QualitySettings
 from curate.forecast.clumps import clumps
 from curate.stage import Runner, Unit
@@ -73,7 +73,7 @@ def catalogued(
         outputs.append(PartOutputs(part, "", place, None, place, False))
         parts.append(Part(part, "tar", "/nowhere", (f"{part}.tar",), (0,), None, "0" * 32, 0))
     with runner.at_work("catalogue"):
-        args: tuple[Any, ...] = (outputs, work, QualitySettings(), [])
+        args: tuple[Any, ...] = (outputs, work, Judged(QualitySettings()))
         runner.run(work / "catalogue" / name, catalogue, [Unit("all", args)])
     home = work / "catalogue" / name / "all"
     address = hashlib.sha256(f"{name}{len(rows)}".encode()).hexdigest()[:16]

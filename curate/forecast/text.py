@@ -101,7 +101,8 @@ def describe(constants: Constants, asked: Asked) -> str:
     largest = max(constants.sizes)
     said = (
         f"measured on {constants.machine} at {', '.join(f'{size:,}' for size in constants.sizes)} "
-        "images; calibration, false copies, holdouts, balance and top-up are not counted"
+        "images; calibration, false copies, holdouts, balance and top-up are not counted, every image "
+        "counts as embedded (embed.once=hash embeds fewer), and looks at pixels as one round"
     )
     if asked.images > FAR * largest:
         said += (

@@ -12,7 +12,7 @@ from curate.catalogue.collection import Collection
 from curate.dedup.shape import SHAPE
 
 NAME = "groups"
-VERSION = 2
+VERSION = 3
 GROUPS = pa.schema(
     [
         ("group", pa.int64()),
@@ -24,11 +24,13 @@ GROUPS = pa.schema(
         ("chain", pa.bool_()),
         ("sampled", pa.bool_()),
         ("method", pa.string()),
+        ("lent", pa.int64()),
     ]
 )
 """`contents` counts distinct ones; `diameter` is 1 minus the lowest cosine of any two members, and
 `lowest_similarity` the lowest with the representative; of a `chain`, two members do not reach the
-threshold; where `sampled`, some of the members were not compared with one another."""
+threshold; where `sampled`, some of the members were not compared with one another.
+`lent` counts images whose vector is another's: they are as near to all as that one."""
 
 
 def table(
@@ -45,7 +47,7 @@ def table(
         "lowest_similarity": arrays["to_representative"],
         "chain": arrays["lowest"] < np.float32(threshold),
         "method": methods.tolist(),
-        **{name: arrays[name] for name in ("size", "contents", "sampled")},
+        **{name: arrays[name] for name in ("size", "contents", "sampled", "lent")},
     }
     made = pa.table([pa.array(values[field.name], field.type) for field in GROUPS], schema=GROUPS)
     pq.write_table(made, out / f"{NAME}.parquet", compression="zstd")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curate.dedup.hashes import METHODS
+from curate.dedup.looks import STEP
 from curate.export.selection_list import list_files
 from curate.filters.decisions import DECISIONS
 from curate.report.balance import balance_table, describe_balance
@@ -81,7 +82,7 @@ def _blocks(
         yield Text("\nTime", style="bold")
         yield _indented(_time_table(timings))
     yield Text("\nThresholds and groups", style="bold")
-    yield _indented(_threshold_table(funnel))
+    yield _indented(_threshold_table(funnel, timings))
     if said := false_copies(funnel):
         yield _indented(Text(said))
     if problems := funnel.get("problems", []):
@@ -175,7 +176,7 @@ def cosine_from(setting: dict[str, Any], reaches: str) -> str:
     return f"cosine {reaches} {setting['value']:.6g}{drawn}"
 
 
-def _threshold_table(funnel: dict[str, Any]) -> Table:
+def _threshold_table(funnel: dict[str, Any], timings: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, setting in funnel.get("thresholds", {}).items():
         if setting and setting.get("value") is not None:
@@ -192,9 +193,11 @@ def _threshold_table(funnel: dict[str, Any]) -> Table:
             lent = f"{hashed['lent']:,} images not embedded"
             table.add_row("embed once", lent, "but lent the vector of the best of their hash")
     if looks := funnel.get("dedup_looks"):
-        table.add_row(
-            "dedup looks", by_look(looks), f"below the threshold, from {looks['floor']:.4f}"
-        )
+        steps = [stage.get("steps", {}) for stage in timings.get("stages", [])]
+        seconds = sum(each.get(STEP, 0.0) for each in steps)
+        took = f", in {duration(seconds)}" if seconds else ""
+        below = f"below the threshold, from {looks['floor']:.4f}{took}"
+        table.add_row("dedup looks", by_look(looks), below)
     ignored = funnel.get("ignored") or {}
     if ignored.get("files"):
         count = f"{ignored['files']:,} files that are no images"

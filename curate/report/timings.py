@@ -16,7 +16,7 @@ TIMINGS = "timings.json"
 TIMINGS_PAGE = "reports/timings.html"
 TIMED = (TIMINGS, TIMINGS_PAGE)
 """The files of a result in which runs differ that are equal otherwise."""
-QUERY = f"SELECT unnest(stages, recursive := true) FROM '{TIMINGS}'"
+QUERY = f"SELECT unnest(stages, max_depth := 2) FROM '{TIMINGS}'"
 DOES = {
     "start Ray": "starts the workers",
     "embed": "reads, decodes and checks images, and computes their vectors; seeds and holdouts too",
@@ -58,7 +58,7 @@ def _stages(timings: dict[str, Any]) -> Iterator[dict[str, str]]:
             counted = f"{counted}, reused".removeprefix(", ")
         elif worked < images:
             counted = f"{worked:,} of {images:,} images, the others reused"
-        does = DOES.get(stage["name"], "")
+        does = "; ".join(filter(None, (DOES.get(stage["name"], ""), *_longest(stage))))
         yield {
             "name": stage["name"],
             "took": duration(stage["seconds"]),
@@ -68,3 +68,10 @@ def _stages(timings: dict[str, Any]) -> Iterator[dict[str, str]]:
             "percent": f"{100 * stage['seconds'] / max(timings['seconds'], 1e-9):.2f}",
             "told": ": ".join(filter(None, (counted, does))),
         }
+
+
+def _longest(stage: dict[str, Any]) -> Iterator[str]:
+    """Yield what of a stage took at least a tenth of it, and how long, the longest first."""
+    for step, seconds in sorted(stage.get("steps", {}).items(), key=lambda each: -each[1]):
+        if seconds >= stage["seconds"] / 10:
+            yield f"{step} {duration(seconds)}"

@@ -250,9 +250,10 @@ def _write_json(out: Path, rows: list[dict], duplicates: list[dict]) -> None:
         "settings": {"seed": 1, "dedup": {"precision": 0.99}, "path": "</pre><script>"},
         "versions": {"timm": "1.0"},
     }
+    embed = {"name": "embed", "seconds": 12.3, "images": len(rows), "cached": False}
     timings = {
         "stages": [
-            {"name": "embed", "seconds": 12.3, "images": len(rows), "cached": False},
+            {**embed, "steps": {"resting": 1.0, "hashing": 4.0}},
             {"name": "cluster", "seconds": 0.0, "images": len(rows), "cached": True},
         ],
         "seconds": 12.4,

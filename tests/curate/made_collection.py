@@ -17,7 +17,7 @@ from curate.catalogue.collection import Collection, PartOutputs
 from curate.catalogue.content import key_prefix
 from curate.catalogue.exported import Exported
 from curate.catalogue.part_files import COLUMNS, FACTS, SCORES, VALID, VECTORS
-from curate.catalogue.write import catalogue
+from curate.catalogue.write import Judged, catalogue
 from curate.dedup import hashes, holdout
 from curate.dedup.bar import Bar
 from curate.dedup.chains import begin, follow, look, look_in_seed, write_chains
@@ -147,7 +147,7 @@ def made_collection(
     ]
     home = _fresh(work / "catalogue" / name)
     home.mkdir(parents=True)
-    catalogue(outputs, work, quality, list(filters), tuple(lists), exported, out=home)
+    catalogue(outputs, work, Judged(quality, list(filters), tuple(lists), exported), out=home)
     return Collection(home)
 
 

@@ -8,7 +8,7 @@ from curate.catalogue import drawn
 from curate.catalogue.drawn import are_drawn
 from curate.dedup.bar import DRAWN, Bar, mark_drawn
 from curate.dedup.keep import RANK
-from curate.dedup.near import DedupSettings
+from curate.dedup.near import DedupSettings, sanity
 from curate.filters.luminance import BITS
 from curate.neighbours.cluster import ClusterSettings
 
@@ -63,6 +63,18 @@ def test_groups_are_those_of_brute_force(pool, asked):
         else:
             expected[number] = min(own, key=lambda n: rank[n]) if own else number
     np.testing.assert_array_equal(stands, expected)
+
+
+def test_what_is_absurd_is_told_by_what_would_be_copies(pool, tmp_path):
+    _, collection, _, bar, copies, _, _ = pool
+    told = sanity(collection, bar, DedupSettings(max_pair_share=1), out=tmp_path)
+    assert told["pairs"] == np.triu(copies, 1).sum()
+    assert (
+        told["pairs"]
+        < sanity(
+            collection, Bar(THRESHOLD, THRESHOLD), DedupSettings(max_pair_share=1), out=tmp_path
+        )["pairs"]
+    )
 
 
 def test_what_nothing_is_known_of_is_not_drawn(pool, tmp_path, monkeypatch):

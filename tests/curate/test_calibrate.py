@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from curate.calibration import dedup_threshold
 from curate.calibration.dedup_threshold import calibrate_dedup
 from curate.calibration.edits import edits
 from curate.calibration.near_pairs import look_at_nearest
@@ -173,3 +174,19 @@ def test_a_crawl_of_which_filters_leave_nothing_is_said_to_be_that(small_run):
     status, said = small_run("run", f"--out={small_run.root / 'none'}", *words)
     assert status == 2
     assert "0 images of the crawl that filters and lists leave are too few" in " ".join(said)
+
+
+def test_a_crawl_of_one_picture_is_not_measured_and_a_number_is_used_all_the_same(
+    small_run, monkeypatch
+):
+    monkeypatch.setattr(dedup_threshold, "FEWEST_PAIRS", 10**9)
+    words = [
+        f"--out={small_run.root / 'alike'}",
+        "--set=dedup.precision=0.9871",
+    ]  # not measured before
+    status, said = small_run("run", *words, "--set=dedup.threshold=auto")
+    assert status == 2
+    assert "needs 1000000000: say --set dedup.threshold=..." in " ".join(said)
+    status, said = small_run("run", *words, "--set=dedup.threshold=0.9")
+    assert status == 0
+    assert "dedup.threshold 0.9 is used unmeasured" in " ".join(said)

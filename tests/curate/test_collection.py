@@ -11,7 +11,7 @@ from made_collection import Made, files_of, made_collection, made_part, write_pa
 
 from curate.catalogue import collection as module
 from curate.catalogue.collection import Collection
-from curate.catalogue.write import catalogue
+from curate.catalogue.write import Judged, catalogue
 from curate.filters.decisions import CODE, OPEN
 from curate.filters.quality import QualitySettings
 from curate.filters.scores import FilterSettings
@@ -100,7 +100,7 @@ def test_parts_in_any_order_give_the_same_bytes(tmp_path):
     home = tmp_path / "two" / "catalogue" / "crawl" / "0000"
     home.mkdir(parents=True)
     outputs.reverse()
-    catalogue(outputs, tmp_path / "two", None, [], out=home)
+    catalogue(outputs, tmp_path / "two", Judged(), out=home)
     found, expected = files_of(home), files_of(first.folder)
     for files in (found, expected):  # where the units lie is another matter
         del files["parts.json"]
@@ -112,7 +112,7 @@ def test_a_key_in_two_parts_is_refused_by_name(tmp_path):
         write_part(tmp_path, name, images_of(["a/b/0"]), f"{name}/") for name in ("a", "a/b")
     ]
     with pytest.raises(LvdError, match=r"'a/b/0'.*'a'"):
-        catalogue(outputs, tmp_path, None, [], out=tmp_path)
+        catalogue(outputs, tmp_path, Judged(), out=tmp_path)
 
 
 def test_parts_without_images_change_nothing(tmp_path):

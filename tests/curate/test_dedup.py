@@ -228,19 +228,25 @@ def test_a_threshold_that_most_pairs_reach_stops_the_run_with_the_remedy(tmp_pat
     rng = np.random.default_rng(seed)
     blind = from_vectors(tmp_path, 1 + 0.1 * rng.standard_normal((200, 16)))
     with pytest.raises(LvdError, match=r"0\.9000.*calibrate.*max_pair_share") as caught:
-        sanity(blind, 0.9, DedupSettings(), out=tmp_path)
+        sanity(blind, Bar(0.9, 0.9), DedupSettings(), out=tmp_path)
     assert "\n" not in str(caught.value)
-    assert sanity(blind, 0.9, DedupSettings(max_pair_share=1), out=tmp_path)["share"] == 1
+    assert sanity(blind, Bar(0.9, 0.9), DedupSettings(max_pair_share=1), out=tmp_path)["share"] == 1
 
 
 def test_a_small_crawl_of_copies_is_not_absurd(tmp_path):
     collection = from_vectors(tmp_path, np.tile(clumps(8, 1, 1, 16, 0.0), (5, 1)))
-    assert sanity(collection, 0.9, DedupSettings(), out=tmp_path) == {"pairs": 10, "share": 1.0}
+    assert sanity(collection, Bar(0.9, 0.9), DedupSettings(), out=tmp_path) == {
+        "pairs": 10,
+        "share": 1.0,
+    }
 
 
 def test_no_image_counts_as_its_own_copy(tmp_path):
     collection = from_vectors(tmp_path, clumps(8, 100, 1, 16, 0.0))
-    assert sanity(collection, 1.0, DedupSettings(), out=tmp_path) == {"pairs": 0, "share": 0.0}
+    assert sanity(collection, Bar(1.0, 1.0), DedupSettings(), out=tmp_path) == {
+        "pairs": 0,
+        "share": 0.0,
+    }
 
 
 def test_the_share_of_pairs_is_that_of_brute_force(tmp_path):
@@ -248,7 +254,9 @@ def test_the_share_of_pairs_is_that_of_brute_force(tmp_path):
     exact = exact_cosines(vectors, vectors)
     threshold = clear(exact, 0.95)
     collection = from_vectors(tmp_path, vectors)
-    said = sanity(collection, threshold, DedupSettings(max_pair_share=1), out=tmp_path)
+    said = sanity(
+        collection, Bar(threshold, threshold), DedupSettings(max_pair_share=1), out=tmp_path
+    )
     assert said["pairs"] == len(pairs_of(exact, threshold))
 
 

@@ -327,7 +327,7 @@ def test_what_cannot_be_read_is_left_out():
     photographs = np.zeros(50, bool)
     looked = look_at_nearest(clustered(50, 0), photographs, lambda row: None, told_apart).others
     assert len(looked.one) == 0
-    with pytest.raises(LvdError, match=r"thresholds\.dedup"):
+    with pytest.raises(LvdError, match=r"dedup\.threshold"):
         calibrate_dedup(alone(looked), 50, 0.99, edited(1), NAMES, PHOTOGRAPHS)
 
 

@@ -33,7 +33,7 @@ from PIL import Image
 from curate.catalogue.collection import Collection, PartOutputs
 from curate.catalogue.content import key_prefix
 from curate.catalogue.originals import save_parts
-from curate.catalogue.write import catalogue
+from curate.catalogue.write import Judged, catalogue
 from curate.embedding.request import EmbedSettings
 from curate.export.bounds import bound_shards
 from curate.export.kept_facts import gather_facts, sort_facts
@@ -63,7 +63,7 @@ def kept_of(work, path, settings=None):
         outputs.append(PartOutputs(part.name, key_prefix(part), facts, None, vectors, folder))
     home = work / "catalogue" / "x" / "all"
     home.mkdir(parents=True)
-    catalogue(outputs, work, None, [], out=home)
+    catalogue(outputs, work, Judged(), out=home)
     crawl = Collection(home)
     embedder = ColourEmbedder()
     vectors = embedder.embed([embedder.prepare(picture(number)) for number in (0, 5)])

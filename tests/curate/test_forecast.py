@@ -229,6 +229,7 @@ def test_what_does_not_fit_is_said_with_what_would():
     assert len([line for stage in fewer.values() for line in stage["problems"]]) < len(problems)
     roomy = said("--images", 1e6, "--memory", 512)
     assert "everything fits" in roomy
+    assert "every image counts as embedded (embed.once=hash embeds fewer)" in roomy
 
 
 def test_every_process_that_compares_many_imports_torch(tmp_path):

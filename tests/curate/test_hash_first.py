@@ -1,6 +1,7 @@
 """Of images that share a hash only the best is embedded: the others are lent its vector, and said to be."""
 
 import json
+from dataclasses import replace
 
 import imagehash
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 from test_hashes import CONFIG, detailed, run
 
 from curate.catalogue.part_files import FACTS, LENT, VALID, VECTORS
+from curate.catalogue.write import Judged
 from curate.cli import main
-from curate.dedup.hash_first import embed_by_hash
+from curate.dedup.hash_first import embed_by_hash, known_lenders
 from curate.dedup.near import DedupSettings
 from curate.embedding import embed as embedding
 from curate.embedding.embed import Forwards
@@ -32,7 +34,7 @@ DESCRIPTORS = (
     EmbedderSettings(kind="descriptor", decode="full", batch_size=2),
 )
 HASH = DedupSettings(hash="phash")
-NOTHING = (None, [], (), None, None)
+NOTHING = Judged()
 FLAT = encoded(Image.new("RGB", (64, 64), (9, 99, 99)), "PNG")
 
 
@@ -175,7 +177,7 @@ def test_settings_that_change_no_lender_change_no_unit_and_what_is_decided_lends
     tmp_path, crawl
 ):
     done, looser, stricter = (
-        made(crawl, tmp_path / "work", judged=(QualitySettings(min_side=side), *NOTHING[1:]))
+        made(crawl, tmp_path / "work", judged=Judged(QualitySettings(min_side=side)))
         for side in (16, 32, 100)
     )
     assert files(looser) == files(done)
@@ -258,6 +260,43 @@ def test_a_part_that_cannot_be_embedded_is_set_aside_and_lends_nothing(
     assert files(done) == files(made(whole, tmp_path / "fresh"))
 
 
+def test_where_the_best_gets_no_vector_the_next_best_lends(tmp_path, crawl, monkeypatch):
+    plain, prepare = Forwards.embed, embedding.preparation(DESCRIPTORS[1]).prepare
+    best = [
+        prepare(detailed(number, side)).tobytes() for number, side in ((0, 192), (0, 128), (2, 192))
+    ]
+
+    def fail(self, place, batch):
+        vectors = plain(self, place, batch)
+        failing = np.array([place == 1 and image.tobytes() in best for image in batch])
+        return np.where(failing[:, None], np.nan, vectors)
+
+    monkeypatch.setattr(Forwards, "embed", fail)
+    done = made(crawl, tmp_path / "work")
+    assert files(made(crawl, tmp_path / "work")) == files(done)
+    found, own = images(done), images(made(crawl, tmp_path / "plain", once=False))
+    without = {key for key, (_, arrays) in own.items() if not arrays[1][1]}
+    assert without == {"b/2", "c/0", "d/0", "e/0", "b/bad"}
+    for key, (_, arrays) in found.items():
+        for place, (vector, valid, lent) in enumerate(arrays):
+            assert valid == (key != "b/bad" if place == 0 else key not in without)
+            if not lent:
+                assert (vector == own[key][1][place][0]).all()
+    assert not any(found[key][1][1][2] for key in ("b/0", "d/2"))  # which have nobody to lend to
+    asked = replace(done.request, lenders="", lenders_at="", earlier=())
+    known, counts = known_lenders("crawl", done.parts, asked, HASH, NOTHING)
+    assert (known.lenders, counts) == (done.request.lenders, done.lent)
+    del best[1:]
+    found = images(made(crawl, tmp_path / "one"))
+    for vector, valid, lent in found["b/0"][1]:
+        assert valid
+        assert lent
+        assert (vector == own["d/0"][1][0][0]).all()
+        assert (vector != own["c/0"][1][0][0]).any()
+    assert not found["c/0"][1][1][1]
+    assert found["d/0"][1][1][1]
+
+
 def test_what_is_removed_goes_where_it_was_lent_to(tmp_path, crawl):
     done = made(crawl, tmp_path / "work")
     fact, _ = images(done)["c/0"]
@@ -287,6 +326,14 @@ def test_a_run_says_what_it_has_not_embedded(tmp_path, crawl, monkeypatch):
     for row in pq.read_table(out / "reports" / "duplicates.parquet").to_pylist():
         copies[row["key"]] = row
     lent = {key for key, row in rows.items() if row["lent"]}
+    of_groups = pq.read_table(out / "reports" / "groups.parquet").to_pylist()
+    members = {
+        each["group"]: [key for key in rows if rows[key]["group"] == each["group"]]
+        for each in of_groups
+    }
+    told = {each["group"]: each["lent"] for each in of_groups}
+    assert told == {group: len(lent & set(keys)) for group, keys in members.items()}
+    assert sum(told.values()) == len(lent)
     assert {"d/2", "e/2"} <= lent
     for key in lent:
         row = rows[key]

@@ -97,6 +97,11 @@ def test_framed_copies_below_the_threshold_are_joined_and_no_others(root, monkey
     assert funnel["dedup_precision"] is None  # no other opinion on what the pixels told
     one_picture = f"{COPIES} of {looks['looked']} pairs are one picture"
     assert one_picture in said
+    [dedup] = [
+        s for s in json.loads((out / "timings.json").read_text())["stages"] if s["name"] == "dedup"
+    ]
+    assert 0 < dedup["steps"]["a look below the threshold"] <= dedup["seconds"]
+    assert "below the threshold, from 0.6000, in " in said
     assert one_picture in (out / "datasheet.md").read_text()
     told = CliRunner().invoke(main, ["explain", str(out), "00000/0b"]).output
     assert "the same picture as 00000/0a, by its pixels (cosine 0." in told

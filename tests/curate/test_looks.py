@@ -16,6 +16,7 @@ from made_collection import (
     ranked,
 )
 
+from curate.api import deduplication
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import Originals
 from curate.dedup import below, looks
@@ -69,7 +70,7 @@ def test_the_pairs_are_the_most_similar_of_representatives(tmp_path, bucket, mos
     assert list(map(tuple, np.load(chosen / PAIRS).tolist())) == expected
 
 
-def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path):
+def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path, monkeypatch):
     vectors = clumps(5, 40, 3, 24, 0.3)
     collection = from_vectors(tmp_path, vectors)
     np.save(tmp_path / "status.npy", np.ones(len(vectors), np.int8))
@@ -79,7 +80,10 @@ def test_the_floor_follows_the_threshold_and_rises_where_it_is_crowded(tmp_path)
         return set_floor(collection, tmp_path, threshold, asked, 1, out=tmp_path)["floor"]
 
     assert floor(0.8, looks=0.02) == pytest.approx(0.7)
-    assert floor(0.92) == pytest.approx(0.8)
+    assert floor(0.92) == floor(0.97) == below.LOW == 0.5  # of few images
+    with monkeypatch.context() as patch:
+        patch.setattr(below, "FEW", len(vectors) - 1)
+        assert floor(0.92) == pytest.approx(0.8)
     assert floor(0.8, look_floor=0.75) == 0.75
     assert floor(0.8, chain_floor=0.78) == 0.78
     raised = floor(0.8, look_floor=-1.0)
@@ -144,6 +148,10 @@ def test_what_a_look_confirms_joins_as_by_brute_force(tmp_path, monkeypatch, mod
 def test_rounds_of_the_likeliest_pairs_go_on_while_these_pay(tmp_path, monkeypatch):
     vectors = clumps(3, 15, 20, 12, 0.8)
     images, exact = len(vectors), exact_cosines(vectors, vectors)
+    assert below.budget("auto", 40) == below.budget("auto", images) == (200, 20)
+    assert below.budget("auto", 10_000) == (2_000, 200)
+    assert below.budget(0.02, 40) == (0, 0)
+    monkeypatch.setattr(below, "FEWEST", 1)
     most, in_round = below.budget("auto", images)
     assert most == int(0.2 * images) > 6 * in_round > 0
 
@@ -168,6 +176,25 @@ def test_rounds_of_the_likeliest_pairs_go_on_while_these_pay(tmp_path, monkeypat
     assert files_of(same.groups) == files_of(found.groups)
     assert len(looked("none", "auto", lambda pair: False)[0]) == in_round
     assert len(looked("number", 0.05, lambda pair: False)[0]) == int(0.05 * images)
+
+
+def test_a_round_follows_one_that_confirmed_one_in_twenty_in_runs_and_in_python(monkeypatch):
+    def looked(confirmed, pairs=100, in_round=20):
+        rounds = []
+        count = lambda first, last: rounds.append((first, last)) or confirmed[len(rounds) - 1]  # noqa: E731
+        return below.look_while_it_pays(pairs, in_round, count), rounds
+
+    assert looked([1, 1, 0, 9]) == (60, [(0, 20), (20, 40), (40, 60)])
+    assert looked([20, 1, 1], 45) == (45, [(0, 20), (20, 40), (40, 45)])
+    assert looked([], 0) == (0, [])
+
+    monkeypatch.setattr(below, "PAYS", 1.0)
+    grey = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    vectors, asked = clumps(1, 50, 1, 12, 0.8), []
+    judged = lambda one, other: bool(asked.append(1))  # noqa: E731
+    monkeypatch.setattr(deduplication, "is_clear_copy", judged)
+    deduplication.dedup(vectors, 0.9, pictures=list(grey), look_floor=-1.0)
+    assert len(asked) == below.FEWEST  # of some 80 pairs, two of each image
 
 
 def test_without_looks_nothing_is_read_and_with_none_confirmed_nothing_changes(

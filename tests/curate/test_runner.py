@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from engine_units import (
@@ -92,6 +93,16 @@ def test_a_stage_whose_units_are_all_there_is_cached_and_counts_its_images(tmp_p
         (12, 12, False),
         (12, 0, True),
     ]
+
+
+def test_a_stage_says_how_long_what_was_done_in_it_took(runner, monkeypatch):
+    clock = SimpleNamespace(monotonic=iter([10.0, 12.5, 20.0, 21.0]).__next__)
+    with monkeypatch.context() as patch:
+        patch.setattr("curate.execution.runner.time", clock)
+        for name in "ab":
+            runner.run(STAGE, write, [Unit(name, (name,))], note="writing")
+        runner.run(STAGE, write, [Unit("a", ("a",))], note="reading")
+    assert runner.times[-1].steps == {"writing": 3.5}
 
 
 def test_a_setup_is_made_once_for_all_units_and_again_for_other_arguments(runner, tmp_path):

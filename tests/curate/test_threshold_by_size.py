@@ -1,6 +1,6 @@
 """The dedup threshold in crawls of many sizes, against all their pairs, counted by brute force."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,13 @@ from looked_pairs import alone
 from curate.calibration import second_look
 from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
 from curate.calibration.near_pairs import LookedPairs, look_at_nearest
-from curate.calibration.tail import draw_bootstrap, false_shares, true_shares
+from curate.calibration.tail import (
+    NEAR,
+    draw_bootstrap,
+    false_shares,
+    odds_of_other,
+    true_shares,
+)
 from curate.neighbours.search import unit
 
 SIZES = (300, 500, 700, 1_000, 1_300, 1_700, 2_200, 2_700, 3_300, 4_000)
@@ -132,14 +138,41 @@ def test_the_interval_holds_what_was_passed_over():
 
 
 def test_pairs_that_nobody_is_sure_of_count_half_and_widen_the_interval():
-    same = np.ones(100, bool)
-    same[:8] = False
-    looked = made_pairs(same, unsure=~same)
+    looked = made_pairs(np.zeros(8, bool), unsure=np.ones(8, bool))
     share = false_shares(looked, looked.images, np.array([0.5]), draw_bootstrap(looked, 0))
     shares = 1 - np.exp(-2 * np.arange(9) / looked.images)
     assert share.estimate[0] == pytest.approx(shares[4])
     assert set(share.replicates[:, 0].round(12)) <= set(shares.round(12))
     assert share.quantile(0.1)[0] <= shares[3] < shares[5] <= share.quantile(0.9)[0]
+
+
+def test_an_undecided_pair_counts_as_those_beside_it_that_are_decided():
+    rng = np.random.default_rng(0)
+    looked = made_pairs(rng.random(200) < 0.5, 2.0, rng.random(200) < 0.2)
+    odds = odds_of_other(replace(looked, same=looked.same & ~looked.unsure))
+    for place, is_unsure in enumerate(looked.unsure):
+        sure = [n for n in range(200) if not looked.unsure[n]]
+        near = [n for n in sure if n < place][-NEAR:] + [n for n in sure if n > place][:NEAR]
+        different = sum(not looked.same[n] for n in near)
+        expected = (
+            (2 * different + 0.5) / (2 * len(near) + 1)
+            if is_unsure
+            else float(not looked.same[place])
+        )
+        assert odds[place] == pytest.approx(expected)
+
+
+def test_one_undecided_pair_among_copies_does_not_move_the_threshold_and_one_among_others_does():
+    same = np.arange(100) < 60
+    looked = replace(made_pairs(same), cosine=np.linspace(0.99, 0.5, 100, dtype=np.float32))
+    found = {None: calibrate(looked, looked.images).threshold}
+    for place in (10, 59):
+        at = np.arange(100) == place
+        undecided = replace(looked, same=same & ~at, unsure=at)
+        found[place] = calibrate(undecided, looked.images).threshold
+    assert looked.cosine[60] < found[None] == found[10] <= looked.cosine[59]
+    known = replace(looked, same=same & (np.arange(100) != 59))
+    assert found[59] == calibrate(known, looked.images).threshold > looked.cosine[59]
 
 
 def test_images_with_a_copy_are_known_where_all_are_seen():
