@@ -121,7 +121,7 @@ def main(model, declared, descriptor, size, threads, repetitions, images, memory
         embedder = load(settings, threads)
         state = LocalState(Forwards((settings,), threads))
         embedder.embed(decode_all(parts[0], embedder, threads, Path(folder))[: settings.batch_size])
-        for repetition in range(repetitions):
+        for repetition in range(repetitions + 1):
             part = parts[repetition % len(parts)]
             started = _now()
             prepared = decode_all(part, embedder, threads, Path(folder))
@@ -132,6 +132,8 @@ def main(model, declared, descriptor, size, threads, repetitions, images, memory
             request = _request(Path(folder) / f"work-{repetition}", settings, threads)
             embed_part(state, part, request, scratch=_scratch(request))
             stage = _now()
+            if not repetition:  # the first warms up
+                continue
             ratios.append((forward - started) / (stage - forward))
             taken = (decoded - started, forward - decoded, forward - started, stage - forward)
             sides = zip(("decode", "forward", "limit", "stage"), taken, strict=True)
