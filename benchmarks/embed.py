@@ -1,10 +1,10 @@
 """Stage embed against its limit: images/s of a whole part over 1 / (decode + bare forward pass).
 
-Both sides run in one process with the same threads, alternating. The images are the built-in
-sample's. `--memory` compares the peak memory of a worker after 10 and after 100 parts.
+Both sides run in one process with the same threads, alternating. Rates are by the seconds of the
+processor, the last ratio by the clock too. The images are the built-in sample's. `--memory` compares the peak memory of a worker after 10 and after 100 parts.
 
     .venv/bin/python benchmarks/embed.py --model vit_small_patch14_dinov2.lvd142m
-    .venv/bin/python benchmarks/embed.py --declared nsfw --threads 1
+    .venv/bin/python benchmarks/embed.py --declared bundled --threads 1
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from curate.embedding.embed import Forwards, embed_part
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.sample.make import make_sample
+from curate.settings import with_bundled
 from curate.state import LocalState
 from shared.config import load_yaml
 from shared.datasets.dataset import DatasetSettings, Part, list_parts
@@ -89,9 +90,14 @@ def _scratch(request: EmbedRequest) -> Path:
     return scratch
 
 
+def _now() -> np.ndarray:
+    """Return the seconds of the processor that this process took, and those of the clock."""
+    return np.array([time.process_time(), time.perf_counter()])
+
+
 @click.command()
 @click.option("--model", default="vit_small_patch16_224", help="A timm model; random weights.")
-@click.option("--declared", help="The name of an embedder in pipelines.yaml instead.")
+@click.option("--declared", help="An embedder of pipelines.yaml, or a bundled one, instead.")
 @click.option("--descriptor", is_flag=True, help="The descriptor instead of a model.")
 @click.option("--size", default=224)
 @click.option("--threads", default=2)
@@ -107,32 +113,38 @@ def main(model, declared, descriptor, size, threads, repetitions, images, memory
     )
     settings = resolve_device(settings)
     if declared:
-        settings = EmbedderSettings(**load_yaml(PIPELINES)["embedders"][declared])
+        declarations = with_bundled(load_yaml(PIPELINES))["embedders"]
+        settings = resolve_device(EmbedderSettings(**declarations[declared]))
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         parts = _parts(Path(folder), images)
         embedder = load(settings, threads)
         state = LocalState(Forwards((settings,), threads))
         embedder.embed(decode_all(parts[0], embedder, threads, Path(folder))[: settings.batch_size])
-        for repetition in range(repetitions):
+        for repetition in range(repetitions + 1):
             part = parts[repetition % len(parts)]
-            started = time.perf_counter()
+            started = _now()
             prepared = decode_all(part, embedder, threads, Path(folder))
-            decoded = time.perf_counter()
+            decoded = _now()
             for at in range(0, len(prepared), settings.batch_size):
                 embedder.embed(prepared[at : at + settings.batch_size])
-            forward = time.perf_counter()
+            forward = _now()
             request = _request(Path(folder) / f"work-{repetition}", settings, threads)
             embed_part(state, part, request, scratch=_scratch(request))
-            stage = time.perf_counter()
-            count = len(prepared)
+            stage = _now()
+            if not repetition:  # the first warms up
+                continue
             ratios.append((forward - started) / (stage - forward))
-            click.echo(
-                f"decode {count / (decoded - started):7.1f}/s  forward "
-                f"{count / (forward - decoded):7.1f}/s  limit {count / (forward - started):7.1f}/s  "
-                f"stage {count / (stage - forward):7.1f}/s  ratio {ratios[-1]:.3f}"
-            )
-    click.echo(f"ratio {np.median(ratios):.3f} (median), {settings.precision}, {threads} threads")
+            taken = (decoded - started, forward - decoded, forward - started, stage - forward)
+            sides = zip(("decode", "forward", "limit", "stage"), taken, strict=True)
+            rates = (f"{name} {len(prepared) / seconds[0]:7.1f}/s" for name, seconds in sides)
+            click.echo(f"{'  '.join(rates)}  ratio {ratios[-1][0]:.3f}")
+    cpu, clock = np.median(ratios, axis=0)
+    least, most = np.min(ratios, axis=0)[0], np.max(ratios, axis=0)[0]
+    click.echo(
+        f"ratio {cpu:.3f} (median; {least:.3f} to {most:.3f}), by the clock {clock:.3f}, "
+        f"{settings.precision}, {threads} threads"
+    )
     if memory:
         few, many = (peak_memory(count, settings, threads) for count in (10, 100))
         click.echo(f"peak memory {few:.0f} MiB after 10 parts, {many:.0f} MiB after 100")

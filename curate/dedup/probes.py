@@ -17,8 +17,10 @@ the pool has no threshold for clusters: the nearest are searched, all of them.
 
 Clusters are ranked by products of 8-bit heads (`neighbours/heads.py`), a centroid's without what its axes
 leave out. What that leaves out of cos(x, c1) - cos(x, cj), and what heads round off, is bounded (Cauchy
-and Schwarz), so that the rule above excludes none too many. All clusters are ranked, of more than `RANKED`
-those nearest to the vector's own: what lies far from its centroid is near to others than that is.
+and Schwarz), so that the rule above excludes none too many. All clusters are ranked, or of many those
+nearest to the vector's own (`count_ranked`): most lie too far from that, but what lies far from its
+centroid is near to others than that is. Of 4,000 clusters a million images find 0.9882 of their planted
+copies when all are ranked, 0.9872 of a quarter, for 0.4 of the time.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ from curate.neighbours.clusters import CENTROIDS, Clusters
 from curate.neighbours.heads import errors, heads_along, product_unit, products_with, rests
 from curate.neighbours.search import Searchable, neighbours, use_threads
 
-VERSION = 3
+VERSION = 4
 HEAPS = "heaps.npy"
 ROUNDING = np.float32(1e-5)
-RANKED = 4_096
+LEAST_RANKED, MOST_RANKED = 1_024, 4_096
 TOP = 2**23
 """More than any product of heads."""
 _PAIRS = 2**19
@@ -139,7 +141,7 @@ class Probes:
         self._heap = heap
         self._delta = None if threshold is None else np.sqrt(max(0.0, 2 - 2 * threshold))
         self._cap = cap
-        self._ranked = min(len(centroids), RANKED)
+        self._ranked = count_ranked(len(centroids))
         everything = np.arange(len(centroids))
         self._everything = self._among(everything) if len(everything) == self._ranked else None
         self._block = -1, np.empty((2, 0, 0), np.float32)
@@ -226,6 +228,11 @@ class Probes:
     ) -> tuple[Callable[[Int8[np.ndarray, "n w"]], Products], _Heaps | None]:
         """Return what multiplies with the heads of some centroids, and their heaps."""
         return products_with(self._heads[clusters, :-1]), _Heaps.among(self._heap[clusters])
+
+
+def count_ranked(clusters: int) -> int:
+    """Return how many of so many clusters are ranked for a vector: a quarter, within bounds."""
+    return min(clusters, max(LEAST_RANKED, min(MOST_RANKED, clusters // 4)))
 
 
 def find_heaps(clusters: Clusters, threshold: float, threads: int, *, out: Path) -> dict[str, int]:

@@ -52,14 +52,18 @@ class PictureSettings(BaseModel):
         return self
 
 
-def encode(data: bytes, settings: PictureSettings, *, max_pixels: int) -> tuple[bytes, str]:
+def encode(
+    data: bytes, settings: PictureSettings, *, max_pixels: int, header: Header | None = None
+) -> tuple[bytes, str]:
     """Return the bytes to export for an image file's bytes, and their extension.
+
+    `header` is what `read_header` says of them, where that is known.
 
     A picture is made smaller than asked for where a side is more than its format can have, and where
     it would be larger than `max_pixels`. Raises `shared.pictures.images.ImageError` for bytes that are no image,
     and for more than `max_pixels` where they are decoded.
     """
-    header = read_header(data)
+    header = header or read_header(data)
     resize, written = settings.resize, "webp" if settings.encode == "webp" else "jpeg"
     stored = (header.width, header.height)
     if settings.encode == "never" or (

@@ -33,6 +33,7 @@ KEPT = pa.schema(
         ("sha256", _TEXT),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("format", _TEXT),
         ("bytes", pa.int64()),
         ("offset", pa.int64()),
         ("nearest_seed", _TEXT),

@@ -9,11 +9,8 @@ last.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -22,24 +19,19 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from curate.catalogue.collection import Catalogued, block_size
-from curate.catalogue.originals import changed, load_parts, save_parts
+from curate.catalogue.originals import save_parts
 from curate.export.bounds import ShardBounds
-from curate.export.encode import PictureSettings, encode
-from curate.export.hook import edit
+from curate.export.encode import PictureSettings
 from curate.export.kept_facts import gather_facts, read_facts, sort_facts
-from curate.export.spill import Source, needs_spill, read_spilled, spill
+from curate.export.samples import read_samples
+from curate.export.spill import Source, needs_spill, spill
 from curate.retrieval.nearest_seeds import NearestSeeds
 from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
 from shared.datasets.filetypes import kind_of
-from shared.datasets.parts import fetch
-from shared.datasets.sidecars import read_object
-from shared.errors import LvdError
-from shared.pictures.images import ImageError
-from shared.shard_folder.shards import SHARD_CAPACITY, Sample, write_shard
+from shared.shard_folder.shards import SHARD_CAPACITY, write_shard
 
 VERSION = 3
-FETCH_AHEAD = 8
 UNPICKLED = ("pickle", "pkl", "pt", "pth", "pyd")
 """Extensions of what readers of shards unpickle unasked, which runs what it likes."""
 
@@ -170,7 +162,9 @@ def lay_facts(
     """Lay what is known of the kept images down in their order; return where, for how many shards each."""
     edges = bounds.edges
     units = [
-        Unit(f"sort-{place}-{start:012d}", (source, place, None if place else nearest, start, stop))
+        Unit(
+            f"sorted-{place}-{start:012d}", (source, place, None if place else nearest, start, stop)
+        )
         for place, source in enumerate(sources)
         for start, stop in source.data.blocks()
         if len(bounds)
@@ -181,7 +175,7 @@ def lay_facts(
     each = max(1, block_size(images) * len(bounds) // max(1, images))
     units = [
         Unit(
-            f"facts-{shard:08d}",
+            f"gathered-{shard:08d}",
             (by_block, int(edges[shard]), int(edges[min(shard + each, len(bounds))])),
         )
         for shard in range(0, len(bounds), each)
@@ -207,75 +201,5 @@ def export_shard(kept: Kept, shard: int, settings: ExportSettings, *, out: Path)
     """Write one shard into `out`; the images' bytes are checked against their sha256."""
     some = kept.bounds.places(shard)
     facts = read_facts(kept.laid[shard // kept.shards_each], some.start, some.stop)
-    return write_shard(out, kept.bounds.name(shard), _samples(kept, facts, settings))
-
-
-def _samples(kept: Kept, facts: list[dict[str, Any]], settings: ExportSettings) -> Iterator[Sample]:
-    """Yield the samples of images.
-
-    Where one of them has a caption, all have a `.txt`, which is empty where there is none: so
-    img2dataset writes them, and readers want the same members in every sample.
-    """
-    has_captions = any(fact["caption"] for fact in facts)
-    numbers = np.array([fact["number"] for fact in facts], np.int64)
-    sources = np.array([fact["source"] for fact in facts], np.int64)
-    parts = np.empty(len(facts), np.int64)
-    for place in np.unique(sources).tolist():
-        mine = sources == place
-        parts[mine] = kept.sources[place].data.part_of(numbers[mine])
-    ahead: deque[Any] = deque()
-    with ThreadPoolExecutor(FETCH_AHEAD) as pool:
-        for part, fact in zip(parts.tolist(), facts, strict=True):
-            ahead.append(pool.submit(_read, kept, part, fact, settings, has_captions))
-            if len(ahead) > 2 * FETCH_AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def _read(
-    kept: Kept, part: int, fact: Mapping[str, Any], settings: ExportSettings, has_captions: bool
-) -> Sample:
-    """Return the sample of an image of that part of its source."""
-    data, found = _bytes(kept.sources[fact["source"]], fact["number"], part, fact)
-    original = data
-    try:
-        if settings.hook:
-            data = edit(data, settings.hook, fact["key"], max_pixels=kept.max_pixels)
-        edited_by = settings.hook if data is not original else None
-        data, extension = encode(data, settings, max_pixels=kept.max_pixels)
-    except ImageError as error:
-        raise LvdError(f"{fact['key']} was decoded once and now is not: {error}") from error
-    row = {
-        "url": fact["url"],
-        "caption": fact["caption"],
-        "original_width": fact["width"],
-        "original_height": fact["height"],
-        "sha256": fact["sha256"],
-        "source_part": fact["part"],
-        "source_member": fact["member"],
-        "seed_similarity": fact["seed_similarity"],
-        "nearest_seed": fact["nearest_seed"],
-        "edited_by": edited_by,
-    }
-    beside = {end: x for end, x in zip(settings.members, found, strict=False) if x is not None}
-    said = read_object(beside.pop("json", b"{}"))
-    if has_captions and not beside.get("txt"):
-        beside["txt"] = (fact["caption"] or "").encode("utf-8", "backslashreplace")
-    return Sample(fact["key"], data, extension, row, beside, said)
-
-
-def _bytes(
-    source: Source, number: int, index: int, fact: Mapping[str, Any]
-) -> tuple[bytes, list[bytes | None]]:
-    """Return the bytes of an image, which must be those that were embedded, and of its members."""
-    part = load_parts(source.parts)[index]
-    data: bytes | None = None
-    found: list[bytes | None] = []
-    if index in source.spills:
-        data, *found = read_spilled(source.spills[index], number)
-    if data is None:
-        data = fetch(part, fact["member"], fact["offset"], fact["bytes"])
-    if hashlib.sha256(data).hexdigest() != fact["sha256"]:
-        raise changed(part.name)
-    return data, found
+    samples = read_samples(kept.sources, facts, settings, kept.max_pixels)
+    return write_shard(out, kept.bounds.name(shard), samples)

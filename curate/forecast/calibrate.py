@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +25,7 @@ from curate.execution.output import versions
 from curate.execution.session import open_runner
 from curate.forecast.constants import COUNTED, Constants, EmbedderCost, UnitCost, fit, quantities
 from curate.forecast.made import make
-from curate.forecast.measure import MeasuringExecutor, Taken, own_bytes
+from curate.forecast.measure import MeasuringExecutor, Taken
 from curate.forecast.stages import STAGES, take_through
 from curate.neighbours.cluster import ClusterSettings, count_clusters
 from curate.neighbours.heads import MANY, expect_products
@@ -37,7 +39,9 @@ from shared.embedders.embedder import Embedder, load, resolve_device
 from shared.embedders.settings import EmbedderSettings
 from shared.pictures.images import ImageError, decode
 from shared.progress import say
+from shared.shard_folder.shards import Sample, write_shard
 from shared.storage.commits import committed
+from shared.storage.remote import read_range
 
 SEEDS = 1_000
 COMPARED = 4_096, 65_536
@@ -46,6 +50,8 @@ REPETITIONS = 2
 """Of each size; of each unit the one that took least CPU counts: other jobs of a machine add to it."""
 LARGER = 4
 """A crawl is cut and searched as one of so many times the largest size, too."""
+EXPORTED, EXPORTED_BYTES = 1_000, 55_000
+"""Images that are written to a shard to time that, and the bytes of each."""
 FORWARD = 64
 """Images whose forward pass is timed."""
 
@@ -65,15 +71,16 @@ _OF_MAPS = {
     "memory": ("block",),
 }
 _COMPARING = {
-    "assign": "images x centroids",
-    "ask": "images x ranked",
-    "follow_leaders": "images x leaders",
-    "search": "images x compared",
-    "find_pairs": "images x compared",
+    "assign": ("images x centroids",),
+    "ask": ("images x ranked", "made x made"),
+    "follow_leaders": ("images x leaders",),
+    "search": ("images x compared",),
+    "find_pairs": ("images x compared",),
 }
 """What the comparisons grow with, of the maps that compare an image with more in a larger crawl. Where
-units count them, their cost is fitted to what they count, and that to the quantity. Other maps take as
-long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
+units count them, their cost is fitted to what they count, and that to the quantity. What choosing
+clusters takes for each of its own, whose neighbours it looks up, grows with these alone. Other maps take
+as long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
 _CHOOSING, _SEARCHING = ("assign", "ask"), ("search", "find_pairs")
 """Of these, those that grow with the clusters, and those that grow with what is searched in them."""
 _OF_REDUCES = {
@@ -89,13 +96,13 @@ def calibrate(
 ) -> Constants:
     """Return constants of this machine: of the stages behind embed, and of one embedder.
 
-    What export and looks take, and what other embedders do, stays as `known`. Runs on one thread,
-    below `work`, of which it needs 2.5 kB an image for a while.
+    What looks take, and what other embedders do, stays as `known`. Runs on one thread, below `work`,
+    of which it needs 2.5 kB an image for a while.
     """
     use_threads(1)
-    torch_s = _time_torch()
+    fresh = _measure_process()
     expect_products(MANY)  # every size by the products of a large crawl
-    process, measured = float(own_bytes()), []
+    measured = []
     name, settings = embedder
     say(f"measuring the embedder {name}")
     facts, cost = measure_embedder(settings, work)
@@ -106,7 +113,7 @@ def calibrate(
     units: dict[str, dict[str, UnitCost]] = {}
     for stage, function in kinds:
         taken = [each.get((stage, function), Taken()) for each in measured]
-        compared = _COMPARING.get(function) if stage != "retrieve" else None
+        compared = _COMPARING.get(function, ()) if stage != "retrieve" else ()
         more = larger.get((stage, function)) if compared else None
         units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared, more)
     return known.model_copy(
@@ -118,8 +125,8 @@ def calibrate(
             "seeds": SEEDS,
             "pair_s": _time_pairs(),
             "unit_s": _time_units(),
-            "torch_s": torch_s,
-            "process": process,
+            "export_s": _time_export(work),
+            **fresh,
             "facts_bytes": facts,
             "embedders": {**known.embedders, name: cost},
             "units": units,
@@ -187,12 +194,12 @@ def _least(repeated: Sequence[dict[Kind, Taken]]) -> dict[Kind, Taken]:
 def fit_units(
     sizes: Sequence[int],
     taken: Sequence[Taken],
-    compared: str | None = None,
+    compared: Sequence[str] = (),
     more: More | None = None,
 ) -> UnitCost:
     """Return the costs of the units of one kind, of what they took at each size.
 
-    `compared` is the quantity that their comparisons grow with, if a map has such, and `more` what
+    `compared` are the quantities that their comparisons grow with, if a map has such, and `more` what
     they took of a crawl that was cut otherwise.
     """
     counts = [each.units for each in taken]
@@ -202,13 +209,13 @@ def fit_units(
     costs = {name: [getattr(each, name) for each in taken] for name in candidates}
     of_cpu = [*zip(known, taken, strict=True), *([more] if more else [])]
     costs["cpu_s"] = [each.cpu_s for _, each in of_cpu]
-    if compared is not None and not is_reduce:
+    if compared and not is_reduce:
         # First: where all sizes compare an image with as many, it has the whole cost, so as not to be too low.
-        term = compared
+        terms = tuple(compared)
         if any(each.compared for each in taken):
-            candidates[COUNTED], term = (compared,), COUNTED
+            candidates[COUNTED], terms = terms, (COUNTED,)
             costs[COUNTED] = [each.compared for each in taken]
-        candidates["cpu_s"] = (term, *candidates["cpu_s"])
+        candidates["cpu_s"] = (*terms, *candidates["cpu_s"])
     rows = [each | {COUNTED: done.compared} for each, done in of_cpu]
     return UnitCost(
         **{
@@ -218,12 +225,41 @@ def fit_units(
     )
 
 
-def _time_torch() -> float:
-    """Return the CPU seconds that a new process takes to import torch."""
-    timed = "import time; import torch; print(time.process_time())"
-    return float(
-        subprocess.run([sys.executable, "-c", timed], check=True, stdout=subprocess.PIPE).stdout
-    )
+_FRESH = """
+import json, time
+import curate.pipeline
+from curate.forecast.measure import own_bytes
+from curate.neighbours.heads import MANY, expect_products
+process = own_bytes()
+used = time.process_time()
+expect_products(MANY)
+taken = {"torch_s": time.process_time() - used, "torch_bytes": own_bytes() - process}
+print(json.dumps({**taken, "process": process}))
+"""
+
+
+def _measure_process() -> dict[str, float]:
+    """Return what a new process holds before and after it imports torch, and the CPU seconds of that."""
+    done = subprocess.run([sys.executable, "-c", _FRESH], check=True, stdout=subprocess.PIPE)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def _time_export(work: Path) -> float:
+    """Return the CPU seconds of reading an image, checking its hash, and writing it to a shard."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        source, images = Path(folder, "source"), range(EXPORTED)
+        source.write_bytes(np.random.default_rng(0).bytes(EXPORTED_BYTES * EXPORTED))
+
+        def samples() -> Iterator[Sample]:
+            for number in images:
+                data = read_range(str(source), EXPORTED_BYTES * number, EXPORTED_BYTES)
+                row = {"sha256": hashlib.sha256(data).hexdigest(), "source_member": str(number)}
+                yield Sample(f"crawl/{number}", data, "jpg", row, size=(256, 256))
+
+        used = time.process_time()
+        write_shard(Path(folder), "00000", samples())
+        return (time.process_time() - used) / EXPORTED
 
 
 def _time_units() -> float:
@@ -281,6 +317,7 @@ def measure_embedder(settings: EmbedderSettings, work: Path) -> tuple[float, Emb
         dim=vectors.shape[1],
         decode_s=max(0.0, whole / images - forward),
         forward_s=forward,
+        torch=settings.kind != "descriptor",
         measured_on=machine(),
     )
 

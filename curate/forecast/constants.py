@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from curate.catalogue.collection import block_size
 from curate.dedup.leaders import count_leaders
 from curate.dedup.near import count_compared
-from curate.dedup.probes import RANKED
+from curate.dedup.probes import count_ranked
 from curate.neighbours.cluster import ClusterSettings, count_clusters
 from curate.neighbours.levels import count_centroids
 from shared.errors import LvdError
@@ -34,7 +34,8 @@ Terms = dict[str, float]
 def quantities(images: float, cut_into: int | None = None) -> dict[str, float]:
     """Return what costs are made of, for so many images, as the stages cut a crawl and search in it.
 
-    `clusters` is the root of the images, as small crawls have it. Blocks hold about 4 sqrt(n) images.
+    `clusters` is the root of the images, as small crawls have it, `made` the clusters that there are.
+    Blocks hold about 4 sqrt(n) images.
     `cut_into` is the number of clusters of what is cut otherwise than a crawl.
     """
     count, settings = int(images), ClusterSettings(clusters=cut_into or "auto")
@@ -48,7 +49,8 @@ def quantities(images: float, cut_into: int | None = None) -> dict[str, float]:
         "images x root of clusters": images * clusters**0.5,
         "images x clusters": images * clusters,
         "images x centroids": images * count_centroids(made),
-        "images x ranked": images * min(made, RANKED),
+        "images x ranked": images * count_ranked(made),
+        "made x made": float(made**2),
         "images x compared": images * count_compared(count),
         "images x leaders": images * count_leaders(count),
         "block": block,
@@ -98,6 +100,8 @@ class EmbedderCost(BaseModel):
     """CPU seconds of its forward pass."""
     gpu_rate: float | None = Field(None, gt=0)
     """Images/s of the forward pass on a card."""
+    torch: bool = True
+    """Whether its processes import torch, which they hold to the end of the run."""
     measured_on: str = ""
 
 
@@ -121,13 +125,15 @@ class Constants(BaseModel):
     """CPU seconds of making one stored vector a unit vector."""
     torch_s: float = Field(0, ge=0)
     """CPU seconds of importing torch, once a process that compares many."""
+    torch_bytes: float = Field(0, ge=0)
+    """Bytes that a process holds of it from then on."""
     process: float = Field(ge=0)
-    """Bytes that a process holds before its first unit, torch among them."""
+    """Bytes that a process holds before its first unit, without torch."""
     embedders: dict[str, EmbedderCost]
     facts_bytes: float = Field(ge=0)
     """Of the facts of one image."""
     export_s: float = Field(ge=0)
-    """CPU seconds of writing one kept image to a shard, whose bytes are copied."""
+    """CPU seconds of writing one kept image to a shard, whose bytes are copied: reading, hashing, writing."""
     look_s: float = Field(ge=0)
     """CPU seconds of a look at the pixels of a pair."""
     units: dict[str, dict[str, UnitCost]]

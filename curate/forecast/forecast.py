@@ -80,12 +80,14 @@ class StageForecast:
     """Its name."""
     puts: float = 0.0
     gets: float = 0.0
+    process: float = 0.0
+    """Bytes that each process holds before its first unit."""
     problems: list[str] = field(default_factory=list)
 
-    def node_memory(self, asked: Asked, process: float) -> float:
+    def node_memory(self, asked: Asked) -> float:
         """Return the bytes that a node needs for it."""
-        side_by_side = asked.cores * (process + self.unit_memory)
-        return max(side_by_side, process + self.reduce_memory)
+        side_by_side = asked.cores * (self.process + self.unit_memory)
+        return max(side_by_side, self.process + self.reduce_memory)
 
 
 def forecast(constants: Constants, asked: Asked) -> list[StageForecast]:
@@ -97,7 +99,8 @@ def forecast(constants: Constants, asked: Asked) -> list[StageForecast]:
     _add_looks(stages["dedup"], constants, asked)
     _add_seeds(stages["retrieve"], constants, asked)
     ordered = [stages[name] for name in ORDER if name in stages]
-    _find_problems(ordered, constants, asked)
+    _add_processes(ordered, constants, asked)
+    _find_problems(ordered, asked)
     return ordered
 
 
@@ -177,9 +180,21 @@ def _export(constants: Constants, asked: Asked) -> StageForecast:
 
 def _add_torch(stage: StageForecast, constants: Constants, asked: Asked) -> None:
     """Add that processes import torch, where they compare so many that it pays."""
-    if quantities(asked.images)["images x compared"] >= MANY:
+    if _compares_many(asked):
         stage.cpu_s += constants.torch_s * min(asked.workers, stage.units)
         stage.seconds += constants.torch_s
+
+
+def _compares_many(asked: Asked) -> bool:
+    return quantities(asked.images)["images x compared"] >= MANY
+
+
+def _add_processes(stages: list[StageForecast], constants: Constants, asked: Asked) -> None:
+    """Say what a process of each stage holds: torch, once it was imported, to the end."""
+    has_torch = asked.embedder.torch
+    for stage in stages:
+        has_torch |= stage.name == "dedup" and _compares_many(asked)
+        stage.process = constants.process + (constants.torch_bytes if has_torch else 0)
 
 
 def _add_looks(stage: StageForecast, constants: Constants, asked: Asked) -> None:
@@ -208,20 +223,20 @@ def _add_seeds(stage: StageForecast, constants: Constants, asked: Asked) -> None
     stage.seconds += cpu_s / asked.workers
 
 
-def _find_problems(stages: list[StageForecast], constants: Constants, asked: Asked) -> None:
+def _find_problems(stages: list[StageForecast], asked: Asked) -> None:
     """Say of each stage what does not fit, and what would."""
     seconds = sum(stage.seconds for stage in stages)
     for stage in stages:
-        free = asked.memory - constants.process
+        free = asked.memory - stage.process
         if stage.reduce_memory > free:
-            need = (constants.process + stage.reduce_memory) / GIB
+            need = (stage.process + stage.reduce_memory) / GIB
             pieces = -(-stage.reduce_memory // max(1.0, free))
             stage.problems.append(
                 f"`{stage.reduce}` needs {need:,.0f} GiB in one process, and a node has "
                 f"{asked.memory / GIB:,.0f}: one node of more memory, or {pieces:.0f} crawls of "
                 "which each run holds out the kept images of the others"
             )
-        fitting = int(asked.memory // (constants.process + stage.unit_memory))
+        fitting = int(asked.memory // (stage.process + stage.unit_memory))
         if fitting < 1:
             stage.problems.append(
                 f"a unit needs {stage.unit_memory / GIB:,.1f} GiB, more than a node has: nodes of "
@@ -231,7 +246,7 @@ def _find_problems(stages: list[StageForecast], constants: Constants, asked: Ask
             stage.problems.append(
                 f"{asked.cores} processes of {stage.unit_memory / GIB:,.1f} GiB do not fit into a "
                 f"node: engine.workers={fitting * asked.nodes}, or nodes of "
-                f"{asked.cores * (constants.process + stage.unit_memory) / GIB:,.0f} GiB"
+                f"{asked.cores * (stage.process + stage.unit_memory) / GIB:,.0f} GiB"
             )
         if stage.alone_s > LONG * seconds and stage.alone_s > 3600:
             stage.problems.append(

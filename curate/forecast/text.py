@@ -75,7 +75,7 @@ def _cells(stage: StageForecast, constants: Constants, asked: Asked) -> list[str
     cells = [_short(stage.units), _hours(stage.cpu_s)]
     cells += [_hours(stage.gpu_s)] if asked.gpus else []
     cells += [_hours(stage.seconds), _hours(stage.alone_s), f"{stage.stored / 1e9:,.1f}"]
-    cells += [f"{stage.node_memory(asked, constants.process) / GIB:,.1f}"]
+    cells += [f"{stage.node_memory(asked) / GIB:,.1f}"]
     cells += [_short(stage.puts), _short(stage.gets)]
     return cells + ([f"{cost_of(stage, asked):,.2f}"] if asked.price is not None else [])
 
@@ -91,6 +91,7 @@ def add_up(stages: Sequence[StageForecast]) -> StageForecast:
     for stage in stages:
         for name in ("units", "cpu_s", "gpu_s", "seconds", "alone_s", "stored", "puts", "gets"):
             setattr(whole, name, getattr(whole, name) + getattr(stage, name))
+        whole.process = max(whole.process, stage.process)
         whole.unit_memory = max(whole.unit_memory, stage.unit_memory)
         whole.reduce_memory = max(whole.reduce_memory, stage.reduce_memory)
     return whole
@@ -122,7 +123,7 @@ def as_dict(stages: Sequence[StageForecast], constants: Constants, asked: Asked)
             "seconds": stage.seconds,
             "alone_s": stage.alone_s,
             "stored_bytes": round(stage.stored),
-            "node_memory_bytes": round(stage.node_memory(asked, constants.process)),
+            "node_memory_bytes": round(stage.node_memory(asked)),
             "puts": round(stage.puts),
             "gets": round(stage.gets),
             "cost": None if asked.price is None else cost_of(stage, asked),

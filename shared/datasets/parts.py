@@ -26,7 +26,15 @@ from shared.errors import LvdError
 from shared.keys import numbered, shown, stem, within_part
 from shared.pictures.images import SIGNATURE, ImageError, is_image
 from shared.storage.failures import raise_if_storage
-from shared.storage.remote import ends_early, is_remote, locate, open_binary, read_head, read_range
+from shared.storage.remote import (
+    ends_early,
+    is_remote,
+    locate,
+    open_binary,
+    prefetch_range,
+    read_head,
+    read_range,
+)
 
 if TYPE_CHECKING:
     from shared.datasets.selection_lists import ListedImage
@@ -360,9 +368,22 @@ def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
 
     Raises LvdError or the storage's own error where they are not to be had any more.
     """
+    return read_range(*_place_of(part, member, offset), size)
+
+
+def read_ahead(part: Part, member: str, offset: int | None, size: int) -> bool:
+    """Have the system begin to read what `fetch` is asked for soon; False where that is remote."""
+    if is_remote(part.root):
+        return False
+    prefetch_range(*_place_of(part, member, offset), size)
+    return True
+
+
+def _place_of(part: Part, member: str, offset: int | None) -> tuple[str, int]:
+    """Return the file that an image is in, and where it begins there."""
     if part.format == "folder":
-        return read_range(locate(part.root, part.path_of(member)), 0, size)
-    return read_range(locate(part.root, part.paths[0]), offset or 0, size)
+        return locate(part.root, part.path_of(member)), 0
+    return locate(part.root, part.paths[0]), offset or 0
 
 
 def _read_listed(image: ListedImage) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,23 +42,27 @@ class ImageRange:
     size: int
 
 
-def with_ranges(table: pa.Table, shard: Path) -> pa.Table:
+def list_ranges(shard: Path, keys: Iterable[str]) -> list[tuple[int, int]]:
+    """Return place and size of the images of a shard's samples, each the first member of its key."""
+    with shard.open("rb") as file:
+        entries = list_tar(file.fileno(), [])
+    first = {stem(entry.name): (entry.offset, entry.size) for entry in reversed(entries)}
+    return [first[key] for key in keys]
+
+
+def with_ranges(table: pa.Table, ranges: Sequence[tuple[int, int]], nbytes: int) -> pa.Table:
     """Return the table of a shard's samples (`key`) with the place of each one's image in its tar.
 
-    The image is the sample's first member. Ranges that the table has are replaced.
+    `ranges` are place and size of each image in the tar of `nbytes`. Those that the table has are
+    replaced.
     """
     import pyarrow as pa
 
-    with shard.open("rb") as file:
-        entries = list_tar(file.fileno(), [])
-    first = {stem(entry.name): entry for entry in reversed(entries)}
-    images = [first[key] for key in table["key"].to_pylist()]
     table = table.drop_columns([name for name in COLUMNS if name in table.column_names])
-    offsets = pa.array([image.offset for image in images], pa.int64())
-    sizes = pa.array([image.size for image in images], pa.int32())
+    offsets = pa.array([offset for offset, _ in ranges], pa.int64())
+    sizes = pa.array([size for _, size in ranges], pa.int32())
     for name, values in zip(COLUMNS, (offsets, sizes), strict=True):
         table = table.append_column(pa.field(name, values.type, nullable=False), values)
-    nbytes = shard.stat().st_size
     mark = {"version": VERSION, "bytes": nbytes, "hash": _hash(table, nbytes)}
     return table.replace_schema_metadata(
         {**(table.schema.metadata or {}), _MARK: json.dumps(mark, sort_keys=True)}

@@ -11,19 +11,19 @@ of these. What a sample has beside its image, and keys of its own in the JSON, f
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import tarfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared.shard_folder.shard_ranges import with_ranges
+from shared.shard_folder.shard_ranges import list_ranges, with_ranges
+from shared.shard_folder.tar_writer import TarWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,11 @@ FIELDS: dict[str, str | int | float] = {
 }
 """Every field of a sample with what stands in for an unknown value; its type is the field's type."""
 
-_OURS = {"key", "status", "error_message", "width", "height", "source_key"}
+_GIVEN = FIELDS.keys() - {"key", "status", "error_message", "width", "height", "source_key"}
+_IN_JSON = sorted(FIELDS)
+_TOGETHER = 1 << 20
+"""Bytes of a tar that are written at once: so it takes a third less time than file by file."""
+_ROW_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Sample:
     """What goes beside the image, by extension: `txt` for a caption, and so on."""
     keys: Mapping[str, Any] = field(default_factory=dict)
     """What the JSON member says besides, as far as the fields are not called so; JSON-able."""
+    size: tuple[int, int] | None = None
+    """Width and height of the data's picture as its header says them; read there where None."""
 
 
 def shard_name(shard: int) -> str:
@@ -97,23 +103,22 @@ def write_shard(out: Path, name: str, samples: Iterable[Sample]) -> dict[str, An
     stats_path.unlink(missing_ok=True)
 
     columns: dict[str, list[Any]] = {column: [] for column in FIELDS}
-    with (
-        (out / f"{name}.tar").open("wb") as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
+    ranges: list[tuple[int, int]] = []
+    with (out / f"{name}.tar").open("wb", buffering=_TOGETHER) as file:
+        tar = TarWriter(file)
         for index, sample in enumerate(samples):
             row = _complete_row(output_key(name, index), sample)
-            _add_member(tar, f"{row['key']}.{sample.extension}", sample.data)
-            _add_member(tar, f"{row['key']}.json", _json_bytes({**sample.keys, **row}))
+            place = tar.add(f"{row['key']}.{sample.extension}", sample.data)
+            tar.add(f"{row['key']}.json", _sample_json(row, sample.keys))
             for extension, data in sample.members.items():
-                _add_member(tar, f"{row['key']}.{extension}", data)
+                tar.add(f"{row['key']}.{extension}", data)
+            ranges.append((place, len(sample.data)))
             for column, value in row.items():
                 columns[column].append(value)
         tar.close()
         _sync(file)
-        nbytes = file.tell()
 
-    return _write_tables(out, name, _table(columns), nbytes)
+    return _write_tables(out, name, _table(columns), ranges, tar.nbytes)
 
 
 def drop_samples(shard: Path, keys: Collection[str], out: Path) -> dict[str, Any] | None:
@@ -140,14 +145,21 @@ def drop_samples(shard: Path, keys: Collection[str], out: Path) -> dict[str, Any
         tar.close()
         _sync(file)
         nbytes = file.tell()
-    return _write_tables(out, name, table.filter(stays), nbytes)
+    table = table.filter(stays)
+    ranges = list_ranges(out / shard.name, table["key"].to_pylist())
+    return _write_tables(out, name, table, ranges, nbytes)
 
 
-def _write_tables(out: Path, name: str, table: pa.Table, nbytes: int) -> dict[str, Any]:
-    """Write what stands beside a shard's tar of `nbytes`, and return what its stats file holds."""
+def _write_tables(
+    out: Path, name: str, table: pa.Table, ranges: Sequence[tuple[int, int]], nbytes: int
+) -> dict[str, Any]:
+    """Write what stands beside a shard's tar of `nbytes`, and return what its stats file holds.
+
+    `ranges` are those of `with_ranges`.
+    """
     import pyarrow.parquet as pq
 
-    table = with_ranges(table, out / f"{name}.tar")
+    table = with_ranges(table, ranges, nbytes)
     with (out / f"{name}.parquet").open("wb") as file:
         pq.write_table(table, file, compression="zstd")
         _sync(file)
@@ -169,15 +181,19 @@ def _write_tables(out: Path, name: str, table: pa.Table, nbytes: int) -> dict[st
 
 def _complete_row(key: str, sample: Sample) -> dict[str, str | int | float]:
     """Return every field of a sample, each with a value of the field's type."""
+    if not sample.row.keys() <= _GIVEN:
+        stray = ", ".join(sorted(sample.row.keys() - _GIVEN))
+        raise ValueError(f"sample {sample.key}: no such field in a shard: {stray}")
+    width, height = sample.size or _size(sample.data)
+    given = {**sample.row, "key": key, "source_key": sample.key, "width": width, "height": height}
+    return {name: _typed(given.get(name), default) for name, default in FIELDS.items()}
+
+
+def _size(data: bytes) -> tuple[int, int]:
     from shared.pictures.images import read_header
 
-    stray = sorted(set(sample.row) - (FIELDS.keys() - _OURS))
-    if stray:
-        raise ValueError(f"sample {sample.key}: no such field in a shard: {', '.join(stray)}")
-    header = read_header(sample.data)
-    given = dict(sample.row)
-    given.update(key=key, source_key=sample.key, width=header.width, height=header.height)
-    return {name: _typed(given.get(name), default) for name, default in FIELDS.items()}
+    header = read_header(data)
+    return header.width, header.height
 
 
 def _typed(value: Any, default: str | int | float) -> str | int | float:
@@ -185,12 +201,22 @@ def _typed(value: Any, default: str | int | float) -> str | int | float:
     if value is None:
         return default
     if isinstance(default, str):
+        text = str(value)
+        if text.isascii():
+            return text
         # A lone surrogate, which crawled JSON can spell, has no UTF-8 form.
-        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(default, float):
         # A float32 is written with the fewest digits that read back as the same float32.
         return float(str(np.float32(value))) if math.isfinite(value) else default
     return int(value)
+
+
+def _sample_json(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bytes:
+    """Return what `_json_bytes` does of both, for less time where there are no `keys`."""
+    if keys:
+        return _json_bytes({**keys, **row})
+    return _ROW_JSON.encode({name: row[name] for name in _IN_JSON}).encode("utf-8")
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
@@ -206,12 +232,6 @@ def _table(columns: Mapping[str, list[Any]]) -> pa.Table:
         pa.field(name, types[type(default)], nullable=False) for name, default in FIELDS.items()
     )
     return pa.table(dict(columns), schema=schema)
-
-
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its defaults: mtime 0, owner 0, no names, mode 0644
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 
 def _sync(file: IO[bytes]) -> None:

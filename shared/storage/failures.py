@@ -243,7 +243,19 @@ class RetryPolicy:
 
 def retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return `function(...)`, tried again while its failure is transient; the last is raised."""
-    return retrying()(function, *args, **kwargs)
+    try:  # what succeeds at once, as nearly all does, needs none of tenacity's bookkeeping
+        return function(*args, **kwargs)
+    except Exception as error:
+        if kind_of(error) != "transient":
+            raise
+        failed = [error]
+
+    def attempt() -> T:
+        if failed:
+            raise failed.pop()
+        return function(*args, **kwargs)
+
+    return retrying()(attempt)
 
 
 def retrying(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+@lru_cache(maxsize=1_024)
 def locate(root: str, path: str) -> str:
     """Return the full path or URL of a file below a root."""
     return root.rstrip("/") + "/" + path if is_remote(root) else str(Path(root, path))
@@ -54,6 +56,18 @@ def read_range(location: str, start: int, size: int) -> bytes:
     return data
 
 
+def prefetch_range(path: str, start: int, size: int) -> None:
+    """Tell the system that a range of a local file is read soon; what is wrong, its reader says."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+
 def read_head(location: str, size: int | None, most: int) -> bytes:
     """Return the first bytes, `most` at the most, of a file of `size` bytes, None where unknown.
 
@@ -80,8 +94,11 @@ def stamp(info: dict[str, Any]) -> str:
 
 
 def _read_local(location: str, start: int, size: int) -> bytes:
-    with Path(location).open("rb") as source:
-        return os.pread(source.fileno(), size, start)
+    descriptor = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, size, start)
+    finally:
+        os.close(descriptor)
 
 
 def _read_remote(location: str, start: int, size: int) -> bytes:

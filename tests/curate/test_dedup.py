@@ -327,7 +327,8 @@ def test_probes_exclude_no_cluster_that_the_margin_leaves(seed, axes, threshold)
 
 
 def test_of_many_clusters_those_nearest_to_the_own_one_are_ranked(monkeypatch):
-    monkeypatch.setattr(probes_module, "RANKED", 12)
+    monkeypatch.setattr(probes_module, "LEAST_RANKED", 12)
+    monkeypatch.setattr(probes_module, "MOST_RANKED", 12)
     centroids = search.unit(clumps(3, 300, 1, 8, 0.0).astype(np.float32))
     vectors = search.unit(clumps(4, 10, 5, 8, 0.5).astype(np.float32))
     near = np.argsort(-(centroids @ centroids[70]))[:12]
@@ -337,6 +338,11 @@ def test_of_many_clusters_those_nearest_to_the_own_one_are_ranked(monkeypatch):
         least = np.sort(vectors[row] @ centroids[near].T)[-4]
         assert all(vectors[row] @ centroids[c] > least - ROUNDED for c in found - {70})
         assert len(found) >= 4
+
+
+def test_a_quarter_of_many_clusters_is_ranked():
+    ranked = [probes_module.count_ranked(clusters) for clusters in (9, 1_024, 4_000, 8_000, 10**6)]
+    assert ranked == [9, 1_024, 1_024, 2_000, 4_096]
 
 
 def test_a_vector_far_from_its_centroid_is_searched_in_clusters_far_from_that_too():

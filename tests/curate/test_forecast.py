@@ -27,6 +27,7 @@ from curate.neighbours.search import unit
 from curate.stage import EngineSettings, Unit
 
 SIZES = (50_000, 200_000, 800_000)
+COMPARED = ("images x compared",)
 
 
 def said(*options):
@@ -87,13 +88,11 @@ def test_comparisons_grow_as_stages_compare_and_other_maps_as_the_images():
     known = [quantities(size) for size in (*SIZES, 32_000_000)]
     true = [1e-5 * each["images"] + 2e-9 * each["images x compared"] for each in known]
     maps = [Taken(n, cpu, n, n, n, n) for n, cpu in zip(blocks, true[:3], strict=True)]
-    found = calibrate.fit_units(SIZES, maps, "images x compared").cpu_s
+    found = calibrate.fit_units(SIZES, maps, COMPARED).cpu_s
     assert evaluate(found, known[3]) == pytest.approx(true[3], rel=1e-3)
     small = (20_000, 40_000, 80_000)
     maps = [Taken(n, size * 1e-5, n, n, n, n) for n, size in zip((5, 8, 12), small, strict=True)]
-    assert calibrate.fit_units(small, maps, "images x compared").cpu_s.keys() == {
-        "images x compared"
-    }
+    assert calibrate.fit_units(small, maps, COMPARED).cpu_s.keys() == {"images x compared"}
 
 
 def test_what_units_count_is_what_their_cost_grows_with():
@@ -103,7 +102,7 @@ def test_what_units_count_is_what_their_cost_grows_with():
     maps = [
         Taken(n, cpu, compared=count) for n, cpu, count in zip(blocks, true, counted, strict=False)
     ]
-    found = calibrate.fit_units(SIZES, maps, "images x compared")
+    found = calibrate.fit_units(SIZES, maps, COMPARED)
     assert found.cpu_s.keys() == {"compared", "images"}
     assert evaluate(found.cpu_s, found.quantities(sizes[3])) == pytest.approx(true[3], rel=1e-3)
 
@@ -121,9 +120,21 @@ def test_a_crawl_that_is_searched_as_a_larger_one_steadies_what_is_foretold():
     wide = Taken(9, true[3] * share, compared=round(known[3]["images x compared"] * share))
     off = []
     for more in (None, (quantities(sizes[1], 100), wide)):
-        found = calibrate.fit_units(sizes, maps, "images x compared", more)
+        found = calibrate.fit_units(sizes, maps, COMPARED, more)
         off.append(evaluate(found.cpu_s, found.quantities(large)) / true[3] - 1)
     assert abs(off[1]) < 0.1 < abs(off[0])
+
+
+def test_what_a_cluster_costs_is_told_from_what_its_images_do():
+    cut = count_clusters(16 * SIZES[-1], ClusterSettings())
+    known = [*map(quantities, SIZES), quantities(SIZES[1], cut), quantities(16 * SIZES[-1])]
+    true = [2e-9 * each["images x ranked"] + 1e-8 * each["made x made"] for each in known]
+    maps = [Taken(n // block_size(n), cpu) for n, cpu in zip(SIZES, true, strict=False)]
+    more, terms, off = (known[3], Taken(9, true[3])), ("images x ranked", "made x made"), []
+    for each in (terms[:1], terms):
+        found = calibrate.fit_units(SIZES, maps, each, more)
+        off.append(evaluate(found.cpu_s, known[4]) / true[4] - 1)
+    assert abs(off[1]) < 1e-3 < 0.05 < off[0]
 
 
 def test_of_repeated_units_each_counts_when_it_took_least():
@@ -241,6 +252,20 @@ def test_every_process_that_compares_many_imports_torch(tmp_path):
     assert after[0] == before[0]
     assert after[1]["cpu_s"] == pytest.approx(before[1]["cpu_s"] + 3 * 2, rel=1e-6)
     assert after[1]["seconds"] == pytest.approx(before[1]["seconds"] + 3, rel=1e-6)
+
+
+def test_torch_is_held_from_where_it_is_imported(tmp_path):
+    known, path = read_constants(SHIPPED), tmp_path / "mine.json"
+    network = known.embedders["bundled"]
+    both = {"network": network, "none": network.model_copy(update={"torch": False})}
+    write_constants(known.model_copy(update={"embedders": both, "torch_bytes": 3e8}), path)
+    asked, more = ["--cores", 2, "--constants", path], []
+    for images in (10_000, 1e7):
+        network, none = (planned(*asked, "--images", images, "--embedder", x) for x in both)
+        name = "node_memory_bytes"
+        more.append({stage: network[stage][name] - none[stage][name] for stage in none})
+    assert set(more[0].values()) <= {3e8, 6e8}  # of a reduce that runs alone, of two processes
+    assert {stage for stage, held in more[1].items() if held} == {"embed", "catalogue", "cluster"}
 
 
 def dedup_of(constants, path, images):

@@ -11,7 +11,7 @@ import pytest
 from part_reading import png, read, write_tar
 
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.datasets.parts import PartReader, fetch
+from shared.datasets.parts import PartReader, fetch, read_ahead
 from shared.errors import LvdError
 
 
@@ -192,6 +192,7 @@ def test_an_image_that_vanished_after_listing_is_no_property_of_the_image(tmp_pa
         (tmp_path / "a.jpg").unlink()
         with pytest.raises(FileNotFoundError):
             reader.read(reader.members[0])
+    assert read_ahead(part, "a.jpg", None, len(png()))  # a hint: who reads says what is wrong
     with pytest.raises(FileNotFoundError):
         fetch(part, "a.jpg", None, len(png()))
 

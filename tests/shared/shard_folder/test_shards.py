@@ -1,5 +1,7 @@
 """Shards keep the img2dataset layout, the same bytes for the same samples, and other readers."""
 
+import base64
+import hashlib
 import io
 import json
 import math
@@ -96,6 +98,26 @@ def test_same_samples_give_the_same_bytes_whoever_writes_them_and_when(tmp_path,
     for suffix in (".tar", ".parquet", "_stats.json"):
         name = f"00000{suffix}"
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_bytes_of_a_shard_are_those_of_earlier_versions(tmp_path):
+    gif = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+    url, caption = "https://example.org/\u00e9", 'a "cat"\n\ud83d'
+    row = {"url": url, "caption": caption, "original_width": 3, "seed_similarity": np.float32(0.7)}
+    bare = {"sha256": "0" * 64, "seed_similarity": 1e-7}
+    members, keys = {"txt": b""}, {"z": {"b": 1, "a": 2.5}, "key": 1}
+    fixed = [
+        Sample("crawl/a", gif, "gif", row),
+        Sample("crawl/b", gif.ljust(512, b"\0"), "gif", members=members, keys=keys),
+        Sample("crawl/c", gif + bytes(20_000), "gif", bare, size=(1, 1)),
+    ]
+    write_shard(tmp_path, "00007", fixed)
+    digest = hashlib.sha256((tmp_path / "00007.tar").read_bytes()).hexdigest()
+    assert digest == "ea3209c42f240ec804d16584eee8dc6ad52ad71559218d1114a70cbb1856972a"
+    rows = pq.read_table(tmp_path / "00007.parquet").to_pylist()
+    assert [(row["width"], row["height"], row["bytes"]) for row in rows] == [
+        (1, 1, len(sample.data)) for sample in fixed
+    ]
 
 
 def test_a_shard_that_fails_half_way_leaves_no_stats_file(tmp_path):

@@ -163,6 +163,14 @@ def test_the_last_failure_is_raised_as_it_is(monkeypatch):
         retry(Flaky(*errors))
 
 
+def test_the_first_try_is_one_of_all(monkeypatch):
+    waits = []
+    monkeypatch.setattr(failures, "_pause", waits.append)
+    flaky = Flaky(*[TimeoutError()] * 5)
+    assert retry(flaky) == 7
+    assert (flaky.calls, len(waits)) == (6, 5)
+
+
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("x"), ValueError("x"), LvdError("x")], ids=repr
 )
@@ -171,6 +179,8 @@ def test_other_failures_are_raised_at_once(error):
     with pytest.raises(type(error)):
         retrying(sleep=lambda _: pytest.fail("waited"))(flaky)
     assert flaky.calls == 1
+    with pytest.raises(type(error)):
+        retry(Flaky(error, ValueError("called again")))
 
 
 @pytest.mark.parametrize("error", [*TRANSIENT, *FATAL[:-3], *UNIT], ids=lambda e: repr(e)[:60])
