@@ -14,8 +14,9 @@ CPU_KEPT, DEVICE_KEPT = 2**26, 2**30
 """Elements of the teacher's logits of a step up to which all are kept: 2 GiB of bfloat16 on an
 accelerator. More are computed anew, tile by tile, each time they are read."""
 
-CPU_TILE, DEVICE_TILE = 2**25, 2**28
-"""Elements of one matrix product: enough rows for its full speed with 131,072 prototypes."""
+CPU_TILE, DEVICE_TILE = 2**26, 2**28
+"""Elements of one matrix product: enough rows for its full speed with 131,072 prototypes. On a CPU
+as many as are kept: each tile more takes a float32 sum of gradients as large as the prototypes."""
 
 CPU_BLOCK, DEVICE_BLOCK = 2**19, 2**25
 """Elements of a float32 buffer, for each thread of a CPU: 2 MiB, near enough to stay in its caches.
