@@ -190,6 +190,8 @@ def _interleaved(
 
 def _forward_and_backward(system: System, micro_batches: Sequence[MicroBatch]) -> None:
     device = system.ranks.device
+    # Of the step before: to add to them is no part of a backward pass.
+    system.optimiser.zero_grad(set_to_none=True)
     for views in micro_batches:
         with torch.no_grad(), autocast(system.precision, device):
             system.teacher_called(views.global_views, masked_index=views.index).whole()
@@ -198,7 +200,8 @@ def _forward_and_backward(system: System, micro_batches: Sequence[MicroBatch]) -
                 views.global_views, views.local_views, views.masks, views.index
             )
         logits = outputs.whole()
-        torch.autograd.backward(logits, [torch.full_like(each, 1e-3) for each in logits])
+        # Their own values stand for the gradient of a loss: to make another would be work of a loss.
+        torch.autograd.backward(logits, [each.detach() for each in logits])
     system.optimiser.zero_grad(set_to_none=True)
 
 

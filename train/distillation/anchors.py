@@ -35,7 +35,7 @@ class AnchorHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"]) -> Logits:
         """Return the cosines of n tokens with the k anchors."""
-        return product_of(normalize(x - self.mean, dim=-1), self.anchors)
+        return product_of(normalize(x - self.mean, dim=-1), self.anchors, bound=1.0)
 
     def anchor_at(self, tokens: Float[Tensor, "k d"]) -> None:
         """Take these tokens as the anchors."""

@@ -40,10 +40,11 @@ class ProjectionHead(nn.Module):
         # The kernel under torch's weight_norm: forward and backward are one pass over the
         # prototypes each, where autograd through `normalize` takes 1.5 times as long a backward.
         gain: Tensor | None = self.gain
+        bound = 1.0 if gain is None else None
         if gain is None:
             gain = self.prototypes.new_ones(len(self.prototypes), 1)
         directions = torch._weight_norm(self.prototypes, gain, 0)
-        return product_of(normalize(self.mlp(x), dim=-1), directions)
+        return product_of(normalize(self.mlp(x), dim=-1), directions, bound)
 
 
 class Projector(nn.Module):

@@ -20,20 +20,27 @@ class Logits(NamedTuple):
     vectors: Float[Tensor, "n d"]
     """What a head makes of its tokens, before the prototypes."""
     prototypes: Float[Tensor, "k d"]
+    bound: float | None = None
+    """What the size of no logit exceeds but by rounding, 1 of cosines; None where that is unknown."""
 
-    def whole(self) -> Float[Tensor, "n k"]:
-        """Return all logits, for a few rows."""
-        return self.vectors @ self.prototypes.mT
+    def whole(self, scale: float = 1.0) -> Float[Tensor, "n k"]:
+        """Return all logits, for a few rows, times `scale`, of which there is one rounding."""
+        vectors, prototypes = self.vectors, self.prototypes.mT
+        if scale == 1:
+            return vectors @ prototypes
+        return torch.addmm(vectors.new_zeros(()), vectors, prototypes, beta=0, alpha=scale)
 
     def split(self, rows: Sequence[int]) -> list[Logits]:
         """Return the logits of so many rows each, which share their prototypes."""
         return [self._replace(vectors=vectors) for vectors in self.vectors.split(list(rows))]
 
 
-def product_of(vectors: Float[Tensor, "n d"], prototypes: Float[Tensor, "k d"]) -> Logits:
+def product_of(
+    vectors: Float[Tensor, "n d"], prototypes: Float[Tensor, "k d"], bound: float | None = None
+) -> Logits:
     """Return the logits of both in the precision that autocast has for products."""
     kind = vectors.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        return Logits(vectors.to(dtype), prototypes.to(dtype))
-    return Logits(vectors, prototypes)
+        vectors, prototypes = vectors.to(dtype), prototypes.to(dtype)
+    return Logits(vectors, prototypes, bound)

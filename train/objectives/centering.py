@@ -12,15 +12,21 @@ from torch import Tensor, nn
 from train.distributed.ranks import max_over_ranks, sum_over_ranks
 from train.model.logits import Logits
 from train.objectives.settings import CenteringSettings
-from train.objectives.targets import SoftmaxRows, Targets, softmax_
+from train.objectives.targets import ExpRows, SoftmaxRows, Targets, softmax_
 from train.objectives.tiles import (
+    are_close,
     are_kept,
     block_rows,
     blocks,
+    log_normalisers,
     softmax_blocks,
+    tile_rows,
     tiles,
     working_dtype,
 )
+
+Shares = Tensor | ExpRows | SoftmaxRows
+"""Rows over prototypes of which a scaling makes targets: kept, or as how they are made."""
 
 
 class Centering(nn.Module, ABC):
@@ -68,24 +74,31 @@ class SinkhornKnopp(Centering):
         """Return the targets of each chunk, as `Centering.targets`.
 
         Every Q of the iteration is the first one with its rows and its prototypes scaled, so only
-        the scales are kept: Q = diag(v) S diag(u), with S the softmax over prototypes of
-        (l - highest) / temperature, and `highest` each prototype's largest logit. Up to factors
-        that all entries share, and that the next division removes (the total, K and B are such):
+        the scales are kept: Q = diag(v) S diag(u). Where the logits `are_close`, S is
+        exp(l / temperature); elsewhere the softmax over prototypes of (l - highest) / temperature,
+        with `highest` each prototype's largest logit. Up to factors that all entries share, and
+        that the next division removes (the total, K and B are such):
 
-            v = normalisers of that softmax
+            v = 1, or normalisers of that softmax
             repeat `iterations` times:
                 u = 1 / (v S)           # the one sum over rows, and so over processes
                 v = 1 / (S u)           # the last of these divides the targets by their row sums
 
         No exponential overflows and no sum underflows, whatever the logits; a block of S is read
         once for both products. Where S is not kept, that is one product of vectors and prototypes
-        more for `highest`, for each repetition and for the targets.
+        more for `highest`, if there is one, for each repetition and for the targets.
         """
         with torch.autocast(chunks[0].vectors.device.type, enabled=False):
-            kept = _kept(chunks)
-            highest = _highest(chunks, kept)
-            sums = _first_sums(chunks, kept, highest, temperature)
-            shares = _shares(chunks, kept, highest, temperature)
+            if all(are_close(chunk, temperature) for chunk in chunks):
+                shares = _exponentials(chunks, temperature)
+                sums = _zeros(chunks)
+                for block in _blocks(shares):
+                    sums.addmv_(block.T, block.new_ones(len(block)))
+            else:
+                kept = _kept(chunks)
+                highest = _highest(chunks, kept)
+                sums = _first_sums(chunks, kept, highest, temperature)
+                shares = _shares(chunks, kept, highest, temperature)
             for _ in range(self.iterations - 1):
                 scales, sums = 1 / sum_over_ranks(sums), torch.zeros_like(sums)
                 for block in _blocks(shares):
@@ -119,7 +132,7 @@ class EmaCentre(Centering):
         with torch.autocast(centre.device.type, enabled=False):
             # A sum of logits is the logit of a sum.
             sums = torch.zeros_like(centre)
-            for vectors, prototypes in chunks:
+            for vectors, prototypes, _ in chunks:
                 sums += prototypes.to(centre.dtype) @ vectors.to(centre.dtype).sum(dim=0)
             kept = _kept(chunks)
             for whole in kept:
@@ -141,18 +154,33 @@ class EmaCentre(Centering):
             self._mean = None
 
 
+def _keep(chunks: Sequence[Logits]) -> bool:
+    """Return whether the logits of all chunks are few enough to be kept."""
+    prototypes = chunks[0].prototypes
+    rows = sum(len(chunk.vectors) for chunk in chunks)
+    return are_kept(rows, len(prototypes), prototypes.device)
+
+
 def _kept(chunks: Sequence[Logits]) -> list[Tensor | None]:
     """Return the logits of each chunk where those of all are few enough to be kept, else None."""
-    vectors, prototypes = chunks[0]
-    rows = sum(len(chunk.vectors) for chunk in chunks)
-    keep = are_kept(rows, len(prototypes), vectors.device)
+    keep = _keep(chunks)
     return [chunk.whole() if keep else None for chunk in chunks]
+
+
+def _exponentials(chunks: Sequence[Logits], temperature: float) -> list[Shares]:
+    """Return exp(l / temperature) of each chunk, kept or as how they are made."""
+    rows = [ExpRows(chunk, temperature) for chunk in chunks]
+    return [some[:] for some in rows] if _keep(chunks) else [*rows]
+
+
+def _zeros(chunks: Sequence[Logits]) -> Float[Tensor, " K"]:
+    prototypes = chunks[0].prototypes
+    return prototypes.new_zeros(len(prototypes), dtype=working_dtype(prototypes))
 
 
 def _highest(chunks: Sequence[Logits], kept: Sequence[Tensor | None]) -> Float[Tensor, " K"]:
     """Return each prototype's largest logit of all chunks and processes."""
-    prototypes = chunks[0].prototypes
-    highest = prototypes.new_full((len(prototypes),), -torch.inf, dtype=working_dtype(prototypes))
+    highest = _zeros(chunks).fill_(-torch.inf)
     for chunk, whole in zip(chunks, kept, strict=True):
         for tile in tiles(chunk) if whole is None else [whole]:
             if len(tile):
@@ -167,12 +195,11 @@ def _first_sums(
     temperature: float,
 ) -> Float[Tensor, " K"]:
     """Return the sums over rows of exp((l - highest) / temperature); what is kept becomes shares."""
-    sums = torch.zeros_like(highest)
+    sums = _zeros(chunks)
     for chunk, whole in zip(chunks, kept, strict=True):
         for tile in tiles(chunk) if whole is None else [whole]:
             for rows, scaled, share in softmax_blocks(tile, highest, temperature):
-                # The largest probability is exp(top) / normaliser.
-                sums.addmv_(share.T, scaled.amax(dim=1).exp() / share.amax(dim=1))
+                sums.addmv_(share.T, log_normalisers(scaled, share)[:, 0].exp())
                 if whole is not None:
                     whole[rows] = share
     return sums
@@ -183,7 +210,7 @@ def _shares(
     kept: Sequence[Tensor | None],
     offsets: Float[Tensor, " K"],
     temperature: float,
-) -> list[Tensor | SoftmaxRows]:
+) -> list[Shares]:
     """Return the shares of each chunk: what was kept, or how they are made."""
     return [
         SoftmaxRows(chunk, offsets, temperature) if whole is None else whole
@@ -191,15 +218,19 @@ def _shares(
     ]
 
 
-def _blocks(shares: Sequence[Tensor | SoftmaxRows]) -> Iterator[Float[Tensor, "r K"]]:
+def _blocks(shares: Sequence[Shares]) -> Iterator[Float[Tensor, "r K"]]:
     """Yield all rows of shares, a block at a time, in a buffer that the next one overwrites."""
     for share in shares:
-        if isinstance(share, SoftmaxRows):
-            for tile in tiles(share.logits):
-                for _, _, block in softmax_blocks(tile, share.offsets, share.temperature):
-                    yield block
+        if isinstance(share, Tensor):
+            yield from _blocks_of(share)
             continue
-        most = min(len(share), block_rows(share.shape[1], share.device))
-        buffer = share.new_empty((most, share.shape[1]), dtype=working_dtype(share))
-        for rows in blocks(range(len(share)), max(1, most)):
-            yield buffer[: rows.stop - rows.start].copy_(share[rows])
+        prototypes = share.logits.prototypes
+        for rows in blocks(range(len(share)), tile_rows(len(prototypes), prototypes.device)):
+            yield from _blocks_of(share[rows])
+
+
+def _blocks_of(share: Float[Tensor, "b K"]) -> Iterator[Float[Tensor, "r K"]]:
+    most = min(len(share), block_rows(share.shape[1], share.device))
+    buffer = share.new_empty((most, share.shape[1]), dtype=working_dtype(share))
+    for rows in blocks(range(len(share)), max(1, most)):
+        yield buffer[: rows.stop - rows.start].copy_(share[rows])

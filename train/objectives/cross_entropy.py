@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from train.objectives.targets import Targets
-from train.objectives.tiles import block_rows, blocks, tile_rows, working_dtype
+from train.objectives.tiles import block_rows, blocks, log_normalisers, tile_rows, working_dtype
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ def cross_entropy(
     pairings: Sequence[ViewPairs],
     weights: Float[Tensor, " n"],
     temperature: float,
+    *,
+    close: bool = False,
 ) -> Float[Tensor, ""]:
     """Return the weighted sum of the cross-entropies of all pairings' pairs of views (v, g):
 
@@ -42,8 +44,9 @@ def cross_entropy(
         sum_i weights[i] sum_(v, g) - sum_k q[g, i, k] log softmax(z / temperature)_k
 
     `targets` holds the q of the teacher's G views, view after view: G n rows. Every view of the
-    student belongs to exactly one pairing. The loss is float32 (float64 for float64 vectors). The
-    logits of a tile of images are made once and replaced by their gradient, in their precision,
+    student belongs to exactly one pairing. `close` says that the logits `are_close`. The loss is
+    float32 (float64 for float64 vectors). The logits of a tile of images are made once and replaced
+    by their gradient, in their precision,
 
         dz = weights[i] / temperature * (teachers * softmax(z / temperature) - sum_g q[g, i])
 
@@ -53,7 +56,9 @@ def cross_entropy(
     unscaled.
     """
     with torch.autocast(vectors.device.type, enabled=False):
-        return _CrossEntropy.apply(vectors, prototypes, targets, pairings, weights, temperature)
+        return _CrossEntropy.apply(
+            vectors, prototypes, targets, pairings, weights, temperature, close
+        )
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -66,6 +71,7 @@ class _CrossEntropy(torch.autograd.Function):
         pairings: Sequence[ViewPairs],
         weights: Tensor,
         temperature: float,
+        close: bool,
     ) -> Tensor:
         views, images, _ = vectors.shape
         to_vectors: list[Tensor] = []
@@ -81,7 +87,9 @@ class _CrossEntropy(torch.autograd.Function):
             ]
             wanted = any(ctx.needs_input_grad)
             loss.add_(
-                _loss_and_gradient(logits, taught, pairings, weights[at], temperature, wanted)
+                _loss_and_gradient(
+                    logits, taught, pairings, weights[at], temperature, close, wanted
+                )
             )
             gradient = logits.flatten(0, 1)
             if ctx.needs_input_grad[0]:
@@ -107,7 +115,7 @@ class _CrossEntropy(torch.autograd.Function):
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(upstream)
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def _loss_and_gradient(
@@ -116,6 +124,7 @@ def _loss_and_gradient(
     pairings: Sequence[ViewPairs],
     weights: Float[Tensor, " t"],
     temperature: float,
+    close: bool,
     wanted: bool,
 ) -> Float[Tensor, ""]:
     """Return the loss of a tile; its logits become their gradient where that is `wanted`.
@@ -149,10 +158,8 @@ def _loss_and_gradient(
                 scaled = scaled_buffer[:flat].view(logits.shape)
                 likely = likely_buffer[:flat].view(logits.shape)
                 scaled.copy_(logits).mul_(1 / temperature)
-                top = scaled.amax(dim=-1, keepdim=True)
                 torch.softmax(scaled, dim=-1, out=likely)
-                # The largest probability is exp(top - logsumexp).
-                normaliser = top - likely.amax(dim=-1, keepdim=True).log()
+                normaliser = log_normalisers(scaled, likely, close)
                 loss += (row_weight * normaliser).sum() + scaled.mul_(target_sum).sum()
                 if wanted:
                     logits.copy_(likely.mul_(row_weight).add_(target_sum))

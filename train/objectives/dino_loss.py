@@ -9,6 +9,7 @@ from torch import Tensor
 from train.model.logits import Logits
 from train.objectives.cross_entropy import ViewPairs, cross_entropy
 from train.objectives.targets import Targets
+from train.objectives.tiles import are_close
 
 
 def dino_loss(
@@ -46,4 +47,12 @@ def dino_loss(
     pairings.append(ViewPairs(range(global_views, len(student)), everyone))
     pairs = global_views * (len(student) - 1)
     weights = torch.full((images,), 1 / (pairs * images), device=student.device)
-    return cross_entropy(student, logits.prototypes, targets, pairings, weights, temperature)
+    return cross_entropy(
+        student,
+        logits.prototypes,
+        targets,
+        pairings,
+        weights,
+        temperature,
+        close=are_close(logits, temperature),
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 from train.model.logits import Logits
 from train.objectives.cross_entropy import ViewPairs, cross_entropy
 from train.objectives.targets import Targets
+from train.objectives.tiles import are_close
 
 
 def ibot_loss(
@@ -33,8 +34,7 @@ def ibot_loss(
     at the same m places. No masked place at all makes a loss of 0 with a gradient of 0.
     Raises ValueError where the numbers of places differ.
     """
-    vectors, prototypes = logits
-    places = len(vectors)
+    places = len(logits.vectors)
     if not places == len(targets) == len(weights):
         raise ValueError(
             f"{places} masked places of the student, {len(targets)} of the teacher "
@@ -42,7 +42,13 @@ def ibot_loss(
         )
     pairing = ViewPairs(range(1), range(1))
     return cross_entropy(
-        vectors[None], prototypes, targets, [pairing], weights / crops, temperature
+        logits.vectors[None],
+        logits.prototypes,
+        targets,
+        [pairing],
+        weights / crops,
+        temperature,
+        close=are_close(logits, temperature),
     )
 
 

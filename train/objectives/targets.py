@@ -14,6 +14,23 @@ from train.objectives.tiles import block_rows, blocks, softmax_blocks, tile_rows
 
 
 @dataclass(frozen=True)
+class ExpRows:
+    """exp(logits / temperature) of logits that `are_close`, whose rows are made when read."""
+
+    logits: Logits
+    temperature: float
+
+    def __len__(self) -> int:
+        return len(self.logits.vectors)
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Float[Tensor, "r K"]:
+        """Return some rows, in the precision of the logits."""
+        some = self.logits._replace(vectors=self.logits.vectors[rows])
+        return some.whole(1 / self.temperature).exp_()
+
+
+@dataclass(frozen=True)
 class SoftmaxRows:
     """softmax((logits - offsets) / temperature) over prototypes, whose rows are made when read."""
 
@@ -27,8 +44,8 @@ class SoftmaxRows:
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> Float[Tensor, "r K"]:
         """Return some rows, in the precision of the logits."""
-        tile = Logits(self.logits.vectors[rows], self.logits.prototypes).whole()
-        return softmax_(tile, self.offsets, self.temperature)
+        some = self.logits._replace(vectors=self.logits.vectors[rows])
+        return softmax_(some.whole(), self.offsets, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Targets:
     than theirs; float32 probabilities exist for a block of rows at a time.
     """
 
-    shares: Float[Tensor, "b K"] | SoftmaxRows
+    shares: Float[Tensor, "b K"] | ExpRows | SoftmaxRows
     scales: Float[Tensor, " K"]
 
     def __len__(self) -> int:

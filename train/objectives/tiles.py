@@ -14,12 +14,17 @@ CPU_KEPT, DEVICE_KEPT = 2**26, 2**30
 """Elements of the teacher's logits of a step up to which all are kept: 2 GiB of bfloat16 on an
 accelerator. More are computed anew, tile by tile, each time they are read."""
 
-CPU_TILE, DEVICE_TILE = 2**25, 2**28
-"""Elements of one matrix product: enough rows for its full speed with 131,072 prototypes."""
+CPU_TILE, DEVICE_TILE = 2**26, 2**28
+"""Elements of one matrix product: enough rows for its full speed with 131,072 prototypes. On a CPU
+as many as are kept: each tile more takes a float32 sum of gradients as large as the prototypes."""
 
 CPU_BLOCK, DEVICE_BLOCK = 2**19, 2**25
 """Elements of a float32 buffer, for each thread of a CPU: 2 MiB, near enough to stay in its caches.
 On an accelerator few kernels, and no buffer above 128 MiB."""
+
+CLOSE = 64.0
+"""How far apart exponents may lie so that what is made of their exponentials, divided by a sum over
+2^18 prototypes or as many rows, still is a normal float32."""
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
@@ -30,6 +35,13 @@ def working_dtype(logits: Tensor) -> torch.dtype:
 def are_kept(rows: int, prototypes: int, device: torch.device) -> bool:
     """Return whether so many logits of the teacher are kept from their first use to their last."""
     return rows * prototypes <= (CPU_KEPT if device.type == "cpu" else DEVICE_KEPT)
+
+
+def are_close(logits: Logits, temperature: float) -> bool:
+    """Return whether logits / temperature are known to lie so close to each other that neither an
+    exponential nor a softmax of them overflows or is 0: cosines do, from a temperature of 1/32 on.
+    """
+    return logits.bound is not None and 2 * logits.bound <= CLOSE * temperature
 
 
 def tile_rows(prototypes: int, device: torch.device) -> int:
@@ -77,7 +89,7 @@ def blocks(whole: range, step: int) -> Iterator[slice]:
 
 def tiles(logits: Logits) -> Iterator[Float[Tensor, "t K"]]:
     """Yield the logits, so many rows at a time and in their order, in memory that the next ones take."""
-    vectors, prototypes = logits
+    vectors, prototypes = logits.vectors, logits.prototypes
     most = min(len(vectors), tile_rows(len(prototypes), vectors.device))
     buffer = vectors.new_empty((most, len(prototypes)))
     for rows in blocks(range(len(vectors)), max(1, most)):
@@ -101,3 +113,16 @@ def softmax_blocks(
         torch.sub(tile[rows], offsets, out=scaled).mul_(1 / temperature)
         torch.softmax(scaled, dim=1, out=shares)
         yield rows, scaled, shares
+
+
+def log_normalisers(
+    scaled: Float[Tensor, "*r K"], shares: Float[Tensor, "*r K"], close: bool = False
+) -> Float[Tensor, "*r 1"]:
+    """Return the log of each row's sum of exp(scaled), of which `shares` are the softmax.
+
+    It is the difference of an exponent and the log of its share, for any prototype whose share is
+    not 0: the first one where the exponents `are_close`, else the likeliest.
+    """
+    if close:
+        return scaled[..., :1] - shares[..., :1].log()
+    return scaled.amax(dim=-1, keepdim=True) - shares.amax(dim=-1, keepdim=True).log()

@@ -161,6 +161,9 @@ def collectives(ranks: Ranks) -> dict:
         "teacher": lambda: teacher(pictures, masked_index=torch.tensor([1, 2])),
         "teacher, CLS alone": lambda: teacher(pictures),
         "Sinkhorn-Knopp": lambda: SinkhornKnopp(3).targets([given(torch.randn(4, 16))] * 2, 0.05),
+        "Sinkhorn-Knopp of cosines": lambda: SinkhornKnopp(3).targets(
+            [given(torch.eye(4))._replace(bound=1.0)] * 2, 0.05
+        ),
     }
     student(pictures)  # the first pass also prepares
     return {name: counted(work) for name, work in steps.items()}
@@ -238,6 +241,7 @@ def test_sinkhorn_knopp_agrees_on_the_highest_logits_and_once_an_iteration(
     two_processes: dict,
 ) -> None:
     assert two_processes["collectives"]["Sinkhorn-Knopp"] == {"allreduce_": 1 + 3}
+    assert two_processes["collectives"]["Sinkhorn-Knopp of cosines"] == {"allreduce_": 3}
 
 
 # pitfall 12

@@ -83,6 +83,16 @@ def test_logits_do_not_depend_on_the_lengths_of_prototypes_and_stay_in_range():
     assert logits.abs().max() <= 1 + 1e-6
 
 
+def test_a_bound_is_told_of_cosines_alone():
+    settings = SETTINGS.model_copy(update={"train_gain": True})
+    assert head()(tokens()).bound == 1
+    assert head(settings)(tokens()).bound is None
+    with torch.autocast("cpu", torch.bfloat16):
+        made = head()(tokens())
+    assert made.bound == 1
+    assert made.whole().abs().max() <= 1 + 2**-7
+
+
 def test_bfloat16_logits_are_close_and_gradients_float32():
     made = head()
     exact = made(tokens()).whole()

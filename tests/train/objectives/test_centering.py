@@ -56,8 +56,9 @@ def joined(targets):
     return torch.cat([chunk.probabilities() for chunk in targets])
 
 
-def sinkhorn(logits, iterations=3, temperature=TEMPERATURE):
-    return joined(SinkhornKnopp(iterations).targets([given(logits)], temperature))
+def sinkhorn(logits, iterations=3, temperature=TEMPERATURE, bound=None):
+    chunk = given(logits)._replace(bound=bound)
+    return joined(SinkhornKnopp(iterations).targets([chunk], temperature))
 
 
 def in_each_process(folder):
@@ -174,6 +175,24 @@ def test_sinkhorn_of_bfloat16_logits_is_the_published_sequence_on_their_values()
     expected = published_sinkhorn(logits.double(), TEMPERATURE, 3)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.25)]
+)
+def test_sinkhorn_of_cosines_is_the_published_sequence(dtype, error, kept, monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_KEPT", 10**6 if kept else 0)
+    monkeypatch.setattr(tiles, "CPU_TILE", 2 * PROTOTYPES)
+    temperature = 1 / 32 + 1e-6  # the lowest at which cosines are close
+    logits = drawn(scale=0.5).clamp(-1, 1)
+    logits[0], logits[:, 0] = 1, -1  # a prototype that no row is near, and a row near all others
+    logits = logits.to(dtype)
+    assert tiles.are_close(given(logits)._replace(bound=1.0), temperature)
+    found = sinkhorn(logits, temperature=temperature, bound=1.0)
+    expected = published_sinkhorn(logits.double(), temperature, 3)
+    # In bfloat16 an exponent of 32 is rounded by 1/16 at most, in Q and in its sums.
+    torch.testing.assert_close(found.double(), expected, rtol=error, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["sinkhorn", "ema"])

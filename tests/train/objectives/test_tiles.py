@@ -67,14 +67,17 @@ def ours(kind, teacher, student):
 @pytest.mark.parametrize("kind", ["sinkhorn", "ema"])
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 8, 1000])
+@pytest.mark.parametrize("bounded", [True, False])
 def test_losses_and_gradients_are_those_of_the_formulas_in_tiles_of_any_size(
-    kind, kept, rows, monkeypatch
+    kind, kept, rows, bounded, monkeypatch
 ):
     monkeypatch.setattr(tiles, "CPU_KEPT", 10**6 if kept else 0)
     monkeypatch.setattr(tiles, "CPU_TILE", rows * PROTOTYPES)
     monkeypatch.setattr(tiles, "CPU_BLOCK", 2 * PROTOTYPES)
     teacher = Logits(
-        normalize(drawn(2 * IMAGES, WIDTH)), normalize(drawn(PROTOTYPES, WIDTH, seed=1))
+        normalize(drawn(2 * IMAGES, WIDTH)),
+        normalize(drawn(PROTOTYPES, WIDTH, seed=1)),
+        bound=1.0 if bounded else None,
     )
     tokens, lines, gain = (
         drawn(*shape, seed=2).requires_grad_()
@@ -82,8 +85,10 @@ def test_losses_and_gradients_are_those_of_the_formulas_in_tiles_of_any_size(
     )
 
     def logits():
-        return Logits(normalize(tokens), torch._weight_norm(lines, gain, 0))
+        bound = gain.abs().max().item() if bounded else None
+        return Logits(normalize(tokens), torch._weight_norm(lines, gain, 0), bound)
 
+    assert tiles.are_close(teacher, TAUGHT) is tiles.are_close(logits(), STUDENT) is bounded
     taught = by_formula(kind, teacher.whole())
     expected = losses(taught, logits().whole())
     found = ours(kind, teacher, logits())
@@ -93,6 +98,20 @@ def test_losses_and_gradients_are_those_of_the_formulas_in_tiles_of_any_size(
         for of_views, of_patches in (found, expected)
     ]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("bound", "temperature", "close"),
+    [
+        (1.0, 0.04, True),
+        (1.0, 1 / 32, True),
+        (1.0, 0.03, False),
+        (5.0, 0.1, False),
+        (None, 1.0, False),
+    ],
+)
+def test_logits_are_close_where_a_bound_says_so(bound, temperature, close):
+    assert tiles.are_close(Logits(drawn(1, 1), drawn(1, 1), bound), temperature) is close
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
