@@ -125,7 +125,7 @@ def cost_of_image(
     seen["student"] += load.local_views * tokens.get("local", 0)
     if frozen is None and network.dino_head is not None:
         seen["teacher"] = GLOBAL_VIEWS * tokens["global"]
-    flops = _flops(student, teacher, load)
+    flops = _flops(_products_only(student), _products_only(teacher), load)
     return tokens, seen, flops if frozen is None else _with_frozen(frozen, load, flops)
 
 
@@ -145,6 +145,15 @@ def memory_of_step(
         "logits": _logits(student, load),
     }
     return memory | {"in all": sum(memory.values())}
+
+
+def _products_only(network: Network) -> Network:
+    """Replace norms and activations, which have no products, and take as long to count as those."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm | nn.GELU):
+                setattr(module, name, nn.Identity())
+    return network
 
 
 def _with_frozen(frozen: FrozenTeacher, load: Load, flops: dict[str, float]) -> dict[str, float]:

@@ -226,9 +226,12 @@ def measured_peak(load, masks):
     optimiser.zero_grad(set_to_none=True)
     lasting = [*student.parameters(), *teacher.parameters()]
     lasting += [moment for state in optimiser.state.values() for moment in state.values()]
-    gc.collect()  # or what other tests left would be freed, and counted, meanwhile
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+    gc.disable()  # or what other tests left would be freed, and counted, meanwhile
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
+    finally:
+        gc.enable()
     held = peak = sum(tensor.nbytes for tensor in lasting)
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":

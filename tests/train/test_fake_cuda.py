@@ -186,8 +186,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-def distilled(teacher: str) -> System:
-    """A student of other patches than its teacher, and the anchors of a teacher without heads."""
+def distilled(teacher: str, batches: int) -> System:
+    """A student of other patches than its teacher, and the anchors of a teacher without heads.
+
+    These are taken of one or two batches.
+    """
     student = MODEL | {"drop_path": 0, "patch_size": 16}
     student["options"] = student["options"] | {"embed_dim": 16}
     system = build_system(
@@ -196,7 +199,8 @@ def distilled(teacher: str) -> System:
     frozen = system.frozen_teacher
     assert on_card(frozen)
     if frozen.has_anchors:
-        views = micro_batches(system)[0].global_views.repeat(3, 1, 1, 1)  # two batches are enough
+        views = micro_batches(system)[0].global_views
+        views = views.repeat(-(-HEAD["prototypes"] // batches // len(views)), 1, 1, 1)
         with autocast(system.precision, CUDA):
             frozen.take_anchors(repeat(views), 0, THERE)
         assert on_card(frozen)
@@ -207,7 +211,7 @@ def distilled(teacher: str) -> System:
 def test_what_a_frozen_teacher_says_stays_on_the_card(
     card: FakeCard, models: dict[str, str], teacher: str
 ) -> None:
-    system = distilled(models[teacher])
+    system = distilled(models[teacher], batches=1)
     assert system.frozen_teacher.has_anchors == (teacher != "run")
     (views,) = micro_batches(system)
     assert len(views.index) == 2 * IMAGES * 4
@@ -223,7 +227,7 @@ def test_what_a_frozen_teacher_says_stays_on_the_card(
 def test_a_distillation_by_heads_or_anchors_stays_on_the_card(
     card: FakeCard, models: dict[str, str], teacher: str
 ) -> None:
-    system = distilled(models[teacher])
+    system = distilled(models[teacher], batches=2)
     batches = micro_batches(system)
     card.reads.clear()
     optimiser_step(system, batches, VALUES, 0)

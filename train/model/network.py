@@ -17,6 +17,7 @@ from train.model.deferred import DeferredInit
 from train.model.heads import ProjectionHead, Projector
 from train.model.logits import Logits
 from train.model.settings import HeadsSettings, ModelSettings, ProjectorSettings
+from train.model.uninitialised import Uninitialised
 
 
 class Outputs(NamedTuple):
@@ -114,7 +115,7 @@ def build_network(
     on_meta = torch.device(device).type == "meta"
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.manual_seed(seed)
-        with deferred or nullcontext():
+        with deferred or (Uninitialised() if on_meta else nullcontext()):
             backbone = build_backbone(model, image_size=sizes[0], masked=masked)
         for size in sizes:
             backbone.grid(size, size)

@@ -57,7 +57,7 @@ class Speed:
 
 
 def speed_of(system: System) -> Speed:
-    """Return the speed of a run: every process must call it, where a frozen teacher is sharded."""
+    """Return the speed of a run, which one process can tell by itself."""
     recipe, ranks = system.recipe, system.ranks
     network = new_network(recipe, device="meta")
     load = load_of(recipe, network, ranks.world, ranks.device)

@@ -28,7 +28,7 @@ from train.monitoring.looks import Looks
 from train.monitoring.metrics import METRICS, MetricsWriter, read_metrics
 from train.monitoring.pace import Pace, pace_of
 from train.monitoring.recognition import recognition
-from train.monitoring.speed import speed_of
+from train.monitoring.speed import Speed, speed_of
 from train.optimisation.schedules import Values
 from train.persistence.run_folder import RunFolder
 from train.step import Report
@@ -79,7 +79,7 @@ class Watch:
         self.asked = False
         """Whether any process was asked to stop, as far as the steps are read."""
         self._unread: _Taken | None = None
-        self._speed = speed_of(system)
+        self._speed: Speed | None = None
         self._looks = Looks(self._recipe.looks, system, index, folder.out, steps)
         self._skipped_in_a_row = 0
         self._named = 0
@@ -100,6 +100,8 @@ class Watch:
             self.score(start)
             yield
             return
+        if self._steps > start + 1:  # a single step has no rate
+            self._speed = speed_of(self._system)
         recipe = flat(self._recipe.model_dump(mode="json"))
         self._writer = MetricsWriter(self._folder.out, self._recipe.log, start, recipe)
         self._pace = pace_of(read_metrics(self._folder.out / METRICS))
@@ -253,7 +255,7 @@ class Watch:
             rate = steps * self._recipe.batch_size / seconds
             timings |= {
                 "images_per_second": rate,
-                **self._speed.rates(rate),
+                **({} if self._speed is None else self._speed.rates(rate)),
                 "step_seconds": seconds / steps,
                 "data_wait": self._waited / seconds,
             }

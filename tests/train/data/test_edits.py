@@ -1,5 +1,7 @@
 """Edits belong to their sample, change the picture, and leave it what a copy of it still is."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ NOTHING = dict.fromkeys(NAMES, 0.0)
 SIDE = 64
 
 
+@cache
 def pictures():
     """Squares of 64 px of the photographs that ship with scikit-image."""
     squares = []
@@ -113,19 +116,29 @@ def test_nothing_is_done_where_nothing_is_asked():
     assert torch.equal(edited(views, EditSettings(**NOTHING), seed=0), views)
 
 
+@pytest.fixture(scope="module")
+def embed():
+    """The bundled model for copies, as a function of views."""
+    embedder = load(bundled_settings("bundled-copies"), threads=1)
+
+    def vectors(views):
+        images = [Image.fromarray(view.permute(1, 2, 0).numpy()) for view in views]
+        return embedder.embed([embedder.prepare(image) for image in images])
+
+    return vectors
+
+
+@pytest.fixture(scope="module")
+def originals(embed):
+    return embed(pictures())
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_bundled_model_finds_a_picture_behind_each_edit(name):
+def test_the_bundled_model_finds_a_picture_behind_each_edit(name, embed, originals):
     views = pictures()
     always = EditSettings(**NOTHING | {name: 1.0})
     copies = torch.cat([edited(view[None], always, seed) for seed, view in enumerate(views)])
-    embedder = load(bundled_settings("bundled-copies"), threads=1)
-    originals, found = (
-        embedder.embed(
-            [embedder.prepare(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]
-        )
-        for images in (views, copies)
-    )
-    nearest = (found @ originals.T).argmax(1)
+    nearest = (embed(copies) @ originals.T).argmax(1)
     assert (nearest == np.arange(len(views))).mean() >= 0.6  # by chance 1/15
 
 

@@ -73,7 +73,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "distillation": {"teacher": str(folder / "teacher")},
         },
     )
-    run_here(command(folder / "pipelines.yaml", folder / "shards", folder / "teacher"))
+    asked = command(folder / "pipelines.yaml", folder / "shards", folder / "teacher")
+    run_here([*asked, "--set", "steps=4", "--set", "checkpoints.every=2"])
     return folder
 
 
@@ -309,7 +310,7 @@ def test_another_teacher_is_refused_on_resuming(place: Path, tmp_path: Path) -> 
     shutil.copytree(place / "teacher", teacher)
     asked = distil(place, tmp_path / "out", "--set", f"distillation.teacher={teacher}")
     run_here([*asked, "--set", "steps=4"])
-    shutil.rmtree(teacher / "checkpoints" / "step-0000012")  # step 8 is now its newest
+    shutil.rmtree(teacher / "checkpoints" / "step-0000004")  # step 2 is now its newest
     for more, said in (
         (["--set", "steps=6"], "other weights"),
         (["--set", f"distillation.teacher={place / 'teacher'}"], "holds a run with distillation"),

@@ -49,7 +49,7 @@ from train.visualise.seen import see
 
 THERE = Ranks(0, 1, 0, CUDA)
 WITHOUT_CLS = ("vit without CLS", "convolutional", "clip, convolutional", "pixels")
-DENSE = {"steps": 3, "points": 16, "learning_rates": (0.003, 0.03), "workers": 1}
+DENSE = {"steps": 2, "points": 16, "learning_rates": (0.003, 0.03), "workers": 1}
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,9 @@ SETTINGS = {
     ),
 }
 PLAIN_TIMM = """
-import sys, numpy as np, timm, torch
+import sys
+sys.modules["wandb"] = None  # timm imports it where it can, for half a second
+import numpy as np, timm, torch
 images = torch.from_numpy(np.load(sys.argv[1]))
 for folder in sys.argv[2:]:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

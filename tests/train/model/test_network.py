@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shared.errors import LvdError
@@ -153,6 +154,25 @@ def test_on_meta_nothing_is_allocated_and_shapes_are_known():
         torch.empty(2, 3, 224, 224, device="meta"), torch.empty(4, 3, 98, 98, device="meta")
     )
     assert outputs.cls_logits.whole().shape == (6, 131_072)
+
+
+class Fillings(TorchDispatchMode):
+    """Counts the draws from a truncated normal distribution."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.ops.aten.erfinv_.default
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(("device", "filled"), [("meta", False), ("cpu", True)])
+def test_a_backbone_without_content_is_not_filled(device, filled):
+    with Fillings() as fillings:
+        build_network(model(), None, masked=True, infonce=True, sizes=[32], seed=0, device=device)
+    assert (fillings.count > 0) == filled
 
 
 def test_every_size_of_view_must_be_divisible_by_the_patch():

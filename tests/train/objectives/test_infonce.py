@@ -36,10 +36,10 @@ def reference(views, group_size, temperature):
 
 
 @pytest.mark.parametrize("views", [2, 3, 5])
-@pytest.mark.parametrize("group_size", [2, 4, 12])
+@pytest.mark.parametrize("group_size", [2, 3, 6])
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 def test_it_is_the_loss_of_the_paper_inside_groups(views, group_size, temperature):
-    views = drawn(views=views)
+    views = drawn(rows=6, views=views)
     expected = reference(views, group_size, temperature)
     found = infonce_loss(views, group_size=group_size, temperature=temperature)
     torch.testing.assert_close(found, expected)
