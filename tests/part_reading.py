@@ -6,7 +6,8 @@ import tarfile
 from PIL import Image
 
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.datasets.parts import PartReader, direct, fetch
+from shared.datasets.parts import PartReader
+from shared.datasets.single_images import direct, fetch
 from shared.pictures.images import ImageError
 
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 from curate.catalogue.collection import Collection
 from curate.catalogue.part_files import ROW_GROUP
 from shared.datasets.dataset import Part
-from shared.datasets.parts import Member, PartReader, direct, fetch
+from shared.datasets.parts import Member, PartReader
+from shared.datasets.single_images import direct, fetch
 from shared.errors import LvdError
 from shared.storage.files import read_json, write_json
 from shared.storage.stores import publish

@@ -19,7 +19,7 @@ from curate.catalogue.part_files import FACTS
 from curate.execution.session import status_file
 from curate.plan import PARTIAL, Plan
 from shared.datasets.dataset import Part
-from shared.datasets.parts import direct, fetch
+from shared.datasets.single_images import direct, fetch
 from shared.errors import LvdError
 from shared.pages.live import LivePage
 from shared.pictures.images import ImageError, decode

@@ -16,8 +16,8 @@ from curate.export.encode import encode
 from curate.export.hook import edit
 from curate.export.spill import Source, read_spilled
 from shared.datasets.dataset import Part
-from shared.datasets.parts import fetch, read_ahead
 from shared.datasets.sidecars import read_object
+from shared.datasets.single_images import fetch, read_ahead
 from shared.errors import LvdError
 from shared.pictures.images import Header, ImageError
 from shared.shard_folder.shards import Sample

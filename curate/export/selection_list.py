@@ -25,7 +25,7 @@ from curate.selection.decide import Selected
 from curate.stage import Runner, Unit
 from shared.datasets.dataset import Part
 from shared.datasets.outputs import LIST
-from shared.datasets.parts import direct
+from shared.datasets.single_images import direct
 from shared.errors import LvdError
 from shared.keys import shown
 from shared.storage.failures import reword

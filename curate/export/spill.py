@@ -15,7 +15,8 @@ from jaxtyping import Int64
 from curate.catalogue.collection import Collection
 from curate.catalogue.originals import changed
 from shared.datasets.dataset import Part
-from shared.datasets.parts import PartReader, direct
+from shared.datasets.parts import PartReader
+from shared.datasets.single_images import direct
 
 BYTES, NUMBERS, RANGES = "spilled.bin", "numbers.npy", "ranges.npy"
 """The bytes; int64 [n], the images; int64 [n, 1 + members, 2], place and size in the bytes of each

@@ -26,15 +26,7 @@ from shared.errors import LvdError
 from shared.keys import numbered, shown, stem, within_part
 from shared.pictures.images import SIGNATURE, ImageError, is_image
 from shared.storage.failures import raise_if_storage
-from shared.storage.remote import (
-    ends_early,
-    is_remote,
-    locate,
-    open_binary,
-    prefetch_range,
-    read_head,
-    read_range,
-)
+from shared.storage.remote import ends_early, is_remote, locate, open_binary, read_head, read_range
 
 if TYPE_CHECKING:
     from shared.datasets.selection_lists import ListedImage
@@ -163,7 +155,7 @@ class PartReader:
 
     def _tar(self) -> Iterator[Member]:
         source = open_binary(self._location)
-        zipped = _is_gzip(source)
+        zipped = is_gzip(source)
         if zipped or is_remote(self._location):
             file: IO[bytes] = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115
             self._file = file
@@ -355,37 +347,6 @@ def size_problem(size: int) -> str:
     return f"larger than {LARGEST_MEMBER >> 20} MiB: {size} bytes"
 
 
-def direct(part: Part) -> bool:
-    """Tell whether `fetch` reads this part: a folder, or a tar that is not compressed."""
-    if part.format != "tar":
-        return part.format == "folder"
-    with open_binary(locate(part.root, part.paths[0])) as source:
-        return not _is_gzip(source)
-
-
-def fetch(part: Part, member: str, offset: int | None, size: int) -> bytes:
-    """Return the bytes of one image of a part that is `direct`, without listing the part.
-
-    Raises LvdError or the storage's own error where they are not to be had any more.
-    """
-    return read_range(*_place_of(part, member, offset), size)
-
-
-def read_ahead(part: Part, member: str, offset: int | None, size: int) -> bool:
-    """Have the system begin to read what `fetch` is asked for soon; False where that is remote."""
-    if is_remote(part.root):
-        return False
-    prefetch_range(*_place_of(part, member, offset), size)
-    return True
-
-
-def _place_of(part: Part, member: str, offset: int | None) -> tuple[str, int]:
-    """Return the file that an image is in, and where it begins there."""
-    if part.format == "folder":
-        return locate(part.root, part.path_of(member)), 0
-    return locate(part.root, part.paths[0]), offset or 0
-
-
 def _read_listed(image: ListedImage) -> bytes:
     """Return the bytes of an image that a list names; LvdError where they are other ones by now."""
     data = read_range(image.location, image.offset, image.size)
@@ -407,7 +368,8 @@ def _pread(descriptor: int, offset: int, size: int, location: str) -> bytes:
     return data
 
 
-def _is_gzip(source: IO[bytes]) -> bool:
+def is_gzip(source: IO[bytes]) -> bool:
+    """Tell whether a file, read from its start, is compressed; it is left there."""
     magic = source.read(2)
     source.seek(0)
     return magic == b"\x1f\x8b"

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shared.datasets.dataset import DatasetSettings, Part, list_parts
-from shared.datasets.parts import Member, PartReader, direct
+from shared.datasets.parts import Member, PartReader
 from shared.datasets.ranged_tars import list_remote_tar
+from shared.datasets.single_images import direct
 from shared.errors import LvdError
 from shared.keys import shown
 from shared.pictures.images import ImageError

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from shared.datasets.dataset import DatasetSettings, Part, list_parts
 from shared.datasets.filetypes import extension
-from shared.datasets.parts import Member, PartReader, direct
+from shared.datasets.parts import Member, PartReader
+from shared.datasets.single_images import direct
 from shared.datasets.tars import list_tar
 from shared.embedders.evaluation_transform import EvaluationTransform
 from shared.errors import LvdError

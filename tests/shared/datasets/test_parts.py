@@ -11,7 +11,8 @@ import pytest
 from part_reading import png, read, write_tar
 
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.datasets.parts import PartReader, fetch, read_ahead
+from shared.datasets.parts import PartReader
+from shared.datasets.single_images import fetch, read_ahead
 from shared.errors import LvdError
 
 

@@ -16,7 +16,8 @@ from part_reading import png, write_tar
 
 from curate.catalogue.content import local_copy
 from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.datasets.parts import PartReader, direct, fetch
+from shared.datasets.parts import PartReader
+from shared.datasets.single_images import direct, fetch
 from shared.errors import LvdError
 from shared.pictures.images import ImageError
 from shared.storage.failures import kind_of
