@@ -160,7 +160,8 @@ def _with_frozen(frozen: FrozenTeacher, load: Load, flops: dict[str, float]) -> 
     """Return the FLOPs with the frozen teacher's in place of the passes that the average is spared."""
     device = next(iter(frozen.state_dict().values())).device
     views = torch.zeros(GLOBAL_VIEWS, *_shape(load.global_size), device=device)
-    with FlopCounterMode(display=False) as counter:
+    rounded = autocast(load.precision, device)  # as its weights may be
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), rounded:
         frozen.tokens(views)
     taught = float(counter.get_total_flops())
     return flops | {"teacher": taught, "in all": flops["in all"] - flops["teacher"] + taught}

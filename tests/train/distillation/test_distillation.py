@@ -143,6 +143,13 @@ def test_a_teacher_with_rounded_weights_says_what_it_says_whole(place: Path, kin
     assert estimated.memory["frozen teacher"] == sum(t.nbytes for t in kept.state_dict().values())
 
 
+def test_a_run_in_bfloat16_distils_to_its_end_and_tells_its_rates(place: Path) -> None:
+    asked = distil(place, place / "rounded", "--set", "parallel.precision=bfloat16")
+    run_here([*asked, "--set", "steps=4"])
+    assert read_json(place / "rounded" / "done.json") == {"steps": 4}
+    assert '"tokens_per_second": ' in (place / "rounded" / "metrics.jsonl").read_text()
+
+
 # "the teacher holds no gradients and no optimiser state"
 def test_the_frozen_teacher_is_neither_trained_nor_saved(place: Path, undisturbed: Path) -> None:
     system = build_system(recipe(place, batch_size=4), ALONE)
