@@ -14,8 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from curate.audit.request import AuditRequest
-from curate.calibration.measure import VERSION as CALIBRATION_VERSION
-from curate.calibration.measure import CalibrateSettings, measure_dedup
+from curate.calibration.measure import VERSIONS, CalibrateSettings, measure_dedup
 from curate.calibration.thresholds import Threshold
 from curate.catalogue.collection import Catalogued, Collection
 from curate.catalogue.originals import save_parts
@@ -78,7 +77,7 @@ def _measured(
     """Measure the threshold on the larger dataset, as a run does."""
     larger = max(first, second, key=lambda data: len(data.collection.usable))
     asked, precision = CalibrateSettings(), DedupSettings().precision
-    stage = Stage("calibrate", CALIBRATION_VERSION, [larger.address], asked.model_dump())
+    stage = Stage("calibrate", VERSIONS, [larger.address], asked.model_dump())
     with runner.at_work("calibrate"):
         parts = save_parts(larger.parts, runner.scratch / f"parts-{larger.address}.json")
         embedder = (request.embedder.settings, request.engine.threads)

@@ -15,6 +15,7 @@ from curate.calibration.tail import (
     FEWEST_PAIRS,
     HIGH,
     LOW,
+    count_others,
     depth,
     draw_bootstrap,
     false_shares,
@@ -125,9 +126,10 @@ def calibrate_dedup(
     Raises UnmeasurableError where that is so of both.
     """
     kinds = (looked.others, looked.drawn)
-    if not any(pairs.different >= FEWEST_PAIRS for pairs in kinds):
+    different = [count_others(pairs) for pairs in kinds]
+    if max(different) < FEWEST_PAIRS:
         raise UnmeasurableError(
-            f"calibration found {looked.others.different + looked.drawn.different} pairs of different "
+            f"calibration found {round(sum(different))} pairs of different "
             f"pictures and needs {FEWEST_PAIRS}: say --set dedup.threshold=..., declare it with the "
             "embedder, or use a larger crawl"
         )
@@ -186,7 +188,7 @@ def _choose(
     looked: LookedPairs, size: int, precision: float, fewest: float, seed: int
 ) -> _Choice | None:
     """Return the lowest threshold that keeps `precision`; None of pairs that are too few to tell."""
-    if looked.different < FEWEST_PAIRS:
+    if count_others(looked) < FEWEST_PAIRS:
         return None
     thresholds = _grid(looked)
     bootstrap = draw_bootstrap(looked, seed)

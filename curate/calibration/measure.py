@@ -32,6 +32,7 @@ from curate.catalogue.drawn import are_drawn
 from curate.catalogue.originals import Originals, load_parts
 from curate.embedding.embed import Forwards, preparation
 from curate.neighbours.search import unit
+from curate.pixels import align, same
 from curate.pixels.same import CLEAR, OTHER, Verdict, similarity
 from curate.stage import Runner, Stage, Unit, Workers
 from curate.state import State
@@ -42,7 +43,7 @@ from shared.pictures.images import ImageError, decode
 from shared.progress import count
 from shared.storage.commits import committed
 
-VERSION = 11
+VERSIONS = [11, align.VERSION, same.VERSION]
 EDITED_TOGETHER = 25
 OTHERS, DRAWN = "others.npz", "drawn.npz"
 

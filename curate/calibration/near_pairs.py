@@ -44,11 +44,6 @@ class LookedPairs:
     looks: int
     """Pairs that were looked at; what the others show was known from these."""
 
-    @property
-    def different(self) -> int:
-        """How many show different pictures."""
-        return int(np.count_nonzero(~self.same))
-
 
 @dataclass(frozen=True)
 class Looked:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.calibration.dedup_threshold import UnmeasurableError
-from curate.calibration.measure import VERSION, measure_dedup, measure_retrieve
+from curate.calibration.measure import VERSIONS, measure_dedup, measure_retrieve
 from curate.calibration.retrieve_threshold import FEWEST
 from curate.calibration.sides import Sides, find_dedup_sides, find_retrieve_sides
 from curate.calibration.thresholds import (
@@ -19,7 +19,6 @@ from curate.calibration.thresholds import (
 )
 from curate.catalogue.collection import Catalogued
 from curate.catalogue.originals import save_parts
-from curate.pixels import align, same
 from curate.stage import Runner, Stage
 from shared.progress import warn
 
@@ -150,8 +149,7 @@ def find_sides(
 
 def _stage(plan: Plan, *measured: Catalogued) -> Stage:
     inputs = [each.address for each in measured]
-    versions = [VERSION, align.VERSION, same.VERSION]
-    return Stage("calibrate", versions, inputs, plan.request.settings.calibrate.model_dump())
+    return Stage("calibrate", VERSIONS, inputs, plan.request.settings.calibrate.model_dump())
 
 
 def _parts(runner: Runner, measured: Catalogued) -> Path:

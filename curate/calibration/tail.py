@@ -83,6 +83,11 @@ def odds_of_other(looked: LookedPairs) -> Float64[np.ndarray, " p"]:
     return odds
 
 
+def count_others(looked: LookedPairs) -> float:
+    """Return how many pairs show two pictures, unsure ones by their odds."""
+    return float(odds_of_other(looked).sum())
+
+
 def false_shares(
     looked: LookedPairs,
     size: int,
@@ -94,7 +99,7 @@ def false_shares(
     Thresholds are none below `looked.lowest`. The pairs inside the sample are counted, and only the
     others expected: a crawl that was sampled whole, and looked at whole, is known. In a replicate a
     pair counts as often as both of its images are drawn together, so that a crowd of alike images
-    counts as one observation. Of fewer pairs than `FEWEST_PAIRS` there is no tail: beyond the sample
+    counts as one observation. Of fewer such pairs than `FEWEST_PAIRS` there is no tail: beyond the sample
     they are as frequent as in it.
     """
     other = ~looked.same
@@ -107,13 +112,11 @@ def false_shares(
     counts = bootstrap.others
     known = 2 * (counts @ reach.T) / looked.images
     rates = seen * known
+    few = count_others(looked) < FEWEST_PAIRS
     if seen < 1:
         for at, drawn in enumerate(bootstrap.images):
             pairs = counts[at] * drawn[one] * drawn[two]
-            if len(pairs) < FEWEST_PAIRS:
-                above = reach @ pairs
-            else:
-                above = pairs.sum() * survival(excess, pairs, beyond)
+            above = reach @ pairs if few else pairs.sum() * survival(excess, pairs, beyond)
             rates[at] += (1 - seen) * 2 * above / looked.images
     shares = 1 - np.exp(-growth * rates)
     return Shares(shares[0], shares[1:])

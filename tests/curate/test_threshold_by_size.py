@@ -7,7 +7,11 @@ import pytest
 from looked_pairs import alone
 
 from curate.calibration import second_look
-from curate.calibration.dedup_threshold import DedupCalibration, calibrate_dedup
+from curate.calibration.dedup_threshold import (
+    DedupCalibration,
+    UnmeasurableError,
+    calibrate_dedup,
+)
 from curate.calibration.near_pairs import LookedPairs, look_at_nearest
 from curate.calibration.tail import (
     NEAR,
@@ -173,6 +177,15 @@ def test_one_undecided_pair_among_copies_does_not_move_the_threshold_and_one_amo
     assert looked.cosine[60] < found[None] == found[10] <= looked.cosine[59]
     known = replace(looked, same=same & (np.arange(100) != 59))
     assert found[59] == calibrate(known, looked.images).threshold > looked.cosine[59]
+
+
+def test_undecided_pairs_among_copies_are_no_pairs_of_different_pictures_to_measure_by():
+    place = np.arange(200)
+    unsure = np.isin(place, (20, 60, 100, 140, 180))
+    cosine = np.linspace(0.999, 0.6, 200, dtype=np.float32)
+    looked = replace(made_pairs(~unsure, unsure=unsure), cosine=cosine)
+    with pytest.raises(UnmeasurableError, match="0 pairs of different pictures and needs 5"):
+        calibrate(looked, 1_000 * looked.images)
 
 
 def test_images_with_a_copy_are_known_where_all_are_seen():
