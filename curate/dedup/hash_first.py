@@ -9,13 +9,14 @@ Units: those of `catalogue` and `hash_pass.py`, and `write_lenders` (a reduce of
 
 What is lent depends on all parts, so that a grown crawl may have other lenders: what was embedded by
 earlier ones is taken from there. A part that fails to embed is set aside, and all begins anew without it.
-Where an image that lends gets no vector, the next best of its hash lends.
+Where an image that lends gets no vector, the next best of its hash lends; where that gets none either,
+each image of the hash is embedded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,25 @@ REMEMBERED = 4
 """Earlier lenders of a crawl whose vectors are looked for."""
 
 
+@dataclass(frozen=True)
+class Barred:
+    """What lends nothing, as it got no vector when it lent."""
+
+    images: frozenset[str] = frozenset()
+    """Their sha256."""
+    rounds: int = 0
+    """How often some were found."""
+
+    def and_failing(self, images: frozenset[str]) -> Barred:
+        """Return these with more, which lent after them."""
+        return Barred(self.images | images, self.rounds + 1)
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing of their hashes lends: of copies of one picture else one after another fails."""
+        return self.rounds > 1
+
+
 def embed_by_hash(
     runner: Runner,
     name: str,
@@ -77,17 +97,17 @@ def embed_by_hash(
     `judged` is without what scores vectors.
     """
     seen = embed(runner, "crawl", name, parts, request.without_vectors())
-    barred: frozenset[str] = frozenset()
+    barred = Barred()
     while seen.images:
         crawl = catalogued(runner, seen, None, judged)
         stage = hash_stage(crawl.address, settings, barred)
         counts = find_lenders(runner, stage, crawl.collection, settings, barred)
         lent = _lent(request, stage, name)
         _note(runner, lent, name)
-        if failed := _embed_lenders(runner, seen, lent):
-            seen = _without(seen, failed)
+        if failed := _embed_lenders(runner, seen, lent, request):
+            seen, barred = _without(seen, failed), Barred()
         elif failing := _failing(runner, seen, lent):
-            barred |= failing
+            barred = barred.and_failing(failing)
         else:
             _lend(runner, seen, lent)
             fitted = runner.folder(stage) / FIT
@@ -110,7 +130,7 @@ def known_lenders(
         return None
     seen = EmbeddedParts("crawl", name, there, contents, [], first)
     catalogue, _ = catalogue_stage(seen, None, judged)
-    barred: frozenset[str] = frozenset()
+    barred = Barred()
     while True:
         stage = hash_stage(catalogue.address, settings, barred)
         counts = committed(request.work / stage.name / stage.address / UNIT)
@@ -121,16 +141,16 @@ def known_lenders(
         failing = frozenset(sha256 for each in found for sha256 in each["failing"])
         if not failing:
             return lent, counts
-        barred |= failing
+        barred = barred.and_failing(failing)
 
 
-def hash_stage(crawl: str, settings: DedupSettings, barred: frozenset[str] = frozenset()) -> Stage:
+def hash_stage(crawl: str, settings: DedupSettings, barred: Barred) -> Stage:
     """Return the stage that says who lends to whom, in the crawl whose catalogue has that address.
 
-    Images with a sha256 that is `barred` lend nothing.
+    Images that are `barred` lend nothing.
     """
     versions = [VERSION, hashes.VERSION, keep.VERSION, groups.VERSION]
-    asked = [settings.hash, settings.keep, settings.seed, sorted(barred)]
+    asked = [settings.hash, settings.keep, settings.seed, sorted(barred.images), barred.alone]
     return Stage(STAGE, versions, crawl, asked)
 
 
@@ -139,25 +159,25 @@ def find_lenders(
     stage: Stage,
     collection: Collection,
     settings: DedupSettings,
-    barred: frozenset[str] = frozenset(),
+    barred: Barred,
 ) -> dict[str, int]:
     """Find the best image of each hash; return how many images there are and how many are lent to."""
     ranks = rank_images(runner, stage, collection, settings)
     hashed = cover_by_hash(runner, stage, collection, settings, ranks)
     assert hashed is not None  # settings ask for one
-    args = (collection, ranks, hashed.stands.parent, sorted(barred))
+    args = (collection, ranks, hashed.stands.parent, barred)
     [counts] = runner.run(stage, write_lenders, [Unit(UNIT, args)])
     return counts
 
 
 def write_lenders(
-    collection: Collection, ranks: Path, covered: Path, barred: Sequence[str], *, out: Path
+    collection: Collection, ranks: Path, covered: Path, barred: Barred, *, out: Path
 ) -> dict[str, int]:
     """Write who lends to whom as `Lenders`, of what `cover_copies` wrote. A reduce.
 
     What no hash covers has the vector of the best image of its bytes; an image that takes no part, but
-    can be decoded, stands alone. Of a hash whose best has a sha256 that is `barred`, the best of the
-    others lends.
+    can be decoded, stands alone. Of a hash whose best is `barred`, the best of the others lends, or none
+    where those are to be `alone`.
     """
     number, digests = np.arange(len(collection)), collection.digests()
     rank, stands = np.load(ranks / RANK), np.load(covered / REPRESENTATIVES)
@@ -166,13 +186,14 @@ def write_lenders(
     lender[takes_part] = np.load(ranks / NUMBER)[rank[takes_part]]
     of_bytes = lender.copy()
     lender = np.where(stands >= 0, stands, lender)
-    if barred:
-        is_barred = np.isin(digests, np.array([bytes.fromhex(each) for each in barred], "S32"))
+    if barred.images:
+        known = np.array([bytes.fromhex(each) for each in sorted(barred.images)], "S32")
+        is_barred = np.isin(digests, known)
         takers = np.flatnonzero(takes_part & ~is_barred & is_barred[lender])
         takers = takers[np.lexsort((rank[takers], lender[takers]))]
         _, first, group = np.unique(lender[takers], return_index=True, return_inverse=True)
         lender[is_barred] = of_bytes[is_barred]
-        lender[takers] = of_bytes[takers[first[group]]]
+        lender[takers] = of_bytes[takers if barred.alone else takers[first[group]]]
     lender[collection.decision[:] == CODE["corrupt"]] = -1
     lent = (lender >= 0) & (digests[lender] != digests)
     contents = np.array([Path(part.facts).name for part in collection.parts], "S")
@@ -209,8 +230,13 @@ def _failing(runner: Runner, seen: EmbeddedParts, lent: EmbedRequest) -> frozens
     return frozenset(failing)
 
 
-def _embed_lenders(runner: Runner, seen: EmbeddedParts, lent: EmbedRequest) -> list[SetAside]:
-    """Embed what lends and is in no unit yet; return the parts that failed."""
+def _embed_lenders(
+    runner: Runner, seen: EmbeddedParts, lent: EmbedRequest, request: EmbedRequest
+) -> list[SetAside]:
+    """Embed what lends and is in no unit yet; return the parts that failed.
+
+    That is noted of the `request`, whoever lends, so that a dry run and `--retry parts` find it.
+    """
     parts: dict[str, Part] = {}
     for part, content in zip(seen.parts, seen.contents, strict=True):
         parts.setdefault(content, part)
@@ -219,7 +245,7 @@ def _embed_lenders(runner: Runner, seen: EmbeddedParts, lent: EmbedRequest) -> l
         wanted = lacking(lent, content)
         if not wanted:
             continue
-        if (line := aside_line(lent, part)) is not None:
+        if (line := aside_line(request, part)) is not None:
             failed.append(SetAside(part.name, line))
             continue
         images = max(int(rows.sum()) for rows in wanted.values())
@@ -231,7 +257,7 @@ def _embed_lenders(runner: Runner, seen: EmbeddedParts, lent: EmbedRequest) -> l
     results = runner.map(embed_part, units, workers=embed_workers(lent), done=done)
     for part, result in zip(todo, results, strict=True):
         if isinstance(result, Failure):
-            failed.append(set_aside(lent, part, result.line, runner.scratch))
+            failed.append(set_aside(request, part, result.line, runner.scratch))
     return failed
 
 

@@ -20,8 +20,9 @@ from curate.dedup.hash_first import embed_by_hash, known_lenders
 from curate.dedup.near import DedupSettings
 from curate.embedding import embed as embedding
 from curate.embedding.embed import Forwards
+from curate.embedding.lent_vectors import STAGE
 from curate.embedding.request import EmbedRequest, EmbedSettings
-from curate.embedding.stage import embed
+from curate.embedding.stage import embed, set_aside_parts
 from curate.execution.session import open_runner
 from curate.filters.quality import QualitySettings
 from curate.removal.work import units_with
@@ -253,11 +254,42 @@ def test_a_part_that_cannot_be_embedded_is_set_aside_and_lends_nothing(
         assert [part.name for part in done.parts] == ["b", "d", "e"]
         again = made(crawl, tmp_path / "work")
         assert [each.line for each in again.aside] == [each.line for each in done.aside]
+        asked = replace(done.request, lenders="", lenders_at="", earlier=())
+        parts = list_parts("crawl", DatasetSettings(path=str(crawl)))
+        known, counts = known_lenders("crawl", parts, asked, HASH, NOTHING)
+        assert (known.lenders, counts) == (done.request.lenders, done.lent)
+        assert len(set_aside_parts(asked, parts)) == 1  # which --retry parts takes up again
     whole = tmp_path / "without"
     whole.mkdir()
     for name in "bde":
         (whole / f"{name}.tar").write_bytes((crawl / f"{name}.tar").read_bytes())
     assert files(done) == files(made(whole, tmp_path / "fresh"))
+
+
+def test_of_copies_that_all_get_no_vector_the_third_round_embeds_each(tmp_path, crawl, monkeypatch):
+    plain, prepare = Forwards.embed, embedding.preparation(DESCRIPTORS[1]).prepare
+    sides = range(64, 193, 16)
+    write_tar(crawl / "f.tar", {f"{side}.png": shown(0, side) for side in sides})
+    failing = {prepare(detailed(0, side)).tobytes() for side in sides}
+    batches = []
+
+    def fail(self, place, batch):
+        vectors = plain(self, place, batch)
+        if place == 1:
+            batches.extend(image.tobytes() for image in batch)
+            vectors[[image.tobytes() in failing for image in batch]] = np.nan
+        return vectors
+
+    monkeypatch.setattr(Forwards, "embed", fail)
+    done = made(crawl, tmp_path / "work")
+    assert len(list((tmp_path / "work" / STAGE).iterdir())) == 3
+    once = [image for image in batches if image not in failing]
+    assert len(once) == len(set(once))
+    found = images(done)
+    assert not any(found[f"f/{side}"][1][1][1] for side in sides)
+    asked = replace(done.request, lenders="", lenders_at="", earlier=())
+    known, counts = known_lenders("crawl", done.parts, asked, HASH, NOTHING)
+    assert (known.lenders, counts) == (done.request.lenders, done.lent)
 
 
 def test_where_the_best_gets_no_vector_the_next_best_lends(tmp_path, crawl, monkeypatch):
