@@ -141,7 +141,7 @@ class Probes:
         self._heap = heap
         self._delta = None if threshold is None else np.sqrt(max(0.0, 2 - 2 * threshold))
         self._cap = cap
-        self._ranked = count_ranked(len(centroids))
+        self._ranked = count_ranked(len(centroids), cap)
         everything = np.arange(len(centroids))
         self._everything = self._among(everything) if len(everything) == self._ranked else None
         self._block = -1, np.empty((2, 0, 0), np.float32)
@@ -230,9 +230,12 @@ class Probes:
         return products_with(self._heads[clusters, :-1]), _Heaps.among(self._heap[clusters])
 
 
-def count_ranked(clusters: int) -> int:
-    """Return how many of so many clusters are ranked for a vector: a quarter, within bounds."""
-    return min(clusters, max(LEAST_RANKED, min(MOST_RANKED, clusters // 4)))
+def count_ranked(clusters: int, cap: int = 0) -> int:
+    """Return how many of so many clusters are ranked for a vector, of which `cap` are searched at most.
+
+    A quarter, within bounds; not fewer than are searched, up to the bound.
+    """
+    return min(clusters, max(LEAST_RANKED, min(MOST_RANKED, max(clusters // 4, cap))))
 
 
 def find_heaps(clusters: Clusters, threshold: float, threads: int, *, out: Path) -> dict[str, int]:

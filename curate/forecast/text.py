@@ -58,7 +58,7 @@ def table(stages: Sequence[StageForecast], constants: Constants, asked: Asked) -
         shown.add_column(name, justify="right", no_wrap=True)
     for stage in stages:
         shown.add_row(stage.name, *_cells(stage, constants, asked))
-    whole = add_up(stages)
+    whole = add_up(stages, asked)
     shown.add_row("in all", *_cells(whole, constants, asked), style="bold")
     with console.capture() as caught:
         console.print(shown)
@@ -85,15 +85,15 @@ def cost_of(stage: StageForecast, asked: Asked) -> float:
     return (asked.price or 0.0) * asked.nodes * stage.seconds / 3600
 
 
-def add_up(stages: Sequence[StageForecast]) -> StageForecast:
-    """Return all stages as one: sums, and of memory the most."""
+def add_up(stages: Sequence[StageForecast], asked: Asked) -> StageForecast:
+    """Return all stages as one: sums, and the memory of the one that needs most."""
     whole = StageForecast("in all")
     for stage in stages:
         for name in ("units", "cpu_s", "gpu_s", "seconds", "alone_s", "stored", "puts", "gets"):
             setattr(whole, name, getattr(whole, name) + getattr(stage, name))
-        whole.process = max(whole.process, stage.process)
-        whole.unit_memory = max(whole.unit_memory, stage.unit_memory)
-        whole.reduce_memory = max(whole.reduce_memory, stage.reduce_memory)
+    most = max(stages, key=lambda stage: stage.node_memory(asked))
+    whole.process, whole.unit_memory = most.process, most.unit_memory
+    whole.reduce_memory = most.reduce_memory
     return whole
 
 
@@ -129,7 +129,7 @@ def as_dict(stages: Sequence[StageForecast], constants: Constants, asked: Asked)
             "cost": None if asked.price is None else cost_of(stage, asked),
             "problems": stage.problems,
         }
-        for stage in (*stages, add_up(stages))
+        for stage in (*stages, add_up(stages, asked))
     }
     said = {"machine": constants.machine, "sizes": constants.sizes, "images": asked.images}
     return {**said, "dim": asked.dim, "seeds": asked.seeds, "nodes": asked.nodes, "stages": rows}

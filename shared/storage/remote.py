@@ -97,6 +97,9 @@ def _read_local(location: str, start: int, size: int) -> bytes:
     descriptor = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(descriptor, size, start)
+    except OSError as error:
+        error.filename = location
+        raise
     finally:
         os.close(descriptor)
 

@@ -342,6 +342,10 @@ def test_of_many_clusters_those_nearest_to_the_own_one_are_ranked(monkeypatch):
 
 def test_a_quarter_of_many_clusters_is_ranked():
     ranked = [probes_module.count_ranked(clusters) for clusters in (9, 1_024, 4_000, 8_000, 10**6)]
+    asked = [
+        probes_module.count_ranked(*each) for each in ((2_000, 1_500), (9, 50), (10**6, 9_000))
+    ]
+    assert asked == [1_500, 9, 4_096]  # not fewer than are to be searched
     assert ranked == [9, 1_024, 1_024, 2_000, 4_096]
 
 

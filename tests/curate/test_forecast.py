@@ -265,7 +265,8 @@ def test_torch_is_held_from_where_it_is_imported(tmp_path):
         name = "node_memory_bytes"
         more.append({stage: network[stage][name] - none[stage][name] for stage in none})
     assert set(more[0].values()) <= {3e8, 6e8}  # of a reduce that runs alone, of two processes
-    assert {stage for stage, held in more[1].items() if held} == {"embed", "catalogue", "cluster"}
+    most = {"catalogue", "in all"}  # the stage that needs most tells the memory of all
+    assert {stage for stage, held in more[1].items() if held} == {"embed", "cluster"} | most
 
 
 def dedup_of(constants, path, images):
