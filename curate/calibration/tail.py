@@ -112,8 +112,8 @@ def false_shares(
     counts = bootstrap.others
     known = 2 * (counts @ reach.T) / looked.images
     rates = seen * known
-    few = count_others(looked) < FEWEST_PAIRS
     if seen < 1:
+        few = count_others(looked) < FEWEST_PAIRS
         for at, drawn in enumerate(bootstrap.images):
             pairs = counts[at] * drawn[one] * drawn[two]
             above = reach @ pairs if few else pairs.sum() * survival(excess, pairs, beyond)

@@ -213,7 +213,7 @@ def _shares(
 ) -> list[Shares]:
     """Return the shares of each chunk: what was kept, or how they are made."""
     return [
-        SoftmaxRows(chunk, offsets, temperature) if whole is None else whole
+        SoftmaxRows(chunk, temperature, offsets) if whole is None else whole
         for chunk, whole in zip(chunks, kept, strict=True)
     ]
 

@@ -14,8 +14,8 @@ from train.objectives.tiles import block_rows, blocks, softmax_blocks, tile_rows
 
 
 @dataclass(frozen=True)
-class ExpRows:
-    """exp(logits / temperature) of logits that `are_close`, whose rows are made when read."""
+class _MadeRows:
+    """Rows over prototypes that are made of logits when read."""
 
     logits: Logits
     temperature: float
@@ -23,29 +23,30 @@ class ExpRows:
     def __len__(self) -> int:
         return len(self.logits.vectors)
 
-    @torch.no_grad()
-    def __getitem__(self, rows: slice) -> Float[Tensor, "r K"]:
-        """Return some rows, in the precision of the logits."""
-        some = self.logits._replace(vectors=self.logits.vectors[rows])
-        return some.whole(1 / self.temperature).exp_()
+    def _some(self, rows: slice) -> Logits:
+        return self.logits._replace(vectors=self.logits.vectors[rows])
 
 
 @dataclass(frozen=True)
-class SoftmaxRows:
-    """softmax((logits - offsets) / temperature) over prototypes, whose rows are made when read."""
-
-    logits: Logits
-    offsets: Float[Tensor, " K"]
-    temperature: float
-
-    def __len__(self) -> int:
-        return len(self.logits.vectors)
+class ExpRows(_MadeRows):
+    """exp(logits / temperature) of logits that `are_close`."""
 
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> Float[Tensor, "r K"]:
         """Return some rows, in the precision of the logits."""
-        some = self.logits._replace(vectors=self.logits.vectors[rows])
-        return softmax_(some.whole(), self.offsets, self.temperature)
+        return self._some(rows).whole(1 / self.temperature).exp_()
+
+
+@dataclass(frozen=True)
+class SoftmaxRows(_MadeRows):
+    """softmax((logits - offsets) / temperature) over prototypes."""
+
+    offsets: Float[Tensor, " K"]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Float[Tensor, "r K"]:
+        """Return some rows, in the precision of the logits."""
+        return softmax_(self._some(rows).whole(), self.offsets, self.temperature)
 
 
 @dataclass(frozen=True)
