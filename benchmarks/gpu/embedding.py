@@ -20,7 +20,8 @@ from shared.embedders.settings import EmbedderSettings
 from shared.embedders.timm_embedder import build_timm
 from shared.storage.commits import committed
 
-SIZE, QUICK_SIZE = 224, 56
+SIZE, QUICK_SIZE = 224, 64
+QUICK_MODEL = "test_vit"
 PICTURES, QUICK_PICTURES = 2048, 8
 LARGE_BATCH = 256
 THREADS = 8
@@ -32,16 +33,8 @@ def measure(context: Context, emit: Callable[[Row], None], model: str) -> None:
     folder = context.scratch / model
     shards = write_shards(folder / "shards", count=count, size=(500, 375), shards=1)
     (part,) = list_parts("pictures", DatasetSettings(path=str(shards)))
-    default = EmbedderSettings(
-        kind="timm",
-        model=model,
-        pretrained=False,
-        image_size=QUICK_SIZE if context.quick else SIZE,
-        device=context.device,
-    )
-    sizes = [4] if context.quick else [default.batch_size, LARGE_BATCH]
-    for batch_size in sizes:
-        settings = resolve_device(default.model_copy(update={"batch_size": batch_size}))
+    for settings in _at_two_batches(model, context):
+        batch_size = settings.batch_size
         forward = batch_size / _forward_seconds(settings, context)
         state = LocalState(Forwards((settings,), THREADS))
         laps = []
@@ -59,7 +52,7 @@ def measure(context: Context, emit: Callable[[Row], None], model: str) -> None:
         stage = count / float(np.median(laps))
         emit(
             {
-                "model": model,
+                "model": settings.model,
                 "precision": settings.precision,
                 "batch": batch_size,
                 "stage images/s": stage,
@@ -71,10 +64,48 @@ def measure(context: Context, emit: Callable[[Row], None], model: str) -> None:
         )
 
 
-def _forward_seconds(settings: EmbedderSettings, context: Context) -> float:
-    """Return the seconds of the model alone on a batch that lies on the device."""
+def measure_compiled(context: Context, emit: Callable[[Row], None], model: str) -> None:
+    """Compare the bare forward pass with the compiled one, whose kernels a card runs as one graph."""
+    for settings in _at_two_batches(model, context):
+        seconds = _forward_seconds(settings, context)
+        compiled = _forward_seconds(settings, context, compiled=True)
+        emit(
+            {
+                "model": settings.model,
+                "precision": settings.precision,
+                "batch": settings.batch_size,
+                "forward images/s": settings.batch_size / seconds,
+                "compiled images/s": settings.batch_size / compiled,
+                "compiled / forward": seconds / compiled,
+            }
+        )
+
+
+def _at_two_batches(model: str, context: Context) -> list[EmbedderSettings]:
+    """Return the settings of a model with random weights, at the default batch and at a large one."""
+    default = EmbedderSettings(
+        kind="timm",
+        model=QUICK_MODEL if context.quick else model,
+        pretrained=False,
+        image_size=QUICK_SIZE if context.quick else SIZE,
+        device=context.device,
+    )
+    sizes = [4] if context.quick else [default.batch_size, LARGE_BATCH]
+    return [resolve_device(default.model_copy(update={"batch_size": size})) for size in sizes]
+
+
+def _forward_seconds(
+    settings: EmbedderSettings, context: Context, *, compiled: bool = False
+) -> float:
+    """Return the seconds of the model alone on a batch that lies on the device.
+
+    On a CPU, where it shows nothing, what is compiled is only traced.
+    """
     device, precision = torch.device(settings.device), getattr(torch, settings.precision)
     model, _ = build_timm(settings)
+    if compiled:
+        how = {"mode": "reduce-overhead"} if device.type == "cuda" else {"backend": "aot_eager"}
+        model = torch.compile(model, dynamic=False, **how)
     random = torch.Generator(device).manual_seed(0)
     shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
     images = torch.randn(shape, device=device, generator=random)

@@ -9,6 +9,7 @@ from math import inf
 from benchmarks.gpu.section import Section
 
 HERE = "benchmarks.gpu"
+VITS14 = "vit_small_patch14_dinov2"
 
 
 def _step(recipe: str, *, compiled: bool, needs: float, most: float) -> Section:
@@ -32,8 +33,9 @@ SECTIONS = (
     _step("vits16", compiled=True, needs=40, most=120),
     Section("kernels", f"{HERE}.kernels:measure", ("vitl14", True), needs=45, most=120),
     Section("resident", f"{HERE}.resident:measure", (True,), needs=40, most=120),
-    _embedding("vits14", "vit_small_patch14_dinov2"),
+    _embedding("vits14", VITS14),
     _embedding("vitl14", "vit_large_patch14_dinov2"),
+    Section("embed-compiled", f"{HERE}.embedding:measure_compiled", (VITS14,), needs=60, most=120),
     Section("neighbours", f"{HERE}.neighbours:measure", needs=20, most=60),
     _step("vitl16-short", compiled=True, needs=60, most=150),
     _step("vits16", compiled=False, needs=25, most=75),

@@ -59,12 +59,18 @@ class TorchForward(BatchedForward):
                 torch.inference_mode(),
                 torch.autocast(self._device, self._precision, enabled=reduced),
             ):
-                images = torch.from_numpy(pixels).to(self._device)
+                images = self._to_device(torch.from_numpy(pixels))
                 # Read as [n, 3, h, w], this is channels-last memory: convnets gain 1.3 times.
                 images = self._transform.normalised(images.permute(0, 3, 1, 2))
                 return self._finish(self._encode(images).float()).cpu().numpy()
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceMemoryError(" ".join(str(error).split())[:150]) from None
+
+    def _to_device(self, pixels: UInt8[Tensor, "n h w 3"]) -> UInt8[Tensor, "n h w 3"]:
+        """From pinned memory, which torch keeps for the next batch, a card fetches by itself."""
+        if self._device == "cuda":
+            return pixels.pin_memory().to(self._device, non_blocking=True)
+        return pixels.to(self._device)
 
 
 def fit_for_inference(model: torch.nn.Module, device: str) -> torch.nn.Module:
