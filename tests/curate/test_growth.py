@@ -10,8 +10,9 @@ from made_collection import clumps, clustered, exact_cosines, from_vectors
 
 from curate.catalogue import collection as module
 from curate.catalogue.collection import block_size, read_rows
-from curate.neighbours import cluster, in_dataset
+from curate.neighbours import cluster as clustering
 from curate.neighbours import clusters as mapped_clusters
+from curate.neighbours import in_dataset
 from curate.neighbours.clusters import MAPPED
 from shared.storage.arrays import map_array, read_array_rows
 
@@ -61,7 +62,7 @@ def test_clusters_laid_side_by_side_read_every_vector_once(tmp_path, monkeypatch
         read[path.name] += stop - start
         return read_array_rows(path, start, stop)
 
-    monkeypatch.setattr(cluster, "read_array_rows", noted)
+    monkeypatch.setattr(clustering, "read_array_rows", noted)
     collection = from_vectors(tmp_path, clumps(0, 30, 8, 16, 0.3))
     clusters, assigned = clustered(collection, tmp_path, block=24, bucket=40)
     assert min(len(assigned), len(clusters.ranges)) > 3
