@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from shared.config_errors import explain
+from shared.config_errors import Explained, explain
 from shared.errors import LvdError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -123,7 +123,7 @@ def validate(
         key = f"{at}.{found.key}".strip(".") if found.key else at
         subject = f"{key} in" if key else ""
         source = source_of(key, overrides) or source_of(found.key, overrides)
-        source = source or _sources_within(key, found.problem, overrides) or str(file)
+        source = source or _sources_within(key, found, overrides) or str(file)
         line = f"{subject} {source} {found.problem}".strip()
     raise LvdError(" ".join(line.split()))
 
@@ -148,15 +148,17 @@ def source_of(key: str, overrides: Sequence[str]) -> str:
     return ""
 
 
-def _sources_within(key: str, problem: str, overrides: Sequence[str]) -> str:
-    """Return the overrides of settings of a section that a problem with the section speaks of."""
-    found = []
+def _sources_within(key: str, found: Explained, overrides: Sequence[str]) -> str:
+    """Return the overrides that made an unknown section, or that a section's problem speaks of."""
+    sources = []
     for override in overrides:
         name = override.partition("=")[0].strip()
         own = re.escape(name.rpartition(".")[2])
-        if name.startswith(f"{key}.") and re.search(rf"\b{own}\b", problem):
-            found.append(f"--set {override}")
-    return " and ".join(found)
+        made = found.unknown and name.startswith((f"{key}.", f"{found.key}."))
+        named = name.startswith(f"{key}.") and re.search(rf"\b{own}\b", found.problem)
+        if made or named:
+            sources.append(f"--set {override}")
+    return " and ".join(sources)
 
 
 def _substitute(match: re.Match[str]) -> str:

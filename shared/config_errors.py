@@ -35,10 +35,11 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Explained:
-    """The dotted key of the first wrong setting, and what is wrong with it."""
+    """The dotted key of the first wrong setting, what is wrong, and whether no setting has that name."""
 
     key: str
     problem: str
+    unknown: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def explain(model: type[BaseModel], error: ValidationError) -> Explained:
     findings = [_locate(model, detail) for detail in details]
     alternatives = _alternatives(findings)
     chosen = alternatives[0]
-    return Explained(_dotted(chosen.keys), _problem(alternatives, chosen))
+    unknown = chosen.error["type"] == "extra_forbidden"
+    return Explained(_dotted(chosen.keys), _problem(alternatives, chosen), unknown)
 
 
 def _locate(model: type[BaseModel], error: ErrorDetails) -> _Finding:

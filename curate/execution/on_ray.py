@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate.execution.executor import DEATHS, TRIES, Call, Outcome
+from curate.execution.ray_arguments import share_arguments
 from curate.execution.ray_pools import ActorPool, TaskPool
 from curate.execution.ray_start import SECONDS_TO_ANSWER, remedy, require_answer, short_folder
 from curate.execution.ray_worker import ON_CLUSTER, outcome_of
@@ -74,7 +75,9 @@ class RayExecutor:
         pool = self._pool(workers, gpus, len(calls))
         most = DEATHS if workers else TRIES
         # The longest first, else the last one of them is waited for alone.
-        longest_first = sorted(calls, key=lambda call: -(call.unit.weight or call.unit.images))
+        longest_first = sorted(
+            share_arguments(ray, calls), key=lambda call: -(call.unit.weight or call.unit.images)
+        )
         queue, tries = deque(longest_first), Counter[int]()
         under_way: dict[Any, Call] = {}
         idle_since = time.monotonic()

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from curate.execution.executor import Call
+from curate.execution.ray_arguments import with_arguments
 from curate.state import LocalState
 from shared.errors import LvdError
 from shared.storage.failures import as_line, kind_of
@@ -76,8 +77,10 @@ class RemoteValue:
 
 def run_call(call: Call, *state: Any) -> dict[str, Any]:
     """Return the result of a call; what is wrong with a node of a cluster names it."""
+    import ray
+
     with naming_node(call.unit.name):
-        return call(*state)
+        return with_arguments(ray, call)(*state)
 
 
 @contextmanager

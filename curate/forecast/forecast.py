@@ -223,6 +223,17 @@ def _add_seeds(stage: StageForecast, constants: Constants, asked: Asked) -> None
     stage.seconds += cpu_s / asked.workers
 
 
+def bytes_on_store(stages: list[StageForecast]) -> tuple[float, float]:
+    """Return what a node keeps, and what the machine of the command does, where all is on a store.
+
+    Of the clusters and what dedup makes of them a node fetches each file whole that it reads from, and
+    fetches again what `engine.copy_bytes` had no room for. The result passes through the machine of the
+    command.
+    """
+    stored = {stage.name: stage.stored for stage in stages}
+    return stored["cluster"] + stored["dedup"], stored["export"] + stored["report"]
+
+
 def _find_problems(stages: list[StageForecast], asked: Asked) -> None:
     """Say of each stage what does not fit, and what would."""
     seconds = sum(stage.seconds for stage in stages)

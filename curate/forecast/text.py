@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curate.forecast.constants import Constants, EmbedderCost
-from curate.forecast.forecast import GIB, Asked, StageForecast
+from curate.forecast.forecast import GIB, Asked, StageForecast, bytes_on_store
 from curate.settings import PipelinesFile, with_bundled
 from shared.config import expand, load_yaml, validate
 from shared.embedders.settings import EmbedderSettings
@@ -67,6 +67,14 @@ def table(stages: Sequence[StageForecast], constants: Constants, asked: Asked) -
                 console.print(f"\n{stage.name}: {problem}", soft_wrap=True)
         if not any(stage.problems for stage in stages):
             console.print("\neverything fits")
+        node, command = (f"{size / 1e9:,.1f} GB" for size in bytes_on_store(list(stages)))
+        console.print(
+            f"\non a store with nodes that share nothing else, TMPDIR needs {node} on every node (and "
+            "engine.copy_bytes as much, else files are fetched again and again), and on the machine of "
+            f"the command {command} for the result, which passes through it; the time of the network is "
+            "not counted",
+            soft_wrap=True,
+        )
         console.print(f"\n{describe(constants, asked)}", soft_wrap=True)
     return "\n".join(line.rstrip() for line in caught.get().splitlines())
 
@@ -131,7 +139,9 @@ def as_dict(stages: Sequence[StageForecast], constants: Constants, asked: Asked)
         }
         for stage in (*stages, add_up(stages, asked))
     }
+    node, command = map(round, bytes_on_store(list(stages)))
     said = {"machine": constants.machine, "sizes": constants.sizes, "images": asked.images}
+    said |= {"store": {"node_bytes": node, "command_bytes": command}}
     return {**said, "dim": asked.dim, "seeds": asked.seeds, "nodes": asked.nodes, "stages": rows}
 
 

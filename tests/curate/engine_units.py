@@ -72,6 +72,14 @@ def together(folder: Path, *, out: Path) -> dict:
     return {"together": count}
 
 
+def last_of(texts: list[Path], text: str, *, out: Path) -> dict:
+    return write(f"{text} of {len(texts)}, {texts[-1].name}", out=out)
+
+
+def last_with(state, texts: list[Path], text: str, *, out: Path) -> dict:
+    return last_of(texts, state.call("upper").result() + text, out=out)
+
+
 def slower_first(text: str, seconds: float, *, out: Path) -> dict:
     time.sleep(seconds)
     return write(text, out=out)

@@ -243,6 +243,20 @@ def test_what_does_not_fit_is_said_with_what_would():
     assert "every image counts as embedded (embed.once=hash embeds fewer)" in roomy
 
 
+def test_what_machines_keep_of_a_store_is_said():
+    asked = "--images", 1.2e9, "--dim", 384
+    known = json.loads(said("--json", *asked))
+    stages, store = known["stages"], known["store"]
+    vectors, kept = 2 * 384 * 1.2e9, 0.12 * 1.2e9 * 1e5
+    assert 2 * vectors < store["node_bytes"] < 3 * vectors  # by block and by cluster
+    assert (
+        kept
+        < store["command_bytes"]
+        == sum(stages[name]["stored_bytes"] for name in ("export", "report"))
+    )
+    assert f"TMPDIR needs {store['node_bytes'] / 1e9:,.1f} GB on every node" in said(*asked)
+
+
 def test_every_process_that_compares_many_imports_torch(tmp_path):
     known, path = read_constants(SHIPPED), tmp_path / "mine.json"
     before, after = (

@@ -10,10 +10,11 @@ from made_collection import clumps, clustered, exact_cosines, from_vectors
 
 from curate.catalogue import collection as module
 from curate.catalogue.collection import block_size, read_rows
+from curate.neighbours import cluster as clustering
 from curate.neighbours import clusters as mapped_clusters
 from curate.neighbours import in_dataset
 from curate.neighbours.clusters import MAPPED
-from shared.storage.arrays import map_array
+from shared.storage.arrays import map_array, read_array_rows
 
 
 def test_files_opened_by_all_blocks_of_all_blocks_grow_as_the_images():
@@ -52,6 +53,22 @@ def test_an_image_costs_one_row_group_of_its_part(tmp_path, monkeypatch):
         pq.write_table(pq.read_table(path), path, row_group_size=10)
     assert made.facts(np.array([3, 77, 4]))["key"].to_pylist() == made.keys(np.array([3, 77, 4]))
     assert read == [(1, 5), (1, 5)]
+
+
+def test_clusters_laid_side_by_side_read_every_vector_once(tmp_path, monkeypatch):
+    read = {"vectors.npy": 0, "numbers.npy": 0, "offsets.npy": 0}
+
+    def noted(path, start, stop):
+        read[path.name] += stop - start
+        return read_array_rows(path, start, stop)
+
+    monkeypatch.setattr(clustering, "read_array_rows", noted)
+    collection = from_vectors(tmp_path, clumps(0, 30, 8, 16, 0.3))
+    clusters, assigned = clustered(collection, tmp_path, block=24, bucket=40)
+    assert min(len(assigned), len(clusters.ranges)) > 3
+    assert read["vectors.npy"] == read["numbers.npy"] == len(collection)
+    each = len(clusters.load()) + len(clusters.ranges)
+    assert read["offsets.npy"] == len(assigned) * each
 
 
 def test_few_ranges_of_clusters_are_mapped_at_a_time(tmp_path, monkeypatch):

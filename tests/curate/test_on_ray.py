@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import NoCredentialsError
@@ -14,6 +15,8 @@ from engine_units import (
     killed_in_setup,
     killed_with,
     kills_its_holder,
+    last_of,
+    last_with,
     missing_state,
     set_up,
     set_up_badly,
@@ -26,6 +29,7 @@ from engine_units import (
 
 from curate.execution.executor import TRIES, Call
 from curate.execution.on_ray import RayExecutor
+from curate.execution.ray_pools import TaskPool
 from curate.execution.ray_worker import ON_CLUSTER, naming_node
 from curate.execution.session import open_runner
 from curate.stage import EngineSettings, Stage, Unit, Workers
@@ -90,6 +94,29 @@ def test_units_of_a_killed_worker_are_run_again(runner, tmp_path, of):
     tasks = {f"task{n}": str(n) for n in range(4)}
     assert texts(runner) == tasks | {f"actor{n}": f"S{n}" for n in range(4)}
     assert list(runner.scratch.glob("*/text"))  # what the killed ones left there is not taken
+
+
+def test_what_several_units_are_given_is_sent_once(runner, ray_session, monkeypatch, of):
+    put, sent, held = ray_session.put, [], []
+    monkeypatch.setattr(ray_session, "put", lambda value: sent.append(value) or put(value))
+    texts_of_all = [Path(f"folder-{n:08d}") for n in range(1_000)]
+    monkeypatch.setattr(
+        TaskPool,
+        "hand_out",
+        lambda pool, call, real=TaskPool.hand_out: held.append(call) or real(pool, call),
+    )
+    units = [Unit(f"task{n}", (texts_of_all, f"{n}")) for n in range(4)]
+    runner.run(STAGE, last_of, units)
+    assert sent == [texts_of_all]
+    assert max(len(ray_session.cloudpickle.dumps(call)) for call in held) < 2_000
+    gpus = of("s", gpus=True)
+    for workers, name in ((of("s"), "actor"), (gpus, "apart")):
+        units = [Unit(f"{name}{n}", (texts_of_all, f"{n}")) for n in range(2)]
+        runner.run(STAGE, last_with, units, workers=workers)
+    assert sent == [texts_of_all] * 3
+    said = {name: text.partition(" of ")[2] for name, text in texts(runner).items()}
+    assert len(said) == 8
+    assert set(said.values()) == {"1000, folder-00000999"}
 
 
 def test_a_unit_that_always_kills_its_worker_is_an_error(runner, tmp_path):

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from train.distributed.ranks import any_rank, barrier, max_over_ranks, sum_over_ranks
+from train.distributed.watchdog import record_collectives, recorded_collectives
 from train.persistence.checkpoints import save
 from train.snapshot import restore, snapshot
 
@@ -35,6 +36,7 @@ def group(device: torch.device, folder: Path) -> Iterator[None]:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
+    record_collectives()
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         init_method=f"file://{folder / 'rendezvous'}",
@@ -59,6 +61,16 @@ def test_sums_are_made_on_the_card_and_flags_beside_it(
         assert any_rank(True)
         assert not any_rank(False)
         barrier()
+
+
+def test_a_hung_run_would_tell_the_collectives_of_the_card(
+    device: torch.device, tmp_path: Path
+) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with group(device, tmp_path):
+        sum_over_ranks(torch.ones(3, device=device)).tolist()
+        recorded = recorded_collectives()[backend]["entries"]
+    assert recorded[-1]["profiling_name"] == f"{backend}:all_reduce"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -357,6 +357,14 @@ def test_a_wrong_setting_is_traced_to_the_override_that_made_it(at):
         validate(Pipeline, apply_overrides({}, overrides), file="f", at=at, overrides=overrides)
 
 
+@pytest.mark.parametrize("at", ["", "pipelines.default"])
+def test_an_unknown_section_is_traced_to_the_override_that_made_it(at):
+    overrides = ["dedpu.groups=greedy"]
+    tree = apply_overrides({"embedder": "x"}, overrides)
+    with pytest.raises(LvdError, match=r"dedpu in --set dedpu\.groups=greedy is not a setting"):
+        validate(Pipeline, tree, file="f", at=at, overrides=overrides)
+
+
 def test_configuration_imports_no_heavy_library():
     heavy = ["torch", "ray", "numpy", "faiss", "skimage", "matplotlib", "datasets"]
     code = f"import sys, shared.config; assert not set({heavy}) & set(sys.modules)"

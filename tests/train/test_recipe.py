@@ -61,6 +61,16 @@ def test_the_note_of_a_published_recipe_says_what_remains_different(
     assert "remains different" in note or "vitl16-short" in note
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("vit", "dino", "ibot"))])
+def test_the_note_of_a_recipe_for_cards_says_which_it_assumes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER", "runs/train/vitg14")
+    monkeypatch.setenv("CONTINUE_FROM", "runs/train/vitl14")
+    note = read_recipe(SHIPPED, name).note
+    assert "Assumes" in note or "GPUs" in note
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [("tiny-highres", "continue_from"), ("tiny-distilled", "distillation.teacher")],

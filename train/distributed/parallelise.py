@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from shared.errors import LvdError
 from train.distributed.ranks import Ranks
 from train.distributed.settings import ParallelSettings
+from train.model.blocks import Shapes
 from train.model.network import Network
 
 GRAPHS = 128
@@ -56,6 +58,9 @@ def parallelise(
             block.forward = partial(again, block.forward)
     if settings.compile:
         _compile([*_blocks(student), *_blocks(teacher)])
+        for network in (student, teacher):
+            last = _blocks(network)[-1]
+            last.forward = partial(_of_any_number, last.forward)
     if not dist.is_initialized():
         return student, teacher
     if settings.sharded:
@@ -139,6 +144,18 @@ def _compile(blocks: list[nn.Module]) -> None:
     torch._dynamo.config.recompile_limit = limit
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def _of_any_number(
+    forward: Callable[..., Tensor],
+    x: Tensor,
+    shapes: Shapes | None = None,
+    read: Tensor | None = None,
+) -> Tensor:
+    """Call a compiled block that is asked for another number of tokens at each step: by one graph."""
+    if read is not None:
+        torch._dynamo.maybe_mark_dynamic(read, 0)
+    return forward(x, shapes, read)
 
 
 def shares(settings: ParallelSettings, world: int, local_world: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import threading
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
+from typing import Any
 
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
@@ -28,8 +30,8 @@ class Watchdog:
     """While entered, a thread that looks whether `beat` is still called.
 
     Once `limit` seconds have passed without it, `folder/hang-RANK.txt` gets the stacks of all
-    threads and `folder/hang-RANK.json` the last collectives that torch's flight recorder knows, for
-    the group's backends that feed it. That is done once until the next beat, and ends nothing.
+    threads and `folder/hang-RANK.json` the last collectives that torch's flight recorders know, by
+    backend. That is done once until the next beat, and ends nothing.
     """
 
     def __init__(self, limit: float, folder: Path, rank: int) -> None:
@@ -71,8 +73,18 @@ class Watchdog:
                 print(f"no step has ended for {quiet:.0f} s; all threads:", file=file, flush=True)
                 faulthandler.dump_traceback(file)
             if dist.is_initialized():
-                path.with_suffix(".json").write_bytes(c10d._dump_fr_trace_json())
+                path.with_suffix(".json").write_text(
+                    json.dumps(recorded_collectives()), encoding="utf-8"
+                )
         except OSError as error:
             warn(f"process {self._rank} hangs, and {path} cannot be written: {error.strerror}")
             return
         warn(f"process {self._rank}: no step has ended for {quiet:.0f} s: {path} says where it is")
+
+
+def recorded_collectives() -> dict[str, Any]:
+    """Return what the flight recorders hold, by backend: NCCL has one of its own."""
+    traces = {"gloo": c10d._dump_fr_trace_json}
+    if "nccl" in dist.get_backend_config():
+        traces["nccl"] = c10d._dump_nccl_trace_json
+    return {backend: json.loads(trace()) for backend, trace in traces.items()}

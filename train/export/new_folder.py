@@ -37,6 +37,8 @@ def new_folder(out: Path) -> Iterator[Path]:
             beside.rename(path)
             sync(path.parent)
     except OSError as error:
-        raise LvdError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise LvdError(
+            f"--out {out} cannot be written ({error.strerror or error}): name another folder"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -44,7 +44,9 @@ class RunFolder:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / ".lock").touch()
         except OSError as error:
-            raise LvdError(f"--out {self.out} cannot be written: {error.strerror}") from None
+            raise LvdError(
+                f"--out {self.out} cannot be written ({error.strerror}): name another folder"
+            ) from None
         with locked(self.out / ".lock", busy(self.out)):
             yield
 

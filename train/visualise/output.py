@@ -58,6 +58,8 @@ def write_figures(out: Path, files: Mapping[str, bytes], facts: Mapping[str, Any
             sync(path.parent)
             shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
-        raise LvdError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise LvdError(
+            f"--out {out} cannot be written ({error.strerror or error}): name another folder"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -103,7 +103,8 @@ def test_a_hung_process_ends_the_run_with_its_stack_and_a_whole_checkpoint(
     assert newest(out / "checkpoints").name == f"step-{HANGS_IN:07d}"
     assert "wait_in_vain" in (out / "hang-1.txt").read_text()
     assert "optimiser_step" in (out / "hang-0.txt").read_text()
-    assert json.loads((out / "hang-0.json").read_text())
+    recorded = json.loads((out / "hang-0.json").read_text())["gloo"]["entries"]
+    assert "gloo:all_reduce" in {entry["profiling_name"] for entry in recorded}
 
 
 def test_a_watchdog_speaks_once_for_each_silence_and_never_while_it_hears(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from forked import run_ranks
 from given_logits import given
 from pydantic import ValidationError
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -166,7 +168,22 @@ def collectives(ranks: Ranks) -> dict:
         ),
     }
     student(pictures)  # the first pass also prepares
-    return {name: counted(work) for name, work in steps.items()}
+    ahead = {way: gathered_ahead(student, way) for way in ("forward", "backward")}
+    return {name: counted(work) for name, work in steps.items()} | {"ahead": ahead}
+
+
+def gathered_ahead(network: torch.nn.Module, way: str) -> dict[str, list[str]]:
+    """The units that each unit of a sharded network gathers ahead in a pass this way, by name."""
+    units = {
+        unit._get_fsdp_state(): name
+        for name, unit in network.named_modules()
+        if isinstance(unit, FSDPModule)
+    }
+    named = {
+        name: [units[other] for other in getattr(unit, f"_states_to_{way}_prefetch")]
+        for unit, name in units.items()
+    }
+    return {name: others for name, others in named.items() if others}
 
 
 def in_each_process(folder: Path) -> None:
@@ -235,6 +252,14 @@ def test_a_step_gathers_each_unit_once_a_pass_and_reduces_it_once(two_processes:
     assert counts["student"] == {"_allgather_base_": 2 * UNITS, "_reduce_scatter_base_": UNITS}
     assert counts["teacher"] == {"_allgather_base_": UNITS}
     assert counts["teacher, CLS alone"] == {"_allgather_base_": UNITS - 1}  # no iBOT head
+
+
+def test_a_unit_gathers_the_next_one_ahead_in_both_passes(two_processes: dict) -> None:
+    first, second = (f"backbone.vit.blocks.{number}" for number in range(2))
+    assert two_processes["collectives"]["ahead"] == {
+        "forward": {"": [first], first: [second], second: ["dino_head"]},
+        "backward": {"ibot_head": ["dino_head"], "dino_head": [second], second: [first]},
+    }
 
 
 def test_sinkhorn_knopp_agrees_on_the_highest_logits_and_once_an_iteration(
@@ -367,6 +392,24 @@ def test_the_blocks_of_a_frozen_teacher_are_compiled(monkeypatch: pytest.MonkeyP
     prepare_frozen(teacher, teacher.backbone, settings, torch.float32)
     assert [call.__self__ for call in compiled] == list(teacher.backbone.vit.blocks)
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+
+
+def test_another_number_of_masked_patches_takes_the_same_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of masks that are not exact, and of a process that has a part of a group."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    networks = parallelise(*new_networks(depth=1), ParallelSettings(compile=True), ALONE)
+    pictures = torch.ones(2, 3, SIDE, SIDE)
+    made = []
+    for masked in (5, 9, 14):
+        for network in networks:
+            logits = network(pictures, masked_index=torch.arange(masked)).patch_logits
+            assert len(logits.vectors) == masked
+        made.append(counters["stats"]["unique_graphs"])
+    assert made == [2, 2, 2]
 
 
 def test_the_precision_that_is_asked_for_is_taken() -> None:
