@@ -17,13 +17,14 @@ from curate.catalogue.content import recall
 from curate.dedup.hash_first import known_lenders
 from curate.dedup.hashes import METHODS
 from curate.embedding.stage import is_embedded
-from curate.plan import Plan, parent_of, written
+from curate.plan import Plan, written
 from curate.request import Seed
 from shared.embedders.embedder import at_commit, find_on_hub
 from shared.embedders.hub import HubFile, HubUnreachableError
 from shared.embedders.settings import EmbedderSettings, from_hub
 from shared.progress import size
 from shared.storage.commits import committed
+from shared.storage.places import parent_of
 
 BYTES_PER_IMAGE = 100_000
 """Of a typical crawl; used to guess the number of images before they are counted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -365,17 +364,3 @@ def written(plan: Plan) -> list[Dataset]:
 def is_included(dataset: Dataset, request: Request) -> bool:
     """Tell whether a dataset's own images go out."""
     return dataset.role == "seed" and dataset.name in request.included
-
-
-def parent_of(folder: Path) -> Path:
-    """Return the nearest of a folder and its parents that exists."""
-    return next(
-        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
-    )
-
-
-def writable(folder: Path, option: str) -> None:
-    """Fail at once where nothing can be written."""
-    there = parent_of(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise LvdError(f"{option} {folder}: cannot write below {there}: name another folder")

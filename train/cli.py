@@ -134,6 +134,7 @@ def run(
     recipe = read_recipe(config, name, overrides)
     recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
     recipe.check_sources(shards, select)
+    _check_places(out, shards)
     if dry_run:
         from train.preview import preview
 
@@ -156,6 +157,17 @@ def run(
             )
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(safe_after_stop(out)) from stopped
+
+
+def _check_places(out: Path, shards: str | None) -> None:
+    """Refuse what cannot be written, and images that are not there, before torch is imported."""
+    from shared.datasets.dataset import DatasetSettings, list_parts
+    from shared.storage.places import check_writable
+    from shared.storage.remote import is_remote
+
+    check_writable(out, "--out")
+    if shards is not None and not is_remote(shards) and not Path(shards).expanduser().exists():
+        list_parts("--shards", DatasetSettings(path=shards))  # it says what is wrong with a pattern
 
 
 @main.command()

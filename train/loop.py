@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from shared.errors import LvdError
 from shared.progress import say
 from train.data.copied_ahead import copied_ahead
 from train.data.crops import Views
@@ -29,7 +30,7 @@ from train.monitoring.profile import record_steps
 from train.monitoring.profiled_steps import check_steps
 from train.monitoring.summary import summary
 from train.monitoring.watch import Watch
-from train.persistence.checkpoints import newest, save
+from train.persistence.checkpoints import newest, save, step_of
 from train.persistence.run_folder import RunFolder
 from train.recipe import Recipe
 from train.rescue import cut_off, rescue
@@ -77,6 +78,12 @@ def train(
                 _say(ranks, f"{out} is complete after {steps:,} steps: nothing to do")
                 return
         checkpoint = newest(folder.checkpoints) if resume == "auto" else None
+        if checkpoint is not None and (there := step_of(checkpoint)) > steps:
+            raise LvdError(
+                f"--out {out} holds a run that has taken {there:,} steps, more than these {steps:,}: "
+                "ask for as many or more, name another --out, or say --resume never to begin anew "
+                "(what is there is kept)"
+            )
         system = build_system(recipe, ranks, start_from, fresh=checkpoint is None)
         watch = Watch(system, folder, index, steps)
         resident = _resident(system, index) if recipe.data.resident else None

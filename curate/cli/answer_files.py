@@ -25,13 +25,13 @@ page_option = folder(
 
 def check_answers(**files: Path | None) -> None:
     """Raise LvdError, before anything is computed, where a file cannot be written; by option."""
-    from curate.plan import writable
+    from shared.storage.places import check_writable
 
     for name, path in files.items():
         if path is not None and path.is_dir():
             raise LvdError(f"--{name} {path} is a folder: name a file")
         if path is not None:
-            writable(path.parent, f"--{name}")
+            check_writable(path.parent, f"--{name}")
 
 
 @contextmanager

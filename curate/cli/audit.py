@@ -69,12 +69,13 @@ def audit(
     from curate.audit.audit import audit
     from curate.audit.request import read_audit
     from curate.execution.session import open_runner
-    from curate.plan import label, writable
+    from curate.plan import label
     from shared.storage.files import reraise_disk_full
+    from shared.storage.places import check_writable
 
     out = out or Path("runs") / "audit" / f"{label(a)}-{label(b)}"
-    writable(work, "--work")
-    writable(out, "--out")
+    check_writable(work, "--work")
+    check_writable(out, "--out")
     place = work.absolute()
     request = read_audit(config, (a, b), embedder, threshold, place, [out.absolute()])
     with open_runner(place, request.engine, executor) as runner:

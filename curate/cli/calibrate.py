@@ -41,16 +41,17 @@ def calibrate(save: bool, out: Path | None, executor: ExecutorName, **asked: Any
     from curate.calibration.stored import store, writable_path
     from curate.execution.session import open_runner, require_seen
     from curate.pipeline import embed_datasets
-    from curate.plan import pinned, writable
+    from curate.plan import pinned
     from curate.report.both_sides import draw_sides
     from shared.embedders.embedder import resolve_device
     from shared.errors import LvdError
     from shared.progress import say
     from shared.storage.locks import scratch_folder
+    from shared.storage.places import check_writable
 
     plan, default = make_plan(**asked)
     out = out or Path("runs") / "calibrate" / default.name
-    writable(out, "--out")
+    check_writable(out, "--out")
     request, path = plan.request, None
     if len(request.seeds) > 1:
         named = ", ".join(seed.name for seed in request.seeds)

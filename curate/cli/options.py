@@ -131,8 +131,9 @@ def make_plan(
     """Return the plan of a call with `request_options`, and where its result goes."""
     from curate import plan
     from curate.request import read_request
+    from shared.storage.places import check_writable
 
     request = read_request(config, pipeline, **asked)
     out = out or plan.default_out(request)
-    plan.writable(work, "--work")
+    check_writable(work, "--work")
     return plan.make_plan(request, work.absolute(), out.absolute()), out

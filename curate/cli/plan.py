@@ -156,14 +156,14 @@ def plan(
     from curate.forecast.constants import SHIPPED, read_constants, write_constants
     from curate.forecast.forecast import Asked, forecast
     from curate.forecast.text import as_dict, embedder_cost, find_embedder, table
-    from curate.plan import writable
     from curate.settings import PipelineSettings
     from shared.storage.files import dumps
+    from shared.storage.places import check_writable
 
     if calibrate:
         place = constants or Path("plan-constants.json")
-        writable(place.absolute().parent, "--constants")
-        writable(work, "--work")
+        check_writable(place.absolute().parent, "--constants")
+        check_writable(work, "--work")
         work.mkdir(parents=True, exist_ok=True)
         settings = find_embedder(config, embedder)
         known = measure(read_constants(SHIPPED), sizes, (embedder, settings), work)

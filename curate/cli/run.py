@@ -93,9 +93,10 @@ def run(
     from curate.execution.published import fetched, open_published
     from curate.execution.session import is_on_cluster, require_reach
     from curate.increment import read_run
-    from curate.plan import check_export, comparable, pinned, writable
+    from curate.plan import check_export, comparable, pinned
     from shared.errors import LvdError
     from shared.progress import warn
+    from shared.storage.places import check_writable
 
     published = None
     live = click.get_current_context().with_resource(serving(serve))
@@ -112,7 +113,7 @@ def run(
         published = click.get_current_context().with_resource(open_published(out))
         out = published.local
     plan, out = make_plan(out=out, **asked)
-    writable(out, "--out")
+    check_writable(out, "--out")
     if live is not None:
         live.show = live_page(out, plan)
     also = plan.request.settings.export.also

@@ -51,10 +51,11 @@ def update(
     from curate.execution.copies import require_places
     from curate.execution.output import SINCE, Output, finish_swap
     from curate.increment import read_run
-    from curate.plan import check_export, comparable, make_plan, pipeline_of, writable
+    from curate.plan import check_export, comparable, make_plan, pipeline_of
     from curate.request import read_request
     from shared.config import flat
     from shared.errors import LvdError
+    from shared.storage.places import check_writable
 
     finish_swap(out.absolute())
     run = read_run(out)
@@ -76,8 +77,8 @@ def update(
                 f"{out} has {name}={flat(settings).get(name)!r}, not {value!r}, and what is added to "
                 "it is judged by its settings: curate anew into another OUT with `lvd-curate run`"
             )
-    writable(work, "--work")
-    writable(out, "OUT")
+    check_writable(work, "--work")
+    check_writable(out, "OUT")
     plan = make_plan(request, work.absolute(), out.absolute())
     own = comparable(request) | {name: settings[name] for name in [SINCE] if name in settings}
     output = Output(out.absolute(), own, replace=False)

@@ -17,7 +17,6 @@ from curate.demo.summary import Places, summary
 from curate.execution.output import RUN
 from curate.loop.children import RESUMES, run_child
 from curate.loop.request import recipe_as_written
-from curate.plan import writable
 from curate.report.tables import read_funnel
 from shared import bundled
 from shared.errors import LvdError
@@ -32,6 +31,7 @@ from shared.storage.files import (
     write_json,
 )
 from shared.storage.locks import busy, locked
+from shared.storage.places import check_writable
 
 RECIPE = "tiny"
 FINER = 3
@@ -44,7 +44,7 @@ def demo(root: Path, config: Path, steps: int | None = None) -> str:
     `steps` shortens or lengthens the training. Raises LvdError, in one line, where a step fails.
     """
     made = Demo(root, config, steps)
-    writable(root, "--out-root")
+    check_writable(root, "--out-root")
     with reraise_disk_full(root):
         made.folder.mkdir(parents=True, exist_ok=True)
         with locked(made.folder / ".lock", busy(made.folder)):

@@ -125,8 +125,9 @@ class Output:
                 self._refuse(key, there.get(key), own.get(key))
 
     def _refuse(self, key: str, there: Any, own: Any) -> NoReturn:
+        there, own = ("null" if value is None else repr(value) for value in (there, own))
         raise LvdError(
-            f"--out {self.name} holds a run with {key}={there!r}, not {own!r}: name another --out, or "
+            f"--out {self.name} holds a run with {key}={there}, not {own}: name another --out, or "
             "say --replace to swap it at the end"
         )
 

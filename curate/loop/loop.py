@@ -18,13 +18,14 @@ from curate.loop.request import CHECKED, LoopRequest
 from curate.loop.round import Round
 from curate.loop.table import Finished, check_truth, read_table, write_table
 from curate.loop.text import as_text
-from curate.plan import check_export, make_plan, writable
+from curate.plan import check_export, make_plan
 from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.embedders.embedder import identity, local_folder, weights_digest
 from shared.embedders.settings import BUILT_IN, in_folder
 from shared.progress import say
 from shared.storage.files import fingerprint, read_optional, reraise_disk_full, write_json
 from shared.storage.locks import busy, locked
+from shared.storage.places import check_writable
 
 SAMPLE = "builtin:crawl"
 SCORED = "scored.json"
@@ -36,7 +37,7 @@ def loop(request: LoopRequest) -> str:
     Raises LvdError, in one line, for mistakes of the user; the same command goes on from there.
     """
     _check_labels(request)
-    writable(request.out, "--out")
+    check_writable(request.out, "--out")
     with reraise_disk_full(request.out), _alone(request.out) as hold:
         if not request.is_begun():
             _check(request, hold)

@@ -22,7 +22,7 @@ QUERIES = {
     "reasons": NamedQuery(
         "why images were dropped; reasons that differ in numbers and keys only count as one",
         """SELECT decision,
-    regexp_replace(regexp_replace(reason, ' (with|as) [^,]+', ' \\1 ...'), '[0-9]+', '0', 'g') AS why,
+    regexp_replace(regexp_replace(reason, ' (with|as) [^,]+', ' \\1 ...'), '[0-9]+', 'N', 'g') AS why,
     count(*) AS images, min(key) AS example
 FROM images WHERE decision <> 'kept' GROUP BY ALL ORDER BY images DESC, decision, why""",
     ),

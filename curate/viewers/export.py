@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from curate.plan import parent_of, writable
 from curate.redraw import read_originals
 from curate.report.tables import read_funnel
 from curate.search.stored import open_stored
@@ -24,6 +23,7 @@ from curate.viewers.lightly import write_lightly
 from shared.errors import LvdError
 from shared.storage.files import read_json, reraise_disk_full
 from shared.storage.locks import scratch_folder
+from shared.storage.places import check_writable, parent_of
 
 Format = Literal["fiftyone", "lightly", "csv"]
 Vectors = Callable[[list[Row]], Float32[np.ndarray, "n d"]] | None
@@ -45,7 +45,7 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LvdError(f"--to {folder} holds something already: name another folder, or remove it")
-    writable(folder, "--to")
+    check_writable(folder, "--to")
     read_funnel(out)
     run = read_json(out / "run.json")
     given: Vectors = partial(vectors_of, open_stored(out, work, "retrieve")) if vectors else None

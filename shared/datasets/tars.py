@@ -149,7 +149,8 @@ def _walk(tar: TarBytes, problems: list[str]) -> Iterator[TarEntry]:
             target = target if hard else posixpath.join(posixpath.dirname(name), target)
             yield TarEntry(shown(name), data, 0, link=_path(shown(target)), hard=hard)
     if position > end:
-        problems.append(f"tar ends early at byte {end}, inside a member")
+        where = "a member" if data + size > end else "the padding of a whole member"
+        problems.append(f"tar ends early at byte {end}, inside {where}")
     elif not ended and found:
         problems.append(f"tar ends early at byte {end}, without an end mark")
 

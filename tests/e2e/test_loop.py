@@ -176,7 +176,7 @@ def test_a_complete_loop_is_left_as_it_is(site, whole):
     ("changed", "named"),
     [
         (["--train-set", "steps=9"], "train-set"),
-        (["--curate-set", "dedup.threshold=0.9"], "dedup.threshold=None, not 0.9"),
+        (["--curate-set", "dedup.threshold=0.9"], "dedup.threshold=null, not 0.9"),
         (["--embedder", "bundled"], "embedder='descriptor', not 'bundled'"),
         (["--rounds", "1"], "--rounds 2"),
     ],

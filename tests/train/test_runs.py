@@ -219,6 +219,20 @@ def test_a_stage_with_nothing_to_go_on_from_is_refused_by_a_dry_run_too(
         assert said in result.output
 
 
+def test_a_run_that_went_further_is_not_taken_for_a_shorter_one(
+    place: Path, undisturbed: Path
+) -> None:
+    before = (undisturbed / "done.json").read_bytes(), (undisturbed / "run.json").read_bytes()
+    asked = command(place / "pipelines.yaml", place / "shards", undisturbed, "--set", "steps=5")
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2, result.output
+    assert "has taken 12 steps, more than these 5" in result.output.splitlines()[-1]
+    assert before == (
+        (undisturbed / "done.json").read_bytes(),
+        (undisturbed / "run.json").read_bytes(),
+    )
+
+
 # pitfall 16
 def test_a_run_stops_after_several_steps_that_are_not_finite_and_names_the_images(
     place: Path, tmp_path: Path

@@ -200,7 +200,7 @@ def _newest_step(folder: Path) -> int:
     for path in _newest_first(folder):
         problem = "it was not finished" if path.suffix == PARTIAL else problem_of(path)
         if not problem:
-            step = _step(path)
+            step = step_of(path)
             break
         torn.append(f"{path.name} ({problem})")
     if torn:
@@ -211,12 +211,13 @@ def _newest_step(folder: Path) -> int:
 
 def _newest_first(folder: Path) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((p for p in found if STEP.fullmatch(p.name)), key=_step, reverse=True)
+    return sorted((p for p in found if STEP.fullmatch(p.name)), key=step_of, reverse=True)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the step behind which a checkpoint was saved."""
     name = STEP.fullmatch(path.name)
-    assert name is not None  # of `_newest_first`
+    assert name is not None, path
     return int(name[1])
 
 
