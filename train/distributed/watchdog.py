@@ -86,5 +86,5 @@ def recorded_collectives() -> dict[str, Any]:
     """Return what the flight recorders hold, by backend: NCCL has one of its own."""
     traces = {"gloo": c10d._dump_fr_trace_json}
     if "nccl" in dist.get_backend_config():
-        traces["nccl"] = c10d._dump_nccl_trace_json
+        traces["nccl"] = getattr(c10d, "_dump_nccl_trace_json")  # noqa: B009 - torch types it not
     return {backend: json.loads(trace()) for backend, trace in traces.items()}
