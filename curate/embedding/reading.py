@@ -183,4 +183,4 @@ def read_ahead(members: list[Member], read: Reading, ahead: int, threads: int) -
 
 def _contrast(image: Any) -> float:
     small = image.reduce(max(1, min(image.size) // 64)) if min(image.size) >= 128 else image
-    return float(np.asarray(small.convert("L"), np.float32).std(dtype=np.float64))
+    return float(np.asarray(small.convert("L"), np.float64).std())
