@@ -4,7 +4,8 @@ Images are decoded in threads of the worker. Some get a process of their own, wi
 processor time and memory, which gives their picture or the reason why there is none:
 - an image that was being decoded when a worker died: a journal on disk names it to the next try
   of the part, whether the executor or, after the death of an inline run, the user makes that try;
-- an image that takes over `seconds`: its thread is left behind, and keeps no process from ending;
+- an image that takes over `seconds`: its thread is left behind, and what that was called for is done
+  again by another (`threads`);
 - an image that runs out of memory;
 - every image of a process that left `MOST_LEFT_BEHIND` threads behind.
 The images under way in one `Decoder` have at most `max_pixels` together, by their headers.
@@ -18,19 +19,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TypeVar
 
 from PIL import Image
 
 from curate.embedding.journal import Journal
+from curate.embedding.threads import LeftBehindError, Threads, count_left_behind, mark_left_behind
 from shared.pictures.images import Header, ImageError, decode
-
-T = TypeVar("T")
 
 MOST_LEFT_BEHIND = 4
 PIXEL_BYTES = 48
@@ -41,39 +37,46 @@ BASE_BYTES = 1 << 30
 MOST_WAIT = 600.0
 """Seconds to wait for a process that uses no processor time, or starts on a busy machine."""
 
-_LEFT_BEHIND = "decoder left behind"
+
+@dataclass(eq=False)
+class _Decoding:
+    """An image that a thread decodes since a moment of the monotonic clock."""
+
+    key: str
+    pixels: int
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Decoder:
-    """Decodes the images of one part; `decode` may be called from any number of threads."""
+    """Decodes the images of one part, in any number of `threads`."""
 
     def __init__(self, journal: Journal, *, max_pixels: int, seconds: float) -> None:
         self._journal = journal
         self._max_pixels, self._seconds = max_pixels, seconds
-        self._idle: list[_Thread] = []
+        self._under_way: set[_Decoding] = set()
+        self._hung: set[str] = set()
         self._pixels = 0
         self._fewer_pixels = threading.Condition()
 
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for thread in self._idle:
-            thread.stop()
+    def threads(self, count: int) -> Threads:
+        """Return threads for calls that decode, which are made again where decoding hangs."""
+        return Threads(count, self._leave_behind, self._seconds)
 
     def decode(self, key: str, data: bytes, header: Header, reduce_to: int | None) -> Image.Image:
-        """Return `shared.pictures.images.decode` of an image; raise ImageError, whatever becomes of it."""
+        """Return `shared.pictures.images.decode` of an image; raise ImageError, whatever becomes of it.
+
+        Where the thread was left behind meanwhile, raises LeftBehindError.
+        """
         pixels = min(header.width * header.height, self._max_pixels)
-        with self._room_for(pixels):
-            if not self._journal.is_suspect(key) and _left_behind() < MOST_LEFT_BEHIND:
-                with self._journal.trying(key):
-                    try:
-                        return self._in_thread(data, reduce_to)
-                    except TimeoutError:
-                        pass
-                    except ImageError as error:
-                        if not isinstance(error.__cause__, MemoryError):
-                            raise
+        if not self._is_suspect(key):
+            try:
+                return self._decode_here(key, pixels, data, reduce_to)
+            except ImageError as error:
+                if not isinstance(error.__cause__, MemoryError):
+                    raise
+        self._wait_for_room(pixels)
+        try:
             return decode_apart(
                 data,
                 max_pixels=self._max_pixels,
@@ -81,72 +84,53 @@ class Decoder:
                 seconds=self._seconds,
                 memory=BASE_BYTES + PIXEL_BYTES * pixels,
             )
+        finally:
+            self._give_room(pixels)
 
-    @contextmanager
-    def _room_for(self, pixels: int) -> Iterator[None]:
+    def _is_suspect(self, key: str) -> bool:
+        known = key in self._hung or self._journal.is_suspect(key)
+        return known or count_left_behind() >= MOST_LEFT_BEHIND
+
+    def _decode_here(
+        self, key: str, pixels: int, data: bytes, reduce_to: int | None
+    ) -> Image.Image:
+        """Decode in this thread, or raise LeftBehindError where it was left behind meanwhile."""
+        self._wait_for_room(pixels)
+        decoding = _Decoding(key, pixels)
+        with self._fewer_pixels:
+            self._under_way.add(decoding)
+        try:
+            with self._journal.trying(key):
+                return decode(data, max_pixels=self._max_pixels, reduce_to=reduce_to)
+        finally:
+            with self._fewer_pixels:
+                if decoding not in self._under_way:  # its room was given back
+                    raise LeftBehindError
+                self._under_way.remove(decoding)
+            self._give_room(pixels)
+
+    def _leave_behind(self) -> list[threading.Thread]:
+        """Leave the threads behind that take too long; their images are decoded apart from now on."""
+        now = time.monotonic()
+        with self._fewer_pixels:
+            late = [each for each in self._under_way if now - each.since > self._seconds]
+            for each in late:
+                self._under_way.remove(each)
+                self._hung.add(each.key)
+                mark_left_behind(each.thread)
+        for each in late:
+            self._give_room(each.pixels)
+        return [each.thread for each in late]
+
+    def _wait_for_room(self, pixels: int) -> None:
         with self._fewer_pixels:
             self._fewer_pixels.wait_for(lambda: self._pixels + pixels <= self._max_pixels)
             self._pixels += pixels
-        try:
-            yield
-        finally:
-            with self._fewer_pixels:
-                self._pixels -= pixels
-                self._fewer_pixels.notify_all()
 
-    def _in_thread(self, data: bytes, reduce_to: int | None) -> Image.Image:
-        """Decode in a thread that can be left behind; raise TimeoutError where it was."""
-        try:
-            thread = self._idle.pop()
-        except IndexError:
-            thread = _Thread()
-        try:
-            return thread.run(
-                lambda: decode(data, max_pixels=self._max_pixels, reduce_to=reduce_to),
-                self._seconds,
-            )
-        finally:
-            if not thread.is_left_behind:
-                self._idle.append(thread)
-
-
-class _Thread:
-    """Runs one call after the other, each for a limited time, in a thread that stops no exit."""
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, daemon=True, name="decoder")
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while (call := self._calls.get()) is not None:
-            future, function = call
-            try:
-                future.set_result(function())
-            except BaseException as error:  # the caller's to handle
-                future.set_exception(error)
-            del call, future, function  # the picture is the caller's
-
-    def run(self, function: Callable[[], T], seconds: float) -> T:
-        future: Future[T] = Future()
-        self._calls.put((future, function))
-        try:
-            return future.result(seconds)
-        except TimeoutError:
-            self._thread.name = _LEFT_BEHIND
-            self.stop()
-            raise
-
-    @property
-    def is_left_behind(self) -> bool:
-        return self._thread.name == _LEFT_BEHIND
-
-    def stop(self) -> None:
-        self._calls.put(None)
-
-
-def _left_behind() -> int:
-    return sum(thread.name == _LEFT_BEHIND for thread in threading.enumerate())
+    def _give_room(self, pixels: int) -> None:
+        with self._fewer_pixels:
+            self._pixels -= pixels
+            self._fewer_pixels.notify_all()
 
 
 def decode_apart(

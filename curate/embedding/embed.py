@@ -12,7 +12,8 @@ by key.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from functools import lru_cache
 from pathlib import Path
 from time import monotonic
@@ -153,12 +154,10 @@ def _make(
         }
         previous = find_previous(request, copy, [request.embedders[place] for place in wanted])
         journal = stack.enter_context(Journal(request.work / FOLDER / content))
-        decoder = stack.enter_context(
-            Decoder(
-                journal,
-                max_pixels=request.settings.max_pixels,
-                seconds=request.settings.decode_seconds,
-            )
+        decoder = Decoder(
+            journal,
+            max_pixels=request.settings.max_pixels,
+            seconds=request.settings.decode_seconds,
         )
         read = Reading(
             reader,
@@ -176,7 +175,9 @@ def _make(
         ahead = 2 * max((request.embedders[place].batch_size for place in wanted), default=16)
         first_of: dict[str, int] = {}
         repeats: list[tuple[int, int]] = []
-        wanted_rows = read_ahead(reader.members, read, ahead, threads)
+        wanted_rows: Iterator[Row] = stack.enter_context(
+            closing(read_ahead(reader.members, read, ahead, threads))
+        )
         if only is not None and not request.own:
             wanted_rows = once_each(wanted_rows, only)
         for number, row in enumerate(wanted_rows):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from curate.embedding.decoder import Decoder
 from curate.embedding.previous import Previous
+from curate.embedding.threads import LeftBehindError
 from curate.filters.look import Look
 from shared.datasets.parts import Member, PartReader
 from shared.embedders.embedder import Preparation
@@ -66,8 +67,8 @@ class Reading:
     """Those whose units are missing."""
     only: frozenset[str] | None = None
     """The sha256 of those that are wanted; None: all."""
-    taken: dict[str, Future[Picture]] = field(default_factory=dict)
-    """By the hash of the bytes."""
+    taken: dict[str, tuple[str, Future[Picture]]] = field(default_factory=dict)
+    """By the hash of the bytes, the key of the image whose picture is taken, and what is found."""
 
     def __call__(self, member: Member) -> Row:
         """Return an image's row, with the problem in it where it cannot be read or decoded."""
@@ -86,13 +87,14 @@ class Reading:
 
     def _take_once(self, key: str, sha256: str, data: bytes) -> Picture:
         """Take the picture, or wait for the thread that takes it of the same bytes."""
-        own: Future[Picture] = Future()
-        taken = self.taken.setdefault(sha256, own)
-        if taken is own:
+        taker, taken = self.taken.setdefault(sha256, (key, Future()))
+        if taker == key:  # or its thread was left behind, and this is another
             try:
-                own.set_result(self._take(key, sha256, data))
+                taken.set_result(self._take(key, sha256, data))
+            except LeftBehindError:
+                raise
             except BaseException as error:  # that of all rows of these bytes
-                own.set_exception(error)
+                taken.set_exception(error)
         return taken.result()
 
     def _take(self, key: str, sha256: str, data: bytes) -> Picture:
@@ -169,18 +171,20 @@ def once_each(rows: Iterable[Row], wanted: frozenset[str]) -> Iterator[Row]:
             yield row
 
 
-def read_ahead(members: list[Member], read: Reading, ahead: int, threads: int) -> Iterator[Row]:
+def read_ahead(
+    members: list[Member], read: Reading, ahead: int, threads: int
+) -> Generator[Row, None, None]:
     """Yield the rows in the members' order, decoded by threads, `ahead` images ahead of time."""
     waiting: deque[Future[Row]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with read.decoder.threads(threads) as readers:
         for member in members:
-            waiting.append(pool.submit(read, member))
+            waiting.append(readers.submit(read, member))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield readers.result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield readers.result(waiting.popleft())
 
 
 def _contrast(image: Any) -> float:
     small = image.reduce(max(1, min(image.size) // 64)) if min(image.size) >= 128 else image
-    return float(np.asarray(small.convert("L"), np.float32).std(dtype=np.float64))
+    return float(np.asarray(small.convert("L"), np.float64).std())

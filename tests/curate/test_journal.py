@@ -21,6 +21,7 @@ from curate.embedding import decoder as module
 from curate.embedding.decoder import MOST_LEFT_BEHIND, PIXEL_BYTES, Decoder, decode_apart
 from curate.embedding.journal import Journal
 from curate.embedding.request import EmbedSettings
+from curate.embedding.threads import is_left_behind
 from shared.datasets.dataset import DatasetSettings, list_parts
 from shared.pictures.images import Header, ImageError, decode, read_header
 
@@ -133,11 +134,13 @@ def release():
 
 @pytest.fixture
 def decoder(tmp_path):
-    with (
-        Journal(tmp_path / "journal") as journal,
-        Decoder(journal, max_pixels=10_000, seconds=0.1) as decoder,
-    ):
-        yield decoder
+    with Journal(tmp_path / "journal") as journal:
+        yield Decoder(journal, max_pixels=10_000, seconds=0.1)
+
+
+def decode_in_thread(decoder, *args):
+    with decoder.threads(1) as threads:
+        return threads.result(threads.submit(decoder.decode, *args))
 
 
 def hang(monkeypatch, release, bad):
@@ -162,15 +165,44 @@ def test_a_decoder_that_hangs_costs_its_image_alone(decoder, monkeypatch, releas
     header = read_header(GOOD)
     for turn in range(MOST_LEFT_BEHIND + 2):
         expected = decode(GOOD) if turn < MOST_LEFT_BEHIND else picture(999)
-        assert pixels(decoder.decode("good", GOOD, header, None)) == pixels(expected)
+        assert pixels(decode_in_thread(decoder, "good", GOOD, header, None)) == pixels(expected)
         with pytest.raises(ImageError, match=r"decoding takes over 0\.1 s"):
-            decoder.decode("bad", b"bad", header, None)
-    left = [t for t in threading.enumerate() if t.name == "decoder left behind"]
+            decode_in_thread(decoder, f"bad {turn}", b"bad", header, None)
+    left = [t for t in threading.enumerate() if is_left_behind(t)]
     assert len(left) == MOST_LEFT_BEHIND
     release.set()
     for thread in left:
         thread.join(60)
-    assert pixels(decoder.decode("good", GOOD, header, None)) == pixels(decode(GOOD))
+    assert pixels(decode_in_thread(decoder, "good", GOOD, header, None)) == pixels(decode(GOOD))
+
+
+def test_images_behind_one_that_hangs_are_read_by_another_thread(tmp_path, monkeypatch, release):
+    bad = encoded(picture(3))
+    hang(monkeypatch, release, lambda data: data == bad)
+    files = [GOOD, bad, encoded(picture(4)), bad, encoded(picture(5)), bad]
+    write_tar(tmp_path / "00000.tar", {f"{n}.jpg": data for n, data in enumerate(files)})
+    [part] = list_parts("crawl", DatasetSettings(path=str(tmp_path / "00000.tar")))
+    settings = EmbedSettings(decode_seconds=0.1)
+    for threads in (1, 3):
+        work = tmp_path / f"work-{threads}"
+        request = colour_request(work, threads=threads, settings=settings)
+        facts, vectors = request.units(embed_by_colours(part, request))
+        problems = pq.read_table(facts / FACTS)["problem"].to_pylist()
+        assert problems == ["", hung := "decoding takes over 0.1 s", "", hung, "", hung]
+        assert np.load(vectors / VALID).tolist() == [True, False] * 3
+    assert sum(map(is_left_behind, threading.enumerate())) == 2  # one of each try
+
+
+def test_threads_end_where_their_results_are_not_asked_for(decoder, monkeypatch, release):
+    hang(monkeypatch, release, lambda data: data == b"bad")
+    has_begun = threading.Event()
+    with decoder.threads(2) as threads:
+        hung = threads.submit(decoder.decode, "bad", b"bad", Header(1, 1, "png"), None)
+        waits = threads.submit(lambda: has_begun.set() or hung.exception())
+        never = threads.submit(time.sleep, 0)
+        has_begun.wait()
+    assert isinstance(waits.result(0), ImageError)
+    assert not never.done()
 
 
 def test_a_decoder_that_is_left_behind_keeps_no_process_from_ending(tmp_path):
@@ -184,15 +216,18 @@ def test_a_decoder_that_is_left_behind_keeps_no_process_from_ending(tmp_path):
         module.MOST_WAIT = 60
         with Journal(Path({str(tmp_path / "journal")!r})) as journal:
             decoder = module.Decoder(journal, max_pixels=9, seconds=0.1)
-            try:
-                decoder.decode("bad", b"text", Header(1, 1, "png"), None)
-            except ImageError as error:
-                print(error, threading.active_count())
+            with decoder.threads(1) as threads:
+                call = threads.submit(decoder.decode, "bad", b"text", Header(1, 1, "png"), None)
+                try:
+                    threads.result(call)
+                except ImageError as error:
+                    print(error)
+            print(threading.active_count())
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, timeout=60
     )
-    assert done.stdout == b"not an image of a readable format 2\n"
+    assert done.stdout == b"not an image of a readable format\n2\n"
 
 
 def test_memory_that_does_not_suffice_here_is_asked_for_apart(decoder, monkeypatch):
