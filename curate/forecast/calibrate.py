@@ -18,14 +18,7 @@ import numpy as np
 from curate.dedup.near import DedupSettings, count_compared, count_probes
 from curate.execution.output import versions
 from curate.execution.session import open_runner
-from curate.forecast.constants import (
-    COUNTED,
-    KEPT,
-    Constants,
-    UnitCost,
-    fit,
-    quantities,
-)
+from curate.forecast.constants import COUNTED, KEPT, Constants, UnitCost, fit, quantities
 from curate.forecast.embedder import machine, measure_embedder
 from curate.forecast.exported import draw_crawl, export, keep_all
 from curate.forecast.made import Made, make
