@@ -2,58 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL.Image import Image
 
 from curate.dedup.near import DedupSettings, count_compared, count_probes
-from curate.embedding.embed import Forwards, embed_part
-from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.execution.output import versions
 from curate.execution.session import open_runner
-from curate.forecast.constants import COUNTED, Constants, EmbedderCost, UnitCost, fit, quantities
-from curate.forecast.made import make
+from curate.forecast.constants import COUNTED, KEPT, Constants, UnitCost, fit, quantities
+from curate.forecast.embedder import machine, measure_embedder
+from curate.forecast.exported import draw_crawl, export, keep_all
+from curate.forecast.made import Made, make
 from curate.forecast.measure import MeasuringExecutor, Taken
-from curate.forecast.stages import STAGES, take_through
+from curate.forecast.stages import RELEVANT, STAGES, lay_kept, select, take_through
+from curate.forecast.stages import Taken as Found
 from curate.neighbours.cluster import ClusterSettings, count_clusters
 from curate.neighbours.heads import MANY, expect_products
 from curate.neighbours.search import top_k, unit, use_threads
-from curate.sample.make import make_sample
-from curate.stage import EngineSettings
-from curate.state import LocalState
-from shared.datasets.dataset import DatasetSettings, list_parts
-from shared.datasets.parts import PartReader
-from shared.embedders.embedder import Embedder, load, resolve_device
+from curate.stage import EngineSettings, Runner
 from shared.embedders.settings import EmbedderSettings
-from shared.pictures.images import ImageError, decode
 from shared.progress import say
-from shared.shard_folder.shards import Sample, write_shard
-from shared.storage.commits import committed
-from shared.storage.remote import read_range
 
 SEEDS = 1_000
 COMPARED = 4_096, 65_536
 """Images and seed images whose comparison is timed."""
 REPETITIONS = 2
 """Of each size; of each unit the one that took least CPU counts: other jobs of a machine add to it."""
+EVERYTHING = -1.0
+"""The threshold of retrieval that keeps every image but copies."""
 LARGER = 4
 """A crawl is cut and searched as one of so many times the largest size, too."""
-EXPORTED, EXPORTED_BYTES = 1_000, 55_000
-"""Images that are written to a shard to time that, and the bytes of each."""
-FORWARD = 64
-"""Images whose forward pass is timed."""
+EXPORTED, EXPORT_REPETITIONS = 1_000, 5
+"""Images that are written to a shard to time that, and how often."""
 
 Kind = tuple[str, str]
 More = tuple[dict[str, float], Taken]
@@ -83,6 +72,10 @@ clusters takes for each of its own, whose neighbours it looks up, grows with the
 as long for each image: a growth that is fitted to them is that of the other jobs of a machine."""
 _CHOOSING, _SEARCHING = ("assign", "ask"), ("search", "find_pairs")
 """Of these, those that grow with the clusters, and those that grow with what is searched in them."""
+_KEEPING = ("select", "sort_facts", "gather_facts")
+"""What works on the images that go out. A made-up crawl keeps about the root of its images, and is
+measured once more where it keeps all: else what these take is told from neither of the two."""
+_OF_KEPT = ("cpu_s", "bytes")
 _OF_REDUCES = {
     "units": ("one",),
     "cpu_s": ("one", "clusters", "images"),
@@ -102,20 +95,29 @@ def calibrate(
     use_threads(1)
     fresh = _measure_process()
     expect_products(MANY)  # every size by the products of a large crawl
-    measured = []
+    measured: list[Measured] = []
     name, settings = embedder
     say(f"measuring the embedder {name}")
     facts, cost = measure_embedder(settings, work)
     for images in sizes:
         measured.append(_measure(images, work))
     larger = _as_larger(sizes[1], LARGER * sizes[-1], work)
-    kinds = sorted({kind for each in measured for kind in each})
+    kinds = sorted({kind for each in measured for kind in each.taken})
     units: dict[str, dict[str, UnitCost]] = {}
     for stage, function in kinds:
-        taken = [each.get((stage, function), Taken()) for each in measured]
+        taken = [each.taken.get((stage, function), Taken()) for each in measured]
         compared = _COMPARING.get(function, ()) if stage != "retrieve" else ()
-        more = larger.get((stage, function)) if compared else None
-        units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared, more)
+        more: list[More] = []
+        kept: list[int] = []
+        if compared and (stage, function) in larger:
+            more.append(larger[stage, function])
+        if function in _KEEPING:
+            kept = [each.kept for each in measured]
+            more += [
+                (quantities(size) | {KEPT: each.most}, each.everything[stage, function])
+                for size, each in zip(sizes, measured, strict=True)
+            ]
+        units.setdefault(stage, {})[function] = fit_units(sizes, taken, compared, more, kept)
     return known.model_copy(
         update={
             "machine": machine(),
@@ -134,16 +136,33 @@ def calibrate(
     )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the units of each kind took of a crawl."""
+
+    taken: dict[Kind, Taken]
+    kept: int
+    """Images that went out."""
+    everything: dict[Kind, Taken]
+    """What was taken once more by the units that work on these, where all but copies went out."""
+    most: int
+    """As many as these were."""
+
+
 def _measure(
     images: int,
     work: Path,
     last: str = STAGES[-1],
     cut: ClusterSettings | None = None,
     probes: int | Literal["auto"] = "auto",
-) -> dict[Kind, Taken]:
+) -> Measured:
     """Return what the units of each kind took, of the stages up to `last`."""
     say(f"measuring a made-up crawl of {images:,} images")
-    return _least([_measure_once(images, work, last, cut, probes) for _ in range(REPETITIONS)])
+    repeated = [_measure_once(images, work, last, cut, probes) for _ in range(REPETITIONS)]
+    taken, everything = (
+        _least([getattr(each, of) for each in repeated]) for of in ("taken", "everything")
+    )
+    return replace(repeated[0], taken=taken, everything=everything)
 
 
 def _as_larger(images: int, larger: int, work: Path) -> dict[Kind, More]:
@@ -159,7 +178,8 @@ def _as_larger(images: int, larger: int, work: Path) -> dict[Kind, More]:
         (_CHOOSING, min(clusters, images), "dedup"),
         (_SEARCHING, max(1, round(clusters * images / larger)), STAGES[-1]),
     ):
-        taken = _measure(images, work, last, ClusterSettings(clusters=cut_into), probes)
+        cut = ClusterSettings(clusters=cut_into)
+        taken = _measure(images, work, last, cut, probes).taken
         known = quantities(images, cut_into)
         found |= {kind: (known, each) for kind, each in taken.items() if kind[1] in functions}
     return found
@@ -171,14 +191,31 @@ def _measure_once(
     last: str,
     cut: ClusterSettings | None,
     probes: int | Literal["auto"],
-) -> dict[Kind, Taken]:
+) -> Measured:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         home = Path(folder).resolve()
         with open_runner(home, EngineSettings(), "inline") as runner:
             runner.executor = measuring = MeasuringExecutor(home)
             made = make(runner, images, SEEDS)
-            take_through(runner, made, last, DedupSettings(looks=0, probes=probes), cut=cut)
-            return dict(measuring.taken)
+            settings = DedupSettings(looks=0, probes=probes)
+            found = take_through(runner, made, last, settings, cut=cut)
+            if cut is not None:
+                return Measured(dict(measuring.taken), 0, {}, 0)
+            kept = _keep(runner, made, found, RELEVANT)
+            taken = dict(measuring.taken)
+            measuring.taken.clear()
+            most = _keep(runner, made, found, EVERYTHING)
+            return Measured(taken, kept, dict(measuring.taken), most)
+
+
+def _keep(runner: Runner, made: Made, found: Found, relevant: float) -> int:
+    """Select by a threshold, and lay down what is known of the kept images; return how many these are."""
+    assert found.copies is not None  # all stages were run
+    assert found.near is not None
+    with runner.at_work("select"):
+        _, selected = select(runner, made, found.copies, found.near, relevant)
+        lay_kept(runner, made, found.near, selected)
+    return selected.exported
 
 
 def _least(repeated: Sequence[dict[Kind, Taken]]) -> dict[Kind, Taken]:
@@ -195,34 +232,38 @@ def fit_units(
     sizes: Sequence[int],
     taken: Sequence[Taken],
     compared: Sequence[str] = (),
-    more: More | None = None,
+    more: Sequence[More] = (),
+    kept: Sequence[int] = (),
 ) -> UnitCost:
     """Return the costs of the units of one kind, of what they took at each size.
 
-    `compared` are the quantities that their comparisons grow with, if a map has such, and `more` what
-    they took of a crawl that was cut otherwise.
+    `compared` are the quantities that their comparisons grow with, if a map has such, and `kept` the
+    images that went out at each size, if they work on these; `more` is what they took of crawls that
+    were cut otherwise, or kept otherwise.
     """
     counts = [each.units for each in taken]
     is_reduce = max(counts) <= 2 * min(counts) and max(counts) <= 3
     candidates: dict[str, tuple[str, ...]] = {**_TERMS, **(_OF_REDUCES if is_reduce else _OF_MAPS)}
     known: list[dict[str, float]] = [quantities(size) for size in sizes]
-    costs = {name: [getattr(each, name) for each in taken] for name in candidates}
-    of_cpu = [*zip(known, taken, strict=True), *([more] if more else [])]
-    costs["cpu_s"] = [each.cpu_s for _, each in of_cpu]
+    if kept:
+        known = [each | {KEPT: out} for each, out in zip(known, kept, strict=True)]
+        for name in (*_OF_KEPT, *(["memory"] if is_reduce else [])):
+            # not the root of the images, which is what a made-up crawl keeps
+            others = [term for term in candidates[name] if term != "clusters"]
+            candidates[name] = (KEPT, *others)
     if compared and not is_reduce:
         # First: where all sizes compare an image with as many, it has the whole cost, so as not to be too low.
         terms = tuple(compared)
         if any(each.compared for each in taken):
             candidates[COUNTED], terms = terms, (COUNTED,)
-            costs[COUNTED] = [each.compared for each in taken]
         candidates["cpu_s"] = (*terms, *candidates["cpu_s"])
-    rows = [each | {COUNTED: done.compared} for each, done in of_cpu]
-    return UnitCost(
-        **{
-            name: fit(rows[: len(costs[name])], costs[name], terms)
-            for name, terms in candidates.items()
-        }
-    )
+    first = list(zip(known, taken, strict=True))
+    found = {}
+    for name, terms in candidates.items():
+        points = [*first, *more] if name == "cpu_s" or KEPT in terms else first
+        rows = [each | {COUNTED: done.compared} for each, done in points]
+        found[name] = fit(rows, [getattr(done, name) for _, done in points], terms)
+    return UnitCost(**found)
 
 
 _FRESH = """
@@ -246,20 +287,23 @@ def _measure_process() -> dict[str, float]:
 
 
 def _time_export(work: Path) -> float:
-    """Return the CPU seconds of reading an image, checking its hash, and writing it to a shard."""
+    """Return the CPU seconds of reading an image, checking its hash, and writing it to a shard.
+
+    By the stage's own function, the least of some runs behind one that warms up, as of other units.
+    """
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        source, images = Path(folder, "source"), range(EXPORTED)
-        source.write_bytes(np.random.default_rng(0).bytes(EXPORTED_BYTES * EXPORTED))
-
-        def samples() -> Iterator[Sample]:
-            for number in images:
-                data = read_range(str(source), EXPORTED_BYTES * number, EXPORTED_BYTES)
-                row = {"sha256": hashlib.sha256(data).hexdigest(), "source_member": str(number)}
-                yield Sample(f"crawl/{number}", data, "jpg", row, size=(256, 256))
-
-        used = time.process_time()
-        write_shard(Path(folder), "00000", samples())
-        return (time.process_time() - used) / EXPORTED
+        crawl, taken = Path(folder, "crawl"), []
+        crawl.mkdir()
+        draw_crawl(crawl, EXPORTED)
+        kept = keep_all(crawl, Path(folder, "work"))
+        for number in range(1 + EXPORT_REPETITIONS):
+            out = Path(folder, f"out-{number}")
+            out.mkdir()
+            used = time.process_time()
+            export(kept, out)
+            taken.append(time.process_time() - used)
+            shutil.rmtree(out)
+        return min(taken[1:]) / EXPORTED
 
 
 def _time_units() -> float:
@@ -276,64 +320,3 @@ def _time_pairs() -> float:
     used = time.process_time()
     top_k(asked.astype(np.float16), base.astype(np.float16), 5)
     return (time.process_time() - used) / (COMPARED[0] * COMPARED[1])
-
-
-def measure_embedder(settings: EmbedderSettings, work: Path) -> tuple[float, EmbedderCost]:
-    """Return the bytes of an image's facts, and what an image of the built-in sample costs.
-
-    Weights do not matter, so models of timm have random ones.
-    """
-    update = {"pretrained": False} if settings.kind == "timm" else {}
-    settings = resolve_device(settings.model_copy(update={**update, "device": "cpu"}))
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        home = Path(folder)
-        make_sample(home / "sample")
-        parts = list_parts("sample", DatasetSettings(path=str(home / "sample" / "crawl")))
-        warm_up, part = sorted(parts, key=lambda each: each.nbytes)[:2]
-        request = EmbedRequest(home / "work", EmbedSettings(), (settings,), (), 1)
-        scratch = home / "work" / "scratch"
-        scratch.mkdir(parents=True)
-        state = LocalState(Forwards((settings,), 1))
-        embed_part(state, warm_up, request, scratch=scratch)
-        used = time.process_time()
-        done = embed_part(state, part, request, scratch=scratch)
-        whole = time.process_time() - used
-        made = committed(request.vectors(settings) / done["content"])
-        assert made is not None
-        facts = sum(file.stat().st_size for file in (request.facts / done["content"]).iterdir())
-        images, embedder = made["vectors"], load(settings, 1)
-        with PartReader(part, scratch, ()) as reader:
-            members = list(reader.members)[:FORWARD]
-            prepared = [
-                embedder.prepare(picture)
-                for picture in (_decoded(reader.read(each), embedder) for each in members)
-                if picture is not None
-            ]
-    embedder.embed(prepared[:8])
-    used = time.process_time()
-    vectors = embedder.embed(prepared)
-    forward = (time.process_time() - used) / len(prepared)
-    return facts / images, EmbedderCost(
-        dim=vectors.shape[1],
-        decode_s=max(0.0, whole / images - forward),
-        forward_s=forward,
-        torch=settings.kind != "descriptor",
-        measured_on=machine(),
-    )
-
-
-def _decoded(data: bytes, embedder: Embedder) -> Image | None:
-    """Return the picture, or None of one that cannot be decoded: the sample has some."""
-    try:
-        return decode(data, reduce_to=embedder.reduce_to)
-    except ImageError:
-        return None
-
-
-def machine() -> str:
-    """Return what processor this is."""
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

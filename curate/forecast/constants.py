@@ -27,6 +27,8 @@ SHIPPED = Path(__file__).with_name("constants.json")
 
 COUNTED = "compared"
 """The quantity that units count themselves, so that it is known without the noise of a clock."""
+KEPT = "kept"
+"""The images that go out: of a made-up crawl as many as it came to, in a forecast the share that is asked for."""
 Terms = dict[str, float]
 """Coefficients by the quantity that each multiplies."""
 
@@ -78,9 +80,14 @@ class UnitCost(BaseModel):
     compared: Terms = {}
     """Pairs of vectors that all units compare, as they count them: `compared` in `cpu_s`."""
 
-    def quantities(self, images: float, cut_into: int | None = None) -> dict[str, float]:
-        """Return the quantities of so many images, with how many pairs these units compare."""
-        known = quantities(images, cut_into)
+    def quantities(
+        self, images: float, kept: float = 0.0, cut_into: int | None = None
+    ) -> dict[str, float]:
+        """Return the quantities of so many images, with how many pairs these units compare.
+
+        `kept` are those of the images that go out.
+        """
+        known = quantities(images, cut_into) | {KEPT: kept}
         return known | {COUNTED: evaluate(self.compared, known)}
 
     def is_reduce(self) -> bool:

@@ -106,7 +106,7 @@ def forecast(constants: Constants, asked: Asked) -> list[StageForecast]:
 
 def _of_units(constants: Constants, name: str, asked: Asked) -> StageForecast:
     stage = StageForecast(name)
-    for function, cost in constants.units[name].items():
+    for function, cost in constants.units.get(name, {}).items():
         _add(stage, function, cost, asked.images, constants, asked)
     return stage
 
@@ -121,7 +121,8 @@ def _add(
     cut_into: int | None = None,
 ) -> None:
     """Add all units of one kind, for so many images, to a stage; `cut_into` as `quantities` has it."""
-    known, wider = cost.quantities(images, cut_into), asked.dim / constants.dim
+    known = cost.quantities(images, asked.kept * images, cut_into)
+    wider = asked.dim / constants.dim
     units = max(1.0, evaluate(cost.units, known))
     cpu_s = evaluate(cost.cpu_s, known) * (wider if stage.name in WITH_DIMENSIONS else 1)
     memory = evaluate(cost.memory, known) * (wider if stage.name in WITH_DIMENSIONS else 1)
@@ -164,18 +165,18 @@ def _embed(constants: Constants, asked: Asked) -> StageForecast:
 
 
 def _export(constants: Constants, asked: Asked) -> StageForecast:
+    """Return laying down what is known of the kept images, and writing them to shards."""
+    stage = _of_units(constants, "export", asked)
     kept = asked.images * asked.kept
     cpu_s = kept * constants.export_s
     shards, parts = max(1.0, kept / SHARD), asked.images / PART
-    return StageForecast(
-        "export",
-        units=shards,
-        cpu_s=cpu_s,
-        seconds=cpu_s / min(asked.workers, shards),
-        stored=kept * asked.image_bytes,
-        puts=3 * shards,
-        gets=parts + kept,
-    )
+    stage.units += shards
+    stage.cpu_s += cpu_s
+    stage.seconds += cpu_s / min(asked.workers, shards)
+    stage.stored = kept * asked.image_bytes  # what is laid down is removed behind the last shard
+    stage.puts += 3 * shards
+    stage.gets += parts + kept
+    return stage
 
 
 def _add_torch(stage: StageForecast, constants: Constants, asked: Asked) -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.execution.executor import Call, Outcome
 from curate.execution.inline import InlineExecutor
 from curate.stage import Workers
+from shared.memory import release_memory
 
 SECONDS = 0.005
 """Between two looks at the memory."""
@@ -56,7 +55,9 @@ class MeasuringExecutor(InlineExecutor):
         super().__init__()
         self.taken: dict[tuple[str, str], Taken] = defaultdict(Taken)
         self._work = str(work)
-        self._own = tuple(f"{work}/{name}/" for name in ("scratch", "status", "out/.scratch"))
+        self._own = tuple(
+            f"{work}/{name}/" for name in ("scratch", "status", "out/.scratch", "export/.scratch")
+        )
         """Where units are built and a run says how far it is: no inputs of units."""
         self._opened: set[str] | None = None
         sys.addaudithook(self._note_open)
@@ -137,13 +138,6 @@ class MeasuringExecutor(InlineExecutor):
             return reader(path, *args, **how)
 
         return opened
-
-
-def release_memory() -> None:
-    """Give back to the system what was freed, so that a unit's memory is not hidden by another's."""
-    pa.default_memory_pool().release_unused()
-    with suppress(AttributeError, OSError):  # of C libraries other than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def own_bytes() -> int:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curate.calibration.thresholds import Threshold
+from curate.catalogue.originals import save_parts
 from curate.dedup.bar import Bar
 from curate.dedup.chains import Dropped
 from curate.dedup.holdout import Held
 from curate.dedup.near import DedupSettings
 from curate.dedup.stage import Deduplicated, dedup
 from curate.export.bounds import bound_shards
+from curate.export.shards import lay_facts
+from curate.export.spill import Source
 from curate.filters.quality import QualitySettings
 from curate.forecast.made import THRESHOLD, Made
 from curate.neighbours.cluster import Clustered, ClusterSettings, cluster
@@ -22,7 +25,7 @@ from curate.report.rows import Decided
 from curate.report.settings import ReportSettings
 from curate.report.stage import write_pairs, write_tables
 from curate.retrieval.answers import Answers, ask_seeds
-from curate.retrieval.nearest_seeds import Retrieved, retrieve
+from curate.retrieval.nearest_seeds import NearestSeeds, Retrieved, retrieve
 from curate.retrieval.settings import SeedSettings
 from curate.selection.balance import Balanced
 from curate.selection.decide import Selected, decide
@@ -32,6 +35,9 @@ from shared.storage.files import link_or_copy
 
 STAGES = ("cluster", "dedup", "retrieve", "select", "report", "pairs")
 RELEVANT = 0.5
+TOP_K = 5
+SHARD = 1_000
+"""Images of one."""
 BAR = Bar(THRESHOLD, THRESHOLD)
 
 
@@ -56,6 +62,18 @@ class Tables:
             for unit in units:
                 file = into / f"{name}.parquet" / f"{unit.name}.parquet"
                 link_or_copy(unit / f"{name}.parquet", file)
+
+
+class Shards:
+    """Where shards would be built; all below one folder, and what is known of the images by `name`."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.shards, self.spill, self.scratch = home / "shards", home / name, home / ".scratch"
+        for folder in (self.spill, self.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def lay_shards(self, names: Iterable[str]) -> None:
+        """Leave them where they are."""
 
 
 def take_through(
@@ -84,7 +102,7 @@ def take_through(
         return taken
     with during("retrieve"):
         where = (copies.groups, copies.address)
-        taken.near = near = retrieve(runner, made.crawl, *where, [made.seed], 5, 1)
+        taken.near = near = retrieve(runner, made.crawl, *where, [made.seed], TOP_K, 1)
     if "select" not in wanted:
         return taken
     with during("select"), runner.at_work("select"):
@@ -113,10 +131,21 @@ def select(
     answers = ask_seeds(
         *(runner, made.crawl, [made.seed], near, [SeedSettings()]),
         *([Threshold(relevant, "pipeline")], copies.groups, Dropped(), Held()),
-        *(ClusterSettings(), 5, 1),
+        *(ClusterSettings(), TOP_K, 1),
     )
     whole = (copies.groups, Dropped(), answers, Included(), None, Balanced(), None, 0)
     return answers, decide(runner, made.crawl, *whole)
+
+
+def lay_kept(runner: Runner, made: Made, near: tuple[Retrieved, ...], selected: Selected) -> None:
+    """Lay down what is known of the kept images, as export does before it writes them to shards."""
+    crawl = made.crawl.collection
+    parts = save_parts(made.crawl.parts, runner.scratch / "parts.json")
+    source = Source(crawl, parts, selected.folder / "position-0.npy", 0, {})
+    edges = runner.scratch / f"edges-{selected.address}.npy"
+    bounds = bound_shards(edges, [crawl], selected.folder, selected.exported, SHARD, None)
+    folders = Shards(runner.work / "export", selected.address)
+    lay_facts(runner, folders, [source], NearestSeeds(near, TOP_K), bounds)
 
 
 def report(
@@ -133,7 +162,7 @@ def report(
     for folder in (folders.reports, folders.scratch):
         folder.mkdir(parents=True, exist_ok=True)
     crawl, scratch = made.crawl.collection, runner.scratch / "bounds.npy"
-    bounds = bound_shards(scratch, [crawl], selected.folder, selected.exported, 1_000, None)
+    bounds = bound_shards(scratch, [crawl], selected.folder, selected.exported, SHARD, None)
     decided = Decided(
         crawl=crawl,
         answers=answers,

@@ -17,6 +17,7 @@ from curate.dedup.chains import Dropped, load_chains
 from curate.dedup.holdout import Held
 from curate.retrieval.nearest_seeds import Retrieved
 from curate.stage import Runner, Stage, Unit
+from shared.storage.arrays import map_array
 
 VERSION = 4
 
@@ -72,9 +73,9 @@ def find(
         free[np.load(folder / "hits.npy")[:, 0]] = False
     similarity = np.full(len(crawl), -1, np.float32)
     for folder in nearest:
-        found = np.load(folder / "similarity.npy", mmap_mode="r")
+        found = map_array(folder / "similarity.npy")
         if found.shape[1]:
-            similarity[np.load(folder / "numbers.npy")] = found[:, 0]
+            similarity[map_array(folder / "numbers.npy")] = found[:, 0]
     order = crawl.order[:]
     numbers = order[free[order]]
     np.save(out / "numbers.npy", numbers)

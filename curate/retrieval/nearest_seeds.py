@@ -28,6 +28,7 @@ from curate.retrieval.seed_index import (
     nearest_in_clusters,
 )
 from curate.stage import Runner, Stage, Unit
+from shared.memory import release_memory
 from shared.storage.arrays import map_array
 
 VERSION = 2
@@ -135,6 +136,7 @@ def search(
         similarity, images = nearest_images(vectors, seed, k)
     else:
         similarity, images = nearest_in_clusters(vectors, seed, index.clusters, index.probes, k)
+        release_memory()  # clusters differ in size: what is free between their arrays adds up
     np.save(out / "numbers.npy", numbers)
     np.save(out / "similarity.npy", similarity)
     np.save(out / "seeds.npy", images)

@@ -119,7 +119,7 @@ def test_a_crawl_that_is_searched_as_a_larger_one_steadies_what_is_foretold():
     share = sizes[1] / large
     wide = Taken(9, true[3] * share, compared=round(known[3]["images x compared"] * share))
     off = []
-    for more in (None, (quantities(sizes[1], 100), wide)):
+    for more in ([], [(quantities(sizes[1], 100), wide)]):
         found = calibrate.fit_units(sizes, maps, COMPARED, more)
         off.append(evaluate(found.cpu_s, found.quantities(large)) / true[3] - 1)
     assert abs(off[1]) < 0.1 < abs(off[0])
@@ -130,11 +130,32 @@ def test_what_a_cluster_costs_is_told_from_what_its_images_do():
     known = [*map(quantities, SIZES), quantities(SIZES[1], cut), quantities(16 * SIZES[-1])]
     true = [2e-9 * each["images x ranked"] + 1e-8 * each["made x made"] for each in known]
     maps = [Taken(n // block_size(n), cpu) for n, cpu in zip(SIZES, true, strict=False)]
-    more, terms, off = (known[3], Taken(9, true[3])), ("images x ranked", "made x made"), []
+    more, terms, off = [(known[3], Taken(9, true[3]))], ("images x ranked", "made x made"), []
     for each in (terms[:1], terms):
         found = calibrate.fit_units(SIZES, maps, each, more)
         off.append(evaluate(found.cpu_s, known[4]) / true[4] - 1)
     assert abs(off[1]) < 1e-3 < 0.05 < off[0]
+
+
+def test_what_the_kept_images_cost_is_told_from_what_all_do():
+    sizes, kept = (*SIZES, 4_000_000), [round(27 * n**0.5) for n in SIZES]
+    known = [quantities(n) | {"kept": out} for n, out in zip(sizes, (*kept, 480_000), strict=True)]
+    every = [quantities(n) | {"kept": float(n)} for n in SIZES]
+    cost = {"one": 0.01, "images": 1e-7, "kept": 2.5e-6}
+    noise = (1.2, 0.9, 1.05)
+
+    def taken(all_known):
+        pairs = zip(all_known, noise, strict=False)
+        return [
+            Taken(1, evaluate(cost, each) * x, bytes=int(10 * each["kept"])) for each, x in pairs
+        ]
+
+    more = list(zip(every, taken(every), strict=True))
+    found = calibrate.fit_units(SIZES, taken(known[:3]), more=more, kept=kept)
+    assert evaluate(found.cpu_s, known[3]) == pytest.approx(evaluate(cost, known[3]), rel=0.2)
+    assert evaluate(found.bytes, known[3]) == pytest.approx(4_800_000, rel=1e-2)
+    alone = calibrate.fit_units(SIZES, taken(known[:3]))
+    assert evaluate(alone.cpu_s, known[3]) < evaluate(cost, known[3]) / 2
 
 
 def test_of_repeated_units_each_counts_when_it_took_least():
@@ -191,11 +212,15 @@ def test_what_a_unit_takes_is_noted(tmp_path):
 def test_a_machine_is_measured_in_three_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "SEEDS", 20)
     monkeypatch.setattr(calibrate, "COMPARED", (64, 256))
+    monkeypatch.setattr(calibrate, "EXPORTED", 20)
     cost = EmbedderCost(dim=96, decode_s=0.001, forward_s=0.002)
     monkeypatch.setattr(calibrate, "measure_embedder", lambda settings, work: (100.0, cost))
     known = calibrate.calibrate(read_constants(SHIPPED), (500, 700, 1000), ("mine", None), tmp_path)
     assert not any(tmp_path.iterdir())
-    assert {"catalogue", "cluster", "dedup", "retrieve", "select", "report"} == set(known.units)
+    stages = {"catalogue", "cluster", "dedup", "retrieve", "select", "export", "report"}
+    assert stages == set(known.units)
+    assert {"sort_facts", "gather_facts"} == set(known.units["export"])
+    assert 0 < known.export_s < 0.1
     assert known.embedders["mine"] == cost
     write_constants(known, tmp_path / "constants.json")
     read = read_constants(tmp_path / "constants.json")
@@ -227,6 +252,15 @@ def test_stages_add_up_and_grow_with_the_images():
     for stage in small:
         assert large[stage]["cpu_s"] >= 50 * small[stage]["cpu_s"]
     assert small["embed"]["cost"] == pytest.approx(2 * small["embed"]["seconds"] / 3600)
+
+
+def test_what_goes_out_costs_select_and_export():
+    few, many = (planned("--images", 1e7, "--kept", share) for share in (0.01, 0.5))
+    for stage in ("select", "export"):
+        assert many[stage]["cpu_s"] > 2 * few[stage]["cpu_s"]
+    written = 0.49 * 1e7 * read_constants(SHIPPED).export_s
+    assert many["export"]["cpu_s"] - few["export"]["cpu_s"] > 1.02 * written  # facts are laid down
+    assert many["export"]["stored_bytes"] == pytest.approx(0.5 * 1e7 * 1e5)
 
 
 def test_what_does_not_fit_is_said_with_what_would():

@@ -7,6 +7,7 @@ from made_collection import Made, clumps, exact_cosines, from_vectors, made_coll
 from curate.catalogue import collection
 from curate.catalogue.collection import Catalogued, Collection
 from curate.execution.session import open_runner
+from curate.forecast.measure import own_bytes
 from curate.neighbours import cluster
 from curate.retrieval import nearest_seeds
 from curate.retrieval.nearest_seeds import Retrieved, found, retrieve
@@ -68,6 +69,22 @@ def test_a_seed_has_the_root_of_its_images_in_clusters_where_a_crawl_has_more(
     assert index is not None
     assert len(index.clusters.load()) == round(len(SEEDS) ** 0.5)
     assert cluster.count_clusters(len(SEEDS), cluster.ClusterSettings()) > len(SEEDS) ** 0.5 + 1
+
+
+def test_what_a_block_has_freed_goes_back_to_the_system(work, crawl, seed, monkeypatch):
+    search, pins = nearest_seeds.nearest_in_clusters, []
+
+    def frees(*args):
+        arrays = [np.ones(8_000) for _ in range(2_000)]
+        pins.append(np.ones(8_000))  # behind them, so that the heap does not end before them
+        del arrays
+        return search(*args)
+
+    monkeypatch.setattr(nearest_seeds, "nearest_in_clusters", frees)
+    before = own_bytes()
+    retrieved(work, crawl, seed, exact=len(SEEDS) - 1, probes=7)
+    assert pins
+    assert own_bytes() - before < 60e6
 
 
 @pytest.mark.parametrize("probes", [1, 3])
