@@ -219,7 +219,7 @@ def _shares(
 
 
 def _blocks(shares: Sequence[Shares]) -> Iterator[Float[Tensor, "r K"]]:
-    """Yield all rows of shares, a block at a time, in a buffer that the next one overwrites."""
+    """Yield all rows of shares, a block at a time: to be read, before the next one overwrites it."""
     for share in shares:
         if isinstance(share, Tensor):
             yield from _blocks_of(share)
@@ -231,6 +231,8 @@ def _blocks(shares: Sequence[Shares]) -> Iterator[Float[Tensor, "r K"]]:
 
 def _blocks_of(share: Float[Tensor, "b K"]) -> Iterator[Float[Tensor, "r K"]]:
     most = min(len(share), block_rows(share.shape[1], share.device))
-    buffer = share.new_empty((most, share.shape[1]), dtype=working_dtype(share))
+    wide = working_dtype(share)
+    buffer = share.new_empty((0 if share.dtype == wide else most, share.shape[1]), dtype=wide)
     for rows in blocks(range(len(share)), max(1, most)):
-        yield buffer[: rows.stop - rows.start].copy_(share[rows])
+        some = share[rows]
+        yield some if share.dtype == wide else buffer[: len(some)].copy_(some)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from train.model.logits import Logits
 from train.objectives.targets import Targets
 from train.objectives.tiles import block_rows, blocks, log_normalisers, tile_rows, working_dtype
 
@@ -80,7 +81,9 @@ class _CrossEntropy(torch.autograd.Function):
 
         def add(at: slice) -> None:  # its matrices are gone before those of the next tile are made
             own = vectors[:, at].flatten(0, 1)
-            logits = (own @ prototypes.mT).unflatten(0, (views, -1))
+            # Of bfloat16 logits, rounding moves a quotient as far again: they are divided later.
+            scale = 1 / temperature if own.dtype == working_dtype(own) else 1.0
+            logits = Logits(own, prototypes).whole(scale).unflatten(0, (views, -1))
             taught = [
                 targets.tile(slice(first + at.start, first + at.stop))
                 for first in range(0, len(targets), images)
@@ -127,9 +130,10 @@ def _loss_and_gradient(
     close: bool,
     wanted: bool,
 ) -> Float[Tensor, ""]:
-    """Return the loss of a tile; its logits become their gradient where that is `wanted`.
+    """Return the loss of a tile; `student` becomes the gradient of its logits if that is `wanted`.
 
-    `targets` are those of each of the teacher's views.
+    It is logits / temperature in the precision of the arithmetic, or else logits; `targets`
+    are those of each of the teacher's views.
     """
     _, images, prototypes = student.shape
     most = block_rows(prototypes, student.device)
@@ -140,7 +144,8 @@ def _loss_and_gradient(
         return student.new_empty((*shape, prototypes), dtype=working_dtype(student))
 
     taught, summed = buffer(len(targets), rows), buffer(rows)
-    scaled_buffer, likely_buffer = buffer(views * rows), buffer(views * rows)
+    wide = student.dtype == working_dtype(student)
+    scaled_buffer, likely_buffer = buffer(0 if wide else views * rows), buffer(views * rows)
     loss = student.new_zeros((), dtype=working_dtype(student))
     for at in blocks(range(images), rows):
         count = at.stop - at.start
@@ -153,16 +158,19 @@ def _loss_and_gradient(
             for view in others:
                 target_sum = torch.add(target_sum, taught[view, :count], out=summed[:count])
             for some in blocks(pairing.student, views):
-                logits = student[some, at]
-                flat = len(logits) * count
-                scaled = scaled_buffer[:flat].view(logits.shape)
-                likely = likely_buffer[:flat].view(logits.shape)
-                scaled.copy_(logits).mul_(1 / temperature)
+                tile = student[some, at]
+                flat = len(tile) * count
+                scaled, likely = tile, likely_buffer[:flat].view(tile.shape)
+                if not wide:
+                    scaled = scaled_buffer[:flat].view(tile.shape)
+                    scaled.copy_(tile).mul_(1 / temperature)
                 torch.softmax(scaled, dim=-1, out=likely)
                 normaliser = log_normalisers(scaled, likely, close)
                 loss += (row_weight * normaliser).sum() + scaled.mul_(target_sum).sum()
                 if wanted:
-                    logits.copy_(likely.mul_(row_weight).add_(target_sum))
+                    torch.addcmul(target_sum, likely, row_weight, out=tile if wide else likely)
+                    if not wide:
+                        tile.copy_(likely)
     return loss * temperature
 
 

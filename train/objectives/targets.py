@@ -69,7 +69,10 @@ class Targets:
 
     def write(self, rows: slice, out: Tensor, total: Tensor | float = 1.0) -> None:
         """Write the probabilities of some rows, times `total` [r, 1], to `out` [r, K]."""
-        out.copy_(self.shares[rows]).mul_(self.scales)
+        shares = self.shares[rows]
+        if shares.dtype != out.dtype:  # a product of both would convert them in memory of its own
+            shares = out.copy_(shares)
+        torch.mul(shares, self.scales, out=out)
         out.mul_(total / out.sum(dim=-1, keepdim=True))
 
     def probabilities(self, rows: slice = slice(None)) -> Float[Tensor, "r K"]:
