@@ -20,18 +20,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from train.data import workers
 from train.data.workers import start_worker, worker_context
 
-IMPORTED = (
-    *("pytest", "hypothesis", "train.data.loader", "train.cli", "train.loop", "train.launch"),
-    *("curate.pipeline", "curate.cli.run", "curate.report.summary", "faiss", "skimage.feature"),
-    *("pandas", "torch.utils.tensorboard", "torch.distributed.checkpoint", "train.preview"),
-)
-"""What the server imports: two commands, and what they import when they are run.
-
-Not what a command takes that only one test runs like this, as evaluation and its scikit-learn.
-"""
+TESTS = Path(__file__).parent
 _started: list[int] = []
 
 
@@ -39,7 +33,10 @@ def server() -> BaseContext:
     """Return the context of processes that are forked from a server with everything imported."""
     if forkserver._forkserver._forkserver_pid not in (None, *_started):
         forkserver._forkserver._stop()  # a loader's, which knows the loader alone
-    context = worker_context(IMPORTED)
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in (TESTS, TESTS.parent):  # this project's `train` before the tests' folder
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        context = worker_context(["forked_server"])
     _started.append(forkserver._forkserver._forkserver_pid)
     return context
 

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from forked import server
 from small_run import command, run_twofold, write_config, write_shards
 
+from train.estimate import Load, cost_of_image
+from train.model.network import Network
+from train.monitoring import speed
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _server() -> None:
     """Start the server before a loader does, which would have it import the loader alone."""
     server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _costs_are_kept() -> Iterator[None]:
+    """Count what an image of one network and load costs once: it is half of a run of few steps.
+
+    With a frozen teacher it is counted each time, and by what is tested directly.
+    """
+    known: dict[tuple, tuple] = {}
+
+    def cost(network: Network, load: Load, frozen: object = None) -> tuple:
+        shapes = [(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()]
+        dropped = [block.drop_path for block in network.backbone.vit.blocks]
+        key = (str(network), *shapes, *dropped, load)
+        if frozen is not None or key not in known:
+            known[key] = cost_of_image(network, load, frozen)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "cost_of_image", cost)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -383,7 +383,10 @@ def test_a_batch_that_is_not_cut_evenly_is_refused_in_one_line(index):
 
 
 IN_A_LONG_FOLDER = """
-import time
+import sys, time
+from unittest.mock import MagicMock
+for name in ("torch", "torch.utils", "torch.utils.data"):  # seconds, and no part of starting
+    sys.modules[name] = MagicMock()
 from train.data.workers import worker_context
 
 class Slow:

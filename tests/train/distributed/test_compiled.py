@@ -13,8 +13,9 @@ QUICKLY = {
     "cpp_wrapper": True,
     "cpp_cache_precompile_headers": False,
     "aot_inductor.enable_line_tables": False,
+    "aot_inductor.debug_compile": True,
 }
-"""The same kernels without the processor's vectors, those of a pass in one library.
+"""The same kernels, not optimised, without the processor's vectors, those of a pass in one library.
 
 Two libraries are compiled sooner than the headers that they would share.
 """

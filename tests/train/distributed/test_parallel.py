@@ -37,7 +37,6 @@ IMAGES, SIDE, LOCAL_SIDE, PATCH = 8, 32, 16, 8
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, CPU)
 CASES = {
-    "ddp": {"strategy": "ddp"},
     "auto": {},
     "fsdp": {"strategy": "fsdp"},
     "fsdp, checkpointed": {"strategy": "fsdp", "activation_checkpointing": True},
@@ -322,7 +321,7 @@ def test_fsdp_shards_student_and_teacher_alike(two_processes: dict, case: str) -
 
 
 def test_several_processes_hold_whole_networks_unless_told_otherwise(two_processes: dict) -> None:
-    for case in ("ddp", "auto"):
+    for case in ("auto", "ddp, accumulated"):
         assert two_processes[case]["both sharded"]
         assert two_processes[case]["held"] == 1
 
