@@ -9,14 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from forked import run_main, run_ranks
 from small_run import command, write_config, write_shards
 
-import train.loop
 from train.distributed.signals import SIGNALS, StopRequest
 from train.persistence.checkpoints import newest
 
@@ -66,86 +63,44 @@ def test_in_another_thread_nothing_is_installed() -> None:
     assert found == [(False, signal.getsignal(signal.SIGTERM))]
 
 
-STAND_IN = """
-import os, signal, sys, time
-from pathlib import Path
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
+    """A run in two processes of torchrun.sh, of which the script alone is signalled, twice.
 
-here, rank = Path(__file__).parents[1], os.environ["RANK"]
-heard = []
-
-def hear(number, frame):
-    heard.append(signal.Signals(number).name)
-    (here / f"{rank}-{len(heard)}").write_text(heard[-1])
-
-for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, hear)
-(here / f"{rank}-0").write_text(" ".join([os.environ["WORLD_SIZE"], *sys.argv[1:]]))
-deadline = time.monotonic() + 90
-while len(heard) < 2 and time.monotonic() < deadline:
-    time.sleep(0.02)
-"""
-"""In place of `train.launch`, which takes seconds to import: notes what it is told."""
-
-
-def test_the_launch_script_passes_signals_on_and_ends_well(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "launch.py").write_text(STAND_IN)
+    The script's exit status, what was said, and the run's OUT.
+    """
+    folder = tmp_path_factory.mktemp("launched")
+    config, shards, out = write_config(folder), write_shards(folder / "shards"), folder / "out"
+    changes = ("steps=9999", "checkpoints.every=9999", "parallel.strategy=fsdp")
+    more = [text for change in changes for text in ("--set", change)]
     torchrun = Path(sys.executable).with_name("torchrun")
-    started, told = ([tmp_path / f"{rank}-{n}" for rank in range(2)] for n in (0, 1))
-    with (tmp_path / "log").open("wb") as log:
+    with (folder / "log").open("wb") as log:
         script = subprocess.Popen(
-            [LAUNCH / "torchrun.sh", "--recipe", "two words"],
-            env=environment(TORCHRUN=str(torchrun), NPROC="2", PYTHONPATH=str(tmp_path)),
-            cwd=tmp_path,
+            [LAUNCH / "torchrun.sh", *command(config, shards, out, *more)[1:]],
+            env=environment(TORCHRUN=str(torchrun), NPROC="2"),
             stdout=log,
             stderr=log,
-            start_new_session=True,
         )
-        try:
-            for number, there in ((signal.SIGTERM, started), (signal.SIGUSR1, told)):
-                until(lambda there=there: all(path.exists() for path in there))
-                script.send_signal(number)  # to the script alone
-            status = script.wait(timeout=90)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(script.pid, signal.SIGKILL)
-    assert status == 0, (tmp_path / "log").read_text()
-    for rank in range(2):
-        said = [(tmp_path / f"{rank}-{n}").read_text() for n in range(3)]
-        assert said == ["2 run --recipe two words", "SIGUSR1", "SIGUSR1"]
+        until(lambda: script.poll() is not None or (out / "metrics.jsonl").exists())
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            script.send_signal(number)
+            time.sleep(0.1)
+        status = script.wait(timeout=90)
+    return status, (folder / "log").read_text(), out
 
 
-ASKED_IN = 3
-
-
-def ask_one_process(arguments: list[str]) -> None:
-    """Train, and ask the second process alone for an end."""
-    real = train.loop.optimiser_step
-
-    def step(system, micro_batches, values, number, counts):
-        if number == ASKED_IN and system.ranks.rank == 1:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return real(system, micro_batches, values, number, counts)
-
-    train.loop.optimiser_step = step
-    run_main("train.cli", arguments)
+def test_the_launch_script_passes_signals_on_and_ends_well(launched: tuple) -> None:
+    status, said, _ = launched
+    assert status == 0, said
+    assert said.count("goes on from there") == 1
 
 
 # pitfall 12
-def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
-    config, shards, out = (
-        write_config(tmp_path),
-        write_shards(tmp_path / "shards"),
-        tmp_path / "out",
-    )
-    changes = ("steps=9999", "checkpoints.every=9999", "parallel.strategy=fsdp")
-    more = [text for change in changes for text in ("--set", change)]
-    said = run_ranks(ask_one_process, command(config, shards, out, *more), folder=tmp_path)
-    assert "".join(said).count("goes on from there") == 1
-    (step,) = re.findall(r"stopped after step ([\d,]+):", said[0])
-    assert ASKED_IN <= int(step) <= ASKED_IN + 3
+def test_all_processes_stop_at_the_same_step(launched: tuple) -> None:
+    _, said, out = launched
+    (step,) = re.findall(r"stopped after step ([\d,]+):", said)
     (path,) = (out / "checkpoints").iterdir()
-    assert path.name == f"step-{int(step):07d}"
+    assert path.name == f"step-{int(step.replace(',', '')):07d}"
     assert newest(out / "checkpoints") == path
     assert len(list(path.glob("*.safetensors"))) == 2
 
