@@ -1,7 +1,6 @@
 """The index: the same bytes as reading a part whole, kept and mended piecewise, damage as reasons."""
 
 import io
-import multiprocessing
 import os
 import pickle
 import tarfile
@@ -12,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forked import server
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
@@ -232,8 +230,6 @@ def test_listing_that_was_stopped_goes_on_where_it_was(tmp_path):
 def test_several_processes_list_the_same_as_one(tmp_path, monkeypatch):
     shards(tmp_path / "data")
     read_index(str(tmp_path / "data"), tmp_path / "one")
-    forked = server()  # which has imported the index; a process that is spawned takes seconds
-    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: forked)
     monkeypatch.setattr(train.data.index, "_LISTED_ALONE", 0)
     read_index(str(tmp_path / "data"), tmp_path / "several")
     names = sorted(path.name for path in (tmp_path / "one").iterdir())

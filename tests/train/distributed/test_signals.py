@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,17 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
             env=environment(TORCHRUN=str(torchrun), NPROC="2"),
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
-        until(lambda: script.poll() is not None or (out / "metrics.jsonl").exists())
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            script.send_signal(number)
-            time.sleep(0.1)
-        status = script.wait(timeout=90)
+        try:
+            until(lambda: script.poll() is not None or (out / "metrics.jsonl").exists())
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                script.send_signal(number)
+                time.sleep(0.1)
+            status = script.wait(timeout=90)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(script.pid, signal.SIGKILL)  # else a training of 9,999 steps outlives it
     return status, (folder / "log").read_text(), out
 
 
