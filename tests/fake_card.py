@@ -37,12 +37,14 @@ class FakeCard(TorchDispatchMode):
     each call waits.
 
     Every value that the host reads is 1 or True, and every place of a device's mask is set. `reads`
-    counts what a card would have to finish for, by the project's function that asked.
+    counts what a card would have to finish for, by the project's function that asked, and `pageable`
+    what is sent there from memory that is not page-locked.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: Counter[str] = Counter()
+        self.pageable: Counter[str] = Counter()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __enter__(self) -> FakeCard:
@@ -70,6 +72,8 @@ class FakeCard(TorchDispatchMode):
             source, dtype = args[0], kwargs.get("dtype") or args[0].dtype
             if target.type == "cpu":
                 return self._read(source, dtype)
+            if not (isinstance(source, FakeTensor) or hasattr(source, "is_page_locked")):
+                self._note(self.pageable)
             if not isinstance(source, FakeTensor):
                 shape = source.shape, source.stride()
                 return self._faked(_aten.empty_strided.default, *shape, dtype=dtype, device=CUDA)
@@ -120,15 +124,16 @@ class FakeCard(TorchDispatchMode):
                 found.append(index)
         return found
 
-    def _note(self) -> None:
+    def _note(self, counts: Counter[str] | None = None) -> None:
+        counts = self.reads if counts is None else counts
         frame = sys._getframe(1)
         while frame is not None:
             path = Path(frame.f_code.co_filename)
             if path.is_relative_to(PROJECT) and not {".venv", "tests"} & set(path.parts):
-                self.reads[frame.f_code.co_name] += 1
+                counts[frame.f_code.co_name] += 1
                 return
             frame = frame.f_back
-        self.reads["a test"] += 1
+        counts["a test"] += 1
 
 
 @contextmanager
@@ -139,8 +144,15 @@ def fake_card() -> Iterator[FakeCard]:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
         patch.setattr(Tensor, "backward", _backward)
+        patch.setattr(Tensor, "pin_memory", _page_locked)
         with FakeCard() as card:
             yield card
+
+
+def _page_locked(values: Tensor) -> Tensor:
+    values = values.clone()
+    values.is_page_locked = True
+    return values
 
 
 def on_card(module: torch.nn.Module) -> bool:

@@ -14,6 +14,7 @@ from torchvision import transforms
 
 from shared.embedders.settings import REDUCED_DECODING_FACTOR
 from shared.errors import LvdError
+from shared.send import send
 
 WIDEST_ASPECT = 4
 """Where only the middle square is looked at, longer images are trimmed first: memory is bounded."""
@@ -73,7 +74,7 @@ class EvaluationTransform:
     def normalised(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         """Return the model's float32 input of prepared pixels, on their device."""
         mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+            send(torch.tensor(values, dtype=torch.float32), pixels.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
         return pixels.float().div_(255).sub_(mean).div_(std)

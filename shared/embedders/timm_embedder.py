@@ -25,6 +25,7 @@ from shared.embedders.evaluation_transform import EvaluationTransform
 from shared.embedders.hub import at_revision, fetch
 from shared.embedders.settings import HUB, LOCAL, EmbedderSettings, in_folder
 from shared.errors import LvdError, nearest
+from shared.send import send
 
 LIBRARIES = ("numpy", "PIL", "torch", "torchvision", "timm")
 CONFIG = "config.json"
@@ -59,18 +60,12 @@ class TorchForward(BatchedForward):
                 torch.inference_mode(),
                 torch.autocast(self._device, self._precision, enabled=reduced),
             ):
-                images = self._to_device(torch.from_numpy(pixels))
+                images = send(torch.from_numpy(pixels), self._device)
                 # Read as [n, 3, h, w], this is channels-last memory: convnets gain 1.3 times.
                 images = self._transform.normalised(images.permute(0, 3, 1, 2))
                 return self._finish(self._encode(images).float()).cpu().numpy()
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceMemoryError(" ".join(str(error).split())[:150]) from None
-
-    def _to_device(self, pixels: UInt8[Tensor, "n h w 3"]) -> UInt8[Tensor, "n h w 3"]:
-        """From pinned memory, which torch keeps for the next batch, a card fetches by itself."""
-        if self._device == "cuda":
-            return pixels.pin_memory().to(self._device, non_blocking=True)
-        return pixels.to(self._device)
 
 
 def fit_for_inference(model: torch.nn.Module, device: str) -> torch.nn.Module:

@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import (
     resized_crop_image,
 )
 
+from shared.send import send
 from train.data.edits import edited
 from train.data.photometric import HUE, photometric
 from train.data.settings import CropSettings
@@ -158,8 +159,7 @@ def normalise(
 ) -> Float[Tensor, "n 3 h w"]:
     """Return grey levels as numbers of ImageNet's mean 0 and deviation 1, on the images' device."""
     mean, deviation = (
-        # Without waiting: what is not page-locked has been read when the call returns.
-        torch.tensor(values).to(images.device, non_blocking=True).mul_(255).view(3, 1, 1)
+        send(torch.tensor(values).mul_(255), images.device).view(3, 1, 1)
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
     return images.float().sub_(mean).mul_(1 / deviation).to(dtype)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from shared.errors import LvdError
 from shared.pictures.images import ImageError
+from shared.send import send
 from train.data.crops import GLOBAL_VIEWS, Draws, SampleViews, Views, stack_views
 from train.data.index import SampleIndex
 from train.data.mixture import Mixture
@@ -61,7 +62,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device, without waiting for the copy; `photometric` stays."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._with(lambda tensor: send(tensor, device))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a device is to have of it, by the name of the field."""

@@ -12,6 +12,7 @@ import torch.nn.functional as functional
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from shared.send import send
 from train.data.settings import BLUR_RADIUS
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -51,8 +52,7 @@ def _changed(
     """Do to all images at once what `photometric` does to each."""
 
     def on_device(values: np.ndarray) -> Tensor:
-        # Without waiting: what is not page-locked has been read when the call returns.
-        return torch.from_numpy(values).to(images.device, non_blocking=True)
+        return send(torch.from_numpy(values), images.device)
 
     # The more operations come before its hue, the further in front is an image, and those without
     # jitter are last: then each step works in place on a slice, and one call turns all hues.
@@ -117,9 +117,7 @@ def gaussian_blur(
     than a convolution, and take another kernel for each image.
     """
     weights = torch.exp(-0.5 * (torch.arange(BLUR_RADIUS + 1) / sigma[:, None]) ** 2)
-    weights = (weights / (2 * weights.sum(1, keepdim=True) - weights[:, :1])).to(
-        pixels.device, non_blocking=True
-    )
+    weights = send(weights / (2 * weights.sum(1, keepdim=True) - weights[:, :1]), pixels.device)
     padded = functional.pad(pixels, [BLUR_RADIUS] * 4, mode="reflect")
     width = padded.shape[-1]
     # In a flattened image, the pixel below is `width` away and the one beside is 1 away. What runs
@@ -170,7 +168,7 @@ def _jitter_(
 
     for step, end in enumerate(ends[:3]):
         blend_(step, slice(0, end))
-    turns = torch.from_numpy(factors[:jittered, HUE]).to(pixels.device, non_blocking=True)
+    turns = send(torch.from_numpy(factors[:jittered, HUE]), pixels.device)
     shift_hue_(pixels[:jittered], turns)
     for step, end in enumerate(ends[:3]):
         blend_(step, slice(end, jittered))
@@ -186,7 +184,7 @@ def _shares(
     rest = 1 - factors
     shares = factors, rest * (operations == CONTRAST), rest * (operations == SATURATION)
     stacked = np.ascontiguousarray(np.stack(shares).transpose(2, 0, 1))
-    return torch.from_numpy(stacked).to(device, non_blocking=True)[..., None, None, None]
+    return send(torch.from_numpy(stacked), device)[..., None, None, None]
 
 
 def _blend_(

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from shared.errors import LvdError
 from shared.pictures.images import ImageError
 from shared.progress import stage_bar
+from shared.send import send
 from train.data.crops import GLOBAL_VIEWS, Draws
 from train.data.device_crops import resized_crops
 from train.data.index import SampleIndex
@@ -105,8 +106,7 @@ class ResidentImages:
         return self.pixels[places.clamp_max_(len(self.pixels) - 1)]
 
     def _on_device(self, values: np.ndarray) -> Tensor:
-        # Without waiting: what is not page-locked has been read when the call returns.
-        return torch.from_numpy(values).to(self.pixels.device, non_blocking=True)
+        return send(torch.from_numpy(values), self.pixels.device)
 
 
 def read_resident(

@@ -55,10 +55,12 @@ def embed(settings: EmbedderSettings, card: FakeCard) -> np.ndarray:
     """Return the vectors of three pictures, by way of all that stage one calls."""
     embedder = load(settings, threads=1)
     card.reads.clear()
+    card.pageable.clear()
     pictures = [Image.new("RGB", (90, 70), (n, 50, 99)) for n in range(3)]
     vectors = embedder.embed([embedder.prepare(picture) for picture in pictures])
     assert vectors.shape == (3, embedder.dim)
     assert vectors.dtype == np.float32
+    assert not card.pageable
     assert sum(card.reads.values()) == 1, "the vectors of a batch come back in one copy"
     return vectors
 

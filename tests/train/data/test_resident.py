@@ -310,6 +310,7 @@ def test_on_a_card_no_tensor_of_the_host_is_mixed_in_and_nothing_waits(index):
         on_card = load(index, resident, steps=(0, 1))
         made = [to_device(batch, CUDA) for batch in on_card]
     assert not card.reads
+    assert not card.pageable
     for ours, other in zip(made, host, strict=True):
         theirs = to_device(other, ALONE.device)
         for name in ("global_views", "local_views", "masks", "index", "weights"):

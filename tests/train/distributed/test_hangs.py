@@ -34,15 +34,15 @@ def wait_in_vain(done: Path) -> None:
 def found_by_waiting() -> dict:
     """What becomes of processes that wait for the first one's work."""
     began = time.monotonic()
-    made = first_does("long", lambda: time.sleep(1.0) or "made", beat=0.1, patience=0.6)
+    made = first_does("long", lambda: time.sleep(4.0) or "made", beat=0.1, patience=3)
     found = {"made": made, "waited": time.monotonic() - began}
 
     def fail() -> None:
         raise LvdError("the first process's own")
 
-    for name, work in (("fails", fail), ("silent", lambda: time.sleep(1.0))):
+    for name, work, patience in (("fails", fail, 30), ("silent", lambda: time.sleep(3.0), 0.3)):
         try:
-            first_does(name, work, beat=60, patience=0.3)
+            first_does(name, work, beat=60, patience=patience)
         except LvdError as error:
             found[name] = str(error)
     return found

@@ -40,11 +40,7 @@ CASES = {
     "auto": {},
     "fsdp": {"strategy": "fsdp"},
     "fsdp, checkpointed": {"strategy": "fsdp", "activation_checkpointing": True},
-    "fsdp, checkpointed, compiled": {
-        "strategy": "fsdp",
-        "activation_checkpointing": True,
-        "compile": True,
-    },
+    "ddp, compiled": {"strategy": "ddp", "compile": True},
     "fsdp, selective, compiled": {
         "strategy": "fsdp",
         "activation_checkpointing": "selective",
