@@ -63,6 +63,14 @@ def run_losing_a_node(address: str, site: Site, patience: float = 600, status: i
     return said
 
 
+def run_with_gpus(address: str, site: Site) -> str:
+    """Curate on a cluster by an embedder that pretends to gain by a GPU."""
+    os.environ["RAY_ADDRESS"] = address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("curate.embedding.stage.may_use_gpu", lambda settings: True)
+        return site.run()
+
+
 def run_elsewhere(function, *args, **options):
     """Call a function in a process of its own: this one has joined another Ray."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -82,3 +90,13 @@ def test_the_only_gpu_that_is_lost_for_good_ends_in_a_line(cluster, site):
     said = run_elsewhere(run_losing_a_node, cluster.address, on_ray, patience=2, status=2)
     lacks = "(the Ray cluster has had no GPU free|no node of the Ray cluster has had the CPUs)"
     assert re.search(f"^lvd-curate: {lacks} .* for 2 s: free some", said, re.MULTILINE), said
+
+
+def test_nodes_without_gpu_decode_and_nodes_without_processors_compute(cluster, site, undisturbed):
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=0, num_gpus=1)  # decodes nothing, and the other holds no network
+    said = run_elsewhere(run_with_gpus, cluster.address, replace(site, executor="ray"))
+    assert "GPU" not in said  # no lack of one is told
+    assert content(site.root / "out") == content(undisturbed.root / "out")
