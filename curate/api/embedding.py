@@ -14,7 +14,8 @@ from PIL import Image
 
 from curate.catalogue.content import key_prefix
 from curate.catalogue.part_files import FACTS, VECTORS
-from curate.embedding.embed import Forwards, embed_part, preparation, to_stored
+from curate.embedding.embed import Forwards, embed_part, preparation
+from curate.embedding.new_vectors import to_stored
 from curate.embedding.request import EmbedRequest, EmbedSettings
 from curate.state import LocalState
 from shared.datasets.dataset import DatasetSettings, Part, list_parts

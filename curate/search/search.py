@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16
 
-from curate.embedding.embed import Forwards, preparation, to_stored
+from curate.embedding.embed import Forwards, preparation
+from curate.embedding.new_vectors import to_stored
 from curate.neighbours.in_dataset import nearest_images
 from curate.neighbours.search import use_threads
 from curate.search.stored import StoredCrawl, reading

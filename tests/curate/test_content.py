@@ -235,7 +235,7 @@ def test_a_new_part_changes_no_file_of_another(site, crawl):
 
 def test_a_part_that_changes_while_it_is_read_leaves_nothing(site, crawl, monkeypatch):
     tar = crawl / "a.tar"
-    original = module._Forward.add
+    original = module.Batches.add
 
     def add(self, *args):
         data = tar.read_bytes()
@@ -244,7 +244,7 @@ def test_a_part_that_changes_while_it_is_read_leaves_nothing(site, crawl, monkey
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Forward, "add", add)
+        patch.setattr(module.Batches, "add", add)
         with pytest.raises(LvdError, match=r"a\.tar changed while it was read"):
             site.embed(crawl)
     assert not site.units

@@ -10,7 +10,7 @@ from curated_site import Site, content, result, units
 from drawn_crawl import CORRUPT, encoded, wave, write_tar
 
 from curate.cli import main
-from curate.embedding.embed import _Forward
+from curate.embedding.new_vectors import Batches
 
 EMBEDDED = ("facts", "vectors")
 
@@ -103,7 +103,7 @@ def test_filters_by_the_picture_that_are_added_later_read_once_and_embed_nothing
     assert all(images[name].null_count == len(images) for name in PICTURE)
     before = {stage: units(site, stage) for stage in EMBEDDED}
     embedded = []  # images of datasets: calibration embeds edits of its own
-    monkeypatch.setattr(_Forward, "add", lambda *args: embedded.append(args))
+    monkeypatch.setattr(Batches, "add", lambda *args: embedded.append(args))
     site.run("--set=quality.min_brightness=0.2", out="bright")
     assert len(measures := units(site, "measures")) == 4
     strict = "--set=quality={min_contrast: null, min_entropy: 1, min_sharpness: 9}"

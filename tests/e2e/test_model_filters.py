@@ -15,7 +15,7 @@ from PIL import Image
 from curate.catalogue.collection import Collection
 from curate.cli import main
 from curate.embedding.decoder import Decoder
-from curate.embedding.embed import _Forward
+from curate.embedding.new_vectors import Batches
 from shared.embedders.embedder import load
 from shared.embedders.settings import EmbedderSettings
 
@@ -50,7 +50,7 @@ class Counts:
 
 @pytest.fixture
 def counts(monkeypatch):
-    found, decode, add = Counts(), Decoder.decode, _Forward.add
+    found, decode, add = Counts(), Decoder.decode, Batches.add
 
     def count_decode(*args):
         found.decoded += 1
@@ -61,7 +61,7 @@ def counts(monkeypatch):
         return add(*args)
 
     monkeypatch.setattr(Decoder, "decode", count_decode)
-    monkeypatch.setattr(_Forward, "add", count_add)
+    monkeypatch.setattr(Batches, "add", count_add)
     return found
 
 
