@@ -8,6 +8,7 @@ from functools import partial, reduce
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from train.data.crops import GLOBAL_VIEWS, finish_views, normalise
 from train.data.loader import Batch
@@ -28,6 +29,9 @@ from train.optimisation.schedules import Values
 from train.recipe import Recipe
 from train.seeds import derive
 from train.system import System
+
+PARTS = ("teacher", "student", "losses", "backward", "update")
+"""The names of a step's parts in a trace."""
 
 
 @dataclass
@@ -90,25 +94,42 @@ def optimiser_step(
     for the device. `counts` are this process's figures of its own to sum over all of them: they
     travel with the losses and norms, in the one collective that is not of a network or a centering.
     """
-    cls_targets, patch_targets = _targets(system, micro_batches, values.teacher_temperature)
+    with record_function("teacher"):
+        cls_targets, patch_targets = _targets(system, micro_batches, values.teacher_temperature)
     system.optimiser.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for number, views in enumerate(micro_batches):
         torch.manual_seed(derive(system.recipe.seed, "step", step, system.ranks.rank, number))
         last = number == len(micro_batches) - 1
         with sync_gradients(system.student_called, last):
-            outputs = _student(system, views)
-            losses = _losses(
-                system.recipe, views, outputs, cls_targets[number], patch_targets[number]
-            )
-            (losses["loss"] / len(micro_batches)).backward()
+            with record_function("student"):
+                outputs = _student(system, views)
+            with record_function("losses"):
+                losses = _losses(
+                    system.recipe, views, outputs, cls_targets[number], patch_targets[number]
+                )
+            with record_function("backward"):
+                (losses["loss"] / len(micro_batches)).backward()
         for name, loss in losses.items():
             share = loss.detach().float() / len(micro_batches)
             sums[name] = sums[name] + share if name in sums else share
+    with record_function("update"):
+        agreement = _update(system, values, sums, counts or {})
+    return Report(
+        agreement,
+        outputs.cls.detach(),
+        [t for t in (cls_targets if system.dino_centering else patch_targets) if t is not None],
+    )
+
+
+def _update(
+    system: System, values: Values, losses: Mapping[str, Tensor], counts: Mapping[str, float]
+) -> Agreement:
+    """Move student, teacher and centres by the gradients that are there, if all of it is finite."""
     if values.last_layer_frozen:
         drop_gradients_of_frozen(system.optimiser)
     squares = square_sums(system.student, system.ranks.world)
-    agreement = agree(sums, squares, counts or {}, system.ranks.world)
+    agreement = agree(losses, squares, counts, system.ranks.world)
     skipped = agreement.skipped_there
     if system.recipe.optimiser.clip is not None:
         clip_by_module(system.student, agreement.norms_there, system.recipe.optimiser.clip)
@@ -117,11 +138,7 @@ def optimiser_step(
     update_teacher(system.student, system.teacher, values.momentum, skipped)
     for centering in system.centerings:
         centering.update(skipped)
-    return Report(
-        agreement,
-        outputs.cls.detach(),
-        [t for t in (cls_targets if system.dino_centering else patch_targets) if t is not None],
-    )
+    return agreement
 
 
 def to_device(batch: Batch, device: torch.device) -> MicroBatch:

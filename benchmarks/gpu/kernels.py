@@ -1,4 +1,4 @@
-"""The kernels of a recipe's step that take the longest, by torch's profiler."""
+"""The parts of a recipe's step and its longest kernels, by torch's profiler."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.section import Context, Row
 from benchmarks.gpu.timing import synchronise
 from benchmarks.gpu.workload import prepare
+from train.step import PARTS
 
 LONGEST = 10
 STEPS = 2
@@ -40,6 +41,17 @@ def measure(context: Context, emit: Callable[[Row], None], name: str, compiled: 
     if not whole:
         raise RuntimeError("the profiler saw no kernels")
     emit({"kernel": "all", "ms a step": whole / 1e3 / STEPS, "share": 1.0})
+    for event in profiler.key_averages():
+        if event.key in PARTS and event.device_type == kind:
+            long = event.device_time_total if on_card else event.cpu_time_total
+            emit(
+                {
+                    "kernel": f"part: {event.key}",
+                    "calls a step": event.count / STEPS,
+                    "ms a step": long / 1e3 / STEPS,
+                    "share": long / whole,
+                }
+            )
     for microseconds, event in sorted(events, key=lambda pair: -pair[0])[:LONGEST]:
         emit(
             {
@@ -53,4 +65,4 @@ def measure(context: Context, emit: Callable[[Row], None], name: str, compiled: 
 
 def _is_mark(event) -> bool:
     """Tell the marks that contain kernels, inductor's `## Call CompiledFxGraph` among them."""
-    return bool(event.is_user_annotation) or event.key.startswith("## ")
+    return bool(event.is_user_annotation) or event.key.startswith("## ") or event.key in PARTS

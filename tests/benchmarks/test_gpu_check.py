@@ -18,6 +18,7 @@ from benchmarks.gpu.runner import run_sections
 from benchmarks.gpu.section import Context, NothingToMeasureError, Section
 from benchmarks.gpu.sections import SECTIONS, chosen
 from benchmarks.gpu.timing import median_lap
+from train.step import PARTS
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -159,6 +160,9 @@ def test_kernels_are_listed_with_their_shares(tmp_path):
     rows = []
     kernels.measure(Context("cpu", True, tmp_path), rows.append, "vitl14", False)
     whole, *listed = rows
+    parts, listed = listed[: len(PARTS)], listed[len(PARTS) :]
+    assert {row["kernel"] for row in parts} == {f"part: {name}" for name in PARTS}
+    assert 0.9 < sum(row["share"] for row in parts) < 1.1
     assert len(listed) == kernels.LONGEST
     assert [row["ms a step"] for row in listed] == sorted(
         (row["ms a step"] for row in listed), reverse=True

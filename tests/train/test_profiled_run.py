@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from small_run import command, lines, write_config, write_shards
 
 from train.cli import main
+from train.step import PARTS
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_a_run_leaves_a_trace_of_the_named_steps_and_says_its_speed(
         event.get("name")
         for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     }
-    assert {"aten::_fused_adamw_", "aten::scaled_dot_product_attention"} <= names
+    assert {"aten::_fused_adamw_", "aten::scaled_dot_product_attention", *PARTS} <= names
     measured = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
     starting, *of_steps = [line for line in measured if "loss" in line]
     rates = {"images_per_second", "tokens_per_second", "tflops", "step_seconds", "data_wait"}
