@@ -99,7 +99,7 @@ def _walk(tar: TarBytes, problems: list[str]) -> Iterator[TarEntry]:
     if end == 0:
         problems.append("not a tar file: 0 bytes")
         return
-    position, ended, found = 0, False, False
+    position, content_end, ended, found = 0, 0, False, False
     headers = _Headers(tar)
     extension: dict[str, str] = {}  # what long-name and pax headers say of the next member
     while position < end:
@@ -121,6 +121,7 @@ def _walk(tar: TarBytes, problems: list[str]) -> Iterator[TarEntry]:
             continue
         found, ended = True, False
         data = position + BLOCK
+        content_end = data + size
         position = data + (size + BLOCK - 1) // BLOCK * BLOCK
         if info.type in _EXTENSIONS:
             if size > _LARGEST_EXTENSION:
@@ -135,6 +136,7 @@ def _walk(tar: TarBytes, problems: list[str]) -> Iterator[TarEntry]:
             position = _after_sparse_headers(tar, data, size)
         if extended.get("size", "").isdecimal() and len(extended["size"]) < 20:
             size = int(extended["size"])
+            content_end = data + size
             position = data + (size + BLOCK - 1) // BLOCK * BLOCK
         name = extended.get("GNU.sparse.name") or extended.get("path") or info.name
         if info.isreg():
@@ -149,7 +151,7 @@ def _walk(tar: TarBytes, problems: list[str]) -> Iterator[TarEntry]:
             target = target if hard else posixpath.join(posixpath.dirname(name), target)
             yield TarEntry(shown(name), data, 0, link=_path(shown(target)), hard=hard)
     if position > end:
-        where = "a member" if data + size > end else "the padding of a whole member"
+        where = "a member" if content_end > end else "the padding of a whole member"
         problems.append(f"tar ends early at byte {end}, inside {where}")
     elif not ended and found:
         problems.append(f"tar ends early at byte {end}, without an end mark")

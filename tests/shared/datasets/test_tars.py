@@ -98,6 +98,9 @@ def test_a_tar_cut_anywhere_gives_what_is_whole_and_says_so(tmp_path_factory, cu
     assert len(problems) == (cut < 6 * 1024 + 512)
     if 512 <= cut < 6 * 1024 + 512:
         assert problems[0].startswith(f"tar ends early at byte {cut}")
+        member, byte = divmod(cut, 1024)
+        in_padding = problems[0].endswith("inside the padding of a whole member")
+        assert in_padding == (byte >= 812 + member)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>" * 100, b"\x1f\x8b not gzip", b"x"])
