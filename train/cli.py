@@ -134,7 +134,8 @@ def run(
     recipe = read_recipe(config, name, overrides)
     recipe.check(int(os.environ.get("WORLD_SIZE", 1)))  # before torch, which takes seconds
     recipe.check_sources(shards, select)
-    _check_places(out, shards)
+    if not dry_run and first:
+        _check_places(out, shards)
     if dry_run:
         from train.preview import preview
 

@@ -74,11 +74,12 @@ def train(
         steps = schedules.total_steps
         if resume == "auto":
             folder.refuse_foreign(recipe, index.fingerprint)
-            if folder.finished(steps):
+            if folder.finished == steps:
                 _say(ranks, f"{out} is complete after {steps:,} steps: nothing to do")
                 return
         checkpoint = newest(folder.checkpoints) if resume == "auto" else None
-        if checkpoint is not None and (there := step_of(checkpoint)) > steps:
+        there = max(step_of(checkpoint) if checkpoint else 0, folder.finished)
+        if resume == "auto" and there > steps:
             raise LvdError(
                 f"--out {out} holds a run that has taken {there:,} steps, more than these {steps:,}: "
                 "ask for as many or more, name another --out, or say --resume never to begin anew "

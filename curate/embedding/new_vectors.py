@@ -47,7 +47,7 @@ class NewVectors:
         self._valid[places] = True
 
     def repeat(self, rows: list[tuple[int, int]]) -> None:
-        """Store in the first row of each pair what the second holds."""
+        """Copy into the row of each pair what the first row of the same bytes holds."""
         for row, first in rows:
             self._file[row], self._valid[row] = self._file[first], self._valid[first]
 

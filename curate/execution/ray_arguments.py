@@ -7,7 +7,6 @@ time to pickle them again and again.
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ def share_arguments(ray: Any, calls: Sequence[Call]) -> list[Call]:
     large = {
         key: SharedArgument(ray.put(argument))
         for key, argument in several.items()
-        if len(pickle.dumps(argument)) >= LARGE
+        if len(ray.cloudpickle.dumps(argument)) >= LARGE
     }
     if not large:
         return list(calls)

@@ -23,6 +23,8 @@ from curate.neighbours.cluster import ClusterSettings, count_clusters
 from curate.neighbours.levels import count_centroids
 from shared.errors import LvdError
 
+MEASURED = {"catalogue", "cluster", "dedup", "retrieve", "select", "report", "export"}
+"""The stages whose units are measured one kind by one; the others' costs have fields of their own."""
 SHIPPED = Path(__file__).with_name("constants.json")
 
 COUNTED = "compared"
@@ -150,7 +152,7 @@ class Constants(BaseModel):
 def read_constants(path: Path) -> Constants:
     """Return the constants of a file; LvdError, in one line, where it holds none."""
     try:
-        return Constants.model_validate_json(path.read_text())
+        constants = Constants.model_validate_json(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise LvdError(
             f"--constants {path}: {error}: name a file that --calibrate wrote"
@@ -161,6 +163,12 @@ def read_constants(path: Path) -> Constants:
         raise LvdError(
             f"--constants {path}: {where}: {first['msg']}: name a file that --calibrate wrote"
         ) from error
+    if missing := sorted(MEASURED - constants.units.keys()):
+        raise LvdError(
+            f"--constants {path} has no costs of {', '.join(missing)}: an earlier version wrote it; "
+            "measure them again with --calibrate"
+        )
+    return constants
 
 
 def write_constants(constants: Constants, path: Path) -> None:

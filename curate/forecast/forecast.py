@@ -106,7 +106,7 @@ def forecast(constants: Constants, asked: Asked) -> list[StageForecast]:
 
 def _of_units(constants: Constants, name: str, asked: Asked) -> StageForecast:
     stage = StageForecast(name)
-    for function, cost in constants.units.get(name, {}).items():
+    for function, cost in constants.units[name].items():
         _add(stage, function, cost, asked.images, constants, asked)
     return stage
 

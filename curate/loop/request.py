@@ -90,9 +90,13 @@ class LoopRequest:
         before, now = flat(there["settings"]), flat(self._settings())
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
+                was, asked = (
+                    "null" if (value := settings.get(key)) is None else repr(value)
+                    for settings in (before, now)
+                )
                 raise LvdError(
-                    f"--out {self.out} holds a loop with {key}={before.get(key)!r}, not "
-                    f"{now.get(key)!r}: name another --out, or go on with what it began with"
+                    f"--out {self.out} holds a loop with {key}={was}, not {asked}: name another "
+                    "--out, or go on with what it began with"
                 )
         if there["rounds"] > self.rounds:
             raise LvdError(

@@ -133,7 +133,8 @@ def _walk(tar: TarBytes, problems: list[str]) -> Iterator[TarEntry]:
             continue
         extended, extension = extension, {}
         if info.type == tarfile.GNUTYPE_SPARSE and block[482]:
-            position = _after_sparse_headers(tar, data, size)
+            content_end = _after_sparse_headers(tar, data) + size
+            position = (content_end + BLOCK - 1) // BLOCK * BLOCK
         if extended.get("size", "").isdecimal() and len(extended["size"]) < 20:
             size = int(extended["size"])
             content_end = data + size
@@ -220,11 +221,11 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     return said
 
 
-def _after_sparse_headers(tar: TarBytes, position: int, size: int) -> int:
-    """Return where the member after an old GNU sparse one begins: its map may take more blocks."""
+def _after_sparse_headers(tar: TarBytes, position: int) -> int:
+    """Return where the content of an old GNU sparse member begins: its map may take more blocks."""
     more = True
     while more:
         block = tar.read(BLOCK, position)
         more = len(block) == BLOCK and bool(block[504])
         position += BLOCK
-    return position + (size + BLOCK - 1) // BLOCK * BLOCK
+    return position

@@ -19,6 +19,6 @@ def check_writable(folder: Path, option: str) -> None:
     """Raise LvdError, with the option that names the folder, where nothing can be written there."""
     there = parent_of(folder)
     if not there.is_dir():
-        raise LvdError(f"{option} {folder}: {there} is a file: name a folder")
+        raise LvdError(f"{option} {folder}: cannot write below {there}, a file: name another place")
     if not os.access(there, os.W_OK):
         raise LvdError(f"{option} {folder}: cannot write below {there}: name another folder")

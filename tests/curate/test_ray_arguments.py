@@ -9,7 +9,9 @@ from curate.stage import Unit
 
 
 class Store:
-    """What is called of Ray's object store."""
+    """What is called of Ray: its object store, and what it sends calls by."""
+
+    cloudpickle = pickle
 
     def __init__(self):
         self.values = []

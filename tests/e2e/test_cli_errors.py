@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -89,8 +88,7 @@ def test_mistakes_are_said_before_anything_heavy_is_imported(answers):
     assert answers["heavy"] == []
 
 
-def test_the_readme_s_seed_without_its_data_is_one_line_within_two_seconds():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_the_readme_s_seed_without_its_data_is_one_line():
     done = subprocess.run(
         [Path(sys.executable).with_name("lvd-curate"), "run", "--seed", "imagenet22k"],
         cwd=REPOSITORY,
@@ -99,11 +97,8 @@ def test_the_readme_s_seed_without_its_data_is_one_line_within_two_seconds():
         text=True,
         check=False,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "imagenet22k" in done.stderr
     assert "pipelines.yaml" in done.stderr
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert spent < 2

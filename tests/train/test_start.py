@@ -29,7 +29,11 @@ EXPORT = ["export", "nowhere", "--out"]
 REFUSED = {
     "recipe": (run(recipe="tinny"), {}, "did you mean 'tiny'"),
     "recipe of a second stage": (run(recipe="tiny-highres"), {}, "CONTINUE_FROM"),
-    "out": ([*run()[:-1], "TAKEN/mine.txt"], {}, "TAKEN/mine.txt is a file: name a folder"),
+    "out": (
+        [*run()[:-1], "TAKEN/mine.txt"],
+        {},
+        "TAKEN/mine.txt, a file: name another place",
+    ),
     "shards": (run(), {}, "no images at 'nowhere': it does not exist"),
     "key": (run("optimiser.base_rl=1"), {}, "did you mean 'base_lr'"),
     "section": (run("optimizer.base_lr=1"), {}, "did you mean 'optimiser'"),

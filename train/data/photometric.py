@@ -168,7 +168,7 @@ def _jitter_(
 
     for step, end in enumerate(ends[:3]):
         blend_(step, slice(0, end))
-    turns = send(torch.from_numpy(factors[:jittered, HUE]), pixels.device)
+    turns = send(torch.from_numpy(factors[:jittered, HUE].copy()), pixels.device)
     shift_hue_(pixels[:jittered], turns)
     for step, end in enumerate(ends[:3]):
         blend_(step, slice(end, jittered))

@@ -72,13 +72,19 @@ class Watchdog:
             with path.open("w", encoding="utf-8") as file:
                 print(f"no step has ended for {quiet:.0f} s; all threads:", file=file, flush=True)
                 faulthandler.dump_traceback(file)
-            if dist.is_initialized():
-                path.with_suffix(".json").write_text(
-                    json.dumps(recorded_collectives()), encoding="utf-8"
-                )
         except OSError as error:
             warn(f"process {self._rank} hangs, and {path} cannot be written: {error.strerror}")
             return
+        recorded = path.with_suffix(".json")
+        try:
+            if dist.is_initialized():
+                recorded.write_text(json.dumps(recorded_collectives()), encoding="utf-8")
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # of a recorder: there may be no group any more
+            warn(f"process {self._rank}: {recorded} cannot be written: {error}")
         warn(f"process {self._rank}: no step has ended for {quiet:.0f} s: {path} says where it is")
 
 

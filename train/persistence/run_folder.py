@@ -120,9 +120,10 @@ class RunFolder:
         with self.skipped.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def finished(self, steps: int) -> bool:
-        """Tell whether a run of `steps` steps has come to its end here."""
-        return self.done.exists() and read_json(self.done).get("steps") == steps
+    @property
+    def finished(self) -> int:
+        """The steps of the run that has come to its end here, or 0."""
+        return int(read_json(self.done).get("steps", 0)) if self.done.exists() else 0
 
     def finish(self, steps: int) -> None:
         """Mark the run as complete."""

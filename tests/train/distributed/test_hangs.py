@@ -83,7 +83,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_process_at_work_is_waited_for_beyond_the_patience(two_processes: Path) -> None:
     first, other = (json.loads((two_processes / f"{rank}.json").read_text()) for rank in range(2))
     assert (first["made"], other["made"]) == ("made", None)
-    assert other["waited"] > 0.9
+    assert other["waited"] > 3, "the patience"
 
 
 def test_a_first_process_that_fails_or_falls_silent_is_not_waited_for(two_processes: Path) -> None:

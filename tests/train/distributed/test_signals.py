@@ -64,6 +64,15 @@ def test_in_another_thread_nothing_is_installed() -> None:
     assert found == [(False, signal.getsignal(signal.SIGTERM))]
 
 
+def descendants(process: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return []
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
     """A run in two processes of torchrun.sh, of which the script alone is signalled, twice.
@@ -81,7 +90,6 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
             env=environment(TORCHRUN=str(torchrun), NPROC="2"),
             stdout=log,
             stderr=log,
-            start_new_session=True,
         )
         try:
             until(lambda: script.poll() is not None or (out / "metrics.jsonl").exists())
@@ -90,8 +98,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
                 time.sleep(0.1)
             status = script.wait(timeout=90)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(script.pid, signal.SIGKILL)  # else a training of 9,999 steps outlives it
+            for process in (*descendants(script.pid), script.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)  # else a training of 9,999 steps outlives it
     return status, (folder / "log").read_text(), out
 
 
