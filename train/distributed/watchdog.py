@@ -79,11 +79,7 @@ class Watchdog:
         try:
             if dist.is_initialized():
                 recorded.write_text(json.dumps(recorded_collectives()), encoding="utf-8")
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # of a recorder: there may be no group any more
+        except (OSError, RuntimeError, ValueError) as error:  # the group may be gone by now
             warn(f"process {self._rank}: {recorded} cannot be written: {error}")
         warn(f"process {self._rank}: no step has ended for {quiet:.0f} s: {path} says where it is")
 
